@@ -1,0 +1,254 @@
+"""Typed, validated views of a config, and the messages for wrong ones.
+
+A recipe is an `ml_collections.ConfigDict`. `Config.parse` turns it into frozen dataclasses, so that
+the rest of the library reads checked attributes. The sections `model`, `objective` and `sample`
+differ between families: their dataclasses live beside the code that reads them and are handed in
+as `types`.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from aigc_jax.errors import UserError, nearest
+
+T = TypeVar("T")
+
+# Fields that may differ between a workdir and the config that resumes it: they change what is
+# watched and for how long, not the numbers of a step.
+FREE_FIELDS = ("train.steps", "train.log_every", "eval.", "sample.", "checkpoint.", "data.data_dir")
+
+
+def option(
+    default: Any,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[Any, ...] = (),
+) -> Any:
+    """A dataclass field with a default and the range or the choices that `parse` enforces."""
+    return dataclasses.field(default=default, metadata=dict(low=low, high=high, choices=choices))
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where examples come from and how they are batched."""
+
+    source: str = "digits"  # digits · python_docs · tfds:NAME
+    data_dir: str = "~/tensorflow_datasets"  # where tfds:NAME lies
+    batch_size: int = option(64, low=1)  # examples per step, over all devices
+    seq_len: int = option(128, low=1)  # text: tokens that a window predicts
+    tokenizer: str = option("byte", choices=("byte", "char"))
+    validation_fraction: float = option(0.2, low=0.0, high=0.9)  # used if the source has no split
+    split_seed: int = 0
+    threads: int = option(4, low=0)  # reader threads per process
+    limit: int = option(0, low=0)  # use only this many training examples; 0: all
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """One player's optimizer."""
+
+    name: str = option("adamw", choices=("adamw", "adam", "sgd", "lion", "muon"))
+    lr: float = option(1e-3, low=0.0)
+    schedule: str = option("cosine", choices=("constant", "cosine", "linear", "wsd"))
+    warmup_steps: int = option(0, low=0)
+    decay_fraction: float = option(0.2, low=0.0, high=1.0)  # wsd: the share of steps spent decaying
+    final_lr_fraction: float = option(0.0, low=0.0, high=1.0)
+    b1: float = option(0.9, low=0.0, high=1.0)  # also SGD's and Muon's momentum
+    b2: float = option(0.999, low=0.0, high=1.0)
+    eps: float = option(1e-8, low=0.0)
+    weight_decay: float = option(0.0, low=0.0)
+    adam_lr: float = option(0.0, low=0.0)  # Muon: AdamW's rate for the other parameters; 0: lr
+    clip_norm: float = option(0.0, low=0.0)  # global norm of this player's gradient; 0: off
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    steps: int = option(1000, low=0)
+    log_every: int = option(20, low=1)
+    accumulate: int = option(1, low=1)  # microbatches per step
+    compile: str = option("jit", choices=("jit", "pmap"))
+    compute_dtype: str = option("float32", choices=("float32", "bfloat16"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Ema:
+    halflife: float = option(0.0, low=0.0)  # in examples; 0: no EMA
+    rampup: float = option(0.05, low=0.0)  # warm-up: half-life ≤ rampup · examples seen; 0: none
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    every: int = option(0, low=0)  # 0: only when asked
+    batch_size: int = option(128, low=1)
+    batches: int = option(0, low=0)  # at most this many held-out batches; 0: all
+    samples: int = option(0, low=0)  # images to judge; 0: as many as were trained on, ≤ 10,000
+    fidelity: bool = True  # images: also the Fréchet classifier distance
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What every family's sampling has; each family adds its own options."""
+
+    every: int = option(0, low=0)  # 0: only when asked
+    num: int = option(64, low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    every: int = option(0, low=0)  # 0: only at the end
+    keep: int = option(2, low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A run. `optim` maps each player to its block; a recipe with one block gives it to all."""
+
+    seed: int
+    data: Data
+    model: Any
+    objective: Any
+    optim: dict[str, Optim]
+    train: Train
+    ema: Ema
+    eval: Eval
+    sample: Any
+    checkpoint: Checkpoint
+    mesh: str  # axis sizes, "data=-1": all devices
+    raw: dict[str, Any]  # the whole config as plain JSON values, every default written out
+
+    @classmethod
+    def parse(cls, config: Mapping[str, Any], types: Mapping[str, type]) -> "Config":
+        """Checks `config` and returns its typed view.
+
+        Args:
+          config: the recipe, as nested mappings.
+          types: the dataclasses of the sections `model`, `objective` and `sample`.
+
+        Raises:
+          UserError: for a key, type or value that cannot be, naming it in full.
+        """
+        sections = {**COMMON_SECTIONS, **types}
+        known = {"seed", "mesh", "optim", *sections}
+        for key in config:
+            if key not in known:
+                raise UserError(f"the config has no key '{key}': {nearest(key, known)}")
+        parsed = {k: parse(t, config.get(k, {}), k) for k, t in sections.items()}
+        optim = parse_optim(config.get("optim", {}))
+        seed = check_value(int, config.get("seed", 0), "seed")
+        mesh = check_value(str, config.get("mesh", "data=-1"), "mesh")
+        raw = dict(seed=seed, mesh=mesh)
+        for name, section in parsed.items():
+            raw[name] = dataclasses.asdict(section)
+            if "name" in config.get(name, {}):
+                raw[name] = {"name": config[name]["name"], **raw[name]}
+        raw["optim"] = {k: dataclasses.asdict(v) for k, v in optim.items()}
+        if list(optim) == [""]:
+            raw["optim"] = raw["optim"][""]
+        return cls(seed=seed, mesh=mesh, optim=optim, raw=jsonable(raw), **parsed)
+
+    def optim_of(self, player: str) -> Optim:
+        """The optimizer block of `player`.
+
+        Raises:
+          UserError: if the recipe has a block per player, but none for this one.
+        """
+        if "" in self.optim:
+            return self.optim[""]
+        if player not in self.optim:
+            raise UserError(
+                f"optim has blocks for {', '.join(self.optim)}, but none for the player"
+                f" '{player}': add optim.{player}"
+            )
+        return self.optim[player]
+
+
+COMMON_SECTIONS = dict(data=Data, train=Train, ema=Ema, eval=Eval, checkpoint=Checkpoint)
+
+
+def parse_optim(value: Mapping[str, Any]) -> dict[str, Optim]:
+    """One block (kept under the empty name) or a block per player."""
+    if value and all(isinstance(v, Mapping) for v in value.values()):
+        return {player: parse(Optim, block, f"optim.{player}") for player, block in value.items()}
+    return {"": parse(Optim, value, "optim")}
+
+
+def parse(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """An instance of the dataclass `cls` from `values`; the key `name` is the registry's.
+
+    Raises:
+      UserError: for an unknown key, a wrong type, or a value outside its range.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} must be a section of keys, but it is {values!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    parsed = {}
+    for key, value in values.items():
+        if key not in fields:
+            if key == "name":
+                continue
+            raise UserError(f"the config has no key '{where}.{key}': {nearest(key, fields)}")
+        parsed[key] = check_value(hints[key], value, f"{where}.{key}")
+        check_range(fields[key], parsed[key], f"{where}.{key}")
+    return cls(**parsed)
+
+
+def check_value(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint`: a plain type, or a tuple of one."""
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{where} must be a tuple such as (1, 2), but it is {value!r}")
+        item = typing.get_args(hint)[0]
+        return tuple(check_value(item, v, f"{where}[{i}]") for i, v in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise UserError(
+            f"{where} must be of type {hint.__name__}, but it is {value!r} ({type(value).__name__})"
+        )
+    return value
+
+
+def check_range(field: dataclasses.Field, value: Any, where: str) -> None:
+    low, high = field.metadata.get("low"), field.metadata.get("high")
+    choices = field.metadata.get("choices", ())
+    if choices and value not in choices:
+        raise UserError(
+            f"{where} must be one of {', '.join(map(str, choices))}, but it is {value!r}"
+        )
+    for item in value if isinstance(value, tuple) else (value,):
+        if low is not None and not item >= low:
+            raise UserError(f"{where} must be at least {low}, but it is {item!r}")
+        if high is not None and not item <= high:
+            raise UserError(f"{where} must be at most {high}, but it is {item!r}")
+
+
+def jsonable(value: Any) -> Any:
+    """Tuples become lists, as JSON would make them, so that configs compare equal."""
+    if isinstance(value, Mapping):
+        return {k: jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(v) for v in value]
+    return value
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    flat = {}
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        flat |= flatten(value, path + ".") if isinstance(value, Mapping) else {path: value}
+    return flat
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The fields in which a workdir's config and a new one differ, each as one phrase."""
+    old, new = flatten(jsonable(old)), flatten(jsonable(new))
+    phrases = []
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and not key.startswith(FREE_FIELDS):
+            phrases.append(f"{key} was {old.get(key)!r} and is now {new.get(key)!r}")
+    return phrases

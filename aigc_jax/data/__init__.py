@@ -1,0 +1,1 @@
+"""Sources, preparation, tokenizers and the input pipeline."""

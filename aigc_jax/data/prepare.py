@@ -1,0 +1,92 @@
+"""Own data → an ArrayRecord TFDS data set that `data.source=tfds:NAME` reads. No TensorFlow."""
+
+import contextlib
+import io
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from aigc_jax.data import readers
+from aigc_jax.errors import UserError
+
+
+def prepare(
+    source: str, name: str, data_dir: str, *, image_size: int = 0, text_field: str = "text"
+) -> str:
+    """Writes the data set and returns its folder.
+
+    Every file is checked before the first record is written.
+
+    Args:
+      source: `folder:DIR`, `text:GLOB`, `jsonl:FILE`, `npz:FILE` or `idx:DIR`.
+      name: of the new data set: lower-case letters, digits and underscores.
+      data_dir: where data sets lie.
+      image_size: resize and centre-crop images of a folder; 0: leave them.
+      text_field: the field of a JSONL record that holds its text.
+
+    Raises:
+      UserError: if the source cannot be taken, or the data set exists already.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(
+            f"--name={name}: use lower-case letters, digits and underscores, a letter first"
+        )
+    folder = os.path.abspath(os.path.expanduser(data_dir))
+    if os.path.exists(os.path.join(folder, name)):
+        raise UserError(
+            f"{os.path.join(data_dir, name)} exists already: choose another --name or remove it"
+        )
+    content = readers.read(source, image_size=image_size, text_field=text_field)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"--data_dir={data_dir} cannot be written: {e.strerror}") from e
+    return _write(content, name, folder, source)
+
+
+def _write(content: readers.Content, name: str, folder: str, source: str) -> str:
+    import tensorflow_datasets as tfds
+
+    features: dict[str, Any] = {}
+    if content.image_shape is None:
+        features["text"] = tfds.features.Text()
+    else:
+        # Pixels as they are: TFDS's own image feature needs TensorFlow to encode.
+        features["image"] = tfds.features.Tensor(shape=content.image_shape, dtype=np.uint8)
+    if content.class_names:
+        features["label"] = tfds.features.ClassLabel(names=content.class_names)
+
+    class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        pkg_dir_path = None
+
+        def _info(self) -> Any:
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=f"Prepared by aigc from {source.partition(':')[0]} files.",
+                features=tfds.features.FeaturesDict(features),
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+            del dl_manager
+            return {split: self._generate_examples(split) for split in content.splits}
+
+        def _generate_examples(self, split: str) -> Iterator:
+            examples = content.splits[split]
+            for i, example in enumerate(tqdm(examples, desc=f"{name} {split}", unit=" examples")):
+                yield i, example()
+
+    Prepared.name = name
+    tfds.disable_progress_bar()
+    builder = Prepared(data_dir=folder, file_format="array_record")
+    skip = tfds.download.ComputeStatsMode.SKIP
+    # TFDS would say that it downloads something; the progress bar above says what happens.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(compute_stats=skip)
+        )
+    return str(builder.data_path)

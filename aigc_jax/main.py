@@ -1,0 +1,238 @@
+"""The command line: parses flags and calls one function per subcommand."""
+
+import json
+import os
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+
+import ml_collections
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from aigc_jax.errors import UserError, nearest
+
+FLAGS = flags.FLAGS
+
+config_flags.DEFINE_config_file(
+    "config", None, "The recipe; --config.section.key=value changes a field of it."
+)
+flags.DEFINE_string("workdir", None, "The run's folder.")
+flags.DEFINE_integer("num", None, "How many samples.")
+flags.DEFINE_integer("seed", 0, "Seed of the samples.")
+flags.DEFINE_string("out", None, "Where the samples go; inside the workdir if left out.")
+flags.DEFINE_string("prompt", None, "Text to continue.")
+flags.DEFINE_integer("max_new_tokens", None, "Tokens to draw after the prompt.")
+flags.DEFINE_float("temperature", None, "Below 1 more likely samples, above 1 more varied ones.")
+flags.DEFINE_integer("top_k", None, "Draw among the k likeliest tokens; 0: all.")
+flags.DEFINE_float("top_p", None, "Draw among the tokens that hold this probability; 1: all.")
+flags.DEFINE_integer("label", None, "Class of the images; -1: all in turn.")
+flags.DEFINE_string("sampler", None, "heun, euler, ddim or ancestral.")
+flags.DEFINE_integer("steps", None, "Steps of the diffusion sampler.")
+flags.DEFINE_float("guidance", None, "Classifier-free guidance; 1: none.")
+flags.DEFINE_string("from", None, "folder:DIR, text:GLOB, jsonl:FILE, npz:FILE or idx:DIR.")
+flags.DEFINE_string("name", None, "Name of the data set to write.")
+flags.DEFINE_string("data_dir", "~/tensorflow_datasets", "Folder of data sets.")
+flags.DEFINE_integer("image_size", 0, "Resize and crop images to this many pixels a side.")
+flags.DEFINE_string("text_field", "text", "Field of a JSONL record that holds its text.")
+
+SAMPLE_OPTIONS = (
+    "prompt",
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "label",
+    "sampler",
+    "steps",
+    "guidance",
+)
+# What each command does, the flags it needs and those it may have.
+COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "train": ("trains a recipe, or goes on where it stopped", ("config", "workdir"), ()),
+    "eval": ("evaluates a trained workdir on held-out data", ("workdir",), ()),
+    "sample": ("draws from a trained workdir", ("workdir",), ("num", "seed", "out", *SAMPLE_OPTIONS)),
+    "prepare": (
+        "turns own files into a data set",
+        ("from", "name"),
+        ("data_dir", "image_size", "text_field"),
+    ),
+    "doctor": ("shows devices, versions and a matmul's speed", (), ()),
+    "demo": ("trains all four families and writes a page", ("workdir",), ()),
+}  # fmt: skip
+
+
+def train() -> None:
+    from aigc_jax import run
+
+    run.train(FLAGS.config, FLAGS.workdir)
+    print(f"trained: {FLAGS.workdir}")
+
+
+def evaluate() -> None:
+    from aigc_jax import run
+
+    print(json.dumps(run.evaluate(FLAGS.workdir)))
+
+
+def sample() -> None:
+    from aigc_jax import run
+    from aigc_jax.report.grid import join_texts
+
+    given = {name: FLAGS[name].value for name in SAMPLE_OPTIONS}
+    options = {name: value for name, value in given.items() if value is not None}
+    samples = run.sample(FLAGS.workdir, FLAGS.num, FLAGS.seed, **options)
+    out = FLAGS.out or os.path.join(FLAGS.workdir, "samples", f"seed_{FLAGS.seed}")
+    path = run.save(samples, out)
+    if isinstance(samples, list):
+        print(join_texts(samples))
+    print(f"saved: {path}", file=sys.stderr if isinstance(samples, list) else sys.stdout)
+
+
+def prepare() -> None:
+    from aigc_jax.data.prepare import prepare
+
+    path = prepare(
+        FLAGS["from"].value,
+        FLAGS.name,
+        FLAGS.data_dir,
+        image_size=FLAGS.image_size,
+        text_field=FLAGS.text_field,
+    )
+    print(f"prepared: {path}")
+    print(f"train on it with --config.data.source=tfds:{FLAGS.name}"
+          f" --config.data.data_dir={FLAGS.data_dir}")  # fmt: skip
+
+
+def doctor() -> int:
+    from aigc_jax.doctor import examine
+
+    return examine()
+
+
+def demo() -> None:
+    from aigc_jax.demo import demonstrate
+
+    demonstrate(FLAGS.workdir)
+
+
+RUN: dict[str, Callable[[], int | None]] = dict(
+    train=train, eval=evaluate, sample=sample, prepare=prepare, doctor=doctor, demo=demo
+)
+
+
+def usage() -> str:
+    """The help text: commands with their flags."""
+    lines = ["usage: aigc COMMAND --flag=value …", ""]
+    for name, (what, needed, optional) in COMMANDS.items():
+        given = [f"--{f}=…" for f in needed] + [f"[--{f}=…]" for f in optional]
+        lines += [f"  aigc {name} {' '.join(given[:2])}", f"      {what}"]
+    names = dict.fromkeys(f for _, needed, may in COMMANDS.values() for f in needed + may)
+    lines += ["", "flags:"] + [f"  --{name:<15} {FLAGS[name].help}" for name in names]
+    return "\n".join(lines)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses flags; whatever is wrong with them becomes one sentence.
+
+    Raises:
+      UserError: for an unknown command or flag, a flag that is missing or not the command's, a
+        config file that cannot be loaded, or an override of a key that it does not have.
+    """
+    words = list(argv[1:])
+    if not words or words[0] in ("help", "--help", "-h", "-help") or "--help" in words:
+        print(usage())
+        raise SystemExit(0)
+    command = words[0]
+    if command not in COMMANDS:
+        raise UserError(f"there is no command '{command}': {nearest(command, COMMANDS)}")
+    check_overrides(words[1:])
+    try:
+        rest = FLAGS([argv[0], *words[1:]])
+    except flags.UnrecognizedFlagError as e:
+        known = dict.fromkeys(f for _, n, may in COMMANDS.values() for f in n + may)
+        raise UserError(f"there is no flag --{e.flagname}: {nearest(e.flagname, known)}") from e
+    except (flags.Error, TypeError, ValueError) as e:
+        raise UserError(" ".join(str(e).split())) from e
+    if len(rest) > 1:
+        raise UserError(f"'{rest[1]}' is not a flag: write --flag=value")
+    _, needed, optional = COMMANDS[command]
+    for name in dict.fromkeys(f for _, n, may in COMMANDS.values() for f in n + may):
+        if FLAGS[name].present and name not in needed + optional:
+            raise UserError(f"--{name} is not a flag of 'aigc {command}'")
+    for name in needed:
+        if not FLAGS[name].present or not FLAGS[name].value:
+            raise UserError(f"'aigc {command}' needs --{name}=…")
+    return [argv[0], command]
+
+
+def check_overrides(words: Sequence[str]) -> None:
+    """Loads the config file before the flags do, to say plainly what is wrong with it.
+
+    Raises:
+      UserError: if it cannot be loaded, or an override names a key that it does not have.
+    """
+    from aigc_jax.config import flatten
+
+    pairs = dict(_flag_values(words))
+    if "config" not in pairs:
+        return
+    known = flatten(load_recipe(pairs["config"]).to_dict())
+    sections = {key.rpartition(".")[0] for key in known}
+    for flag in pairs:
+        key = flag.removeprefix("config.")
+        if key != flag and key.partition("[")[0] not in known.keys() | sections:
+            raise UserError(f"the config has no key '{key}': {nearest(key, known)}")
+
+
+def _flag_values(words: Sequence[str]) -> list[tuple[str, str]]:
+    """`--flag=value` and `--flag value` as pairs."""
+    pairs = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word.startswith("-"):
+            name, equals, value = word.lstrip("-").partition("=")
+            pairs.append((name, value if equals else following))
+    return pairs
+
+
+def load_recipe(path: str) -> ml_collections.ConfigDict:
+    """What `get_config()` of the file returns.
+
+    Raises:
+      UserError: if there is no such file, or it does not return a config.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"there is no config file {path}")
+    try:
+        recipe = runpy.run_path(path)["get_config"]()
+    except UserError:
+        raise
+    except KeyError:
+        raise UserError(f"{path} is no recipe: it defines no get_config()") from None
+    except Exception as e:  # whatever the person's file raises
+        text = " ".join(str(e).split())
+        raise UserError(f"{path} cannot be loaded ({type(e).__name__}: {text[:300]})") from e
+    if not isinstance(recipe, ml_collections.ConfigDict):
+        raise UserError(f"get_config() of {path} must return an ml_collections.ConfigDict")
+    return recipe
+
+
+def main(argv: Sequence[str]) -> int | None:
+    return RUN[argv[1]]()
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """The entry point: `aigc` and `python -m aigc_jax.main`."""
+    logging.set_verbosity(logging.ERROR)
+    try:
+        app.run(main, argv=list(argv or sys.argv), flags_parser=parse_flags)
+    except UserError as e:
+        print(f"aigc: error: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("aigc: interrupted; the newest checkpoint is intact", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,33 @@
+"""A small image classifier, whose features are the space in which generated images are judged.
+
+Shapes: B batch, H height, W width, C channels, F features, K classes.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from aigc_jax.ops.convolution import downsample
+
+
+class Classifier(nn.Module):
+    """Images (B, H, W, C) in [−1, 1] → features (B, F) and logits (B, K)."""
+
+    num_classes: int
+    channels: tuple[int, ...] = (32, 64)
+    features: int = 64
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = x_BHWC
+        for i, channels in enumerate(self.channels):
+            x = jax.nn.relu(nn.Conv(channels, (3, 3), name=f"conv_{i}")(x))
+            # Halve while it goes in, whatever the size: an odd last row or column is cut off.
+            if min(x.shape[1:3]) >= 2:
+                x = downsample(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
+        # Large images: down to at most 7×7, so that the dense layer stays small.
+        while min(x.shape[1:3]) > 7:
+            x = downsample(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
+        x = x.reshape(x.shape[0], -1)
+        feature_BF = jax.nn.relu(nn.Dense(self.features, name="features")(x))
+        return feature_BF, nn.Dense(self.num_classes, name="logits")(feature_BF)

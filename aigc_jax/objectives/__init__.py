@@ -1,0 +1,1 @@
+"""What each family optimises and how it samples: one file each, one protocol (`base`)."""

@@ -1,0 +1,83 @@
+"""The one abstraction: a family is a turn-based game of players.
+
+A language model, a VAE or a diffusion model has one player, a GAN two. The train step plays the
+turns and never asks which family it is training.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+
+from aigc_jax.train.metrics import Mean, Metrics
+
+Batch = dict[str, jax.Array]  # "image" and "label", or "tokens"; always "weight"
+
+
+class Objective(Protocol):
+    """A family: the only thing to write for a new one.
+
+    Attributes:
+      turns: the players in the order in which they move within one step; a player may move more
+        than once.
+      num_classes: of a class-conditional model; 0 otherwise.
+    """
+
+    turns: tuple[str, ...]
+    num_classes: int
+
+    def init(self, rng: jax.Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Parameters and mutables, `{player: …}` each, for batches shaped like `batch`."""
+        ...
+
+    def loss(
+        self,
+        player: str,
+        params: dict[str, Any],
+        mutables: dict[str, Any],
+        batch: Batch,
+        key_B: jax.Array,
+        step: jax.Array,
+    ) -> tuple[Mean, tuple[Metrics, dict[str, Any]]]:
+        """What `player` minimises; the step differentiates it by the player's own parameters only.
+
+        Args:
+          player: whose turn it is.
+          params: `{player: parameters}` of all players.
+          mutables: `{player: mutables}` of all players.
+          batch: arrays of leading size B; `weight` counts for nothing where it is 0.
+          key_B: one random key per example. Because noise belongs to an example and not to a batch,
+            a loss is the same however the batch is cut into microbatches and devices.
+          step: int32 scalar, for losses with schedules.
+
+        Returns:
+          The loss as a sum with its weight, further metrics, and the mutables to go on with.
+        """
+        ...
+
+    def evaluate(
+        self, params: dict[str, Any], mutables: dict[str, Any], batch: Batch, key_B: jax.Array
+    ) -> Metrics:
+        """Metrics of a held-out batch, `loss` among them."""
+        ...
+
+    def sample(self, params: dict[str, Any], key_N: jax.Array, request: "Request") -> jax.Array:
+        """N new examples: uint8 images (N, H, W, C) or tokens (N, T).
+
+        A sample depends on its own key and its own row of the request only, so it is the same
+        whatever else is drawn beside it.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to sample.
+
+    Attributes:
+      options: the family's own dataclass of sampling options.
+      label_N: the class of each sample; none: the family's choice.
+    """
+
+    options: Any
+    label_N: jax.Array | None = None

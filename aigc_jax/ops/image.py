@@ -1,0 +1,14 @@
+"""Images between the bytes in which they are kept and the floats in which they are modelled."""
+
+import jax
+import jax.numpy as jnp
+
+
+def to_signed(image: jax.Array) -> jax.Array:
+    """uint8 0…255 → float32 in [−1, 1]."""
+    return image.astype(jnp.float32) / 127.5 - 1
+
+
+def to_bytes(x: jax.Array) -> jax.Array:
+    """Floats in [−1, 1] → uint8, rounded to the nearest and clipped."""
+    return jnp.round(jnp.clip(x * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)

@@ -1,0 +1,27 @@
+"""Random numbers that belong to an example, not to a batch.
+
+Every draw is made from the example's own key, so it is the same however a batch is cut.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def fold(key_B: jax.Array, data: int | jax.Array) -> jax.Array:
+    """Per-example keys for another purpose."""
+    return jax.vmap(jax.random.fold_in, (0, None))(key_B, data)
+
+
+def normal(key_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal noise of shape (B, *shape), drawn example by example."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(key_B)
+
+
+def uniform(key_B: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
+    """Uniform noise in [0, 1) of shape (B, *shape), drawn example by example."""
+    return jax.vmap(lambda key: jax.random.uniform(key, shape))(key_B)
+
+
+def numbered_keys(key: jax.Array, number_B: jax.Array) -> jax.Array:
+    """One key per example from its number, whatever other numbers are asked for."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(number_B))

@@ -1,0 +1,286 @@
+"""Train, evaluate and sample: what the command line and a notebook both call."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from aigc_jax import build
+from aigc_jax.config import differences
+from aigc_jax.data import sources
+from aigc_jax.data import spec as spec_lib
+from aigc_jax.data.pipeline import TrainIterator, eval_batches
+from aigc_jax.data.sources import Dataset
+from aigc_jax.errors import UserError
+from aigc_jax.evaluate import text as text_eval
+from aigc_jax.evaluate.fidelity import Fidelity
+from aigc_jax.evaluate.heldout import evaluate_heldout
+from aigc_jax.parallel.mesh import replicated
+from aigc_jax.report.grid import save_images, save_texts
+from aigc_jax.sampling.generate import generate
+from aigc_jax.train import log
+from aigc_jax.train.checkpoint import Checkpoints
+from aigc_jax.train.loop import Every, fit
+from aigc_jax.train.state import TrainState
+
+CONFIG = "config.json"
+Recipe = Mapping[str, Any] | ml_collections.ConfigDict
+
+
+class Judge:
+    """Evaluates a run's states: held-out metrics, and references that are computed once."""
+
+    def __init__(self, run: build.Run, dataset: Dataset):
+        self._run, self._dataset = run, dataset
+        self._references: dict[str, float] = {}
+        self._fidelity: Fidelity | None = None
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        run, c = self._run, self._run.config
+        batches = eval_batches(self._dataset.validation, c.eval.batch_size, c.eval.batches)
+        metrics = evaluate_heldout(
+            run.objective, state.sampling_params, state.mutables, batches, run.mesh
+        )
+        if jax.process_index() == 0:
+            metrics |= {"text": self._text, "image": self._image}[run.spec.modality](state)
+        return metrics
+
+    def _text(self, state: TrainState) -> dict[str, float]:
+        if not self._references:
+            texts = self._dataset.texts
+            self._references = text_eval.baselines(texts["train"], texts["validation"])
+        return self._references
+
+    def _image(self, state: TrainState) -> dict[str, float]:
+        c = self._run.config
+        if not c.eval.fidelity:
+            return {}
+        if self._fidelity is None:
+            self._fidelity = Fidelity(self._dataset, c.eval.samples)
+        judge = self._fidelity
+        params = jax.device_get(state.sampling_params)
+        images = generate(self._run.objective, params, c.sample, judge.num, label_N=judge.label_N)
+        return judge.report(images)
+
+
+def train(
+    config: Recipe, workdir: str, *, name: str = "train", progress: bool = True
+) -> dict[str, float]:
+    """Trains, or goes on where the workdir's newest checkpoint stands; evaluates at the end.
+
+    Args:
+      config: a recipe, such as `configs/lm/quickstart.py` returns.
+      workdir: the folder for everything that the run writes.
+      name: what the progress bar says.
+      progress: whether there is one.
+
+    Returns:
+      The last evaluation, or the last training record if the recipe evaluates never.
+
+    Raises:
+      UserError: for a wrong config, missing data, or a workdir of another config.
+    """
+    c = build.parse_config(config)
+    workdir = os.path.abspath(os.path.expanduser(workdir))
+    check_workdir(workdir, c.raw)
+    dataset = sources.load(c.data)
+    run = build.build(c, dataset.spec)
+    shapes = run.state_shapes()  # sizes that do not fit are reported before anything is written
+    open_workdir(workdir, c.raw)
+    checkpoints = Checkpoints(workdir, c.checkpoint.keep, create=True)
+    start = checkpoints.latest() or 0
+    batches = TrainIterator(dataset.train, c.data.batch_size, c.seed, c.data.threads)
+    if start:
+        state, position = checkpoints.restore(start, shapes, replicated(run.mesh))
+        batches.seek(position)
+        print(f"aigc: going on after step {start} in {workdir}", file=sys.stderr)
+    else:
+        init = jax.jit(run.init, out_shardings=replicated(run.mesh))
+        state = init(jnp.int32(c.seed))
+    first = jax.process_index() == 0
+    metrics = log.MetricsFile(workdir, start) if first else None
+    last: dict[str, float] = {}
+
+    def write(record: dict[str, Any]) -> None:
+        nonlocal last
+        last = record
+        if metrics:
+            metrics.write(record)
+
+    def write_train(record: dict[str, Any]) -> None:
+        one = len(run.schedules) == 1
+        rates = {
+            "lr" if one else f"{player}/lr": float(schedule(record["step"] - 1))
+            for player, schedule in run.schedules.items()
+        }
+        write(record | rates)
+
+    judge = Judge(run, dataset)
+
+    def evaluate_hook(step: int, state: TrainState) -> None:
+        write({"step": step, "kind": "eval", **judge(state)})
+
+    def sample_hook(step: int, state: TrainState) -> None:
+        if first:
+            save_samples(run, state, os.path.join(workdir, "samples", f"step_{step:07d}"))
+
+    def save_hook(step: int, state: TrainState) -> None:
+        if metrics:
+            metrics.flush()
+        contents = {"config": c.raw, "spec": run.spec.to_json()}
+        checkpoints.save(step, state, batches.position(), contents)
+
+    hooks = (
+        Every(c.eval.every, evaluate_hook, last=c.eval.every > 0),
+        Every(c.sample.every, sample_hook, last=c.sample.every > 0),
+        Every(c.checkpoint.every, save_hook, last=True),
+    )
+    bar = log.progress(c.train.steps, start, name) if progress and first else None
+    try:
+        state = fit(
+            run.step,
+            run.step.put_state(state),
+            batches,
+            start=start,
+            end=c.train.steps,
+            hooks=hooks,
+            flush_at=lambda step: step % c.train.log_every == 0,
+            write=write_train,
+            batch_size=c.data.batch_size,
+            progress=bar,
+        )
+        checkpoints.wait()
+    finally:
+        if bar is not None:
+            bar.close()
+        checkpoints.close()
+        if metrics:
+            metrics.close()
+    if start >= c.train.steps:
+        print(f"aigc: {workdir} already has all {c.train.steps} steps", file=sys.stderr)
+    if int(jax.device_get(state.skipped)):
+        print(f"aigc: {int(state.skipped)} steps were skipped: not finite", file=sys.stderr)
+    return last
+
+
+def check_workdir(workdir: str, raw: dict[str, Any]) -> None:
+    """Raises UserError if the workdir belongs to another config."""
+    path = os.path.join(workdir, CONFIG)
+    if not os.path.exists(path):
+        return
+    phrases = differences(read_config(workdir), raw)
+    if phrases:
+        more = f" and {len(phrases) - 4} more" if len(phrases) > 4 else ""
+        raise UserError(
+            f"{workdir} holds a run of another config ({'; '.join(phrases[:4])}{more}): choose"
+            " another --workdir, or the config of that run"
+        )
+
+
+def read_config(workdir: str) -> dict[str, Any]:
+    path = os.path.join(workdir, CONFIG)
+    try:
+        with open(path, encoding="utf-8") as f:
+            return json.load(f)
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path} cannot be read ({e}): mend or remove it") from e
+
+
+def open_workdir(workdir: str, raw: dict[str, Any]) -> None:
+    """Makes the folder and writes config.json."""
+    try:
+        os.makedirs(os.path.join(workdir, "samples"), exist_ok=True)
+        if jax.process_index() == 0:
+            temporary = os.path.join(workdir, CONFIG + ".tmp")
+            with open(temporary, "w", encoding="utf-8") as f:
+                json.dump(raw, f, indent=2)
+            os.replace(temporary, os.path.join(workdir, CONFIG))
+    except OSError as e:
+        raise UserError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
+
+
+def restore(workdir: str) -> tuple[build.Run, TrainState, int]:
+    """The run and the newest state of a workdir; only the workdir is needed.
+
+    Raises:
+      UserError: if it holds no checkpoint.
+    """
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.latest()
+    if step is None:
+        raise UserError(f"{workdir} holds no complete checkpoint: train there first")
+    contents = checkpoints.config(step)
+    run = build.build(build.parse_config(contents["config"]), spec_lib.from_json(contents["spec"]))
+    state, _ = checkpoints.restore(step, run.state_shapes(), replicated(run.mesh))
+    checkpoints.close()
+    return run, state, step
+
+
+def evaluate(workdir: str) -> dict[str, float]:
+    """The held-out metrics of a workdir's newest checkpoint, `loss` among them.
+
+    Raises:
+      UserError: if there is no checkpoint, or its data cannot be found.
+    """
+    run, state, step = restore(workdir)
+    dataset = sources.load(run.config.data)
+    if dataset.spec.to_json() != run.spec.to_json():
+        raise UserError(
+            f"data.source='{run.config.data.source}' is not what {workdir} was trained on: its"
+            " shapes, classes or vocabulary have changed"
+        )
+    return {"step": step, **Judge(run, dataset)(state)}
+
+
+def sample(
+    workdir: str, num: int | None = None, seed: int = 0, **options: Any
+) -> np.ndarray | list[str]:
+    """Samples from a workdir's newest checkpoint: uint8 images (N, H, W, C), or texts.
+
+    Args:
+      workdir: a trained run's folder.
+      num: how many; the recipe's `sample.num` if left out.
+      seed: of the samples.
+      **options: fields of the family's `sample` section, such as `temperature` or `guidance`.
+
+    Raises:
+      UserError: if there is no checkpoint, or the family has no such option.
+    """
+    run, state, _ = restore(workdir)
+    if num is not None:
+        options["num"] = num
+    chosen = build.sample_options(run.config, options)
+    samples = generate(run.objective, state.sampling_params, chosen, chosen.num, seed)
+    return decode(run, samples, chosen)
+
+
+def decode(run: build.Run, samples: np.ndarray, options: Any) -> np.ndarray | list[str]:
+    """Images as they are; tokens as text, with the prompt before them."""
+    if run.spec.modality == "image":
+        return samples
+    return [options.prompt + run.spec.tokenizer.decode(row) for row in samples]
+
+
+def save(samples: np.ndarray | list[str], path: str) -> str:
+    """A PNG grid of images, or a text file; returns its path. The suffix is added if missing."""
+    text = isinstance(samples, list)
+    suffix = ".txt" if text else ".png"
+    path = path if os.path.splitext(path)[1] else path + suffix
+    try:
+        return save_texts(samples, path) if text else save_images(samples, path)
+    except OSError as e:
+        raise UserError(f"{path} cannot be written: {e.strerror}") from e
+
+
+def save_samples(run: build.Run, state: TrainState, path: str) -> str:
+    """Draws and saves what the recipe's `sample` section asks for."""
+    options = run.config.sample
+    params = jax.device_get(state.sampling_params)
+    samples = generate(run.objective, params, options, options.num)
+    return save(decode(run, samples, options), path)

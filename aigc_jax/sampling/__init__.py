@@ -1,0 +1,1 @@
+"""Decoding loops and diffusion samplers: pure and jitted."""

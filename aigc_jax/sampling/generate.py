@@ -1,0 +1,64 @@
+"""As many samples as asked for, in batches of one size."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aigc_jax.errors import UserError
+from aigc_jax.objectives.base import Objective, Request
+from aigc_jax.ops.random import numbered_keys
+
+
+def generate(
+    objective: Objective,
+    params: Any,
+    options: Any,
+    num: int,
+    seed: int = 0,
+    *,
+    label_N: np.ndarray | None = None,
+    batch_size: int = 256,
+) -> np.ndarray:
+    """N samples: uint8 images (N, H, W, C) or tokens (N, T).
+
+    Sample n depends on the seed and on n only, not on how many are drawn. (Matrix products may
+    round differently in batches of different size: equal up to that.)
+
+    Args:
+      objective: the family.
+      params: `{player: parameters}`.
+      options: the family's sampling options.
+      num: N.
+      seed: of the random keys.
+      label_N: a class for each sample; none: `options.label`, or all classes in turn.
+      batch_size: samples drawn at once.
+
+    Raises:
+      UserError: for a class that the model does not know.
+    """
+    label_N = _labels(objective.num_classes, options, num, label_N)
+    size = min(num, batch_size)
+    parts = []
+    for first in range(0, num, size):
+        index = np.arange(first, first + size)  # the last batch is filled up and cut
+        key_N = numbered_keys(jax.random.key(seed), index)
+        label = None if label_N is None else jnp.asarray(label_N[index % num], jnp.int32)
+        samples = objective.sample(params, key_N, Request(options, label))
+        parts.append(np.asarray(samples))
+    return np.concatenate(parts)[:num]
+
+
+def _labels(
+    num_classes: int, options: Any, num: int, label_N: np.ndarray | None
+) -> np.ndarray | None:
+    label = getattr(options, "label", -1)
+    if label >= num_classes and label >= 0:
+        known = f"its classes are 0 to {num_classes - 1}" if num_classes else "it has no classes"
+        raise UserError(f"this model cannot draw class {label}: {known}")
+    if not num_classes:
+        return None
+    if label_N is not None:
+        return label_N
+    return np.full(num, label) if label >= 0 else np.arange(num) % num_classes

@@ -1,0 +1,86 @@
+"""Two ways to compile the one step, with the same numbers: `jit` over a mesh, and `pmap`."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from aigc_jax.errors import UserError
+from aigc_jax.parallel.mesh import put_batch, replicated
+from aigc_jax.train.step import Step
+
+AXIS = "data"
+
+
+class CompiledStep:
+    """A step with its placement of state and batches."""
+
+    _compiled: Any
+
+    def __init__(self, mesh: Mesh):
+        self.mesh = mesh
+
+    @property
+    def compiles(self) -> int:
+        """How many programs the step has become; more than one in a run is a mistake."""
+        return self._compiled._cache_size()
+
+    def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        """One step; gives `state` away (its buffers are donated)."""
+        return self._compiled(state, batch)
+
+
+class JitStep(CompiledStep):
+    """`jit` with `NamedSharding`: the batch is split over the mesh's data axis."""
+
+    def __init__(self, step: Step, mesh: Mesh):
+        super().__init__(mesh)
+        whole = replicated(mesh)
+        self._compiled = jax.jit(step, donate_argnums=0, out_shardings=(whole, whole))
+
+    def put_state(self, state: Any) -> Any:
+        return jax.device_put(state, replicated(self.mesh))
+
+    def get_state(self, state: Any) -> Any:
+        """The state in the form that is saved, evaluated and sampled from."""
+        return state
+
+    def put_batch(self, batch: Any) -> Any:
+        return put_batch(self.mesh, batch)
+
+
+class PmapStep(CompiledStep):
+    """`pmap`: state and batch have a leading axis of devices. For code that still thinks in it."""
+
+    def __init__(self, step: Step, mesh: Mesh):
+        super().__init__(mesh)
+        self.devices = list(mesh.devices.flat)
+        if jax.process_count() > 1:
+            raise UserError("train.compile=pmap runs in one process only: use train.compile=jit")
+        self._compiled = jax.pmap(
+            lambda state, batch: step(state, batch, AXIS),
+            axis_name=AXIS,
+            donate_argnums=0,
+            devices=self.devices,
+        )
+
+    def put_state(self, state: Any) -> Any:
+        n = len(self.devices)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), state)
+
+    def get_state(self, state: Any) -> Any:
+        return jax.tree.map(lambda x: x[0], state)
+
+    def put_batch(self, batch: Any) -> Any:
+        n = len(self.devices)
+        return jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
+
+    def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        state, metrics = self._compiled(state, batch)
+        return state, jax.tree.map(lambda x: x[0], metrics)
+
+
+def compile_step(step: Step, mesh: Mesh, how: str = "jit") -> CompiledStep:
+    """`step` compiled for `mesh`: `how` is "jit" or "pmap"."""
+    return {"jit": JitStep, "pmap": PmapStep}[how](step, mesh)

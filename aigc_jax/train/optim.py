@@ -1,0 +1,112 @@
+"""Optax chains from config: one per player."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from aigc_jax.config import Optim
+
+Optimizers = Mapping[str, optax.GradientTransformation]
+
+
+def make_schedule(config: Optim, steps: int) -> optax.Schedule:
+    """The learning rate at a training step: linear warm-up, then the named shape.
+
+    `wsd` is warm-up, stable, decay: constant until the last `decay_fraction` of the steps, then
+    linear (Hu et al. 2024, MiniCPM).
+    """
+    warmup = min(config.warmup_steps, steps)
+    rest = max(steps - warmup, 1)
+    end = config.lr * config.final_lr_fraction
+    if config.schedule == "constant":
+        after = optax.constant_schedule(config.lr)
+    elif config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(config.lr, rest, alpha=config.final_lr_fraction)
+    elif config.schedule == "linear":
+        after = optax.linear_schedule(config.lr, end, rest)
+    else:
+        decaying = max(int(rest * config.decay_fraction), 1)
+        after = optax.linear_schedule(config.lr, end, decaying, transition_begin=rest - decaying)
+    if not warmup:
+        return after
+    # The first step already moves: it has 1/warmup of the rate, not nothing.
+    ramp = optax.linear_schedule(config.lr / warmup, config.lr, warmup - 1 or 1)
+    return optax.join_schedules([ramp, after], [warmup])
+
+
+def decay_mask(params: Any) -> Any:
+    """True for matrices and kernels; False for biases, norms' scales and embeddings."""
+
+    def decays(path: tuple, leaf: Any) -> bool:
+        return leaf.ndim >= 2 and not is_embedding(path)
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def is_embedding(path: tuple) -> bool:
+    return "embedding" in jax.tree_util.keystr(path).lower()
+
+
+def muon_dimensions(params: Any) -> Any:
+    """What Muon orthogonalises: kernels as (inputs, outputs) matrices.
+
+    Embeddings, biases and scales go to AdamW (Jordan 2024); a convolution kernel (h, w, in, out)
+    counts as a matrix of h·w·in rows.
+    """
+
+    def dims(path: tuple, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        if leaf.ndim < 2 or is_embedding(path):
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,))
+
+    return jax.tree_util.tree_map_with_path(dims, params)
+
+
+def make_optimizer(
+    config: Optim, steps: int, turns: int = 1
+) -> tuple[optax.GradientTransformation, Callable[[jax.Array], jax.Array]]:
+    """The player's chain and its learning rate as a function of the training step.
+
+    Args:
+      config: the player's block.
+      steps: training steps of the run.
+      turns: how often the player moves in one step; its schedule follows steps, not moves.
+    """
+    schedule = make_schedule(config, steps)
+
+    def per_move(schedule: optax.Schedule) -> optax.Schedule:
+        return lambda count: schedule(count // turns)
+
+    lr, decay = per_move(schedule), dict(weight_decay=config.weight_decay, mask=decay_mask)
+    adam = dict(b1=config.b1, b2=config.b2, eps=config.eps)
+    if config.name == "adamw":
+        chain = optax.adamw(lr, **adam, **decay)
+    elif config.name == "adam":
+        # Decay as an L2 term of the gradient, which is what tells Adam from AdamW.
+        chain = optax.chain(
+            optax.add_decayed_weights(config.weight_decay, decay_mask), optax.adam(lr, **adam)
+        )
+    elif config.name == "sgd":
+        chain = optax.chain(
+            optax.add_decayed_weights(config.weight_decay, decay_mask),
+            optax.sgd(lr, momentum=config.b1, nesterov=True),
+        )
+    elif config.name == "lion":
+        chain = optax.lion(lr, b1=config.b1, b2=config.b2, **decay)
+    else:
+        ratio = config.adam_lr / config.lr if config.adam_lr and config.lr else 1.0
+        chain = optax.contrib.muon(
+            lr,
+            beta=config.b1,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=decay_mask,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            adam_learning_rate=per_move(lambda count: schedule(count) * ratio),
+            muon_weight_dimension_numbers=muon_dimensions,
+        )
+    if config.clip_norm > 0:
+        chain = optax.chain(optax.clip_by_global_norm(config.clip_norm), chain)
+    return chain, schedule

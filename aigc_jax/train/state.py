@@ -1,0 +1,68 @@
+"""The state of a run: arrays only, no functions inside."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from aigc_jax.objectives.base import Objective
+from aigc_jax.train.optim import Optimizers
+
+INIT = 0xFFFFFFFF  # folded into the run's key for initialisation: no step has this number
+Params = dict[str, Any]  # {player: that player's parameters}
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step reads and writes.
+
+    Attributes:
+      step: int32 scalar, steps taken (skipped ones included).
+      params: `{player: parameters}`.
+      opt_state: `{player: Optax state}`.
+      ema: `{player: averaged parameters}`; empty if the run keeps no average.
+      mutables: `{player: what a loss updates besides parameters}`.
+      rng: the data of the run's only random key; it never changes, steps fold their number in.
+      skipped: int32 scalar, steps whose update was left out because something was not finite.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: dict[str, optax.OptState]
+    ema: Params
+    mutables: dict[str, Any]
+    rng: jax.Array
+    skipped: jax.Array
+
+    @property
+    def sampling_params(self) -> Params:
+        """The parameters to evaluate and to sample with: the average where there is one."""
+        return self.ema or self.params
+
+
+def init_state(
+    objective: Objective, optimizers: Optimizers, batch: Any, seed: jax.Array, *, ema: bool
+) -> TrainState:
+    """A fresh state; pure, so that it can be shaped by `eval_shape` and compiled.
+
+    Args:
+      objective: the game.
+      optimizers: one per player.
+      batch: an example batch; only its shapes matter.
+      seed: int32 scalar.
+      ema: whether the run averages its parameters.
+    """
+    key = jax.random.key(seed)
+    params, mutables = objective.init(jax.random.fold_in(key, INIT), batch)
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        opt_state={player: optimizers[player].init(params[player]) for player in params},
+        # A copy: the step donates its state, and one buffer cannot be given away twice.
+        ema=jax.tree.map(jnp.copy, params) if ema else {},
+        mutables=mutables,
+        rng=jax.random.key_data(key),
+        skipped=jnp.int32(0),
+    )

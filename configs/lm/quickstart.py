@@ -1,0 +1,30 @@
+import aigc_jax
+
+
+def get_config():
+    return aigc_jax.recipe(
+        seed=0,
+        data=dict(
+            source="python_docs",
+            tokenizer="byte",
+            seq_len=128,
+            batch_size=16,
+            validation_fraction=0.1,
+        ),
+        model=dict(name="transformer", layers=4, width=128, heads=4),
+        objective=dict(name="lm"),
+        optim=dict(
+            name="muon",
+            lr=0.02,
+            adam_lr=3e-3,
+            b1=0.95,
+            b2=0.95,
+            schedule="wsd",
+            warmup_steps=50,
+            decay_fraction=0.4,
+            clip_norm=1.0,
+        ),
+        train=dict(steps=1000, log_every=20),
+        eval=dict(batch_size=32),
+        sample=dict(num=4, max_new_tokens=300, temperature=0.8),
+    )
