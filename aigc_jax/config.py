@@ -41,7 +41,7 @@ class Data:
     seq_len: int = option(128, low=1)  # text: tokens that a window predicts
     tokenizer: str = option("byte", choices=("byte", "char"))
     validation_fraction: float = option(0.2, low=0.0, high=0.9)  # used if the source has no split
-    split_seed: int = 0
+    split_seed: int = option(0, low=0)
     threads: int = option(4, low=0)  # reader threads per process
     limit: int = option(0, low=0)  # use only this many training examples; 0: all
 
@@ -135,14 +135,16 @@ class Config:
         for key in config:
             if key not in known:
                 raise UserError(f"the config has no key '{key}': {nearest(key, known)}")
-        parsed = {k: parse(t, config.get(k, {}), k) for k, t in sections.items()}
+        parsed = {k: parse(t, config.get(k, {}), k, named=k in NAMED) for k, t in sections.items()}
         optim = parse_optim(config.get("optim", {}))
         seed = check_value(int, config.get("seed", 0), "seed")
+        if not 0 <= seed < 2**31:
+            raise UserError(f"seed must be from 0 to {2**31 - 1}, but it is {seed}")
         mesh = check_value(str, config.get("mesh", "data=-1"), "mesh")
         raw = dict(seed=seed, mesh=mesh)
         for name, section in parsed.items():
             raw[name] = dataclasses.asdict(section)
-            if "name" in config.get(name, {}):
+            if name in NAMED and "name" in config[name]:
                 raw[name] = {"name": config[name]["name"], **raw[name]}
         raw["optim"] = {k: dataclasses.asdict(v) for k, v in optim.items()}
         if list(optim) == [""]:
@@ -165,18 +167,19 @@ class Config:
         return self.optim[player]
 
 
+NAMED = ("model", "objective")  # sections whose `name` chooses a class from a registry
 COMMON_SECTIONS = dict(data=Data, train=Train, ema=Ema, eval=Eval, checkpoint=Checkpoint)
 
 
 def parse_optim(value: Mapping[str, Any]) -> dict[str, Optim]:
     """One block (kept under the empty name) or a block per player."""
-    if value and all(isinstance(v, Mapping) for v in value.values()):
+    if isinstance(value, Mapping) and value and all(isinstance(v, Mapping) for v in value.values()):
         return {player: parse(Optim, block, f"optim.{player}") for player, block in value.items()}
     return {"": parse(Optim, value, "optim")}
 
 
-def parse(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """An instance of the dataclass `cls` from `values`; the key `name` is the registry's.
+def parse(cls: type[T], values: Mapping[str, Any], where: str, *, named: bool = False) -> T:
+    """An instance of the dataclass `cls` from `values`; if `named`, the key `name` is skipped.
 
     Raises:
       UserError: for an unknown key, a wrong type, or a value outside its range.
@@ -188,7 +191,7 @@ def parse(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     parsed = {}
     for key, value in values.items():
         if key not in fields:
-            if key == "name":
+            if named and key == "name":
                 continue
             raise UserError(f"the config has no key '{where}.{key}': {nearest(key, fields)}")
         parsed[key] = check_value(hints[key], value, f"{where}.{key}")

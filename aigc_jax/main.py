@@ -1,5 +1,6 @@
 """The command line: parses flags and calls one function per subcommand."""
 
+import itertools
 import json
 import os
 import runpy
@@ -51,7 +52,11 @@ SAMPLE_OPTIONS = (
 COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "train": ("trains a recipe, or goes on where it stopped", ("config", "workdir"), ()),
     "eval": ("evaluates a trained workdir on held-out data", ("workdir",), ()),
-    "sample": ("draws from a trained workdir", ("workdir",), ("num", "seed", "out", *SAMPLE_OPTIONS)),
+    "sample": (
+        "draws from a trained workdir",
+        ("workdir",),
+        ("num", "seed", "out", *SAMPLE_OPTIONS),
+    ),
     "prepare": (
         "turns own files into a data set",
         ("from", "name"),
@@ -59,7 +64,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "doctor": ("shows devices, versions and a matmul's speed", (), ()),
     "demo": ("trains all four families and writes a page", ("workdir",), ()),
-}  # fmt: skip
+}
 
 
 def train() -> None:
@@ -152,7 +157,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     except flags.UnrecognizedFlagError as e:
         known = dict.fromkeys(f for _, n, may in COMMANDS.values() for f in n + may)
         raise UserError(f"there is no flag --{e.flagname}: {nearest(e.flagname, known)}") from e
-    except (flags.Error, TypeError, ValueError) as e:
+    except (flags.Error, TypeError, ValueError, LookupError, AttributeError) as e:
         raise UserError(" ".join(str(e).split())) from e
     if len(rest) > 1:
         raise UserError(f"'{rest[1]}' is not a flag: write --flag=value")
@@ -180,15 +185,16 @@ def check_overrides(words: Sequence[str]) -> None:
     known = flatten(load_recipe(pairs["config"]).to_dict())
     sections = {key.rpartition(".")[0] for key in known}
     for flag in pairs:
-        key = flag.removeprefix("config.")
-        if key != flag and key.partition("[")[0] not in known.keys() | sections:
+        name = flag.removeprefix("no")  # --noconfig.key is key=False
+        key = name.removeprefix("config.")
+        if key != name and key not in known.keys() | sections:
             raise UserError(f"the config has no key '{key}': {nearest(key, known)}")
 
 
 def _flag_values(words: Sequence[str]) -> list[tuple[str, str]]:
     """`--flag=value` and `--flag value` as pairs."""
     pairs = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
         if word.startswith("-"):
             name, equals, value = word.lstrip("-").partition("=")
             pairs.append((name, value if equals else following))
@@ -204,14 +210,15 @@ def load_recipe(path: str) -> ml_collections.ConfigDict:
     if not os.path.isfile(path):
         raise UserError(f"there is no config file {path}")
     try:
-        recipe = runpy.run_path(path)["get_config"]()
+        get_config = runpy.run_path(path).get("get_config")
+        recipe = get_config() if get_config else None
     except UserError:
         raise
-    except KeyError:
-        raise UserError(f"{path} is no recipe: it defines no get_config()") from None
     except Exception as e:  # whatever the person's file raises
         text = " ".join(str(e).split())
         raise UserError(f"{path} cannot be loaded ({type(e).__name__}: {text[:300]})") from e
+    if get_config is None:
+        raise UserError(f"{path} is no recipe: it defines no get_config()")
     if not isinstance(recipe, ml_collections.ConfigDict):
         raise UserError(f"get_config() of {path} must return an ml_collections.ConfigDict")
     return recipe

@@ -1,5 +1,7 @@
 """Train, evaluate and sample: what the command line and a notebook both call."""
 
+import dataclasses
+import functools
 import json
 import os
 import sys
@@ -12,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from aigc_jax import build
-from aigc_jax.config import differences
+from aigc_jax.config import Data, differences
 from aigc_jax.data import sources
 from aigc_jax.data import spec as spec_lib
 from aigc_jax.data.pipeline import TrainIterator, eval_batches
@@ -39,7 +41,6 @@ class Judge:
     def __init__(self, run: build.Run, dataset: Dataset):
         self._run, self._dataset = run, dataset
         self._references: dict[str, float] = {}
-        self._fidelity: Fidelity | None = None
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         run, c = self._run, self._run.config
@@ -61,12 +62,18 @@ class Judge:
         c = self._run.config
         if not c.eval.fidelity:
             return {}
-        if self._fidelity is None:
-            self._fidelity = Fidelity(self._dataset, c.eval.samples)
-        judge = self._fidelity
+        # Runs on the same images share their judge, whatever their batches.
+        images_only = dataclasses.replace(c.data, batch_size=1, threads=0)
+        judge = fidelity_of(images_only, c.eval.samples)
         params = jax.device_get(state.sampling_params)
         images = generate(self._run.objective, params, c.sample, judge.num, label_N=judge.label_N)
         return judge.report(images)
+
+
+@functools.lru_cache(maxsize=2)
+def fidelity_of(data: Data, samples: int) -> Fidelity:
+    """The judge of a data set's images, trained once per process."""
+    return Fidelity(sources.load(data), samples)
 
 
 def train(

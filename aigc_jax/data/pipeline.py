@@ -44,7 +44,9 @@ class TrainIterator:
     ):
         process, processes = (0, 1) if alone else (jax.process_index(), jax.process_count())
         local = local_size(batch_size, processes)
-        data = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+        # As good as endless; Grain cannot take the length of an endless one in batches of 1.
+        epochs = 2**53 // max(len(source), 1)
+        data = grain.MapDataset.source(source).seed(seed).shuffle().repeat(epochs)
         if isinstance(source, Windows):
             data = data.random_map(_Shift(source))
         data = data.batch(local)[process::processes]

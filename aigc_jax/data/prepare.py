@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,8 +86,12 @@ def _write(content: readers.Content, name: str, folder: str, source: str) -> str
     builder = Prepared(data_dir=folder, file_format="array_record")
     skip = tfds.download.ComputeStatsMode.SKIP
     # TFDS would say that it downloads something; the progress bar above says what happens.
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(compute_stats=skip)
-        )
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(compute_stats=skip)
+            )
+    except BaseException:  # also Ctrl-C: what is half written must not block the next try
+        shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+        raise
     return str(builder.data_path)

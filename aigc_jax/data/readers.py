@@ -9,6 +9,7 @@ import glob
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ class Content:
 
 
 def read_folder(path: str, image_size: int = 0) -> Content:
-    """A folder of images: flat, or one folder per class, with or without `train/` and `test/` above.
+    """A folder of images: flat, or one folder per class; `train/` and `test/` may lie above.
 
     Args:
       path: the folder.
@@ -49,15 +50,27 @@ def read_folder(path: str, image_size: int = 0) -> Content:
 
     if not os.path.isdir(path):
         raise UserError(f"there is no folder {path}")
+    if image_size < 0 or image_size**2 > MAX_PIXELS:
+        raise UserError(f"--image_size={image_size}: it must be from 1 to {int(MAX_PIXELS**0.5)}")
     children = {d.name for d in os.scandir(path) if d.is_dir()}
     split_folders = sorted(children & SPLIT_NAMES.keys())
     roots = {SPLIT_NAMES[s]: os.path.join(path, s) for s in split_folders} if (
         "train" in children or "training" in children
     ) else {"train": path}  # fmt: skip
+    if "train" in roots and roots["train"] != path:
+        if len(roots) < len(split_folders):
+            raise UserError(f"{path} has two folders for one split: {', '.join(split_folders)}")
+        inside = tuple(root + os.sep for root in roots.values())
+        stray = [f for f, _ in _image_files(path) if not f.startswith(inside)]
+        if stray:
+            raise UserError(f"{stray[0]} lies outside the folders {', '.join(split_folders)}")
     found = {split: _image_files(root) for split, root in roots.items()}
     files = [f for pairs in found.values() for f, _ in pairs]
     if not files:
         raise UserError(f"the folder {path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    for split, pairs in found.items():
+        if not pairs:
+            raise UserError(f"the folder {roots[split]} holds no images")
     names = sorted({c for pairs in found.values() for _, c in pairs if c is not None})
     unlabelled = [f for pairs in found.values() for f, c in pairs if c is None]
     if names and unlabelled:
@@ -69,7 +82,9 @@ def read_folder(path: str, image_size: int = 0) -> Content:
     colour = False
     for file in files:
         image = _open_image(Image, file)
-        colour |= image.mode not in ("L", "1", "LA", "I", "I;16", "F")
+        if image.mode[0] in "IF":
+            raise UserError(f"{file} has more than 8 bits a pixel: convert it to 8 bits")
+        colour |= image.mode not in ("L", "1", "LA")
         sizes.setdefault(image.size, file)
         image.close()
     if len(sizes) > 1 and not image_size:
@@ -157,13 +172,17 @@ def read_jsonl(path: str, text_field: str = "text") -> Content:
                 continue
             try:
                 record = json.loads(_decode(line, where))
-            except (json.JSONDecodeError, RecursionError) as e:
+            except (ValueError, RecursionError) as e:
                 raise UserError(f"{where} is not JSON ({e})") from e
             text = record.get(text_field) if isinstance(record, dict) else None
             if not isinstance(text, str):
                 raise UserError(
                     f"{where} has no text under '{text_field}': name the field with --text_field"
                 )
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as e:
+                raise UserError(f"{where} is not Unicode text ({e})") from e
             documents.append(text)
     return _text_content(documents, path)
 
@@ -228,9 +247,10 @@ def read_idx(path: str) -> Content:
 
 
 def _idx_file(folder: str, name: str, required: bool) -> str | None:
-    for candidate in (name, f"{name}.gz", name.replace("-idx", ".idx"), f"{name}.gz".replace("-idx", ".idx")):  # fmt: skip
-        if os.path.isfile(os.path.join(folder, candidate)):
-            return os.path.join(folder, candidate)
+    for stem in (name, name.replace("-idx", ".idx")):
+        for candidate in (stem, f"{stem}.gz"):
+            if os.path.isfile(os.path.join(folder, candidate)):
+                return os.path.join(folder, candidate)
     if required:
         raise UserError(f"there is no {name}(.gz) in {folder}")
     return None
@@ -248,7 +268,7 @@ def read_idx_file(path: str, dims: int) -> np.ndarray:
             size = int(np.prod([float(n) for n in shape]))
             # Read to the end, but never more than was claimed: the header alone proves nothing.
             data = b"".join(iter(lambda: f.read(1 << 20), b"")) if size < 1 << 34 else b""
-        except (OSError, EOFError) as e:
+        except (OSError, EOFError, zlib.error) as e:
             raise UserError(f"{path} is damaged ({e})") from e
     if len(data) != size:
         raise UserError(
@@ -262,7 +282,7 @@ def _array_content(splits: dict[str, tuple[np.ndarray, np.ndarray | None]], path
     checked, classes, shapes = {}, set(), set()
     for split, (images, labels) in splits.items():
         images = images[..., None] if images.ndim == 3 else images
-        if images.ndim != 4 or not len(images) or images.shape[-1] not in (1, 3):
+        if images.ndim != 4 or not images.size or images.shape[-1] not in (1, 3):
             raise UserError(
                 f"the {split} images of {path} have the shape {images.shape}: it must be"
                 " (count, height, width) or (count, height, width, 1 or 3)"
@@ -283,11 +303,13 @@ def _array_content(splits: dict[str, tuple[np.ndarray, np.ndarray | None]], path
         checked[split] = (images, labels)
     if len(shapes) > 1:
         raise UserError(f"the splits of {path} differ in image shape: {sorted(shapes)}")
-    names = sorted(classes)
+    # Labels of some splits only are of no use: they are left out.
+    labelled = all(labels is not None for _, labels in checked.values())
+    names = sorted(classes) if labelled else []
     return Content(
-        {split: _lazy(images, labels, names) for split, (images, labels) in checked.items()},
+        {s: _lazy(x, y if labelled else None, names) for s, (x, y) in checked.items()},
         shapes.pop(),
-        tuple(map(str, names)) if all(y is not None for _, y in checked.values()) else (),
+        tuple(map(str, names)),
     )
 
 

@@ -108,10 +108,8 @@ def load_tfds(name: str, config: Data) -> Dataset:
             f" --name={name} writes one"
         )
     try:
-        builder = tfds.builder(name, data_dir=folder)
-        splits = {
-            s: len(tfds.data_source(name, data_dir=folder, split=s)) for s in builder.info.splits
-        }
+        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=folder)
+        splits = {s: len(builder.as_data_source(split=s)) for s in builder.info.splits}
     except Exception as e:
         raise UserError(
             f"the data set '{name}' in {config.data_dir} cannot be read"
@@ -124,7 +122,7 @@ def load_tfds(name: str, config: Data) -> Dataset:
     held_out = next((s for s in ("validation", "test") if splits.get(s)), None)
 
     def source(split: str) -> Any:
-        return tfds.data_source(name, data_dir=folder, split=split)
+        return builder.as_data_source(split=split)
 
     features = builder.info.features
     if IMAGE_KEY in features:
@@ -151,7 +149,7 @@ def _tfds_images(
             f"the images of '{name}' must be uint8 of one shape (height, width, colours), but they"
             f" are {dtype} {shape}: prepare them with aigc prepare --image_size=N"
         )
-    label = features[LABEL_KEY] if LABEL_KEY in features else None
+    label = features[LABEL_KEY] if LABEL_KEY in features else None  # noqa: SIM401 (no .get)
     names = tuple(label.names) if label is not None and hasattr(label, "names") else ()
     spec = ImageSpec(tuple(shape), names)
 

@@ -128,7 +128,7 @@ def cut(document: str, pieces: int) -> list[str]:
         if length >= size * (len(result) + 1):
             result.append("".join(current))
             current = []
-    return result + ["".join(current)] if current else result
+    return [*result, "".join(current)] if current else result
 
 
 def split_documents(

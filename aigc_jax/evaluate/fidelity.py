@@ -156,7 +156,7 @@ def moments(feature_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def frechet(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
-    """‖μ_a − μ_b‖² + tr(C_a + C_b − 2 (C_a C_b)^½), the squared 2-Wasserstein distance of Gaussians.
+    """‖μ_a − μ_b‖² + tr(C_a + C_b − 2 (C_a C_b)^½): Gaussians' squared 2-Wasserstein distance.
 
     (C_a C_b)^½ has the eigenvalues of (C_a^½ C_b C_a^½)^½, which is symmetric.
     """

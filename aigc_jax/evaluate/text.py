@@ -28,7 +28,7 @@ def ngram_bits(train: bytes, text: bytes, order: int) -> float:
     learned = np.frombuffer(train, np.uint8).astype(np.int64)
     coded = np.frombuffer(text, np.uint8).astype(np.int64)
     p = np.full(len(coded), 1 / 256)
-    for n in range(order + 1):
+    for n in range(min(order + 1, len(learned), len(coded))):
         grams, counts = np.unique(_grams(learned, n), return_counts=True)
         contexts, first = np.unique(grams >> 8, return_index=True)
         kinds = np.diff(np.append(first, len(grams)))

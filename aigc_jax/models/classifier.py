@@ -5,7 +5,6 @@ Shapes: B batch, H height, W width, C channels, F features, K classes.
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from aigc_jax.ops.convolution import downsample
 

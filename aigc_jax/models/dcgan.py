@@ -55,7 +55,7 @@ class Generator(nn.Module):
 
 
 class Critic(nn.Module):
-    """Images (B, H, W, C) in [−1, 1] → scores (B,); classes by projection (Miyato & Koyama 2018)."""
+    """Images (B, H, W, C) in [−1, 1] → scores (B,); projects classes (Miyato & Koyama 2018)."""
 
     config: DCGANConfig
     num_classes: int

@@ -121,7 +121,7 @@ class GAN:
         return penalty_B, metrics
 
     def evaluate(self, params, mutables, batch, key_B):
-        """`loss` is the critic's, without penalties, on held-out images: high where it is fooled."""
+        """`loss` is the critic's on held-out images, without penalties: high where it is fooled."""
         x, label_B, weight_B = to_signed(batch["image"]), self._label(batch), batch["weight"]
         real_B = self._score(params, x, label_B)
         fake_B = self._score(params, self._fake(params, key_B, label_B), label_B)

@@ -120,7 +120,7 @@ class VAE:
         return Mean.of(loss_B, weight_B), (metrics, mutables)
 
     def evaluate(self, params, mutables, batch, key_B):
-        """`elbo` and `iwae` in nats per image, `bits_per_dim` of the tighter one; `loss` = −ELBO."""
+        """`elbo`, `iwae` in nats per image; `bits_per_dim` of the tighter one; `loss` = −ELBO."""
         params, label_B, weight_B = params["model"], self._label(batch), batch["weight"]
         x = self._data(batch, key_B)
         mean_BZ, log_var_BZ = self._encode(params, x, label_B)

@@ -50,9 +50,9 @@ def sample(
         noise = normal(fold(key_N, i + 1), shape)
         if sampler == "heun":
             gamma = jnp.minimum(churn / steps, jnp.sqrt(2.0) - 1)
-            lifted = sigma * (1 + gamma)
-            x = x + jnp.sqrt(lifted**2 - sigma**2) * noise
-            return heun_step(denoiser, x, lifted, following)
+            # √((1 + γ)² − 1) in a form that rounding cannot make negative
+            x = x + sigma * jnp.sqrt(gamma * (2 + gamma)) * noise
+            return heun_step(denoiser, x, sigma * (1 + gamma), following)
         return ddim_step(denoiser(x, sigma), x, noise, sigma, following, eta)
 
     start = grid(jnp.int32(0), steps) * normal(fold(key_N, 0), shape)

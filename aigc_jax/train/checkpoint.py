@@ -72,9 +72,8 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=items)
         except (ValueError, KeyError, TypeError, OSError) as e:
-            raise UserError(
-                f"checkpoint {step} in {self._folder} cannot be read ({' '.join(str(e).split())[:200]})"
-            ) from e
+            reason = " ".join(str(e).split())[:200]
+            raise UserError(f"checkpoint {step} in {self._folder} cannot be read ({reason})") from e
         return restored["state"], restored["data"]
 
     def wait(self) -> None:

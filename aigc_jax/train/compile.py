@@ -4,7 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from aigc_jax.errors import UserError
 from aigc_jax.parallel.mesh import put_batch, replicated
@@ -58,16 +60,30 @@ class PmapStep(CompiledStep):
         self.devices = list(mesh.devices.flat)
         if jax.process_count() > 1:
             raise UserError("train.compile=pmap runs in one process only: use train.compile=jit")
+        self._traces = 0
+
+        def traced(state: Any, batch: Any) -> tuple[Any, Any]:
+            self._traces += 1
+            return step(state, batch, AXIS)
+
         self._compiled = jax.pmap(
-            lambda state, batch: step(state, batch, AXIS),
+            traced,
             axis_name=AXIS,
             donate_argnums=0,
             devices=self.devices,
         )
 
+    @property
+    def compiles(self) -> int:
+        return self._traces
+
     def put_state(self, state: Any) -> Any:
         n = len(self.devices)
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), state)
+        # Placed as the step will return it, or the second step would compile again.
+        sharding = NamedSharding(Mesh(np.array(self.devices), (AXIS,)), P(AXIS))
+        return jax.tree.map(
+            lambda x: jax.device_put(jnp.broadcast_to(x, (n, *x.shape)), sharding), state
+        )
 
     def get_state(self, state: Any) -> Any:
         return jax.tree.map(lambda x: x[0], state)

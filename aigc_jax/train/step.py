@@ -36,7 +36,7 @@ def make_step(
       ema: the average to keep, if any.
       accumulate: microbatches; B must be divisible by it.
 
-    `axis` names the mapped axis when the step runs under `pmap`: `batch` is then this device's share.
+    `axis` names the mapped axis under `pmap`, where `batch` is this device's share.
     """
     players = tuple(dict.fromkeys(objective.turns))
     ema = ema if ema and ema.halflife > 0 else None

@@ -1,3 +1,12 @@
+"""A byte-level transformer of 0.8 M parameters on the reference that comes with Python.
+
+    aigc train --config=configs/lm/quickstart.py --workdir=runs/lm
+    aigc eval --workdir=runs/lm
+    aigc sample --workdir=runs/lm --prompt='The "with" statement' --temperature=0.7
+
+Muon for the matrices, AdamW for the rest, a constant rate that falls over the last 40% of the steps.
+"""
+
 import aigc_jax
 
 
@@ -24,7 +33,7 @@ def get_config():
             decay_fraction=0.4,
             clip_norm=1.0,
         ),
-        train=dict(steps=1000, log_every=20),
+        train=dict(steps=800, log_every=20),
         eval=dict(batch_size=32),
         sample=dict(num=4, max_new_tokens=300, temperature=0.8),
     )

@@ -1,0 +1,133 @@
+"""All four families on embedded data, from nothing to a page of pictures and numbers."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from aigc_jax import run
+from aigc_jax.data import sources
+from aigc_jax.errors import UserError
+from aigc_jax.main import load_recipe
+from aigc_jax.report.curves import save_curves
+from aigc_jax.report.grid import save_images
+from aigc_jax.report.page import Row, Section, terminal_table, write_page
+from aigc_jax.train.log import read_metrics
+
+RECIPES = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
+FAMILIES = {
+    "lm": ("Transformer LM", "A decoder-only transformer that has read the Python reference."),
+    "gan": ("GAN", "A class-conditional DCGAN with the relativistic loss and R1 + R2."),
+    "vae": ("VAE", "A convolutional VAE with a Gaussian likelihood of learned scale."),
+    "diffusion": (
+        "Diffusion",
+        "A class-conditional U-Net with EDM preconditioning, 18 Heun steps.",
+    ),
+}
+CURVES = (
+    "loss",
+    "critic/loss",
+    "generator/loss",
+    "bits_per_byte",
+    "elbo",
+    "iwae",
+    "frechet_distance",
+)
+
+
+def demonstrate(workdir: str) -> str:
+    """Trains, evaluates and samples each family; writes `index.html` and returns its path.
+
+    A family that is trained already is not trained again.
+
+    Raises:
+      UserError: if the recipes are not there.
+    """
+    if not os.path.isdir(RECIPES):
+        raise UserError("the demo needs the folder configs/ of the repository: run it there")
+    began = time.perf_counter()
+    sections, table = [], [("family", "trained", "measure", "this run", "beside it")]
+    for family in FAMILIES:
+        section, seconds = show(family, os.path.join(workdir, family))
+        sections.append(section)
+        for i, row in enumerate(section.rows):
+            references = ", ".join(f"{k} {v:.3f}" for k, v in row.references.items())
+            first = (FAMILIES[family][0], f"{seconds:.0f} s") if i == 0 else ("", "")
+            table.append((*first, row.name, f"{row.value:.3f}", references))
+    path = write_page(
+        os.path.join(workdir, "index.html"),
+        "aigc_jax: four families, one train step",
+        "Everything below was trained, evaluated and drawn by one command on this machine, in"
+        f" {time.perf_counter() - began:.0f} seconds.",
+        sections,
+    )
+    print(f"\n{terminal_table(table)}\n\nopen {path}")
+    return path
+
+
+def show(family: str, workdir: str) -> tuple[Section, float]:
+    """One family's section of the page, and how long its training took."""
+    recipe = load_recipe(os.path.join(RECIPES, family, "quickstart.py"))
+    began = time.perf_counter()
+    run.train(recipe, workdir, name=f"{family:<9}")
+    seconds = time.perf_counter() - began
+    metrics = run.evaluate(workdir)
+    samples = run.sample(workdir)
+    saved = run.save(samples, os.path.join(workdir, "samples", "demo"))
+    records = read_metrics(workdir)
+    # The last evaluation belongs to the curves too.
+    records.append({**metrics, "kind": "eval"})
+    curves = save_curves(records, os.path.join(workdir, "curves.png"), CURVES)
+    title, about = FAMILIES[family]
+    section = Section(title, about, rows(metrics), facts=[
+        f"aigc train --config=configs/{family}/quickstart.py --workdir={workdir}"
+        f" · {recipe.train.steps} steps · {seconds:.0f} s",
+    ])  # fmt: skip
+    if isinstance(samples, list):
+        section.texts = samples
+    else:
+        real = held_out_images(workdir, len(samples))
+        section.pictures["generated"] = saved
+        section.pictures["held-out images, for comparison"] = real
+    section.pictures["curves"] = curves
+    return section, seconds
+
+
+def held_out_images(workdir: str, num: int) -> str:
+    """A grid of real images, sorted by class like the generated ones."""
+    config = run.restore(workdir)[0].config
+    validation = sources.load(config.data).validation
+    examples = [validation[i] for i in range(min(num * 3, len(validation)))]
+    classes = sorted({int(e.get("label", 0)) for e in examples})
+    queues = {c: [e["image"] for e in examples if int(e.get("label", 0)) == c] for c in classes}
+    images = [queues[c].pop() for _ in range(num) for c in classes if queues[c]][:num]
+    return save_images(np.stack(images), os.path.join(workdir, "samples", "held_out.png"))
+
+
+def rows(metrics: dict[str, Any]) -> list[Row]:
+    """The measures that a family has, beside their references."""
+    makers: dict[str, Callable[[], Row]] = {
+        "bits_per_byte": lambda: Row(
+            "bits per byte",
+            metrics["bits_per_byte"],
+            references={
+                "bz2": metrics["bits_per_byte_bz2"],
+                "order-3 model": metrics["bits_per_byte_order3"],
+            },
+        ),
+        "iwae": lambda: Row(
+            "IWAE bound, nats per image", metrics["iwae"], "higher", {"ELBO": metrics["elbo"]}
+        ),
+        "bits_per_dim": lambda: Row("bits per dimension", metrics["bits_per_dim"]),
+        "frechet_distance": lambda: Row(
+            "Fréchet classifier distance",
+            metrics["frechet_distance"],
+            references={
+                "floor": metrics["frechet_floor"],
+                "Gaussian per class": metrics["frechet_gaussian_baseline"],
+            },
+        ),
+    }
+    return [make() for key, make in makers.items() if key in metrics]

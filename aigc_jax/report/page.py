@@ -1,0 +1,111 @@
+"""One HTML page, complete in itself: pictures are inside it."""
+
+import base64
+import dataclasses
+import html
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass
+class Row:
+    """A number beside its references.
+
+    Attributes:
+      name: what is measured, with its unit.
+      value: the measured number.
+      better: "lower" or "higher".
+      references: `{what: number}`.
+    """
+
+    name: str
+    value: float
+    better: str = "lower"
+    references: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Section:
+    """One family's part of the page.
+
+    Attributes:
+      title: the heading.
+      about: one or two sentences.
+      rows: its numbers.
+      pictures: `{caption: path of a PNG}`.
+      texts: text samples.
+      facts: small print, such as the command and the time it took.
+    """
+
+    title: str
+    about: str
+    rows: Sequence[Row] = ()
+    pictures: dict[str, str] = dataclasses.field(default_factory=dict)
+    texts: Sequence[str] = ()
+    facts: Sequence[str] = ()
+
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+       color: #222; background: #fff; }
+h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-top: 1px solid #ddd; padding-top: 1rem; }
+table { border-collapse: collapse; margin: 1rem 0; }
+th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #eee; }
+th:first-child, td:first-child { text-align: left; }
+td.value { font-weight: 600; }
+figure { margin: 1rem 0; } figcaption { color: #666; font-size: .9rem; }
+img { max-width: 100%; image-rendering: pixelated; }
+img.curves { image-rendering: auto; }
+pre { background: #f6f6f4; padding: .8rem; overflow-x: auto; white-space: pre-wrap;
+      font-size: .85rem; }
+.facts { color: #666; font-size: .9rem; }
+"""
+
+
+def write_page(path: str, title: str, about: str, sections: Sequence[Section]) -> str:
+    """Writes the page and returns its path."""
+    body = "".join(_section(s) for s in sections)
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1><p>{html.escape(about)}</p>{body}"
+        "</html>\n"
+    )
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(page)
+    return path
+
+
+def _section(section: Section) -> str:
+    parts = [f"<section><h2>{html.escape(section.title)}</h2><p>{html.escape(section.about)}</p>"]
+    if section.rows:
+        parts.append("<table><tr><th>held-out measure</th><th>this run</th><th>beside it</th></tr>")
+        parts += [_row(row) for row in section.rows]
+        parts.append("</table>")
+    for caption, path in section.pictures.items():
+        with open(path, "rb") as f:
+            data = base64.b64encode(f.read()).decode("ascii")
+        kind = ' class="curves"' if "curve" in path else ""
+        parts.append(
+            f'<figure><img{kind} alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        )
+    parts += [f"<pre>{html.escape(text)}</pre>" for text in section.texts]
+    parts += [f'<p class="facts">{html.escape(fact)}</p>' for fact in section.facts]
+    return "".join(parts) + "</section>"
+
+
+def _row(row: Row) -> str:
+    references = " · ".join(f"{name} {value:.3f}" for name, value in row.references.items())
+    return (
+        f"<tr><td>{html.escape(row.name)} ({row.better} is better)</td>"
+        f'<td class="value">{row.value:.3f}</td><td>{html.escape(references)}</td></tr>'
+    )
+
+
+def terminal_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of words in columns; the first row is the heading."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(w.ljust(width) for w, width in zip(r, widths, strict=True)).rstrip() for r in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -1,0 +1,111 @@
+"""The four families at a size that compiles in seconds."""
+
+import jax
+import numpy as np
+
+import aigc_jax
+from aigc_jax import build
+from aigc_jax.data.spec import ImageSpec, TextSpec
+from aigc_jax.data.text import ByteTokenizer
+
+FAMILIES = ("lm", "gan", "vae", "diffusion")
+SEQ_LEN = 8
+IMAGES = ImageSpec((8, 8, 1), tuple("0123456789"), levels=17)
+TEXT = TextSpec(ByteTokenizer(), SEQ_LEN)
+
+SECTIONS = {
+    "lm": dict(
+        data=dict(source="python_docs", seq_len=SEQ_LEN, batch_size=8),
+        model=dict(name="transformer", layers=2, width=16, heads=2),
+        objective=dict(name="lm"),
+        sample=dict(num=2, max_new_tokens=5),
+    ),
+    "gan": dict(
+        data=dict(source="digits", batch_size=8),
+        model=dict(name="dcgan", latent=4, generator_channels=(8, 4), critic_channels=(4, 8)),
+        objective=dict(name="gan", r1=1.0, r2=1.0),
+        sample=dict(num=3),
+    ),
+    "vae": dict(
+        data=dict(source="digits", batch_size=8),
+        model=dict(name="conv", latent=3, channels=(4, 8), hidden=16),
+        objective=dict(name="vae", importance_samples=4),
+        sample=dict(num=3),
+    ),
+    "diffusion": dict(
+        data=dict(source="digits", batch_size=8),
+        model=dict(
+            name="unet", channels=(4,), blocks=1, attention_levels=(0,), embedding=8, heads=2
+        ),
+        objective=dict(name="diffusion", eval_draws=2),
+        sample=dict(num=3, steps=3),
+    ),
+}
+
+
+def recipe(family, **changes):
+    """A recipe of the family; `changes` are merged into its sections."""
+    sections = dict(
+        mesh="data=1",
+        optim=dict(lr=1e-2, clip_norm=1.0, schedule="constant"),
+        train=dict(steps=6, log_every=2),
+        ema=dict(halflife=20.0),
+        eval=dict(batch_size=8, batches=2, fidelity=False),
+        checkpoint=dict(every=3),
+    )
+    for name, block in {**SECTIONS[family]}.items():
+        sections[name] = {**sections.get(name, {}), **block}
+    for name, block in changes.items():
+        if isinstance(block, dict):
+            # None takes a key out, for another model of the same family.
+            merged = {**sections.get(name, {}), **block}
+            block = {k: v for k, v in merged.items() if v is not None}
+        sections[name] = block
+    return aigc_jax.recipe(**sections)
+
+
+def spec(family):
+    return TEXT if family == "lm" else IMAGES
+
+
+def make(family, **changes):
+    """The parts of a run."""
+    return build.build(build.parse_config(recipe(family, **changes)), spec(family))
+
+
+def batch(family, size=8, seed=0):
+    """A random batch with uneven weights, zeros among them."""
+    rng = np.random.default_rng(seed)
+    weight = rng.uniform(0.2, 2.0, size).astype(np.float32)
+    weight[0] = 0
+    if family == "lm":
+        mask = rng.uniform(size=(size, SEQ_LEN)) < 0.7
+        return {
+            "tokens": rng.integers(0, 257, (size, SEQ_LEN + 1)).astype(np.int32),
+            "weight": (weight[:, None] * mask).astype(np.float32),
+        }
+    return {
+        "image": np.round(rng.integers(0, 17, (size, 8, 8, 1)) * (255 / 16)).astype(np.uint8),
+        "label": rng.integers(0, 10, size).astype(np.int32),
+        "weight": weight,
+    }
+
+
+def state(run, seed=0):
+    return jax.jit(run.init)(np.int32(seed))
+
+
+def params(run, family, scale=0.1):
+    """Initial parameters, moved off their zeros, so that every path of a model matters."""
+    return perturbed(jax.jit(run.objective.init)(jax.random.key(0), batch(family))[0], scale=scale)
+
+
+@jax.jit
+def perturbed(tree, seed=1, scale=0.1):
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    moved = [
+        x + (scale * jax.random.normal(k, x.shape)).astype(x.dtype)
+        for x, k in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, moved)
