@@ -44,10 +44,11 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x_BTW, position_BT, cache):
         c = self.config
-        shape = (c.heads, c.width // c.heads)
+        batch, length = position_BT.shape
 
         def project(name):
-            return nn.DenseGeneral(shape, use_bias=False, dtype=self.dtype, name=name)(x_BTW)
+            y = nn.Dense(c.width, use_bias=False, dtype=self.dtype, name=name)(x_BTW)
+            return y.reshape(batch, length, c.heads, c.width // c.heads)
 
         q, k, v = project("query"), project("key"), project("value")
         if c.positions == "rotary":
@@ -61,15 +62,14 @@ class Attention(nn.Module):
         size = k.shape[1]
         mask_BTS = (jnp.arange(size) <= position_BT[..., None]) | (position_BT[..., None] >= size)
         y_BTHD = attention(q, k, v, mask_BTS)
-        out = nn.DenseGeneral(
+        out = nn.Dense(
             c.width,
-            axis=(-2, -1),
             use_bias=False,
             kernel_init=nn.initializers.zeros,
             dtype=self.dtype,
             name="out",
         )
-        return out(y_BTHD), cache
+        return out(y_BTHD.reshape(batch, length, c.width)), cache
 
 
 class Block(nn.Module):

@@ -69,11 +69,10 @@ class SelfAttention(nn.Module):
     def __call__(self, x_BHWC):
         b, h, w, c = x_BHWC.shape
         x = group_norm(c, self.dtype, name="norm")(x_BHWC).reshape(b, h * w, c)
-        qkv = nn.DenseGeneral((3, self.heads, c // self.heads), dtype=self.dtype, name="qkv")(x)
-        y = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        y = nn.DenseGeneral(
-            c, axis=(-2, -1), kernel_init=nn.initializers.zeros, dtype=self.dtype, name="out"
-        )(y)
+        qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(x)
+        q, k, v = jnp.split(qkv.reshape(b, h * w, 3 * self.heads, c // self.heads), 3, 2)
+        y = attention(q, k, v).reshape(b, h * w, c)
+        y = nn.Dense(c, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="out")(y)
         return x_BHWC + y.reshape(b, h, w, c)
 
 

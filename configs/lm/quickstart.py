@@ -4,7 +4,7 @@
     aigc eval --workdir=runs/lm
     aigc sample --workdir=runs/lm --prompt='The "with" statement' --temperature=0.7
 
-Muon for the matrices, AdamW for the rest, a constant rate that falls over the last 40% of the steps.
+Muon for the matrices, AdamW for the rest; the rate is constant, then falls over the last 40%.
 """
 
 import aigc_jax
@@ -33,7 +33,7 @@ def get_config():
             decay_fraction=0.4,
             clip_norm=1.0,
         ),
-        train=dict(steps=800, log_every=20),
+        train=dict(steps=600, log_every=20),
         eval=dict(batch_size=32),
         sample=dict(num=4, max_new_tokens=300, temperature=0.8),
     )

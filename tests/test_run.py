@@ -1,0 +1,235 @@
+"""Train, evaluate and sample as a person does: workdirs, resuming, refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import chex
+import jax
+import numpy as np
+import pytest
+import tiny
+
+import aigc_jax
+from aigc_jax import run
+from aigc_jax.data.pipeline import TrainIterator
+from aigc_jax.errors import UserError
+from aigc_jax.train.log import read_metrics
+
+TIMES = {"time", "steps_per_second", "examples_per_second", "data_wait"}
+
+
+def train(family, workdir, **changes):
+    return aigc_jax.train(tiny.recipe(family, **changes), str(workdir), progress=False)
+
+
+def final_state(workdir):
+    _, state, step = run.restore(str(workdir))
+    return jax.device_get(state), step
+
+
+def records(workdir):
+    return [{k: v for k, v in r.items() if k not in TIMES} for r in read_metrics(str(workdir))]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_run_from_start_to_samples(family, tmp_path):
+    """What every family's workdir holds, and that evaluation and sampling need nothing else."""
+    changes = dict(sample=dict(every=4), eval=dict(every=3))
+    last = train(family, tmp_path / "w", **changes)
+    workdir = tmp_path / "moved"
+    os.rename(tmp_path / "w", workdir)
+    names = set(os.listdir(workdir))
+    assert {"config.json", "metrics.jsonl", "checkpoints", "samples"} <= names
+    assert any(n.startswith("events.out.tfevents") for n in names)
+    steps = [(r["step"], r["kind"]) for r in read_metrics(str(workdir))]
+    assert steps == [
+        (2, "train"),
+        (3, "train"),
+        (3, "eval"),
+        (4, "train"),
+        (6, "train"),
+        (6, "eval"),
+    ]
+    for record in read_metrics(str(workdir)):
+        if record["kind"] == "train":
+            assert record["compiles"] == 1 and 0 <= record["data_wait"] <= 1
+            assert record["skipped"] == 0
+    pictures = sorted(os.listdir(workdir / "samples"))
+    suffix = ".txt" if family == "lm" else ".png"
+    assert pictures == [f"step_0000004{suffix}", f"step_0000006{suffix}"]
+    metrics = aigc_jax.evaluate(str(workdir))
+    json.dumps(metrics)
+    assert np.isfinite(metrics["loss"]) and metrics["loss"] == pytest.approx(last["loss"], rel=1e-6)
+    samples = aigc_jax.sample(str(workdir), num=3, seed=1)
+    assert len(samples) == 3
+    again = aigc_jax.sample(str(workdir), num=3, seed=1)
+    np.testing.assert_array_equal(samples, again)
+    path = run.save(samples, str(tmp_path / "out" / "picture"))
+    assert path.endswith(suffix) and os.path.getsize(path) > 0
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_resuming_is_bitwise_equal(family, tmp_path, monkeypatch):
+    """Interrupted in the middle and started again: the same state, data and records."""
+    # An optimizer with state in both players, an average, a random loss, a partial last epoch.
+    train(family, tmp_path / "whole")
+    original, calls = TrainIterator.__next__, []
+
+    def interrupted(self):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return original(self)
+
+    monkeypatch.setattr(TrainIterator, "__next__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(family, tmp_path / "cut")
+    monkeypatch.setattr(TrainIterator, "__next__", original)
+    assert final_state(tmp_path / "cut")[1] == 3
+    train(family, tmp_path / "cut")
+    (whole, end), (cut, end_cut) = final_state(tmp_path / "whole"), final_state(tmp_path / "cut")
+    assert end == end_cut == 6
+    chex.assert_trees_all_equal(whole, cut)
+    assert records(tmp_path / "whole") == records(tmp_path / "cut")
+
+
+CHILD = """
+import sys
+from absl import flags
+import aigc_jax, tiny
+flags.FLAGS.mark_as_parsed()
+family, workdir = sys.argv[1:]
+changes = dict(train=dict(steps=600, log_every=50), checkpoint=dict(every=100))
+aigc_jax.train(tiny.recipe(family, **changes), workdir, progress=False)
+"""
+
+
+def start(family, workdir):
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    arguments = [sys.executable, "-c", CHILD, family, str(workdir)]
+    return subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def killed_and_restarted(family, tmp_path):
+    whole = start(family, tmp_path / "whole")
+    assert whole.wait() == 0, whole.stderr.read()
+    victim = start(family, tmp_path / "killed")
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    while not (checkpoints / "200").exists():
+        assert victim.poll() is None, victim.stderr.read()
+        time.sleep(0.005)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert not (checkpoints / "600").exists(), "the run ended before it could be killed"
+    again = start(family, tmp_path / "killed")
+    assert again.wait() == 0, again.stderr.read()
+    chex.assert_trees_all_equal(final_state(tmp_path / "whole"), final_state(tmp_path / "killed"))
+    assert records(tmp_path / "whole") == records(tmp_path / "killed")
+
+
+def test_a_killed_process_ends_where_the_whole_one_does(tmp_path):
+    killed_and_restarted("lm", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gan", "vae", "diffusion"])
+def test_a_killed_process_of_the_other_families(family, tmp_path):
+    killed_and_restarted(family, tmp_path)
+
+
+def test_more_steps_go_on(tmp_path):
+    """The number of steps may grow; what is logged may change; nothing else may."""
+    train("vae", tmp_path)
+    train("vae", tmp_path, train=dict(steps=8, log_every=1))
+    assert final_state(tmp_path)[1] == 8
+    assert [r["step"] for r in records(tmp_path)] == [2, 3, 4, 6, 7, 8]
+    before = records(tmp_path)
+    train("vae", tmp_path, train=dict(steps=8))  # nothing is left to do
+    assert records(tmp_path) == before
+
+
+def test_another_config_is_refused_and_nothing_is_lost(tmp_path):
+    train("vae", tmp_path)
+    before, kept = final_state(tmp_path), (tmp_path / "config.json").read_text()
+    with pytest.raises(UserError) as e:
+        train("vae", tmp_path, optim=dict(lr=0.5), seed=3)
+    message = str(e.value)
+    assert "optim.lr was 0.01 and is now 0.5" in message and "seed was 0 and is now 3" in message
+    chex.assert_trees_all_equal(before, final_state(tmp_path))
+    assert (tmp_path / "config.json").read_text() == kept
+
+
+@pytest.mark.parametrize(
+    "family,changes,message",
+    [
+        ("lm", dict(data=dict(source="digits")), "text"),
+        ("lm", dict(data=dict(seq_len=10**6)), "data.seq_len"),
+        ("lm", dict(data=dict(source="tfds:none", data_dir="/nonexistent")), "/nonexistent"),
+        ("vae", dict(data=dict(source="digit")), "did you mean 'digits'"),
+        ("vae", dict(data=dict(validation_fraction=0.0)), "validation_fraction"),
+        ("gan", dict(model=dict(critic_channels=(4, 4, 4, 4, 4))), "model.critic_channels"),
+        (
+            "gan",
+            dict(optim=dict(generator=dict(lr=1e-3), lr=None, clip_norm=None, schedule=None)),
+            "optim.critic",
+        ),
+        ("diffusion", dict(mesh="data=3"), "data.batch_size=8"),
+        ("diffusion", dict(mesh="tensor=2"), "did you mean"),
+        ("diffusion", dict(train=dict(accumulate=3)), "train.accumulate"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_one_sentence_and_leaves_nothing(family, changes, message, tmp_path):
+    with pytest.raises(UserError) as e:
+        train(family, tmp_path / "w", **changes)
+    assert message in str(e.value) and "\n" not in str(e.value)
+    assert not (tmp_path / "w").exists()
+
+
+def test_sampling_refuses_what_it_cannot(tmp_path):
+    train("lm", tmp_path / "lm", data=dict(tokenizer="char"), model=dict(positions="learned"))
+    for options, message in (
+        (dict(guidance=2.0), "no option 'guidance'"),
+        (dict(prompt="漢字"), "vocabulary"),
+        (dict(max_new_tokens=100), "learned positions"),
+        (dict(top_p=1.5), "at most 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            aigc_jax.sample(str(tmp_path / "lm"), **options)
+    texts = aigc_jax.sample(str(tmp_path / "lm"), num=2, prompt="The", max_new_tokens=3)
+    assert all(t.startswith("The") for t in texts)
+    train("vae", tmp_path / "vae")
+    with pytest.raises(UserError, match="no classes"):
+        aigc_jax.sample(str(tmp_path / "vae"), label=3)
+    with pytest.raises(UserError, match="no checkpoint"):
+        aigc_jax.sample(str(tmp_path / "nothing"))
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_labels_reach_the_model(tmp_path):
+    train("gan", tmp_path)
+    with pytest.raises(UserError, match="0 to 9"):
+        aigc_jax.sample(str(tmp_path), label=10)
+    three, four = (aigc_jax.sample(str(tmp_path), num=2, label=n) for n in (3, 4))
+    assert (three != four).any()
+
+
+def test_pmap_and_four_devices_train_alike(tmp_path):
+    """Whole runs, with saving and evaluation, in the three ways to compile."""
+    ways = {
+        "one": dict(),
+        "four": dict(mesh="data=4"),
+        "pmap": dict(mesh="data=4", train=dict(compile="pmap")),
+    }
+    results = {}
+    for name, changes in ways.items():
+        train("vae", tmp_path / name, **changes)
+        results[name] = final_state(tmp_path / name)[0].params
+        assert all(r.get("compiles", 1) == 1 for r in records(tmp_path / name))
+    for name in ("four", "pmap"):
+        # Sums over devices in another order, through six steps of AdamW.
+        chex.assert_trees_all_close(results["one"], results[name], rtol=2e-3, atol=2e-4)
