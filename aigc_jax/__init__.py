@@ -17,6 +17,7 @@ _WHERE = {
     "sample": "run",
     "restore": "run",
     "recipe": "build",
+    "load_recipe": "recipes",
     "register": "build",
     "Family": "build",
     "prepare": "data.prepare",

@@ -123,7 +123,7 @@ def parse_config(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Confi
     Raises:
       UserError: for a wrong key, type or value, naming it.
     """
-    plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+    plain = ml_collections.ConfigDict(config).to_dict()
     family = family_of(plain)
     types = dict(
         objective=family.objective,
@@ -138,10 +138,7 @@ def recipe(**sections: Any) -> ml_collections.ConfigDict:
 
     `optim` is one block, or one per player.
     """
-    config = ml_collections.ConfigDict(
-        {k: _tuples(v) for k, v in parse_config(sections).raw.items()}
-    )
-    return config
+    return ml_collections.ConfigDict(_tuples(parse_config(sections).raw))
 
 
 def _tuples(value: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from aigc_jax import run
 from aigc_jax.data import sources
 from aigc_jax.errors import UserError
-from aigc_jax.main import load_recipe
+from aigc_jax.recipes import load_recipe
 from aigc_jax.report.curves import save_curves
 from aigc_jax.report.grid import save_images
 from aigc_jax.report.page import Row, Section, terminal_table, write_page

@@ -3,11 +3,9 @@
 import itertools
 import json
 import os
-import runpy
 import sys
 from collections.abc import Callable, Sequence
 
-import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -178,6 +176,7 @@ def check_overrides(words: Sequence[str]) -> None:
       UserError: if it cannot be loaded, or an override names a key that it does not have.
     """
     from aigc_jax.config import flatten
+    from aigc_jax.recipes import load_recipe
 
     pairs = dict(_flag_values(words))
     if "config" not in pairs:
@@ -201,29 +200,6 @@ def _flag_values(words: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def load_recipe(path: str) -> ml_collections.ConfigDict:
-    """What `get_config()` of the file returns.
-
-    Raises:
-      UserError: if there is no such file, or it does not return a config.
-    """
-    if not os.path.isfile(path):
-        raise UserError(f"there is no config file {path}")
-    try:
-        get_config = runpy.run_path(path).get("get_config")
-        recipe = get_config() if get_config else None
-    except UserError:
-        raise
-    except Exception as e:  # whatever the person's file raises
-        text = " ".join(str(e).split())
-        raise UserError(f"{path} cannot be loaded ({type(e).__name__}: {text[:300]})") from e
-    if get_config is None:
-        raise UserError(f"{path} is no recipe: it defines no get_config()")
-    if not isinstance(recipe, ml_collections.ConfigDict):
-        raise UserError(f"get_config() of {path} must return an ml_collections.ConfigDict")
-    return recipe
-
-
 def main(argv: Sequence[str]) -> int | None:
     return RUN[argv[1]]()
 
@@ -237,7 +213,10 @@ def run(argv: Sequence[str] | None = None) -> None:
         print(f"aigc: error: {e}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("aigc: interrupted; the newest checkpoint is intact", file=sys.stderr)
+        print(
+            "aigc: interrupted; the same command goes on from the newest checkpoint",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 

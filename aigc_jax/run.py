@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from aigc_jax import build
-from aigc_jax.config import Data, differences
+from aigc_jax.config import Data
 from aigc_jax.data import sources
 from aigc_jax.data import spec as spec_lib
 from aigc_jax.data.pipeline import TrainIterator, eval_batches
@@ -30,8 +29,8 @@ from aigc_jax.train import log
 from aigc_jax.train.checkpoint import Checkpoints
 from aigc_jax.train.loop import Every, fit
 from aigc_jax.train.state import TrainState
+from aigc_jax.workdir import check_workdir, open_workdir
 
-CONFIG = "config.json"
 Recipe = Mapping[str, Any] | ml_collections.ConfigDict
 
 
@@ -39,6 +38,13 @@ class Judge:
     """Evaluates a run's states: held-out metrics, and references that are computed once."""
 
     def __init__(self, run: build.Run, dataset: Dataset):
+        few = min(len(dataset.train), len(dataset.validation)) < 2
+        if few and run.spec.modality == "image" and run.config.eval.fidelity:
+            raise UserError(
+                f"data.source='{run.config.data.source}' has {len(dataset.train)} training and"
+                f" {len(dataset.validation)} held-out images, too few for a Fréchet distance: add"
+                " images or set eval.fidelity=False"
+            )
         self._run, self._dataset = run, dataset
         self._references: dict[str, float] = {}
 
@@ -99,56 +105,14 @@ def train(
     dataset = sources.load(c.data)
     run = build.build(c, dataset.spec)
     shapes = run.state_shapes()  # sizes that do not fit are reported before anything is written
+    judge = Judge(run, dataset)
     open_workdir(workdir, c.raw)
     checkpoints = Checkpoints(workdir, c.checkpoint.keep, create=True)
-    start = checkpoints.latest() or 0
     batches = TrainIterator(dataset.train, c.data.batch_size, c.seed, c.data.threads)
-    if start:
-        state, position = checkpoints.restore(start, shapes, replicated(run.mesh))
-        batches.seek(position)
-        print(f"aigc: going on after step {start} in {workdir}", file=sys.stderr)
-    else:
-        init = jax.jit(run.init, out_shardings=replicated(run.mesh))
-        state = init(jnp.int32(c.seed))
-    first = jax.process_index() == 0
-    metrics = log.MetricsFile(workdir, start) if first else None
-    last: dict[str, float] = {}
-
-    def write(record: dict[str, Any]) -> None:
-        nonlocal last
-        last = record
-        if metrics:
-            metrics.write(record)
-
-    def write_train(record: dict[str, Any]) -> None:
-        one = len(run.schedules) == 1
-        rates = {
-            "lr" if one else f"{player}/lr": float(schedule(record["step"] - 1))
-            for player, schedule in run.schedules.items()
-        }
-        write(record | rates)
-
-    judge = Judge(run, dataset)
-
-    def evaluate_hook(step: int, state: TrainState) -> None:
-        write({"step": step, "kind": "eval", **judge(state)})
-
-    def sample_hook(step: int, state: TrainState) -> None:
-        if first:
-            save_samples(run, state, os.path.join(workdir, "samples", f"step_{step:07d}"))
-
-    def save_hook(step: int, state: TrainState) -> None:
-        if metrics:
-            metrics.flush()
-        contents = {"config": c.raw, "spec": run.spec.to_json()}
-        checkpoints.save(step, state, batches.position(), contents)
-
-    hooks = (
-        Every(c.eval.every, evaluate_hook, last=c.eval.every > 0),
-        Every(c.sample.every, sample_hook, last=c.sample.every > 0),
-        Every(c.checkpoint.every, save_hook, last=True),
-    )
-    bar = log.progress(c.train.steps, start, name) if progress and first else None
+    start, state = begin(run, shapes, checkpoints, batches)
+    main = jax.process_index() == 0
+    records = log.Records(workdir, start, run.schedules) if main else log.NoRecords()
+    bar = log.progress(c.train.steps, start, name) if progress and main else None
     try:
         state = fit(
             run.step,
@@ -156,9 +120,9 @@ def train(
             batches,
             start=start,
             end=c.train.steps,
-            hooks=hooks,
+            hooks=make_hooks(run, judge, records, checkpoints, batches, workdir),
             flush_at=lambda step: step % c.train.log_every == 0,
-            write=write_train,
+            write=records.write_train,
             batch_size=c.data.batch_size,
             progress=bar,
         )
@@ -167,49 +131,56 @@ def train(
         if bar is not None:
             bar.close()
         checkpoints.close()
-        if metrics:
-            metrics.close()
+        records.close()
     if start >= c.train.steps:
         print(f"aigc: {workdir} already has all {c.train.steps} steps", file=sys.stderr)
     if int(jax.device_get(state.skipped)):
         print(f"aigc: {int(state.skipped)} steps were skipped: not finite", file=sys.stderr)
-    return last
+    return records.last
 
 
-def check_workdir(workdir: str, raw: dict[str, Any]) -> None:
-    """Raises UserError if the workdir belongs to another config."""
-    path = os.path.join(workdir, CONFIG)
-    if not os.path.exists(path):
-        return
-    phrases = differences(read_config(workdir), raw)
-    if phrases:
-        more = f" and {len(phrases) - 4} more" if len(phrases) > 4 else ""
-        raise UserError(
-            f"{workdir} holds a run of another config ({'; '.join(phrases[:4])}{more}): choose"
-            " another --workdir, or the config of that run"
-        )
+def begin(
+    run: build.Run, shapes: TrainState, checkpoints: Checkpoints, batches: TrainIterator
+) -> tuple[int, TrainState]:
+    """The step to go on from and its state: the newest checkpoint's, or fresh ones."""
+    start = checkpoints.latest() or 0
+    if not start:
+        init = jax.jit(run.init, out_shardings=replicated(run.mesh))
+        return 0, init(jnp.int32(run.config.seed))
+    state, position = checkpoints.restore(start, shapes, replicated(run.mesh))
+    batches.seek(position)
+    print(f"aigc: going on after step {start}", file=sys.stderr)
+    return start, state
 
 
-def read_config(workdir: str) -> dict[str, Any]:
-    path = os.path.join(workdir, CONFIG)
-    try:
-        with open(path, encoding="utf-8") as f:
-            return json.load(f)
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path} cannot be read ({e}): mend or remove it") from e
+def make_hooks(
+    run: build.Run,
+    judge: Judge,
+    records: log.Records | log.NoRecords,
+    checkpoints: Checkpoints,
+    batches: TrainIterator,
+    workdir: str,
+) -> tuple[Every, ...]:
+    """What is done beside training, each when the recipe says so."""
+    c = run.config
 
+    def evaluate_hook(step: int, state: TrainState) -> None:
+        records.write({"step": step, "kind": "eval", **judge(state)})
 
-def open_workdir(workdir: str, raw: dict[str, Any]) -> None:
-    """Makes the folder and writes config.json."""
-    try:
-        os.makedirs(os.path.join(workdir, "samples"), exist_ok=True)
+    def sample_hook(step: int, state: TrainState) -> None:
         if jax.process_index() == 0:
-            temporary = os.path.join(workdir, CONFIG + ".tmp")
-            with open(temporary, "w", encoding="utf-8") as f:
-                json.dump(raw, f, indent=2)
-            os.replace(temporary, os.path.join(workdir, CONFIG))
-    except OSError as e:
-        raise UserError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
+            save_samples(run, state, os.path.join(workdir, "samples", f"step_{step:07d}"))
+
+    def save_hook(step: int, state: TrainState) -> None:
+        records.flush()
+        contents = {"config": c.raw, "spec": run.spec.to_json()}
+        checkpoints.save(step, state, batches.position(), contents)
+
+    return (
+        Every(c.eval.every, evaluate_hook, last=c.eval.every > 0),
+        Every(c.sample.every, sample_hook, last=c.sample.every > 0),
+        Every(c.checkpoint.every, save_hook, last=True),
+    )
 
 
 def restore(workdir: str) -> tuple[build.Run, TrainState, int]:

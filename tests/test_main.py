@@ -11,7 +11,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from aigc_jax import build, doctor, main
+from aigc_jax import build, doctor, main, recipes
 from aigc_jax.errors import UserError
 
 # What people have in their scripts: a flag may be added here, but not renamed or taken away.
@@ -314,7 +314,7 @@ def test_a_mistake_that_the_recipe_finds_itself_is_passed_on(refusal, tmp_path):
 
 
 def test_load_recipe_returns_what_the_file_returns(recipe):
-    config = main.load_recipe(recipe)
+    config = recipes.load_recipe(recipe)
     assert isinstance(config, ml_collections.ConfigDict)
     assert build.parse_config(config).data.batch_size == 64
 

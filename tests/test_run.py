@@ -141,6 +141,28 @@ def test_a_killed_process_of_the_other_families(family, tmp_path):
     killed_and_restarted(family, tmp_path)
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_bfloat16_computes_and_float32_keeps(family, tmp_path):
+    train(family, tmp_path, train=dict(compute_dtype="bfloat16", steps=2), checkpoint=dict(every=0))
+    state, _ = final_state(tmp_path)
+    kept = [
+        x
+        for x in jax.tree.leaves((state.params, state.opt_state, state.ema))
+        if x.dtype.kind == "f"
+    ]
+    chex.assert_type(kept, np.float32)
+    chex.assert_tree_all_finite(kept)
+    assert int(state.skipped) == 0
+    run_parts, _, _ = run.restore(str(tmp_path))
+    batch = tiny.batch(family)
+    loss, _ = jax.eval_shape(
+        lambda p, k: run_parts.objective.loss(next(iter(p)), p, {}, batch, k, np.int32(0)),
+        state.params,
+        jax.random.split(jax.random.key(0), 8),
+    )
+    assert loss.total.dtype == np.float32
+
+
 def test_more_steps_go_on(tmp_path):
     """The number of steps may grow; what is logged may change; nothing else may."""
     train("vae", tmp_path)

@@ -32,9 +32,10 @@ def prepare(
     Raises:
       UserError: if the source cannot be taken, or the data set exists already.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "downloads":
         raise UserError(
-            f"--name={name}: use lower-case letters, digits and underscores, a letter first"
+            f"--name={name}: use lower-case letters, digits and underscores, a letter first, and"
+            " not 'downloads', which TFDS keeps for itself"
         )
     folder = os.path.abspath(os.path.expanduser(data_dir))
     if os.path.exists(os.path.join(folder, name)):

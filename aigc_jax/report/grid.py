@@ -16,13 +16,13 @@ def image_grid(images_NHWC: np.ndarray, columns: int = 0, gap: int = 2) -> Image
     Args:
       images_NHWC: the images, row by row.
       columns: 10 or √N if 0.
-      gap: white pixels between images, before enlarging.
+      gap: white pixels between images, at least 1.
     """
     n, height, width, colours = images_NHWC.shape
+    gap = max(gap, 1)
     columns = columns or (10 if n % 10 == 0 else math.ceil(math.sqrt(n)))
     rows = -(-n // columns)
     scale = max(1, min(TALLEST // height, 900 // (columns * width)))
-    gap = max(gap, 1)
     sheet = np.full(
         (rows * (height * scale + gap) + gap, columns * (width * scale + gap) + gap, colours),
         255,

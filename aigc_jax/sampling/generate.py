@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from aigc_jax.errors import UserError
 from aigc_jax.objectives.base import Objective, Request
@@ -41,7 +42,8 @@ def generate(
     label_N = _labels(objective.num_classes, options, num, label_N)
     size = min(num, batch_size)
     parts = []
-    for first in range(0, num, size):
+    bar = tqdm(range(0, num, size), desc="sampling", unit="batch", leave=False, delay=2)
+    for first in bar:
         index = np.arange(first, first + size)  # the last batch is filled up and cut
         key_N = numbered_keys(jax.random.key(seed), index)
         label = None if label_N is None else jnp.asarray(label_N[index % num], jnp.int32)

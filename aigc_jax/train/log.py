@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -52,6 +53,55 @@ class MetricsFile:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+class Records:
+    """A run's records: learning rates are added to those of training.
+
+    Attributes:
+      last: the newest record.
+    """
+
+    def __init__(self, workdir: str, step: int, schedules: Mapping[str, Callable[[int], Any]]):
+        self._file = MetricsFile(workdir, step)
+        self._schedules = schedules
+        self.last: dict[str, Any] = {}
+
+    def write(self, record: dict[str, Any]) -> None:
+        self.last = record
+        self._file.write(record)
+
+    def write_train(self, record: dict[str, Any]) -> None:
+        """Adds the rate of the record's last step, per player if there are several."""
+        rates = {
+            f"{player}/lr" if len(self._schedules) > 1 else "lr": float(rate(record["step"] - 1))
+            for player, rate in self._schedules.items()
+        }
+        self.write(record | rates)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class NoRecords:
+    """For processes that leave the writing to the first."""
+
+    def __init__(self):
+        self.last: dict[str, Any] = {}
+
+    def write(self, record: dict[str, Any]) -> None:
+        self.last = record
+
+    write_train = write
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:

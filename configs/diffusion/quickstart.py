@@ -17,7 +17,8 @@ def get_config():
         model=dict(name="unet", channels=(32, 64), blocks=1, attention_levels=(1,)),
         objective=dict(name="diffusion", parameterisation="edm"),
         optim=dict(name="adamw", lr=2e-3, warmup_steps=100, schedule="cosine"),
-        train=dict(steps=800, log_every=50),
+        train=dict(steps=700, log_every=50),
         ema=dict(halflife=10_000.0),
+        checkpoint=dict(every=100),
         sample=dict(num=100, sampler="heun", steps=18),
     )

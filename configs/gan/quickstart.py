@@ -19,7 +19,9 @@ def get_config():
         model=dict(name="dcgan", generator_channels=(64, 32), critic_channels=(32, 64)),
         objective=dict(name="gan", loss="relativistic", r1=1.0, r2=1.0),
         optim=dict(critic=player, generator=player),
-        train=dict(steps=1200, log_every=50),
+        train=dict(steps=1000, log_every=50),
         ema=dict(halflife=10_000.0),
+        eval=dict(every=250),
+        checkpoint=dict(every=100),
         sample=dict(num=100),
     )

@@ -33,7 +33,8 @@ def get_config():
             decay_fraction=0.4,
             clip_norm=1.0,
         ),
-        train=dict(steps=600, log_every=20),
-        eval=dict(batch_size=32),
+        train=dict(steps=500, log_every=20),
+        eval=dict(batch_size=32, every=200),
+        checkpoint=dict(every=100),
         sample=dict(num=4, max_new_tokens=300, temperature=0.8),
     )

@@ -20,5 +20,7 @@ def get_config():
         optim=dict(name="adamw", lr=2e-3, warmup_steps=100, schedule="cosine"),
         train=dict(steps=2000, log_every=50),
         ema=dict(halflife=5_000.0),
+        eval=dict(every=500),
+        checkpoint=dict(every=200),
         sample=dict(num=100),
     )

@@ -1,0 +1,41 @@
+"""What every reader returns, and how it opens files."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO
+
+from aigc_jax.errors import UserError
+
+Example = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Content:
+    """What a reader found.
+
+    Attributes:
+      splits: `{split: examples}`, each readable once and of known length.
+      image_shape: (H, W, C) for images; None for text.
+      class_names: one per label; empty without labels.
+    """
+
+    splits: dict[str, Sequence[Callable[[], Example]]]
+    image_shape: tuple[int, int, int] | None = None
+    class_names: tuple[str, ...] = ()
+
+
+def open_file(path: str) -> BinaryIO:
+    """The file's bytes; UserError if it cannot be read."""
+    try:
+        return open(os.path.expanduser(path), "rb")
+    except OSError as e:
+        raise UserError(f"{path} cannot be read: {e.strerror}") from e
+
+
+def decode(data: bytes, where: str) -> str:
+    """UTF-8 text; UserError names `where` it is not."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise UserError(f"{where} is not UTF-8 text (byte {e.start}): convert it first") from e

@@ -1,0 +1,48 @@
+"""A run's folder: whose it is, and its config.json."""
+
+import json
+import os
+from typing import Any
+
+import jax
+
+from aigc_jax.config import differences
+from aigc_jax.errors import UserError
+
+CONFIG = "config.json"
+
+
+def check_workdir(workdir: str, raw: dict[str, Any]) -> None:
+    """Raises UserError if the workdir belongs to another config."""
+    path = os.path.join(workdir, CONFIG)
+    if not os.path.exists(path):
+        return
+    phrases = differences(read_config(workdir), raw)
+    if phrases:
+        more = f" and {len(phrases) - 4} more" if len(phrases) > 4 else ""
+        raise UserError(
+            f"{workdir} holds a run of another config ({'; '.join(phrases[:4])}{more}): choose"
+            " another --workdir, or the config of that run"
+        )
+
+
+def read_config(workdir: str) -> dict[str, Any]:
+    path = os.path.join(workdir, CONFIG)
+    try:
+        with open(path, encoding="utf-8") as f:
+            return json.load(f)
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path} cannot be read ({e}): mend or remove it") from e
+
+
+def open_workdir(workdir: str, raw: dict[str, Any]) -> None:
+    """Makes the folder and writes config.json."""
+    try:
+        os.makedirs(os.path.join(workdir, "samples"), exist_ok=True)
+        if jax.process_index() == 0:
+            temporary = os.path.join(workdir, CONFIG + ".tmp")
+            with open(temporary, "w", encoding="utf-8") as f:
+                json.dump(raw, f, indent=2)
+            os.replace(temporary, os.path.join(workdir, CONFIG))
+    except OSError as e:
+        raise UserError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
