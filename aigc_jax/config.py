@@ -16,8 +16,18 @@ from aigc_jax.errors import UserError, nearest
 T = TypeVar("T")
 
 # Fields that may differ between a workdir and the config that resumes it: they change what is
-# watched and for how long, not the numbers of a step.
-FREE_FIELDS = ("train.steps", "train.log_every", "eval.", "sample.", "checkpoint.", "data.data_dir")
+# watched, where it runs and for how long. (A schedule follows the new number of steps.)
+FREE_FIELDS = (
+    "train.steps",
+    "train.log_every",
+    "train.compile",
+    "mesh",
+    "eval.",
+    "sample.",
+    "checkpoint.",
+    "data.data_dir",
+    "data.threads",
+)
 
 
 def option(
@@ -26,9 +36,12 @@ def option(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[Any, ...] = (),
+    filled: bool = False,
 ) -> Any:
-    """A dataclass field with a default and the range or the choices that `parse` enforces."""
-    return dataclasses.field(default=default, metadata=dict(low=low, high=high, choices=choices))
+    """A dataclass field with a default and what `parse` enforces: a range, choices, not empty."""
+    return dataclasses.field(
+        default=default, metadata=dict(low=low, high=high, choices=choices, filled=filled)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +56,7 @@ class Data:
     validation_fraction: float = option(0.2, low=0.0, high=0.9)  # used if the source has no split
     split_seed: int = option(0, low=0)
     threads: int = option(4, low=0)  # reader threads per process
-    limit: int = option(0, low=0)  # use only this many training examples; 0: all
+    limit: int = option(0, low=0)  # only this many training images or documents; 0: all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +67,13 @@ class Optim:
     lr: float = option(1e-3, low=0.0)
     schedule: str = option("cosine", choices=("constant", "cosine", "linear", "wsd"))
     warmup_steps: int = option(0, low=0)
-    decay_fraction: float = option(0.2, low=0.0, high=1.0)  # wsd: the share of steps spent decaying
+    decay_fraction: float = option(
+        0.2, low=0.0, high=1.0
+    )  # wsd: the share after warm-up spent decaying
     final_lr_fraction: float = option(0.0, low=0.0, high=1.0)
     b1: float = option(0.9, low=0.0, high=1.0)  # also SGD's and Muon's momentum
     b2: float = option(0.999, low=0.0, high=1.0)
-    eps: float = option(1e-8, low=0.0)
+    eps: float = option(1e-8, low=1e-30)
     weight_decay: float = option(0.0, low=0.0)
     adam_lr: float = option(0.0, low=0.0)  # Muon: AdamW's rate for the other parameters; 0: lr
     clip_norm: float = option(0.0, low=0.0)  # global norm of this player's gradient; 0: off
@@ -98,7 +113,7 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    every: int = option(0, low=0)  # 0: only at the end
+    every: int = option(500, low=0)  # 0: only at the end
     keep: int = option(2, low=1)
 
 
@@ -212,6 +227,8 @@ def check_value(hint: Any, value: Any, where: str) -> Any:
         raise UserError(
             f"{where} must be of type {hint.__name__}, but it is {value!r} ({type(value).__name__})"
         )
+    if hint is int and not isinstance(value, bool) and not -(2**31) <= value < 2**31:
+        raise UserError(f"{where} must fit into 32 bits, but it is {value}")
     return value
 
 
@@ -222,6 +239,8 @@ def check_range(field: dataclasses.Field, value: Any, where: str) -> None:
         raise UserError(
             f"{where} must be one of {', '.join(map(str, choices))}, but it is {value!r}"
         )
+    if field.metadata.get("filled") and not value:
+        raise UserError(f"{where} must have at least one entry")
     for item in value if isinstance(value, tuple) else (value,):
         if low is not None and not item >= low:
             raise UserError(f"{where} must be at least {low}, but it is {item!r}")

@@ -26,7 +26,12 @@ def examine() -> int:
 
     print(f"python {platform.python_version()} on {platform.platform()}")
     print("   ".join(f"{name} {metadata.version(name)}" for name in PACKAGES))
-    for device in jax.devices():
+    try:
+        devices = jax.devices()
+    except Exception as e:  # whatever a driver or JAX_PLATFORMS brings up
+        print(f"aigc: warning: JAX finds no device: {' '.join(str(e).split())[:300]}")
+        return 1
+    for device in devices:
         print(f"device {device.id}: {device.platform} {device.device_kind}")
     print(f"{os.cpu_count()} CPU cores; {jax.process_count()} process(es)")
     seconds = matmul_seconds()

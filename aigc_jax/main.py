@@ -49,7 +49,7 @@ SAMPLE_OPTIONS = (
 # What each command does, the flags it needs and those it may have.
 COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "train": ("trains a recipe, or goes on where it stopped", ("config", "workdir"), ()),
-    "eval": ("evaluates a trained workdir on held-out data", ("workdir",), ()),
+    "eval": ("evaluates a trained workdir on held-out data", ("workdir",), ("data_dir",)),
     "sample": (
         "draws from a trained workdir",
         ("workdir",),
@@ -74,8 +74,10 @@ def train() -> None:
 
 def evaluate() -> None:
     from aigc_jax import run
+    from aigc_jax.train.log import finite_json
 
-    print(json.dumps(run.evaluate(FLAGS.workdir)))
+    data_dir = FLAGS.data_dir if FLAGS["data_dir"].present else ""
+    print(json.dumps(finite_json(run.evaluate(FLAGS.workdir, data_dir))))
 
 
 def sample() -> None:
@@ -201,6 +203,9 @@ def _flag_values(words: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def main(argv: Sequence[str]) -> int | None:
+    for name in ("workdir", "out"):  # a shell leaves the ~ of --workdir=~/w alone
+        if FLAGS[name].value:
+            FLAGS[name].value = os.path.expanduser(FLAGS[name].value)
     return RUN[argv[1]]()
 
 
@@ -214,7 +219,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         print(
-            "aigc: interrupted; the same command goes on from the newest checkpoint",
+            "aigc: interrupted; a training run goes on from its newest checkpoint",
             file=sys.stderr,
         )
         sys.exit(130)

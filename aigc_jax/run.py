@@ -13,23 +13,24 @@ import ml_collections
 import numpy as np
 
 from aigc_jax import build
-from aigc_jax.config import Data
+from aigc_jax.config import Data, check_value
 from aigc_jax.data import sources
 from aigc_jax.data import spec as spec_lib
 from aigc_jax.data.pipeline import TrainIterator, eval_batches
 from aigc_jax.data.sources import Dataset
+from aigc_jax.data.spec import Spec
 from aigc_jax.errors import UserError
 from aigc_jax.evaluate import text as text_eval
 from aigc_jax.evaluate.fidelity import Fidelity
 from aigc_jax.evaluate.heldout import evaluate_heldout
 from aigc_jax.parallel.mesh import replicated
 from aigc_jax.report.grid import save_images, save_texts
-from aigc_jax.sampling.generate import generate
+from aigc_jax.sampling.generate import check_sampling, generate
 from aigc_jax.train import log
 from aigc_jax.train.checkpoint import Checkpoints
 from aigc_jax.train.loop import Every, fit
 from aigc_jax.train.state import TrainState
-from aigc_jax.workdir import check_workdir, open_workdir
+from aigc_jax.workdir import check_same, check_workdir, open_workdir
 
 Recipe = Mapping[str, Any] | ml_collections.ConfigDict
 
@@ -38,13 +39,6 @@ class Judge:
     """Evaluates a run's states: held-out metrics, and references that are computed once."""
 
     def __init__(self, run: build.Run, dataset: Dataset):
-        few = min(len(dataset.train), len(dataset.validation)) < 2
-        if few and run.spec.modality == "image" and run.config.eval.fidelity:
-            raise UserError(
-                f"data.source='{run.config.data.source}' has {len(dataset.train)} training and"
-                f" {len(dataset.validation)} held-out images, too few for a Fréchet distance: add"
-                " images or set eval.fidelity=False"
-            )
         self._run, self._dataset = run, dataset
         self._references: dict[str, float] = {}
 
@@ -59,6 +53,8 @@ class Judge:
         return metrics
 
     def _text(self, state: TrainState) -> dict[str, float]:
+        if self._run.config.eval.batches:
+            return {}  # a part of the held-out text has no references for the whole of it
         if not self._references:
             texts = self._dataset.texts
             self._references = text_eval.baselines(texts["train"], texts["validation"])
@@ -85,7 +81,7 @@ def fidelity_of(data: Data, samples: int) -> Fidelity:
 def train(
     config: Recipe, workdir: str, *, name: str = "train", progress: bool = True
 ) -> dict[str, float]:
-    """Trains, or goes on where the workdir's newest checkpoint stands; evaluates at the end.
+    """Trains, or goes on where the workdir's newest checkpoint stands.
 
     Args:
       config: a recipe, such as `configs/lm/quickstart.py` returns.
@@ -105,11 +101,12 @@ def train(
     dataset = sources.load(c.data)
     run = build.build(c, dataset.spec)
     shapes = run.state_shapes()  # sizes that do not fit are reported before anything is written
-    judge = Judge(run, dataset)
+    check_sampling(run.objective, shapes.sampling_params, c.sample)
     open_workdir(workdir, c.raw)
     checkpoints = Checkpoints(workdir, c.checkpoint.keep, create=True)
     batches = TrainIterator(dataset.train, c.data.batch_size, c.seed, c.data.threads)
-    start, state = begin(run, shapes, checkpoints, batches)
+    start, state = begin(run, shapes, checkpoints, batches, workdir)
+    judge = Judge(run, dataset)
     main = jax.process_index() == 0
     records = log.Records(workdir, start, run.schedules) if main else log.NoRecords()
     bar = log.progress(c.train.steps, start, name) if progress and main else None
@@ -140,13 +137,24 @@ def train(
 
 
 def begin(
-    run: build.Run, shapes: TrainState, checkpoints: Checkpoints, batches: TrainIterator
+    run: build.Run,
+    shapes: TrainState,
+    checkpoints: Checkpoints,
+    batches: TrainIterator,
+    workdir: str,
 ) -> tuple[int, TrainState]:
-    """The step to go on from and its state: the newest checkpoint's, or fresh ones."""
+    """The step to go on from and its state: the newest checkpoint's, or fresh ones.
+
+    Raises:
+      UserError: if the checkpoint is of another config or other data.
+    """
     start = checkpoints.latest() or 0
     if not start:
         init = jax.jit(run.init, out_shardings=replicated(run.mesh))
         return 0, init(jnp.int32(run.config.seed))
+    saved = checkpoints.config(start)
+    check_same(workdir, saved["config"], run.config.raw)
+    check_spec(workdir, saved["spec"], run.spec, run.config.data)
     state, position = checkpoints.restore(start, shapes, replicated(run.mesh))
     batches.seek(position)
     print(f"aigc: going on after step {start}", file=sys.stderr)
@@ -178,8 +186,8 @@ def make_hooks(
 
     return (
         Every(c.eval.every, evaluate_hook, last=c.eval.every > 0),
-        Every(c.sample.every, sample_hook, last=c.sample.every > 0),
         Every(c.checkpoint.every, save_hook, last=True),
+        Every(c.sample.every, sample_hook, last=c.sample.every > 0),
     )
 
 
@@ -194,26 +202,40 @@ def restore(workdir: str) -> tuple[build.Run, TrainState, int]:
     if step is None:
         raise UserError(f"{workdir} holds no complete checkpoint: train there first")
     contents = checkpoints.config(step)
-    run = build.build(build.parse_config(contents["config"]), spec_lib.from_json(contents["spec"]))
+    # On whatever devices there are now, and with no batch to train on.
+    one = {"mesh": "data=1", "train": {**contents["config"]["train"], "accumulate": 1}}
+    config = build.parse_config({**contents["config"], **one})
+    run = build.build(config, spec_lib.from_json(contents["spec"]))
     state, _ = checkpoints.restore(step, run.state_shapes(), replicated(run.mesh))
     checkpoints.close()
     return run, state, step
 
 
-def evaluate(workdir: str) -> dict[str, float]:
+def evaluate(workdir: str, data_dir: str = "") -> dict[str, float]:
     """The held-out metrics of a workdir's newest checkpoint, `loss` among them.
+
+    Args:
+      workdir: a trained run's folder.
+      data_dir: where its prepared data set lies now; where it lay in training if left out.
 
     Raises:
       UserError: if there is no checkpoint, or its data cannot be found.
     """
     run, state, step = restore(workdir)
-    dataset = sources.load(run.config.data)
-    if dataset.spec.to_json() != run.spec.to_json():
-        raise UserError(
-            f"data.source='{run.config.data.source}' is not what {workdir} was trained on: its"
-            " shapes, classes or vocabulary have changed"
-        )
+    data = run.config.data
+    data = dataclasses.replace(data, data_dir=data_dir) if data_dir else data
+    dataset = sources.load(data)
+    check_spec(workdir, run.spec.to_json(), dataset.spec, data)
     return {"step": step, **Judge(run, dataset)(state)}
+
+
+def check_spec(workdir: str, old: dict[str, Any], new: Spec, data: Data) -> None:
+    """Raises UserError if data are not of the kind that a workdir was trained on."""
+    if old != new.to_json():
+        raise UserError(
+            f"data.source='{data.source}' is not what {workdir} was trained on: its shapes, classes"
+            " or vocabulary have changed"
+        )
 
 
 def sample(
@@ -230,6 +252,7 @@ def sample(
     Raises:
       UserError: if there is no checkpoint, or the family has no such option.
     """
+    check_value(int, seed, "seed")
     run, state, _ = restore(workdir)
     if num is not None:
         options["num"] = num

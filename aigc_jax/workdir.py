@@ -14,10 +14,13 @@ CONFIG = "config.json"
 
 def check_workdir(workdir: str, raw: dict[str, Any]) -> None:
     """Raises UserError if the workdir belongs to another config."""
-    path = os.path.join(workdir, CONFIG)
-    if not os.path.exists(path):
-        return
-    phrases = differences(read_config(workdir), raw)
+    if os.path.exists(os.path.join(workdir, CONFIG)):
+        check_same(workdir, read_config(workdir), raw)
+
+
+def check_same(workdir: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raises UserError, naming the fields, if two configs are not of the same run."""
+    phrases = differences(old, new)
     if phrases:
         more = f" and {len(phrases) - 4} more" if len(phrases) > 4 else ""
         raise UserError(
@@ -30,7 +33,10 @@ def read_config(workdir: str) -> dict[str, Any]:
     path = os.path.join(workdir, CONFIG)
     try:
         with open(path, encoding="utf-8") as f:
-            return json.load(f)
+            config = json.load(f)
+        if not isinstance(config, dict):
+            raise ValueError("not a config")
+        return config
     except (OSError, ValueError) as e:
         raise UserError(f"{path} cannot be read ({e}): mend or remove it") from e
 

@@ -1,8 +1,18 @@
 """Settings that must hold before JAX starts."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Compiling takes most of the time, and many tests compile the same tiny programs: the workers and
+# the processes that tests start share one cache for as long as the tests run.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    folder = tempfile.mkdtemp(prefix="aigc_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 from absl import flags

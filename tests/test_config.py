@@ -364,7 +364,6 @@ def test_differences_leave_out_what_a_run_may_change(path, value):
         ("data.split_seed", 1),
         ("ema.halflife", 3.0),
         ("objective.beta", 2.0),
-        ("mesh", "data=1"),
     ],
 )
 def test_differences_see_what_changes_the_numbers(path, value):

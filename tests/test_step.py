@@ -84,7 +84,8 @@ def test_jit_equals_pmap_equals_one_device(family):
     optimizers = {p: optax.sgd(0.1, momentum=0.9) for p in dict.fromkeys(run.objective.turns)}
     step = make_step(run.objective, optimizers, Ema(halflife=20.0))
     results = []
-    for mesh, how in (("data=1", "jit"), ("data=4", "jit"), ("data=4", "pmap")):
+    ways = (("data=1", "jit"), ("data=4", "jit"), ("data=4", "pmap"))
+    for mesh, how in ways if family == "lm" else ways[::2]:  # compiling takes long
         compiled = compile_step(step, make_mesh(mesh), how)
         make = lambda: init_state(run.objective, optimizers, batch, 0, ema=True)  # noqa: E731
         state = jax.jit(make)()
@@ -92,7 +93,8 @@ def test_jit_equals_pmap_equals_one_device(family):
         for _ in range(2):
             state, metrics = compiled(state, compiled.put_batch(batch))
         assert compiled.compiles == 1
-        results.append(jax.device_get((compiled.get_state(state), metrics)))
+        means = {name: mean.value() for name, mean in metrics.items()}
+        results.append(jax.device_get((compiled.get_state(state), means)))
     for other in results[1:]:
         # Sums over devices in another order.
         chex.assert_trees_all_close(results[0], other, rtol=5e-4, atol=5e-5)
@@ -139,6 +141,15 @@ def test_infinite_gradient_is_not_finite():
     state = init_state(Root(), sgd, BATCH, jnp.int32(0), ema=False)
     new, _ = jax.jit(make_step(Root(), sgd))(state, BATCH)
     assert int(new.skipped) == 1 and float(new.params["left"]) == 0.0
+
+
+def test_a_bad_update_of_good_gradients_is_not_finite():
+    broken = optax.stateless(lambda updates, params: jax.tree.map(lambda u: u / 0.0, updates))
+    optimizers = {"left": optax.sgd(0.1), "right": broken}
+    state = init_state(Tug(), optimizers, BATCH, jnp.int32(0), ema=False)
+    new, _ = jax.jit(make_step(Tug(), optimizers))(state, BATCH)
+    chex.assert_trees_all_equal(new.params, state.params)
+    assert int(new.skipped) == 1
 
 
 def test_a_batch_without_weight_moves_nothing():

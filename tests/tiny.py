@@ -96,16 +96,25 @@ def state(run, seed=0):
 
 
 def params(run, family, scale=0.1):
-    """Initial parameters, moved off their zeros, so that every path of a model matters."""
-    return perturbed(jax.jit(run.objective.init)(jax.random.key(0), batch(family))[0], scale=scale)
+    """Random parameters, so that every path of a model matters; nothing is compiled for them."""
+    shapes, _ = jax.eval_shape(run.objective.init, jax.random.key(0), batch(family))
+    ones = jax.tree_util.tree_map_with_path(
+        lambda path, s: np.full(s.shape, "'scale'" in str(path[-1]), s.dtype), shapes
+    )
+    spread = jax.tree.map(lambda x: x + fan_in(x), ones)
+    return perturbed(spread, scale=scale)
 
 
-@jax.jit
+def fan_in(x, seed=0):
+    """Kernels with outputs of about the size of their inputs."""
+    if x.ndim < 2:
+        return np.zeros_like(x)
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=x.shape) / np.sqrt(np.prod(x.shape[:-1]))).astype(x.dtype)
+
+
 def perturbed(tree, seed=1, scale=0.1):
-    leaves, treedef = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    moved = [
-        x + (scale * jax.random.normal(k, x.shape)).astype(x.dtype)
-        for x, k in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, moved)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: (np.asarray(x) + scale * rng.normal(size=x.shape)).astype(x.dtype), tree
+    )

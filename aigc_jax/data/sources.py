@@ -1,8 +1,9 @@
 """Where examples come from: embedded data sets and TFDS, as random-access sources."""
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -107,28 +108,23 @@ def load_tfds(name: str, config: Data) -> Dataset:
             f"there is no data set '{name}' in {config.data_dir} ({hint}): aigc prepare"
             f" --name={name} writes one"
         )
-    try:
+    with readable(name, config):
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=folder)
-        splits = {s: len(builder.as_data_source(split=s)) for s in builder.info.splits}
-    except Exception as e:
-        raise UserError(
-            f"the data set '{name}' in {config.data_dir} cannot be read"
-            f" ({' '.join(str(e).split())[:200]}): prepare it again with --file_format=array_record"
-        ) from e
+        sources = {s: builder.as_data_source(split=s) for s in builder.info.splits}
+        splits = {s: len(source) for s, source in sources.items()}
+        for source in filter(len, sources.values()):
+            source[0]
     if not splits.get("train"):
         raise UserError(
             f"the data set '{name}' has no training examples: it has {splits or 'none'}"
         )
     held_out = next((s for s in ("validation", "test") if splits.get(s)), None)
-
-    def source(split: str) -> Any:
-        return builder.as_data_source(split=split)
-
     features = builder.info.features
     if IMAGE_KEY in features:
-        return _tfds_images(name, features, source, held_out, config)
+        return _tfds_images(name, features, sources, held_out, config)
     if TEXT_KEY in features:
-        texts = {s: _tfds_texts(source(s)) for s in ("train", held_out) if s}
+        with readable(name, config):
+            texts = {s: _tfds_texts(sources[s]) for s in ("train", held_out) if s}
         return text_dataset(texts["train"], texts.get(held_out), config)
     raise UserError(
         f"the data set '{name}' has neither an '{IMAGE_KEY}' nor a '{TEXT_KEY}' feature:"
@@ -136,10 +132,22 @@ def load_tfds(name: str, config: Data) -> Dataset:
     )
 
 
+@contextlib.contextmanager
+def readable(name: str, config: Data) -> Iterator[None]:
+    """Turns whatever TFDS raises for a damaged data set into one sentence."""
+    try:
+        yield
+    except Exception as e:
+        raise UserError(
+            f"the data set '{name}' in {config.data_dir} cannot be read"
+            f" ({' '.join(str(e).split())[:200]}): it must be whole and in ArrayRecord form"
+        ) from e
+
+
 def _tfds_images(
     name: str,
     features: Any,
-    source: Callable[[str], Any],
+    sources: Mapping[str, Any],
     held_out: str | None,
     config: Data,
 ) -> Dataset:
@@ -154,7 +162,7 @@ def _tfds_images(
     spec = ImageSpec(tuple(shape), names)
 
     def getter(split: str) -> Callable[[int], tuple[np.ndarray, int | None]]:
-        records = source(split)
+        records = sources[split]
 
         def get(i: int) -> tuple[np.ndarray, int | None]:
             record = records[i]
@@ -162,11 +170,11 @@ def _tfds_images(
 
         return get
 
-    train, count = getter("train"), len(source("train"))
+    train, count = getter("train"), len(sources["train"])
     if held_out is None:
         return split_images(spec, train, np.arange(count), config)
     indices = np.arange(config.limit or count)[:count]
-    held = Images(getter(held_out), np.arange(len(source(held_out))))
+    held = Images(getter(held_out), np.arange(len(sources[held_out])))
     return Dataset(spec, Images(train, indices), held)
 
 

@@ -15,7 +15,10 @@ class ByteTokenizer:
     size = 257
 
     def encode(self, text: str) -> np.ndarray:
-        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+        try:
+            return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+        except UnicodeEncodeError as e:
+            raise UserError(f"the text is not valid Unicode (at character {e.start})") from e
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of the tokens up to the first separator; broken UTF-8 becomes '�'."""

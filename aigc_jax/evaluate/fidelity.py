@@ -16,6 +16,7 @@ from tqdm import tqdm
 from aigc_jax.config import Optim
 from aigc_jax.data.pipeline import TrainIterator
 from aigc_jax.data.sources import Dataset, Source
+from aigc_jax.errors import UserError
 from aigc_jax.models.classifier import Classifier
 from aigc_jax.objectives.classifier import Classification
 from aigc_jax.ops.image import to_signed
@@ -26,7 +27,7 @@ from aigc_jax.train.optim import make_optimizer
 from aigc_jax.train.state import init_state
 from aigc_jax.train.step import make_step
 
-LIMIT = 10_000  # images on either side
+LIMIT = 10_000  # images on either side; of a larger training set, the classifier sees the first
 STEPS, BATCH = 600, 128
 CLUSTERS = 10
 
@@ -47,16 +48,22 @@ class Fidelity:
     """
 
     def __init__(self, dataset: Dataset, samples: int = 0):
-        train, train_labels = gather(dataset.train, samples or LIMIT)
+        train, train_labels = gather(dataset.train, LIMIT)
         held_out, labels = gather(dataset.validation, LIMIT)
-        self.label_N = train_labels
-        self.num = len(train)
-        if train_labels is None:
+        self.num = min(samples or len(train), len(train))
+        self.label_N = None if train_labels is None else train_labels[: self.num]
+        # One class teaches a classifier nothing.
+        if train_labels is None or train_labels.max() == 0:
             train_labels, labels = cluster(train, held_out)
+        if min(len(train), len(held_out)) < 2:
+            raise UserError(
+                f"{len(train)} training and {len(held_out)} held-out images are too few for a"
+                " Fréchet distance: add images or set eval.fidelity=False"
+            )
         self._features, predict = train_classifier(train, train_labels)
         self._held_out = moments(self._features(held_out))
-        self.floor = self.distance(train)
-        self.baseline = self.distance(gaussian_samples(train, train_labels))
+        self.floor = self.distance(train[: self.num])
+        self.baseline = self.distance(gaussian_samples(train, train_labels)[: self.num])
         self.accuracy = float((predict(held_out) == labels).mean())
 
     def distance(self, images: Images) -> float:

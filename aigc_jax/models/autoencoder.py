@@ -23,7 +23,9 @@ class MLPConfig:
 @dataclasses.dataclass(frozen=True)
 class ConvConfig:
     latent: int = option(32, low=1)
-    channels: tuple[int, ...] = option((32, 64), low=1)  # fine to coarse; the decoder mirrors it
+    channels: tuple[int, ...] = option(
+        (32, 64), low=1, filled=True
+    )  # fine to coarse; the decoder mirrors it
     hidden: int = option(256, low=1)
     conditional: bool = False
 

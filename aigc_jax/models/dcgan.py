@@ -17,8 +17,12 @@ from aigc_jax.models.layers import SubPixelConv, check_size, group_norm, label_o
 @dataclasses.dataclass(frozen=True)
 class DCGANConfig:
     latent: int = option(64, low=1)
-    generator_channels: tuple[int, ...] = option((64, 32), low=1)  # coarse to fine; ×2 between
-    critic_channels: tuple[int, ...] = option((32, 64), low=1)  # fine to coarse; ÷2 between
+    generator_channels: tuple[int, ...] = option(
+        (64, 32), low=1, filled=True
+    )  # coarse to fine; ×2 between
+    critic_channels: tuple[int, ...] = option(
+        (32, 64), low=1, filled=True
+    )  # fine to coarse; ÷2 between
     kernel: int = option(3, low=1)
     norm: bool = True  # group norm in the generator
     conditional: bool = True  # on the class, if the data has classes

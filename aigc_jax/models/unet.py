@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.config import option
+from aigc_jax.errors import UserError
 from aigc_jax.models.layers import Dropout, check_size, group_norm
 from aigc_jax.ops.attention import attention
 from aigc_jax.ops.convolution import downsample, upsample
@@ -18,13 +19,28 @@ from aigc_jax.ops.convolution import downsample, upsample
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    channels: tuple[int, ...] = option((32, 64), low=4)  # one entry per level, fine to coarse
+    channels: tuple[int, ...] = option(
+        (32, 64), low=4, filled=True
+    )  # one entry per level, fine to coarse
     blocks: int = option(2, low=1)  # residual blocks per level
     attention_levels: tuple[int, ...] = option((1,), low=0)  # 0 is the finest
     heads: int = option(4, low=1)
     embedding: int = option(128, low=4)
     dropout: float = option(0.0, low=0.0, high=0.99)
     conditional: bool = True  # on the class, if the data has classes
+
+    def __post_init__(self):
+        for level in self.attention_levels:
+            if level >= len(self.channels):
+                raise UserError(
+                    f"model.attention_levels names level {level}, but model.channels has only"
+                    f" levels 0 to {len(self.channels) - 1}"
+                )
+            if self.channels[level] % self.heads:
+                raise UserError(
+                    f"model.channels[{level}]={self.channels[level]} must be divisible by"
+                    f" model.heads={self.heads}, since that level has attention"
+                )
 
 
 def time_embedding(time_B: jax.Array, size: int) -> jax.Array:

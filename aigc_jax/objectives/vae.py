@@ -139,11 +139,16 @@ class VAE:
         total_B, (log_weight_kB, likelihood_kB) = jax.lax.scan(draw, start_B, jnp.arange(k))
         iwae_B, elbo_B = total_B - jnp.log(k), log_weight_kB.mean(0)
         reconstruction_B = -likelihood_kB.mean(0)
+        # Grey pixels are no outcomes of a Bernoulli: then there is no likelihood to bound.
+        proper = self.config.likelihood == "gaussian" or self.config.binarize != "none"
+        bounds = {
+            "iwae": Mean.of(iwae_B, weight_B),
+            "bits_per_dim": Mean.of(self._bits_per_dim(iwae_B, x), weight_B),
+        }
         return {
             "loss": Mean.of(-elbo_B, weight_B),
             "elbo": Mean.of(elbo_B, weight_B),
-            "iwae": Mean.of(iwae_B, weight_B),
-            "bits_per_dim": Mean.of(self._bits_per_dim(iwae_B, x), weight_B),
+            **(bounds if proper else {}),
             "kl": Mean.of(-elbo_B - reconstruction_B, weight_B),
             "reconstruction": Mean.of(reconstruction_B, weight_B),
         }

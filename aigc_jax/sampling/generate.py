@@ -52,6 +52,18 @@ def generate(
     return np.concatenate(parts)[:num]
 
 
+def check_sampling(objective: Objective, params: Any, options: Any) -> None:
+    """Traces one sample, so that options that cannot be met are known before hours of training.
+
+    Raises:
+      UserError: for such options.
+    """
+    label_N = _labels(objective.num_classes, options, 1, None)
+    label_N = None if label_N is None else jnp.asarray(label_N, jnp.int32)
+    key_N = numbered_keys(jax.random.key(0), np.arange(1))
+    jax.eval_shape(lambda p: objective.sample(p, key_N, Request(options, label_N)), params)
+
+
 def _labels(
     num_classes: int, options: Any, num: int, label_N: np.ndarray | None
 ) -> np.ndarray | None:

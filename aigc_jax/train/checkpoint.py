@@ -25,6 +25,8 @@ class Checkpoints:
 
     def __init__(self, workdir: str, keep: int = 2, create: bool = False):
         self._folder = os.path.join(os.path.abspath(os.path.expanduser(workdir)), FOLDER)
+        if os.path.exists(self._folder) and not os.path.isdir(self._folder):
+            raise UserError(f"{self._folder} is in the way: it must be a folder")
         if not create and not os.path.isdir(self._folder):
             raise UserError(f"{workdir} holds no checkpoint: train there first with aigc train")
         policy = ocp.checkpoint_managers.preservation_policy.LatestN(keep)
@@ -48,9 +50,8 @@ class Checkpoints:
 
     def config(self, step: int) -> dict[str, Any]:
         """What `save` was given as `config`."""
-        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))[
-            "config"
-        ]
+        items = ocp.args.Composite(config=ocp.args.JsonRestore())
+        return self._restore(step, items)["config"]
 
     def restore(self, step: int, shapes: Any, sharding: Any) -> tuple[Any, dict[str, Any]]:
         """State and data position of a step.
@@ -66,15 +67,20 @@ class Checkpoints:
         abstract = jax.tree.map(
             lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes
         )
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
+        restored = self._restore(
+            step,
+            ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
+            ),
         )
+        return restored["state"], restored["data"]
+
+    def _restore(self, step: int, items: ocp.args.Composite) -> Any:
         try:
-            restored = self._manager.restore(step, args=items)
+            return self._manager.restore(step, args=items)
         except (ValueError, KeyError, TypeError, OSError) as e:
             reason = " ".join(str(e).split())[:200]
             raise UserError(f"checkpoint {step} in {self._folder} cannot be read ({reason})") from e
-        return restored["state"], restored["data"]
 
     def wait(self) -> None:
         """Returns when the last save is complete."""

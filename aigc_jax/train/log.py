@@ -34,11 +34,7 @@ class MetricsFile:
 
     def write(self, record: dict[str, Any]) -> None:
         """`record` has `step`, `kind` ("train", "eval") and numbers."""
-        # JSON has no NaN: a value that is not finite is null.
-        clean = {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in record.items()
-        }
+        clean = finite_json(record)
         self._file.write(json.dumps(clean) + "\n")
         self._file.flush()
         for key, value in clean.items():
@@ -53,6 +49,13 @@ class MetricsFile:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+def finite_json(record: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: a value that is not finite is null."""
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
+    }
 
 
 class Records:
@@ -113,9 +116,11 @@ def read_metrics(workdir: str) -> list[dict[str, Any]]:
     with open(path, encoding="utf-8") as f:
         for line in f:
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except json.JSONDecodeError:
                 break
+            if isinstance(record, dict) and "step" in record:
+                records.append(record)
     return records
 
 

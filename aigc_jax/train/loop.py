@@ -29,7 +29,7 @@ class Every:
 class Progress(Protocol):
     def update(self, n: int = 1) -> Any: ...
 
-    def set_postfix_str(self, s: str) -> Any: ...
+    def set_postfix_str(self, s: str, refresh: bool = True) -> Any: ...
 
 
 def fit(
@@ -82,7 +82,7 @@ def fit(
                 )
             compiles = step_fn.compiles
             if progress:
-                progress.set_postfix_str(postfix(record))
+                progress.set_postfix_str(postfix(record), refresh=False)
             began = time.perf_counter()
             for hook in due:
                 hook.hook(step, step_fn.get_state(state))

@@ -100,6 +100,7 @@ def make_optimizer(
         chain = optax.contrib.muon(
             lr,
             beta=config.b1,
+            eps=config.eps,
             weight_decay=config.weight_decay,
             weight_decay_mask=decay_mask,
             adam_b1=config.b1,

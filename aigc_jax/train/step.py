@@ -36,6 +36,8 @@ def make_step(
       ema: the average to keep, if any.
       accumulate: microbatches; B must be divisible by it.
 
+    A player that moves several times in a step sees the same batch with fresh noise each time.
+
     `axis` names the mapped axis under `pmap`, where `batch` is this device's share.
     """
     players = tuple(dict.fromkeys(objective.turns))
@@ -52,10 +54,12 @@ def make_step(
                 objective, player, params, mutables, batch, key_B, state.step, accumulate, axis
             )
             norm = optax.global_norm(grads)
-            finite &= jnp.isfinite(loss.total) & jnp.isfinite(norm)
             updates, opt_state[player] = optimizers[player].update(
                 grads, opt_state[player], params[player]
             )
+            # An optimizer can make a bad update of good gradients: 0 / 0 with eps = 0, for one.
+            for size in (loss.total, norm, optax.global_norm(updates)):
+                finite &= jnp.isfinite(size)
             params[player] = optax.apply_updates(params[player], updates)
             aux = {"loss": loss, "grad_norm": Mean.of(norm), **aux}
             prefix = f"{player}/" if len(players) > 1 else ""
@@ -63,7 +67,9 @@ def make_step(
         averages = state.ema
         if ema:
             size = batch["weight"].shape[0] * (jax.lax.axis_size(axis) if axis else 1)
-            averages = ema_lib.update(averages, params, ema_lib.decay(ema, state.step * size, size))
+            averages = ema_lib.update(
+                averages, params, ema_lib.decay(ema, state.step.astype(jnp.float32) * size, size)
+            )
         moved = (params, opt_state, averages, mutables)
         stayed = (state.params, state.opt_state, state.ema, state.mutables)
         params, opt_state, averages, mutables = jax.tree.map(

@@ -108,11 +108,14 @@ def _image_files(root: str) -> list[tuple[str, str | None]]:
 
 def _open_image(Image: Any, file: str) -> Any:
     """The decoded image; UserError names a file that is broken or absurdly large."""
+    from PIL import ImageOps
+
     try:
         image = Image.open(file)
         if image.width * image.height > MAX_PIXELS:
             raise UserError(f"{file} claims {image.width}×{image.height} pixels: too large")
         image.load()
+        image = ImageOps.exif_transpose(image)  # as a viewer shows it
     except UserError:
         raise
     except Exception as e:
