@@ -11,7 +11,7 @@ from aigc_jax import run
 from aigc_jax.data import sources
 from aigc_jax.errors import UserError
 from aigc_jax.recipes import load_recipe
-from aigc_jax.report.curves import save_curves
+from aigc_jax.report.curves import save_curves, side_by_side
 from aigc_jax.report.grid import save_images
 from aigc_jax.report.page import Row, Section, terminal_table, write_page
 from aigc_jax.train.log import read_metrics
@@ -47,6 +47,7 @@ def demonstrate(workdir: str) -> str:
     """
     if not os.path.isdir(RECIPES):
         raise UserError("the demo needs the folder configs/ of the repository: run it there")
+    workdir = os.path.expanduser(workdir)
     began = time.perf_counter()
     sections, table = [], [("family", "trained", "measure", "this run", "beside it")]
     for family in FAMILIES:
@@ -60,11 +61,27 @@ def demonstrate(workdir: str) -> str:
         os.path.join(workdir, "index.html"),
         "aigc_jax: four families, one train step",
         "Everything below was trained, evaluated and drawn by one command on this machine, in"
-        f" {time.perf_counter() - began:.0f} seconds.",
+        f" {seconds_since(began)} seconds.",
         sections,
     )
-    print(f"\n{terminal_table(table)}\n\nopen {path}")
+    overview(workdir)
+    print(f"\n{terminal_table(table)}\n\n{seconds_since(began)} s in all; open {path}")
     return path
+
+
+def seconds_since(began: float) -> int:
+    return round(time.perf_counter() - began)
+
+
+def overview(workdir: str) -> str:
+    """The image families beside held-out images, in one picture."""
+    drawn = {
+        FAMILIES[family][0]: os.path.join(workdir, family, "samples", "demo.png")
+        for family in ("gan", "vae", "diffusion")
+    }
+    held_out = os.path.join(workdir, "vae", "samples", "held_out.png")
+    pictures = {**drawn, "held out": held_out}
+    return side_by_side(pictures, os.path.join(workdir, "overview.png"))
 
 
 def show(family: str, workdir: str) -> tuple[Section, float]:

@@ -22,7 +22,7 @@ from aigc_jax.data.spec import Spec
 from aigc_jax.errors import UserError
 from aigc_jax.evaluate import text as text_eval
 from aigc_jax.evaluate.fidelity import Fidelity
-from aigc_jax.evaluate.heldout import evaluate_heldout
+from aigc_jax.evaluate.heldout import HeldOut
 from aigc_jax.parallel.mesh import replicated
 from aigc_jax.report.grid import save_images, save_texts
 from aigc_jax.sampling.generate import check_sampling, generate
@@ -40,14 +40,13 @@ class Judge:
 
     def __init__(self, run: build.Run, dataset: Dataset):
         self._run, self._dataset = run, dataset
+        self._held_out = HeldOut(run.objective, run.mesh)
         self._references: dict[str, float] = {}
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         run, c = self._run, self._run.config
         batches = eval_batches(self._dataset.validation, c.eval.batch_size, c.eval.batches)
-        metrics = evaluate_heldout(
-            run.objective, state.sampling_params, state.mutables, batches, run.mesh
-        )
+        metrics = self._held_out(state.sampling_params, state.mutables, batches)
         if jax.process_index() == 0:
             metrics |= {"text": self._text, "image": self._image}[run.spec.modality](state)
         return metrics

@@ -1,7 +1,7 @@
-"""A run's records as curves."""
+"""A run's records as curves, and pictures in a row."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -35,5 +35,23 @@ def save_curves(records: Sequence[dict[str, Any]], path: str, keys: Sequence[str
         axes.tick_params(labelsize=8)
         axes.legend(fontsize=8)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def side_by_side(pictures: Mapping[str, str], path: str) -> str:
+    """PNGs in one row, each under its title; returns the path of the new PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    figure = Figure(figsize=(3.4 * len(pictures), 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for i, (title, file) in enumerate(pictures.items()):
+        axes = figure.add_subplot(1, len(pictures), i + 1)
+        with Image.open(file) as image:
+            axes.imshow(image.convert("RGB"), interpolation="nearest")
+        axes.set_title(title)
+        axes.axis("off")
     figure.savefig(path, dpi=110)
     return path
