@@ -6,8 +6,8 @@
 
 `--config.objective.parameterisation=flow` or `=ddpm` trains the other two parameterisations.
 
-On 2 CPU cores: 75 seconds to a Fréchet classifier distance of 3.4 (training images 2.1, Gaussian per
-class 7.5).
+On 2 CPU cores: 75 seconds to a Fréchet classifier distance of 3.4 (training images 2.1, Gaussian
+per class 7.5).
 """
 
 import aigc_jax
