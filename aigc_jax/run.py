@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from tqdm import tqdm
 
 from aigc_jax import build
 from aigc_jax.config import Data, check_value
 from aigc_jax.data import sources
 from aigc_jax.data import spec as spec_lib
-from aigc_jax.data.pipeline import TrainIterator, eval_batches
+from aigc_jax.data.pipeline import TrainIterator, eval_batches, num_batches
 from aigc_jax.data.sources import Dataset
 from aigc_jax.data.spec import Spec
 from aigc_jax.errors import UserError
@@ -45,8 +46,10 @@ class Judge:
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         run, c = self._run, self._run.config
-        batches = eval_batches(self._dataset.validation, c.eval.batch_size, c.eval.batches)
-        metrics = self._held_out(state.sampling_params, state.mutables, batches)
+        which = self._dataset.validation, c.eval.batch_size, c.eval.batches
+        total = num_batches(*which)
+        bar = tqdm(eval_batches(*which), "evaluating", total, leave=False, unit="batch", delay=5)
+        metrics = self._held_out(state.sampling_params, state.mutables, bar)
         if jax.process_index() == 0:
             metrics |= {"text": self._text, "image": self._image}[run.spec.modality](state)
         return metrics

@@ -81,6 +81,12 @@ class _Shift(grain.transforms.RandomMap):
         return {"tokens": tokens, "weight": np.ones(len(tokens) - 1, np.float32)}
 
 
+def num_batches(source: Source, batch_size: int, limit: int = 0) -> int:
+    """How many batches `eval_batches` makes."""
+    batches = -(-len(source) // batch_size)
+    return min(limit, batches) if limit else batches
+
+
 def eval_batches(source: Source, batch_size: int, limit: int = 0) -> Iterator[HostBatch]:
     """Every example once, in order; the last batch is filled up with examples of weight 0.
 
@@ -92,8 +98,7 @@ def eval_batches(source: Source, batch_size: int, limit: int = 0) -> Iterator[Ho
       limit: at most this many batches; 0: all.
     """
     local, count = local_size(batch_size, jax.process_count()), len(source)
-    batches = -(-count // batch_size)
-    for k in range(min(limit, batches) if limit else batches):
+    for k in range(num_batches(source, batch_size, limit)):
         first = k * batch_size + jax.process_index() * local
         rows = [_row(source, first + i, count) for i in range(local)]
         yield {key: np.stack([row[key] for row in rows]) for key in rows[0]}

@@ -42,7 +42,8 @@ def generate(
     label_N = _labels(objective.num_classes, options, num, label_N)
     size = min(num, batch_size)
     parts = []
-    bar = tqdm(range(0, num, size), desc="sampling", unit="batch", leave=False, delay=2)
+    few = num <= size
+    bar = tqdm(range(0, num, size), desc="sampling", unit="batch", leave=False, disable=few)
     for first in bar:
         index = np.arange(first, first + size)  # the last batch is filled up and cut
         key_N = numbered_keys(jax.random.key(seed), index)
