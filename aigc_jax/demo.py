@@ -60,7 +60,7 @@ def demonstrate(workdir: str) -> str:
     path = write_page(
         os.path.join(workdir, "index.html"),
         "aigc_jax: four families, one train step",
-        "Everything below was trained, evaluated and drawn by one command on this machine, in"
+        "Everything below was trained, evaluated and drawn on this machine; this call took"
         f" {seconds_since(began)} seconds.",
         sections,
     )
