@@ -31,7 +31,7 @@ from aigc_jax.train import log
 from aigc_jax.train.checkpoint import Checkpoints
 from aigc_jax.train.loop import Every, fit
 from aigc_jax.train.state import TrainState
-from aigc_jax.workdir import check_same, check_workdir, open_workdir
+from aigc_jax.workdir import check_same, check_workdir, open_workdir, write_config
 
 Recipe = Mapping[str, Any] | ml_collections.ConfigDict
 
@@ -104,12 +104,14 @@ def train(
     run = build.build(c, dataset.spec)
     shapes = run.state_shapes()  # sizes that do not fit are reported before anything is written
     check_sampling(run.objective, shapes.sampling_params, c.sample)
-    open_workdir(workdir, c.raw)
+    open_workdir(workdir)
     checkpoints = Checkpoints(workdir, c.checkpoint.keep, create=True)
     batches = TrainIterator(dataset.train, c.data.batch_size, c.seed, c.data.threads)
     start, state = begin(run, shapes, checkpoints, batches, workdir)
     judge = Judge(run, dataset)
     main = jax.process_index() == 0
+    if main:
+        write_config(workdir, c.raw)
     records = log.Records(workdir, start, run.schedules) if main else log.NoRecords()
     bar = log.progress(c.train.steps, start, name) if progress and main else None
     try:

@@ -4,8 +4,6 @@ import json
 import os
 from typing import Any
 
-import jax
-
 from aigc_jax.config import differences
 from aigc_jax.errors import UserError
 
@@ -41,14 +39,20 @@ def read_config(workdir: str) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({e}): mend or remove it") from e
 
 
-def open_workdir(workdir: str, raw: dict[str, Any]) -> None:
-    """Makes the folder and writes config.json."""
+def open_workdir(workdir: str) -> None:
+    """Makes the folder; UserError if it cannot be written."""
     try:
         os.makedirs(os.path.join(workdir, "samples"), exist_ok=True)
-        if jax.process_index() == 0:
-            temporary = os.path.join(workdir, CONFIG + ".tmp")
-            with open(temporary, "w", encoding="utf-8") as f:
-                json.dump(raw, f, indent=2)
-            os.replace(temporary, os.path.join(workdir, CONFIG))
+    except OSError as e:
+        raise UserError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
+
+
+def write_config(workdir: str, raw: dict[str, Any]) -> None:
+    """Writes config.json, whole or not at all; UserError if it cannot be written."""
+    temporary = os.path.join(workdir, CONFIG + ".tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as f:
+            json.dump(raw, f, indent=2)
+        os.replace(temporary, os.path.join(workdir, CONFIG))
     except OSError as e:
         raise UserError(f"--workdir={workdir} cannot be written: {e.strerror}") from e

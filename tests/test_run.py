@@ -212,6 +212,13 @@ def test_another_config_is_refused_and_nothing_is_lost(tmp_path):
     assert "optim.lr was 0.01 and is now 0.5" in message and "seed was 0 and is now 3" in message
     chex.assert_trees_all_equal(before, final_state(tmp_path))
     assert (tmp_path / "config.json").read_text() == kept
+    # Without config.json the checkpoint itself tells, and a refusal leaves no wrong one behind.
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"seed was 0 and is now 3"):
+        train("vae", tmp_path, seed=3)
+    assert not (tmp_path / "config.json").exists()
+    train("vae", tmp_path)
+    assert (tmp_path / "config.json").read_text() == kept
 
 
 @pytest.mark.parametrize(
