@@ -20,7 +20,7 @@ from aigc_jax.objectives import diffusion, gan, lm, vae
 from aigc_jax.objectives.base import Objective
 from aigc_jax.parallel.mesh import check_batch, make_mesh
 from aigc_jax.train.compile import CompiledStep, compile_step
-from aigc_jax.train.optim import make_optimizer
+from aigc_jax.train.optim import Optimizers, make_optimizer
 from aigc_jax.train.state import TrainState, init_state
 from aigc_jax.train.step import make_step
 
@@ -159,6 +159,7 @@ class Run:
       init: seed → a fresh state; pure.
       step: the compiled train step.
       mesh: the devices.
+      optimizers: `{player: Optax transformation}`.
       schedules: `{player: learning rate at a training step}`.
     """
 
@@ -168,6 +169,7 @@ class Run:
     init: Callable[[jax.Array], TrainState]
     step: CompiledStep
     mesh: Mesh
+    optimizers: Optimizers
     schedules: Mapping[str, Callable[[jax.Array], jax.Array]]
 
     def state_shapes(self) -> TrainState:
@@ -223,6 +225,7 @@ def build(config: Config, spec: Spec) -> Run:
         init=init,
         step=compile_step(step, mesh, config.train.compile),
         mesh=mesh,
+        optimizers=optimizers,
         schedules={p: schedule for p, (_, schedule) in made.items()},
     )
 

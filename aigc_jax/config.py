@@ -25,6 +25,7 @@ FREE_FIELDS = (
     "eval.",
     "sample.",
     "checkpoint.",
+    "guard.",
     "data.data_dir",
     "data.threads",
 )
@@ -115,6 +116,19 @@ class Sample:
 class Checkpoint:
     every: int = option(500, low=0)  # 0: only at the end
     keep: int = option(2, low=1)
+    on_error: str = option("stop", choices=("stop", "continue"))  # when the disk is full, say
+
+
+@dataclasses.dataclass(frozen=True)
+class Guard:
+    """What is done about training that goes wrong."""
+
+    max_skipped: int = option(25, low=0)  # stop after so many non-finite steps in a row; 0: never
+    spike_threshold: float = option(0.0, low=0.0)  # a loss so many deviations up is a jump; 0: none
+    spike_history: int = option(64, low=2)  # steps that a loss is compared with
+    max_rollbacks: int = option(0, low=0)  # go back to a checkpoint and skip the data so many times
+    peer_timeout: int = option(60, low=2)  # seconds until a silent process counts as dead
+    stuck_timeout: int = option(1800, low=2)  # seconds in which no process moves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +145,7 @@ class Config:
     eval: Eval
     sample: Any
     checkpoint: Checkpoint
+    guard: Guard
     mesh: str  # axis sizes, "data=-1": all devices
     raw: dict[str, Any]  # the whole config as plain JSON values, every default written out
 
@@ -183,7 +198,9 @@ class Config:
 
 
 NAMED = ("model", "objective")  # sections whose `name` chooses a class from a registry
-COMMON_SECTIONS = dict(data=Data, train=Train, ema=Ema, eval=Eval, checkpoint=Checkpoint)
+COMMON_SECTIONS = dict(
+    data=Data, train=Train, ema=Ema, eval=Eval, checkpoint=Checkpoint, guard=Guard
+)
 
 
 def parse_optim(value: Mapping[str, Any]) -> dict[str, Optim]:

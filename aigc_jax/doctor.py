@@ -1,4 +1,4 @@
-"""What this machine has: versions, devices, the speed of a small matrix product."""
+"""What this machine has (versions, devices, the speed of a matrix product), and how a run is."""
 
 import glob
 import os
@@ -6,6 +6,8 @@ import platform
 import shutil
 import time
 from importlib import metadata
+
+from aigc_jax.errors import UserError
 
 PACKAGES = (
     "jax",
@@ -44,6 +46,67 @@ def examine() -> int:
         print(f"aigc: warning: {missing}")
         return 1
     return 0
+
+
+def examine_workdir(workdir: str) -> int:
+    """Prints how a run stands: its records, checkpoints and troubles; 1 if something is wrong.
+
+    Every checkpoint is read and checked against its fingerprints.
+
+    Raises:
+      UserError: if there is no such folder, or no run in it.
+    """
+    from aigc_jax.train import checkpoint, diagnose, log
+    from aigc_jax.workdir import LOCK, alive, read_config, read_lock
+
+    if not os.path.isdir(workdir):
+        raise UserError(f"there is no folder {workdir}: give the --workdir of a run")
+    config = read_config(workdir)
+    print(f"{workdir}: {config['objective']['name']}, {config['train']['steps']} steps asked for")
+    holder = read_lock(workdir)
+    if holder and alive(holder):
+        print(f"in use by process {holder['pid']} on {holder['host']}")
+    elif holder:
+        print(f"the last run (process {holder['pid']} on {holder['host']}) was killed: {LOCK} is"
+              " stale and in nobody's way")  # fmt: skip
+    records = log.read_metrics(workdir)
+    if records:
+        last = records[-1]
+        losses = {k: v for k, v in last.items() if k.split("/")[-1] == "loss"}
+        print(f"{len(records)} records, the last ({last['kind']}) of step {last['step']}: {losses}")
+    wrong = _checkpoints(workdir, checkpoint.steps_in(workdir))
+    lost = checkpoint.last_saved(workdir)
+    if lost > max(checkpoint.steps_in(workdir), default=0):
+        print(f"checkpoint {lost} was saved, but is gone")
+        wrong += 1
+    aside = os.path.join(workdir, checkpoint.DAMAGED)
+    if os.path.isdir(aside):
+        print(f"put aside, because they could not be read: {', '.join(sorted(os.listdir(aside)))}"
+              f" in {aside}")  # fmt: skip
+    for place, report in diagnose.reports(workdir):
+        wrong += 1
+        print("\n".join([f"{place}:", *diagnose.explain(report)]))
+    return 1 if wrong else 0
+
+
+def _checkpoints(workdir: str, steps: list[int]) -> int:
+    """Prints how each checkpoint is; returns how many are damaged."""
+    from aigc_jax.run import load
+    from aigc_jax.train.checkpoint import Damaged, Reader
+
+    if not steps:
+        print("no checkpoint")
+        return 0
+    reader, damaged = Reader(workdir), 0
+    for step in steps:
+        try:
+            load(reader, step, reader.contents(step))
+            print(f"checkpoint {step}: whole")
+        except Damaged as e:
+            damaged += 1
+            print(f"checkpoint {step}: damaged ({e})")
+    reader.close()
+    return damaged
 
 
 def matmul_seconds() -> float:

@@ -1,4 +1,8 @@
-"""The one exception that the command line turns into a sentence instead of a traceback."""
+"""The errors that the command line turns into a sentence instead of a traceback, and exit codes.
+
+The codes follow BSD's `sysexits.h`, so that a scheduler can tell what to do: 75 means run the same
+command again, 74 free some space first, 70 look at the run first.
+"""
 
 import difflib
 from collections.abc import Iterable
@@ -8,8 +12,46 @@ class UserError(Exception):
     """Something that the person at the keyboard can put right.
 
     The message is one sentence that says what is wrong and what to do. `aigc` prints it without a
-    traceback and exits with status 2.
+    traceback and exits with `code`.
     """
+
+    code = 2
+
+
+class PeerLost(UserError):
+    """Another process of the run is dead or stuck."""
+
+    code = 69
+
+
+class NotFinite(UserError):
+    """Training went on to produce numbers that are not finite."""
+
+    code = 70
+
+
+class OutOfMemory(UserError):
+    """The run needs more memory than there is."""
+
+    code = 71
+
+
+class StorageError(UserError):
+    """The workdir cannot be written: full, gone or read-only."""
+
+    code = 74
+
+
+class Stopped(UserError):
+    """The run was asked to stop and has saved its state; the same command goes on with it."""
+
+    code = 75
+
+
+def one_line(error: object, limit: int = 200) -> str:
+    """What an exception says, without line breaks."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from aigc_jax.errors import UserError, nearest
+from aigc_jax.errors import Stopped, UserError, nearest
+from aigc_jax.parallel import coordination
+from aigc_jax.parallel.stop import Stop
 
 FLAGS = flags.FLAGS
 
@@ -34,6 +36,10 @@ flags.DEFINE_string("name", None, "Name of the data set to write.")
 flags.DEFINE_string("data_dir", "~/tensorflow_datasets", "Folder of data sets.")
 flags.DEFINE_integer("image_size", 0, "Resize and crop images to this many pixels a side.")
 flags.DEFINE_string("text_field", "text", "Field of a JSONL record that holds its text.")
+flags.DEFINE_bool("deterministic", False, "Only operations that repeat bit for bit, on a GPU too.")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, or auto on a cluster that tells.")
+flags.DEFINE_integer("num_processes", None, "How many processes train together.")
+flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 SAMPLE_OPTIONS = (
     "prompt",
@@ -48,28 +54,44 @@ SAMPLE_OPTIONS = (
 )
 # What each command does, the flags it needs and those it may have.
 COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
-    "train": ("trains a recipe, or goes on where it stopped", ("config", "workdir"), ()),
-    "eval": ("evaluates a trained workdir on held-out data", ("workdir",), ("data_dir",)),
+    "train": (
+        "trains a recipe, or goes on where it stopped",
+        ("config", "workdir"),
+        ("deterministic", "coordinator", "num_processes", "process_id"),
+    ),
+    "eval": (
+        "evaluates a trained workdir on held-out data",
+        ("workdir",),
+        ("data_dir", "deterministic"),
+    ),
     "sample": (
         "draws from a trained workdir",
         ("workdir",),
-        ("num", "seed", "out", *SAMPLE_OPTIONS),
+        ("num", "seed", "out", "deterministic", *SAMPLE_OPTIONS),
     ),
     "prepare": (
         "turns own files into a data set",
         ("from", "name"),
         ("data_dir", "image_size", "text_field"),
     ),
-    "doctor": ("shows devices, versions and a matmul's speed", (), ()),
+    "doctor": ("shows what this machine has, or how a workdir is", (), ("workdir",)),
     "demo": ("trains all four families and writes a page", ("workdir",), ()),
 }
 
 
 def train() -> None:
-    from aigc_jax import run
+    # Before anything slow is imported, so that a signal is heard at any time.
+    with Stop().listen() as stop:
+        with stop.free(lambda: None):
+            from aigc_jax import run
 
-    run.train(FLAGS.config, FLAGS.workdir)
-    print(f"trained: {FLAGS.workdir}")
+            if FLAGS.coordinator:
+                from aigc_jax.parallel.processes import join
+
+                join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+        run.train(FLAGS.config, FLAGS.workdir, stop=stop)
+    if coordination.joined()[0] == 0:
+        print(f"trained: {FLAGS.workdir}")
 
 
 def evaluate() -> None:
@@ -110,9 +132,9 @@ def prepare() -> None:
 
 
 def doctor() -> int:
-    from aigc_jax.doctor import examine
+    from aigc_jax.doctor import examine, examine_workdir
 
-    return examine()
+    return examine_workdir(FLAGS.workdir) if FLAGS.workdir else examine()
 
 
 def demo() -> None:
@@ -206,7 +228,19 @@ def main(argv: Sequence[str]) -> int | None:
     for name in ("workdir", "out"):  # a shell leaves the ~ of --workdir=~/w alone
         if FLAGS[name].value:
             FLAGS[name].value = os.path.expanduser(FLAGS[name].value)
+    if FLAGS.deterministic:
+        make_deterministic()
     return RUN[argv[1]]()
+
+
+def make_deterministic() -> None:
+    """What a GPU needs to give the same bits twice; must come before JAX is imported.
+
+    Operations whose results depend on the order of atomic additions are replaced, and kernels are
+    not chosen by timing them. A CPU needs nothing.
+    """
+    wanted = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {wanted}".strip()
 
 
 def run(argv: Sequence[str] | None = None) -> None:
@@ -215,14 +249,23 @@ def run(argv: Sequence[str] | None = None) -> None:
     try:
         app.run(main, argv=list(argv or sys.argv), flags_parser=parse_flags)
     except UserError as e:
-        print(f"aigc: error: {e}", file=sys.stderr)
-        sys.exit(2)
+        print(f"aigc: error: {e}" if e.code != Stopped.code else f"aigc: {e}", file=sys.stderr)
+        leave(e.code)
     except KeyboardInterrupt:
         print(
             "aigc: interrupted; a training run goes on from its newest checkpoint",
             file=sys.stderr,
         )
         sys.exit(130)
+
+
+def leave(code: int) -> None:
+    """Ends the process; one of several does not wait for the others, which may never end."""
+    if coordination.joined()[1] > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

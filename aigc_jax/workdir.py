@@ -1,13 +1,17 @@
-"""A run's folder: whose it is, and its config.json."""
+"""A run's folder: whose it is, who is writing there, and its config.json."""
 
+import contextlib
+import fcntl
 import json
 import os
+import socket
+from collections.abc import Iterator
 from typing import Any
 
 from aigc_jax.config import differences
-from aigc_jax.errors import UserError
+from aigc_jax.errors import StorageError, UserError
 
-CONFIG = "config.json"
+CONFIG, LOCK = "config.json", "lock"
 
 
 def check_workdir(workdir: str, raw: dict[str, Any]) -> None:
@@ -28,6 +32,7 @@ def check_same(workdir: str, old: dict[str, Any], new: dict[str, Any]) -> None:
 
 
 def read_config(workdir: str) -> dict[str, Any]:
+    """The config.json of a workdir; UserError if it is none."""
     path = os.path.join(workdir, CONFIG)
     try:
         with open(path, encoding="utf-8") as f:
@@ -35,24 +40,116 @@ def read_config(workdir: str) -> dict[str, Any]:
         if not isinstance(config, dict):
             raise ValueError("not a config")
         return config
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"{path} cannot be read ({e}): mend or remove it") from e
 
 
 def open_workdir(workdir: str) -> None:
-    """Makes the folder; UserError if it cannot be written."""
-    try:
+    """Makes the folder; StorageError if it cannot be written."""
+    with writing(workdir):
         os.makedirs(os.path.join(workdir, "samples"), exist_ok=True)
-    except OSError as e:
-        raise UserError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
 
 
 def write_config(workdir: str, raw: dict[str, Any]) -> None:
-    """Writes config.json, whole or not at all; UserError if it cannot be written."""
-    temporary = os.path.join(workdir, CONFIG + ".tmp")
+    """Writes config.json, whole or not at all; StorageError if it cannot be written."""
+    with writing(workdir):
+        write_whole(os.path.join(workdir, CONFIG), json.dumps(raw, indent=2))
+
+
+@contextlib.contextmanager
+def writing(workdir: str) -> Iterator[None]:
+    """Turns what goes wrong with a file of the workdir into a StorageError."""
     try:
-        with open(temporary, "w", encoding="utf-8") as f:
-            json.dump(raw, f, indent=2)
-        os.replace(temporary, os.path.join(workdir, CONFIG))
+        yield
     except OSError as e:
-        raise UserError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
+        raise StorageError(f"--workdir={workdir} cannot be written: {e.strerror or e}") from e
+
+
+def write_whole(path: str, text: str) -> None:
+    """Writes a file so that after a crash either the old one or the new one is there."""
+    temporary = path + ".tmp"
+    with open(temporary, "w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+class Lock:
+    """One writer per workdir.
+
+    The operating system holds the lock as long as the process lives, so a dead process leaves none
+    behind, however it died. Where the file system has no locks, the file's host and pid decide.
+    """
+
+    def __init__(self, workdir: str):
+        self._workdir, self._path = workdir, os.path.join(workdir, LOCK)
+        with writing(workdir):
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._refuse(self._holder())
+            except OSError:
+                holder = self._holder()
+                if alive(holder):
+                    self._refuse(holder)
+            me = {"host": socket.gethostname(), "pid": os.getpid()}
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, json.dumps(me).encode(), 0)
+
+    def _holder(self) -> dict[str, Any]:
+        return read_lock(self._workdir)
+
+    def _refuse(self, holder: dict[str, Any]) -> None:
+        os.close(self._fd)
+        raise UserError(
+            f"{self._workdir} is in use by process {holder.get('pid', '?')} on"
+            f" {holder.get('host', 'an unknown host')}: wait for it, stop it, or choose another"
+            " --workdir"
+        )
+
+    def check(self) -> None:
+        """Raises StorageError if the workdir was deleted or replaced under the run."""
+        try:
+            same = os.path.samestat(os.stat(self._path), os.fstat(self._fd))
+        except OSError:
+            same = False
+        if not same:
+            raise StorageError(
+                f"--workdir={self._workdir} was deleted or replaced while the run was writing there"
+            )
+
+    def release(self) -> None:
+        """Leaves the (empty) file: removing it would race with the next run's opening it."""
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, 0)
+            os.close(self._fd)
+            self._fd = -1
+
+
+def read_lock(workdir: str) -> dict[str, Any]:
+    """Host and pid of the run that writes to a workdir, or wrote there until it was killed."""
+    try:
+        with open(os.path.join(workdir, LOCK), encoding="utf-8") as f:
+            holder = json.load(f)
+    except (OSError, ValueError):
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def alive(holder: dict[str, Any]) -> bool:
+    """Whether a lock's holder may still be running; another host's cannot be asked."""
+    pid = holder.get("pid")
+    if not isinstance(pid, int):
+        return False
+    if holder.get("host") != socket.gethostname():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return pid != os.getpid()

@@ -17,7 +17,9 @@ from aigc_jax.errors import UserError
 # What people have in their scripts: a flag may be added here, but not renamed or taken away.
 FLAG_NAMES = [
     "config",
+    "coordinator",
     "data_dir",
+    "deterministic",
     "from",
     "guidance",
     "image_size",
@@ -25,7 +27,9 @@ FLAG_NAMES = [
     "max_new_tokens",
     "name",
     "num",
+    "num_processes",
     "out",
+    "process_id",
     "prompt",
     "sampler",
     "seed",

@@ -46,10 +46,15 @@ class TrainIterator:
         local = local_size(batch_size, processes)
         # As good as endless; Grain cannot take the length of an endless one in batches of 1.
         epochs = 2**53 // max(len(source), 1)
-        data = grain.MapDataset.source(source).seed(seed).shuffle().repeat(epochs)
+
+        def shuffled(examples: Any) -> grain.MapDataset:
+            return grain.MapDataset.source(examples).seed(seed).shuffle().repeat(epochs)
+
+        data = shuffled(source)
         if isinstance(source, Windows):
             data = data.random_map(_Shift(source))
         data = data.batch(local)[process::processes]
+        self._ids = shuffled(range(len(source))).batch(batch_size)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * max(threads, 1))
         self._iterator = iter(data.to_iter_dataset(options))
         self.batch_size = batch_size
@@ -66,8 +71,16 @@ class TrainIterator:
 
     def seek(self, position: dict[str, Any]) -> None:
         """Continues after the examples that `position` counts."""
-        self.taken = position["examples"] // self.batch_size
-        self._iterator.set_state({**self._iterator.get_state(), "next_index": self.taken})
+        self.seek_batch(position["examples"] // self.batch_size)
+
+    def seek_batch(self, taken: int) -> None:
+        """Continues after so many batches."""
+        self.taken = taken
+        self._iterator.set_state({**self._iterator.get_state(), "next_index": taken})
+
+    def example_ids(self, batch: int) -> list[int]:
+        """Which of the source's examples make up a batch of the run, counted from 0."""
+        return np.asarray(self._ids[batch]).tolist()
 
 
 class _Shift(grain.transforms.RandomMap):

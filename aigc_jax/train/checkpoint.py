@@ -1,90 +1,305 @@
 """Checkpoints: state, data position and config together, written by Orbax in the background.
 
-This is the only file that imports orbax.
+This is the only file that imports orbax. A checkpoint is a folder `checkpoints/<step>` that Orbax
+renames into place when it is whole. Beside the arrays it keeps their fingerprints, and a digest of
+everything else, so that damage is found before it is trained on.
 """
 
+import contextlib
+import hashlib
+import json
 import os
-from typing import Any
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 
-from aigc_jax.errors import UserError
+from aigc_jax.errors import StorageError, UserError, one_line
+from aigc_jax.parallel.processes import all_agree, say
+from aigc_jax.train.fingerprint import fingerprints
+from aigc_jax.workdir import write_whole
 
-FOLDER = "checkpoints"
+FOLDER, SAVED, DAMAGED = "checkpoints", "saved.json", "damaged"
+TEMPORARY = ".orbax-checkpoint-tmp"
+Contents = dict[str, Any]  # what a checkpoint holds besides the state, as plain JSON values
 
 
-class Checkpoints:
-    """The checkpoints of a workdir.
+T = TypeVar("T")
 
-    Args:
-      workdir: the run's folder.
-      keep: how many of the newest to keep.
-      create: make the folder if it is missing; without it, only read.
+
+class Damaged(Exception):
+    """A checkpoint that does not hold what was saved."""
+
+
+def folder_of(workdir: str) -> str:
+    return os.path.join(os.path.abspath(os.path.expanduser(workdir)), FOLDER)
+
+
+def steps_in(workdir: str) -> list[int]:
+    """The steps of a workdir's checkpoints, newest first, whole or not.
+
+    Raises:
+      UserError: if there is something else where the checkpoints should be.
     """
+    folder = folder_of(workdir)
+    try:
+        return sorted((int(n) for n in os.listdir(folder) if _is_step(n)), reverse=True)
+    except FileNotFoundError:
+        return []
+    except OSError as e:
+        raise UserError(f"{folder} cannot be read as a folder: {e.strerror}") from e
 
-    def __init__(self, workdir: str, keep: int = 2, create: bool = False):
-        self._folder = os.path.join(os.path.abspath(os.path.expanduser(workdir)), FOLDER)
-        if os.path.exists(self._folder) and not os.path.isdir(self._folder):
-            raise UserError(f"{self._folder} is in the way: it must be a folder")
-        if not create and not os.path.isdir(self._folder):
+
+def _is_step(name: str) -> bool:
+    return name.isascii() and name.isdigit() and str(int(name)) == name
+
+
+def last_saved(workdir: str) -> int:
+    """The newest step that a run is known to have saved; 0 if it never did."""
+    try:
+        with open(os.path.join(os.path.dirname(folder_of(workdir)), SAVED), encoding="utf-8") as f:
+            step = json.load(f)["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return step if isinstance(step, int) else 0
+
+
+class Reader:
+    """Reads the checkpoints of a workdir, each process on its own; writes nothing."""
+
+    def __init__(self, workdir: str):
+        self._workdir, self._folder = workdir, folder_of(workdir)
+        if not os.path.isdir(self._folder):
             raise UserError(f"{workdir} holds no checkpoint: train there first with aigc train")
-        policy = ocp.checkpoint_managers.preservation_policy.LatestN(keep)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy, create=create, enable_async_checkpointing=True
+            read_only=True,
+            create=False,
+            save_interval_steps=0,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=jax.process_index(), active_processes={jax.process_index()}
+            ),
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
-    def latest(self) -> int | None:
-        """The newest complete checkpoint's step."""
-        return self._manager.latest_step()
+    def contents(self, step: int) -> Contents:
+        """What was saved besides the state. All processes call it together.
 
-    def save(self, step: int, state: Any, data: dict[str, Any], config: dict[str, Any]) -> None:
-        """Starts to save; returns once the arrays are copied and training may go on."""
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            data=ocp.args.JsonSave(data),
-            config=ocp.args.JsonSave(config),
-        )
-        self._manager.save(step, args=items, force=True)
+        Raises:
+          Damaged: if it is not there, or not as it was saved, in any process.
+        """
+        contents, error = {}, None
+        try:
+            contents = self._contents(step)
+        except Damaged as e:
+            error = e
+        if not all_agree(error is None):
+            raise error or Damaged("another process cannot read it")
+        return contents
 
-    def config(self, step: int) -> dict[str, Any]:
-        """What `save` was given as `config`."""
-        items = ocp.args.Composite(config=ocp.args.JsonRestore())
-        return self._restore(step, items)["config"]
+    def _contents(self, step: int) -> Contents:
+        items = ocp.args.Composite(data=ocp.args.JsonRestore(), config=ocp.args.JsonRestore())
+        saved = self._restore(step, items)
+        contents = {"data": saved["data"], "config": saved["config"]}
+        try:
+            digest = contents["config"].pop("digest")
+        except (AttributeError, KeyError, TypeError):
+            raise Damaged("it has no digest") from None
+        if digest != _digest(contents):
+            raise Damaged("its config or its place in the data has changed since it was saved")
+        return contents
 
-    def restore(self, step: int, shapes: Any, sharding: Any) -> tuple[Any, dict[str, Any]]:
-        """State and data position of a step.
+    def state(self, step: int, shapes: Any, sharding: Any, contents: Contents) -> Any:
+        """The arrays of a step, on this run's devices, checked against their fingerprints.
+
+        All processes call it together.
 
         Args:
           step: which checkpoint.
           shapes: the state's shapes, as `jax.eval_shape` gives them.
-          sharding: where its arrays go, on this run's devices.
+          sharding: where its arrays go.
+          contents: those of the same step.
 
         Raises:
-          UserError: if the checkpoint does not hold such a state.
+          Damaged: if the checkpoint does not hold such a state, in any process's share.
         """
         abstract = jax.tree.map(
             lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes
         )
-        restored = self._restore(
-            step,
-            ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
-            ),
-        )
-        return restored["state"], restored["data"]
+        state, error = None, None
+        try:
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            state = self._restore(step, items)["state"]
+        except Damaged as e:
+            error = e
+        if not all_agree(error is None):
+            raise error or Damaged("another process cannot read its share")
+        if fingerprints(state) != contents["config"]["fingerprints"]:
+            raise Damaged("its arrays have changed since they were saved")
+        return state
 
     def _restore(self, step: int, items: ocp.args.Composite) -> Any:
         try:
             return self._manager.restore(step, args=items)
-        except (ValueError, KeyError, TypeError, OSError) as e:
-            reason = " ".join(str(e).split())[:200]
-            raise UserError(f"checkpoint {step} in {self._folder} cannot be read ({reason})") from e
-
-    def wait(self) -> None:
-        """Returns when the last save is complete."""
-        self._manager.wait_until_finished()
+        except Exception as e:  # whatever a damaged file brings up in Orbax and TensorStore
+            raise Damaged(one_line(e)) from e
 
     def close(self) -> None:
         self._manager.close()
+
+
+class Writer:
+    """Writes checkpoints of a run in the background.
+
+    Args:
+      workdir: the run's folder.
+      keep: how many of the newest to keep.
+      trusted: the step that the run starts from; newer ones, which it could not read, are put
+        aside. 0: it starts afresh.
+    """
+
+    def __init__(self, workdir: str, keep: int, trusted: int = 0):
+        self._workdir, self._folder = workdir, folder_of(workdir)
+        self._keep, self._pending = keep, trusted
+        if jax.process_index() == 0:
+            self._put_aside(trusted)
+        all_agree(True)  # nobody looks into the folder before it is in order
+        self._open()
+
+    def _open(self) -> None:
+        policy = ocp.checkpoint_managers.preservation_policy.LatestN(self._keep)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy, create=True, enable_async_checkpointing=True
+        )
+        try:
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        except OSError as e:
+            raise StorageError(f"{self._folder} cannot be written: {e.strerror or e}") from e
+
+    def _put_aside(self, trusted: int) -> None:
+        """Moves what cannot be read to `damaged/`, where it is in nobody's way."""
+        for step in steps_in(self._workdir):
+            if step > trusted:
+                aside = os.path.join(os.path.dirname(self._folder), DAMAGED)
+                os.makedirs(aside, exist_ok=True)
+                target, n = os.path.join(aside, str(step)), 1
+                while os.path.exists(target):
+                    target, n = os.path.join(aside, f"{step}.{n}"), n + 1
+                os.rename(os.path.join(self._folder, str(step)), target)
+
+    def save(self, step: int, state: Any, data: Contents, config: Contents) -> None:
+        """Starts to save; returns once the arrays are copied and training may go on.
+
+        Args:
+          step: the step that `state` has reached.
+          state: arrays.
+          data: the place in the data, as plain JSON values.
+          config: the run's config and what its data look like, as plain JSON values.
+
+        Raises:
+          StorageError: if this checkpoint, or the one before, could not be written.
+        """
+        config = {**config, "fingerprints": fingerprints(state)}
+        digest = _digest({"data": data, "config": config})
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            data=ocp.args.JsonSave(data),
+            config=ocp.args.JsonSave({**config, "digest": digest}),
+        )
+        with self._failures():
+            self._manager.wait_until_finished()
+            self._note()
+            self._manager.save(step, args=items, force=True)
+            self._pending = step
+
+    def wait(self) -> None:
+        """Returns when the last save is complete.
+
+        Raises:
+          StorageError: if it could not be written.
+        """
+        with self._failures():
+            self._manager.wait_until_finished()
+            self._note()
+
+    def _note(self) -> None:
+        """Notes outside the folder that there are checkpoints, should the folder be lost."""
+        if jax.process_index() == 0 and self._pending > last_saved(self._workdir):
+            path = os.path.join(os.path.dirname(self._folder), SAVED)
+            write_whole(path, json.dumps({"step": self._pending}))
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as e:  # OSError, and TensorStore's ValueErrors
+            good = max((s for s in steps_in(self._workdir)), default=0)
+            kept = f"that of step {good} is whole" if good else "there is none yet"
+            raise StorageError(
+                f"a checkpoint cannot be written to {self._folder} ({one_line(e)}); {kept}: free"
+                " some space or mend the folder, then give the same command again"
+            ) from e
+
+    def recover(self) -> None:
+        """Clears away a save that failed, so that the next one can be tried."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        if jax.process_index() == 0:
+            for name in os.listdir(self._folder):
+                if TEMPORARY in name:
+                    shutil.rmtree(os.path.join(self._folder, name), ignore_errors=True)
+        self._open()
+
+    def close(self) -> None:
+        """Waits for what is being written; says nothing of failures, which `wait` has said."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+
+
+def _digest(contents: Contents) -> str:
+    text = json.dumps(contents, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def newest(workdir: str, load: Callable[["Reader", int, Contents], T]) -> tuple[int, T]:
+    """The newest checkpoint that can be read: its step, and what `load` makes of it.
+
+    All processes call it together. A damaged one is said in one line, and the one before is tried.
+
+    Args:
+      workdir: the run's folder.
+      load: (reader, step, contents) → anything; it may raise `Damaged`.
+
+    Raises:
+      UserError: if there is none, or none that is whole.
+    """
+    reader, steps, reasons = Reader(workdir), steps_in(workdir), []
+    lost = last_saved(workdir)
+    if steps and lost > steps[0]:
+        say(f"checkpoint {lost} of {workdir} is missing: trying {steps[0]}")
+    try:
+        for step in steps:
+            try:
+                return step, load(reader, step, reader.contents(step))
+            except Damaged as e:
+                reasons.append(f"{step}: {e}")
+                say(f"checkpoint {step} of {workdir} is damaged ({e}): trying the one before")
+    finally:
+        reader.close()
+    if reasons:
+        raise UserError(
+            f"{workdir} holds no checkpoint that is whole ({'; '.join(reasons)[:300]}): put a copy"
+            " back, or train in another --workdir"
+        )
+    if lost:
+        raise UserError(
+            f"{workdir} had checkpoints up to step {lost}, but they are gone: put them back, or"
+            " train in another --workdir"
+        )
+    raise UserError(f"{workdir} holds no complete checkpoint: train there first with aigc train")
+
+
+def exists(workdir: str) -> bool:
+    """Whether a run has ever saved there: if so, it must not be begun afresh."""
+    return bool(steps_in(workdir)) or last_saved(workdir) > 0

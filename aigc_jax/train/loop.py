@@ -1,29 +1,60 @@
 """The training loop: next batch, step, and what is due afterwards."""
 
+import contextlib
 import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import jax
-
+from aigc_jax.errors import Stopped
+from aigc_jax.parallel.stop import Stop
 from aigc_jax.train.compile import CompiledStep
-from aigc_jax.train.metrics import Mean, Metrics, merge, to_floats
+from aigc_jax.train.guard import Trouble
+from aigc_jax.train.window import Window
 
 Hook = Callable[[int, Any], None]  # (step, state) after the step
 
 
 @dataclasses.dataclass(frozen=True)
 class Every:
-    """A hook and when it is due: after every `steps` steps, and at the end if `last`."""
+    """A hook and when it is due: after every `steps` steps, and at the end if `last`.
+
+    Attributes:
+      done: whether a step's result is there already, from before the run was interrupted.
+    """
 
     steps: int
     hook: Hook
     last: bool = False
+    done: Callable[[int], bool] = lambda step: False
 
     def due(self, step: int, end: int) -> bool:
         return (self.steps > 0 and step % self.steps == 0) or (self.last and step == end)
+
+
+@dataclasses.dataclass(frozen=True)
+class Care:
+    """What keeps a run safe; the default keeps nothing.
+
+    Attributes:
+      every: how often to save, in steps; 0: only at the end and before hooks.
+      save: (step, state) → starts to save them.
+      finish: returns when everything that was saved is on the disk.
+      recover: (trouble, steps taken since, state) → the step and state to go on from, or raises.
+      tick: told where the main thread is.
+      stop: requests to stop.
+    """
+
+    every: int = 0
+    save: Hook = lambda step, state: None
+    finish: Callable[[], None] = lambda: None
+    recover: Callable[[Trouble, int, Any], tuple[int, Any]] | None = None
+    tick: Callable[[str], None] = lambda where: None
+    stop: Stop = dataclasses.field(default_factory=Stop)
+
+    def due(self, step: int, end: int) -> bool:
+        return step == end or (self.every > 0 and step % self.every == 0)
 
 
 class Progress(Protocol):
@@ -42,13 +73,16 @@ def fit(
     hooks: tuple[Every, ...] = (),
     flush_at: Callable[[int], bool] = lambda step: False,
     write: Callable[[dict[str, Any]], None] = lambda record: None,
-    batch_size: int = 0,
+    window: Window | None = None,
+    care: Care | None = None,
     progress: Progress | None = None,
 ) -> Any:
     """Steps `start` … `end`; returns the last state, in the form that is saved.
 
     The host runs one step ahead: it reads the metrics of a step after it has handed the next one to
-    the device, so the device never waits for it.
+    the device, so the device never waits for it. The state is saved *before* the hooks of a step:
+    whatever ends the run while it evaluates, the steps before are safe, and the hooks of that step
+    are made up for when the run goes on.
 
     Args:
       step_fn: the compiled step.
@@ -59,23 +93,49 @@ def fit(
       hooks: called with the step and the state, in order.
       flush_at: whether a metrics record is due after a step.
       write: takes each metrics record.
-      batch_size: examples per step, for the speed.
+      window: gathers the metrics.
+      care: what keeps the run safe.
       progress: shows each step.
+
+    Raises:
+      Stopped: if the run was asked to stop; its state is saved.
     """
-    window, compiles = Window(start, batch_size), 0
-    for step in range(start + 1, end + 1):
+    window, care = window or Window(start), care or Care()
+    stop, step, compiles = care.stop, start, 0
+    with stop.free(care.finish):
+        due = [hook for hook in hooks if start and hook.due(start, end) and not hook.done(start)]
+        call(due, start, step_fn, state, window)
+    while step < end:
         began = time.perf_counter()
+        care.tick(f"reading the data of step {step + 1}")
         batch = step_fn.put_batch(next(batches))
         window.waited += time.perf_counter() - began
-        state, metrics = step_fn(state, batch)
-        window.add(metrics)
+        care.tick(f"step {step + 1}")
+        # The first call compiles, and nothing has been done yet that could be lost.
+        with contextlib.nullcontext() if compiles else stop.free(care.finish):
+            state, metrics = step_fn(state, batch)
+        step, compiles = step + 1, compiles or 1
         due = [hook for hook in hooks if hook.due(step, end)]
-        # A hook sees the metrics of its own step already written: a checkpoint never runs ahead of
-        # metrics.jsonl.
-        if due or flush_at(step) or step == end:
+        try:
+            window.add(metrics)
+            stopping = stop.agreed()
+            saving = bool(due) or stopping or care.due(step, end)
+            record_due = bool(due) or flush_at(step) or care.due(step, end)
+            if saving or record_due:
+                window.collect()
+        except Trouble as trouble:
+            if care.recover is None:
+                raise
+            back, state = care.recover(trouble, step - trouble.step, state)
+            if progress:
+                progress.update(back - step + 1)
+            step = back
+            continue
+        # A checkpoint never runs ahead of metrics.jsonl: a record is written before it.
+        if record_due:
             record = window.close(step) | {"compiles": step_fn.compiles}
             write(record)
-            if step_fn.compiles > max(compiles, 1):
+            if step_fn.compiles > compiles:
                 warnings.warn(
                     "the train step was compiled again: two batches differ in shape or type",
                     stacklevel=2,
@@ -83,55 +143,26 @@ def fit(
             compiles = step_fn.compiles
             if progress:
                 progress.set_postfix_str(postfix(record), refresh=False)
-            began = time.perf_counter()
-            for hook in due:
-                hook.hook(step, step_fn.get_state(state))
-            window.paused(time.perf_counter() - began)
         if progress:
             progress.update()
+        if saving:
+            began = time.perf_counter()
+            care.save(step, step_fn.get_state(state))
+            window.paused(time.perf_counter() - began)
+        if stopping and step < end:
+            care.finish()
+            raise Stopped(f"stopped after step {step}, which is saved")
+        with stop.free(care.finish) if due else contextlib.nullcontext():
+            call(due, step, step_fn, state, window)
     return step_fn.get_state(state)
 
 
-class Window:
-    """The metrics since the last record, summed; fetched one step late."""
-
-    def __init__(self, step: int, batch_size: int):
-        self.batch_size, self.waited = batch_size, 0.0
-        self._first, self._began = step, time.perf_counter()
-        self._sums: dict[str, Mean] = {}
-        self._pending: Metrics | None = None
-
-    def add(self, metrics: Metrics) -> None:
-        """Takes a step's metrics, still on their way, and fetches those of the step before."""
-        self._collect()
-        self._pending = metrics
-
-    def _collect(self) -> None:
-        if self._pending is not None:
-            self._sums = merge(self._sums, jax.device_get(dict(self._pending)))
-            self._pending = None
-
-    def close(self, step: int) -> dict[str, Any]:
-        """The record of the steps so far; a new window begins."""
-        self._collect()
-        elapsed = time.perf_counter() - self._began
-        steps = step - self._first
-        record = {
-            "step": step,
-            "kind": "train",
-            **to_floats(self._sums),
-            "steps_per_second": steps / elapsed,
-            "examples_per_second": steps * self.batch_size / elapsed,
-            "data_wait": min(self.waited / elapsed, 1.0),
-            "time": time.time(),
-        }
-        self._first, self._sums, self.waited = step, {}, 0.0
-        self._began = time.perf_counter()
-        return record
-
-    def paused(self, seconds: float) -> None:
-        """Leaves out time that was not spent on steps."""
-        self._began += seconds
+def call(due: list[Every], step: int, step_fn: CompiledStep, state: Any, window: Window) -> None:
+    """The hooks of a step, in time that does not count as training."""
+    began = time.perf_counter()
+    for hook in due:
+        hook.hook(step, step_fn.get_state(state))
+    window.paused(time.perf_counter() - began)
 
 
 def postfix(record: dict[str, Any]) -> str:

@@ -1,0 +1,75 @@
+"""Evaluating a run's states: held-out metrics, and references that are computed once."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+from tqdm import tqdm
+
+from aigc_jax.build import Run
+from aigc_jax.config import Data
+from aigc_jax.data import sources
+from aigc_jax.data.pipeline import eval_batches, num_batches
+from aigc_jax.data.sources import Dataset
+from aigc_jax.evaluate import text as text_eval
+from aigc_jax.evaluate.fidelity import Fidelity
+from aigc_jax.evaluate.heldout import HeldOut
+from aigc_jax.sampling.generate import generate
+from aigc_jax.train.state import TrainState
+
+
+class Judge:
+    """Evaluates a run's states.
+
+    Args:
+      run: its parts.
+      dataset: its data.
+      tick: called after each batch.
+    """
+
+    def __init__(self, run: Run, dataset: Dataset, tick: Callable[[], None] = lambda: None):
+        self._run, self._dataset, self._tick = run, dataset, tick
+        self._held_out = HeldOut(run.objective, run.mesh)
+        self._references: dict[str, float] = {}
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        run, c = self._run, self._run.config
+        which = self._dataset.validation, c.eval.batch_size, c.eval.batches
+        total = num_batches(*which)
+        bar = tqdm(eval_batches(*which), "evaluating", total, leave=False, unit="batch", delay=5)
+
+        def batches():
+            for batch in bar:
+                self._tick()
+                yield batch
+
+        metrics = self._held_out(state.sampling_params, state.mutables, batches())
+        if jax.process_index() == 0:
+            metrics |= {"text": self._text, "image": self._image}[run.spec.modality](state)
+        return metrics
+
+    def _text(self, state: TrainState) -> dict[str, float]:
+        if self._run.config.eval.batches:
+            return {}  # a part of the held-out text has no references for the whole of it
+        if not self._references:
+            texts = self._dataset.texts
+            self._references = text_eval.baselines(texts["train"], texts["validation"])
+        return self._references
+
+    def _image(self, state: TrainState) -> dict[str, float]:
+        c = self._run.config
+        if not c.eval.fidelity:
+            return {}
+        # Runs on the same images share their judge, whatever their batches.
+        images_only = dataclasses.replace(c.data, batch_size=1, threads=0)
+        judge = fidelity_of(images_only, c.eval.samples)
+        params = jax.device_get(state.sampling_params)
+        images = generate(self._run.objective, params, c.sample, judge.num, label_N=judge.label_N)
+        return judge.report(images)
+
+
+@functools.lru_cache(maxsize=2)
+def fidelity_of(data: Data, samples: int) -> Fidelity:
+    """The judge of a data set's images, trained once per process."""
+    return Fidelity(sources.load(data), samples)

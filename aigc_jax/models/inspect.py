@@ -1,0 +1,38 @@
+"""Looking into a model while it computes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+
+def bad_activations(compute: Callable[[], Any]) -> list[str]:
+    """Runs `compute` step by step; the modules whose outputs are not finite, in order of time.
+
+    Args:
+      compute: calls Flax modules outside `jit`.
+    """
+    found: list[str] = []
+
+    def look(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        out = call(*args, **kwargs)
+        if any(not finite(x) for x in jax.tree.leaves(out)):
+            path = "/".join(context.module.path) or type(context.module).__name__
+            method = "" if context.method_name == "__call__" else f".{context.method_name}"
+            found.append(path + method)
+        return out
+
+    with jax.disable_jit(), nn.intercept_methods(look):
+        compute()
+    return list(dict.fromkeys(found))
+
+
+def finite(x: Any) -> bool:
+    """Whether an array holds only finite numbers; what is no array, or still abstract, passes."""
+    if isinstance(x, jax.core.Tracer) or not hasattr(x, "dtype"):
+        return True
+    if not jax.numpy.issubdtype(x.dtype, jax.numpy.inexact):
+        return True
+    return bool(np.all(np.isfinite(np.asarray(x, np.float32))))

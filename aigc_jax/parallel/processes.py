@@ -1,0 +1,89 @@
+"""Processes of one run: joining them, and agreeing among them."""
+
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from aigc_jax.errors import UserError, one_line
+from aigc_jax.parallel import coordination
+
+
+def say(message: str) -> None:
+    """One line to the person, from the first process only."""
+    if jax.process_index() == 0:
+        print(f"aigc: {message}", file=sys.stderr, flush=True)
+
+
+def join(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
+    """Joins the processes of a run; must come before JAX is used.
+
+    Args:
+      coordinator: HOST:PORT of process 0, or "auto" where the cluster tells (SLURM, TPU pod, …).
+      num_processes: how many there are.
+      process_id: which one this is.
+
+    Raises:
+      UserError: if they cannot be joined.
+    """
+    given = {} if coordinator == "auto" else dict(coordinator_address=coordinator)
+    # Whether the others are alive is `Monitor`'s concern: JAX's own heartbeat would end the process
+    # with a stack trace. And its preemption service would take SIGTERM away from `Stop`.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            **given,
+            num_processes=num_processes,
+            process_id=process_id,
+            heartbeat_timeout_seconds=24 * 3600,
+        )
+    except (ValueError, RuntimeError, TypeError) as e:
+        raise UserError(
+            f"the processes of the run cannot be joined ({one_line(e)}): give --coordinator,"
+            " --num_processes and --process_id"
+        ) from e
+    coordination.attach()
+
+
+def all_agree(here: bool) -> bool:
+    """Whether `here` is true in every process; all call it together, and wait for each other."""
+    if jax.process_count() == 1:
+        return here
+    from jax.experimental import multihost_utils
+
+    return bool(np.all(multihost_utils.process_allgather(np.int32(here))))
+
+
+def from_first(value: Any) -> Any:
+    """Process 0's value, a number or an array of them, in every process."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(np.asarray(value))
+
+
+class Vote:
+    """Whether any process wants something, told to all one step late, so that nobody waits."""
+
+    def __init__(self):
+        count = jax.process_count()
+        mine = {d.process_index: d for d in reversed(jax.devices())}
+        mesh = jax.make_mesh(
+            (count,),
+            ("process",),
+            axis_types=(AxisType.Auto,),
+            devices=[mine[p] for p in range(count)],
+        )
+        self._split = NamedSharding(mesh, P("process"))
+        self._any = jax.jit(lambda votes: votes.max(), out_shardings=NamedSharding(mesh, P()))
+        self._pending: jax.Array | None = None
+
+    def __call__(self, here: bool) -> bool:
+        """Hands in this step's vote; returns the verdict of the step before."""
+        votes = jax.make_array_from_process_local_data(self._split, np.array([here], np.int32))
+        verdict, self._pending = self._pending, self._any(votes)
+        return verdict is not None and int(verdict) > 0

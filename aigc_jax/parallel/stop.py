@@ -1,0 +1,174 @@
+"""Stopping on request: a run that is preempted saves where it stands and leaves.
+
+A signal is noticed by a thread, through the file descriptor that Python's own handler writes to, so
+it is noticed even while the main thread is deep in the compiler. What follows depends on where the
+run is:
+
+- *Free*: all that was done is saved (before the first step, in evaluation and sampling). The
+  watching thread has what is being written finished, and the process ended.
+- Otherwise the loop finishes its step, saves, and raises `Stopped`.
+
+Among several processes a request of one is a request of all. Whether to stop after a step is put to
+the vote with that step, so that all stop after the same one. A process that leaves while it is free
+says so; the others need not wait for it, because what it had reached is saved by all.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from aigc_jax.errors import Stopped, UserError
+from aigc_jax.parallel import coordination
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+POLL = 0.25  # seconds between two looks at the other processes' requests
+LEAVE = 5.0  # seconds to wait for the other processes when leaving
+REQUEST, LEFT = "stop/request", "stop/left"
+
+
+class Stop:
+    """A request to stop. Without `listen` nobody makes one."""
+
+    def __init__(self):
+        self._requested = threading.Event()
+        self._lock = threading.RLock()
+        self._finish: Callable[[], None] | None = None
+        self._signals = 0
+        self._listening = self._leaving = False
+        self._vote: Any = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether this process has been asked to stop, or has heard of another that was."""
+        return self._requested.is_set()
+
+    def request(self) -> None:
+        """Asks the run to stop, in all processes."""
+        self._requested.set()
+
+    def agreed(self) -> bool:
+        """Whether to stop after this step; the same in all processes, which all call it."""
+        if not self._listening or coordination.joined()[1] == 1:
+            return self.requested
+        if self._vote is None:
+            from aigc_jax.parallel.processes import Vote
+
+            self._vote = Vote()
+        return self._vote(self.requested)
+
+    @contextlib.contextmanager
+    def free(self, finish: Callable[[], None]) -> Iterator[None]:
+        """A phase in which the process may leave at any moment.
+
+        Args:
+          finish: what to wait for before leaving.
+
+        Raises:
+          Stopped: if the request came before.
+        """
+        if self.requested:
+            finish()
+            self._leave_together()
+            raise Stopped("stopped; all that was done is saved")
+        with self._lock:
+            self._finish = finish
+        try:
+            yield
+        finally:
+            with self._lock:  # held for good by a thread that is about to end the process
+                self._finish = None
+
+    @contextlib.contextmanager
+    def listen(self) -> Iterator["Stop"]:
+        """Takes SIGTERM and SIGINT for requests; for the main thread of a program."""
+        read, write = socket.socketpair()
+        write.setblocking(False)
+        before = {s: signal.signal(s, lambda *_: None) for s in SIGNALS}
+        for s in SIGNALS:
+            signal.siginterrupt(s, False)  # what is being read or written goes on
+        old_fd = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
+        self._listening = True
+        threading.Thread(target=self._watch, args=(read,), daemon=True, name="stop").start()
+        try:
+            yield self
+        finally:
+            self._listening = False
+            signal.set_wakeup_fd(old_fd)
+            for s, handler in before.items():
+                signal.signal(s, handler)
+            write.close()
+
+    def _watch(self, read: socket.socket) -> None:
+        while self._listening:
+            ready, _, _ = select.select([read], [], [], POLL)
+            received = read.recv(64) if ready else b""
+            if ready and not received:
+                return
+            for number in received:
+                if number in SIGNALS:
+                    self._signalled(number)
+            if coordination.joined()[1] > 1:
+                self._hear()
+            if self.requested and self._finish is not None and not self._leaving:
+                self._leaving = True  # in a thread of its own: a second signal must be heard
+                threading.Thread(target=self._leave_if_free, daemon=True, name="leave").start()
+
+    def _signalled(self, number: int) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            os._exit(128 + number)
+        name = signal.Signals(number).name
+        print(
+            f"\naigc: {name}: saving, then leaving; a second one leaves at once",
+            file=sys.stderr,
+            flush=True,
+        )
+        self._requested.set()
+
+    def _hear(self) -> None:
+        """Passes a request on to the other processes, and hears of theirs."""
+        try:
+            if self.requested:
+                coordination.put(REQUEST, "1")
+            elif coordination.get(REQUEST):
+                self._requested.set()
+            if coordination.get(LEFT):
+                self._leave(lambda: None)
+        except Exception:  # the coordinator is gone, which is for `Monitor` to say
+            pass
+
+    def _leave_if_free(self) -> None:
+        with self._lock:
+            if self._finish is not None:
+                self._leave(self._finish)
+        self._leaving = False
+
+    def _leave(self, finish: Callable[[], None]) -> None:
+        """Ends the process, whatever the main thread does."""
+        code = Stopped.code
+        try:
+            finish()
+            print("aigc: stopped; all that was done is saved", file=sys.stderr, flush=True)
+        except UserError as e:
+            print(f"aigc: error: {e}", file=sys.stderr, flush=True)
+            code = e.code
+        self._leave_together()
+        sys.stdout.flush()
+        os._exit(code)
+
+    def _leave_together(self) -> None:
+        """Tells the other processes, and waits a little for them to hear it."""
+        if coordination.joined()[1] == 1:
+            return
+        with contextlib.suppress(Exception):
+            coordination.put(LEFT, "1")
+            coordination.barrier("leave", LEAVE)
+        if coordination.joined()[0] == 0:  # it holds the store: last to leave
+            time.sleep(2 * POLL)

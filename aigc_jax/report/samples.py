@@ -1,0 +1,42 @@
+"""A run's samples as a person wants them: images in a PNG, tokens as text."""
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+from aigc_jax.build import Run
+from aigc_jax.errors import StorageError
+from aigc_jax.report.grid import save_images, save_texts
+from aigc_jax.sampling.generate import generate
+from aigc_jax.train.state import TrainState
+
+
+def decode(run: Run, samples: np.ndarray, options: Any) -> np.ndarray | list[str]:
+    """Images as they are; tokens as text, with the prompt before them."""
+    if run.spec.modality == "image":
+        return samples
+    return [options.prompt + run.spec.tokenizer.decode(row) for row in samples]
+
+
+def save(samples: np.ndarray | list[str], path: str) -> str:
+    """A PNG grid of images, or a text file; returns its path. The suffix is added if missing.
+
+    Raises:
+      StorageError: if it cannot be written.
+    """
+    text = isinstance(samples, list)
+    path = path if os.path.splitext(path)[1] else path + (".txt" if text else ".png")
+    try:
+        return save_texts(samples, path) if text else save_images(samples, path)
+    except OSError as e:
+        raise StorageError(f"{path} cannot be written: {e.strerror or e}") from e
+
+
+def save_samples(run: Run, state: TrainState, path: str) -> str:
+    """Draws and saves what the recipe's `sample` section asks for."""
+    options = run.config.sample
+    params = jax.device_get(state.sampling_params)
+    samples = generate(run.objective, params, options, options.num)
+    return save(decode(run, samples, options), path)

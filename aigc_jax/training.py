@@ -1,0 +1,282 @@
+"""A training run: from a config and a workdir to a trained state, whatever happens meanwhile."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from aigc_jax import build
+from aigc_jax.config import Config, Data
+from aigc_jax.data import sources
+from aigc_jax.data.pipeline import TrainIterator
+from aigc_jax.data.spec import Spec
+from aigc_jax.errors import StorageError, UserError
+from aigc_jax.evaluate.judge import Judge
+from aigc_jax.parallel import coordination
+from aigc_jax.parallel.mesh import replicated
+from aigc_jax.parallel.monitor import Monitor
+from aigc_jax.parallel.processes import all_agree, from_first, say
+from aigc_jax.parallel.stop import Stop
+from aigc_jax.report.samples import save_samples
+from aigc_jax.sampling.generate import check_sampling
+from aigc_jax.train import checkpoint, log, memory
+from aigc_jax.train.diagnose import give_up
+from aigc_jax.train.guard import Guard, Trouble
+from aigc_jax.train.loop import Care, Every, fit
+from aigc_jax.train.state import TrainState
+from aigc_jax.train.window import Window
+from aigc_jax.workdir import Lock, check_same, check_workdir, open_workdir, write_config, writing
+
+
+class Training:
+    """One run of a config in a workdir.
+
+    Args:
+      config: what to train.
+      workdir: the folder for everything that the run writes.
+      stop: requests to stop.
+
+    Raises:
+      UserError: if the run cannot begin or go on.
+    """
+
+    def __init__(self, config: Config, workdir: str, stop: Stop):
+        self.config, self.stop = config, stop
+        self.workdir = os.path.abspath(os.path.expanduser(workdir))
+        self.main = jax.process_index() == 0
+        coordination.attach()
+        self.monitor = Monitor(config.guard)
+        self.lock: Lock | None = None
+
+    def run(self, name: str, progress: bool) -> dict[str, float]:
+        """Trains to the end; returns the last record.
+
+        Args:
+          name: what the progress bar says.
+          progress: whether there is one.
+        """
+        try:
+            with self.stop.free(lambda: None):
+                self._prepare()
+            with memory.explained(self.shapes, self.example):
+                with self.stop.free(lambda: None):
+                    start, state = self._begin()
+                state = self._train(start, state, name, progress)
+            all_agree(True)  # a process that is done must not seem dead to one that is not
+        except Exception as e:
+            self.monitor.failed(e)
+            raise
+        finally:
+            self.monitor.close()
+            if self.lock:
+                self.lock.release()
+        if start >= self.config.train.steps:
+            say(f"{self.workdir} already has all {self.config.train.steps} steps")
+        skipped = int(jax.device_get(state.skipped))
+        if skipped:
+            say(f"{skipped} steps were skipped: not finite")
+        return self.records.last
+
+    def _prepare(self) -> None:
+        """Everything that can be wrong is found before anything is written."""
+        c = self.config
+        check_workdir(self.workdir, c.raw)
+        self.dataset = sources.load(c.data)
+        self.parts = build.build(c, self.dataset.spec)
+        self.shapes = self.parts.state_shapes()
+        self.example = self.dataset.spec.example_batch(c.data.batch_size)
+        memory.check(self.shapes, self.example)
+        check_sampling(self.parts.objective, self.shapes.sampling_params, c.sample)
+        if self.main:
+            open_workdir(self.workdir)
+
+    def _begin(self) -> tuple[int, TrainState]:
+        """The step to go on from and its state: a checkpoint's, or fresh ones."""
+        c = self.config
+        if self.main:
+            self.lock = Lock(self.workdir)
+        self.batches = TrainIterator(self.dataset.train, c.data.batch_size, c.seed, c.data.threads)
+        self.window = Window(0, c.data.batch_size, Guard(c.guard))
+        start, state = self._newest_or_fresh()
+        if start:
+            say(f"going on after step {start}")
+        with writing(self.workdir):
+            records = log.Records(self.workdir, start, self.parts.schedules) if self.main else None
+        self.records = records or log.NoRecords()
+        if self.main:
+            write_config(self.workdir, c.raw)
+        self.writer = checkpoint.Writer(self.workdir, c.checkpoint.keep, start)
+        return start, state
+
+    def _newest_or_fresh(self) -> tuple[int, TrainState]:
+        if not from_first(checkpoint.exists(self.workdir)):
+            self.batches.seek_batch(0)
+            self.window.reset()
+            init = jax.jit(self.parts.init, out_shardings=replicated(self.parts.mesh))
+            return 0, init(jnp.int32(self.config.seed))
+
+        def load(
+            reader: checkpoint.Reader, step: int, contents: checkpoint.Contents
+        ) -> tuple[TrainState, dict[str, Any]]:
+            saved = contents["config"]
+            check_same(self.workdir, saved["config"], self.config.raw)
+            check_spec(self.workdir, saved["spec"], self.parts.spec, self.config.data)
+            sharding = replicated(self.parts.mesh)
+            return reader.state(step, self.shapes, sharding, contents), contents["data"]
+
+        step, (state, position) = checkpoint.newest(self.workdir, load)
+        self.batches.seek(position["batches"])
+        self.window.seek(step, position["window"])
+        return step, state
+
+    def _train(self, start: int, state: TrainState, name: str, progress: bool) -> TrainState:
+        c, judge = (
+            self.config,
+            Judge(self.parts, self.dataset, lambda: self.monitor.tick("evaluation")),
+        )
+        bar = log.progress(c.train.steps, start, name) if progress and self.main else None
+        try:
+            state = fit(
+                self.parts.step,
+                self.parts.step.put_state(state),
+                self.batches,
+                start=start,
+                end=c.train.steps,
+                hooks=self._hooks(judge),
+                flush_at=lambda step: step % c.train.log_every == 0,
+                write=self._write,
+                window=self.window,
+                care=Care(
+                    every=c.checkpoint.every,
+                    save=self._save,
+                    finish=self._finish,
+                    recover=self._recover,
+                    tick=self.monitor.tick,
+                    stop=self.stop,
+                ),
+                progress=bar,
+            )
+            self._finish()
+            self.writer.wait()  # the last checkpoint is what the run is for
+            return state
+        finally:
+            if bar is not None:
+                bar.close()
+            self.writer.close()
+            self.records.close()
+
+    def _hooks(self, judge: Judge) -> tuple[Every, ...]:
+        """What is done beside training, each when the recipe says so."""
+        c = self.config
+
+        def path(step: int) -> str:
+            suffix = {"text": ".txt", "image": ".png"}[self.parts.spec.modality]
+            return os.path.join(self.workdir, "samples", f"step_{step:07d}{suffix}")
+
+        def evaluate(step: int, state: TrainState) -> None:
+            self.monitor.tick(f"the evaluation after step {step}")
+            record = {"step": step, "kind": "eval", **judge(state)}
+            with self._storage():
+                self.records.write(record)
+
+        def sample(step: int, state: TrainState) -> None:
+            self.monitor.tick(f"sampling after step {step}")
+            if self.main:
+                with self._storage():
+                    save_samples(self.parts, state, path(step))
+
+        def evaluated(step: int) -> bool:
+            return bool(from_first(self.records.has(step, "eval")))
+
+        def sampled(step: int) -> bool:
+            return bool(from_first(os.path.exists(path(step))))
+
+        return (
+            Every(c.eval.every, evaluate, c.eval.every > 0, evaluated),
+            Every(c.sample.every, sample, c.sample.every > 0, sampled),
+        )
+
+    def _write(self, record: dict[str, Any]) -> None:
+        with self._storage():
+            self.records.write_train(record)
+
+    def _save(self, step: int, state: TrainState) -> None:
+        self.monitor.tick(f"the checkpoint of step {step}")
+        position = {"batches": self.batches.position(), "window": self.window.position()}
+        contents = {"config": self.config.raw, "spec": self.parts.spec.to_json()}
+        if self.lock:
+            self.lock.check()
+        with self._storage():
+            self.records.flush()
+        with self._storage(retry=True):
+            self.writer.wait()  # for the save before, whose failure is no reason not to try again
+        with self._storage(retry=True):
+            self.writer.save(step, state, position, contents)
+
+    def _finish(self) -> None:
+        """Returns when all that was saved and recorded is on the disk."""
+        with self._storage():
+            self.records.flush()
+        with self._storage(retry=True):
+            self.writer.wait()
+
+    @contextlib.contextmanager
+    def _storage(self, retry: bool = False) -> Iterator[None]:
+        """What to do when the workdir cannot be written: end, or go on as the config says.
+
+        Args:
+          retry: make the writer of checkpoints ready for another try.
+        """
+        try:
+            with writing(self.workdir):
+                yield
+        except StorageError as e:
+            # Processes that cannot know of each other's full disks cannot go on together.
+            if self.config.checkpoint.on_error == "stop" or jax.process_count() > 1:
+                raise
+            say(f"warning: {e}; training goes on, as checkpoint.on_error=continue says")
+            if retry:
+                self.writer.recover()
+
+    def _recover(self, trouble: Trouble, since: int, state: TrainState) -> tuple[int, TrainState]:
+        """Goes back to the newest checkpoint and on with the data after the trouble, or gives up.
+
+        Args:
+          trouble: what went wrong, and when.
+          since: steps that were taken after it.
+          state: where the run stands.
+
+        Returns:
+          The step and the state to go on from.
+
+        Raises:
+          NotFinite: if the config allows no (further) going back.
+        """
+        self.batches.seek_batch(self.batches.taken - since)
+        rollbacks = self.window.guard.rollbacks
+        if rollbacks >= self.config.guard.max_rollbacks:
+            give_up(self.parts, self.batches, trouble, self.workdir,
+                    self.parts.step.get_state(state))  # fmt: skip
+        self._finish()
+        after = self.batches.taken
+        step, state = self._newest_or_fresh()
+        self.batches.seek_batch(after)
+        self.window.guard.rollbacks = rollbacks + 1
+        say(f"{trouble}: going back to step {step} and on with other data")
+        with writing(self.workdir):
+            self.records.rewind(step)
+        self.writer.close()
+        self.writer = checkpoint.Writer(self.workdir, self.config.checkpoint.keep, step)
+        return step, self.parts.step.put_state(state)
+
+
+def check_spec(workdir: str, old: dict[str, Any], new: Spec, data: Data) -> None:
+    """Raises UserError if data are not of the kind that a workdir was trained on."""
+    if old != new.to_json():
+        raise UserError(
+            f"data.source='{data.source}' is not what {workdir} was trained on: its shapes, classes"
+            " or vocabulary have changed"
+        )

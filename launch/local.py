@@ -1,0 +1,79 @@
+"""Runs one training as several processes on this machine, as if each were a host of its own.
+
+    python launch/local.py -n 2 -- aigc train --config=configs/lm/quickstart.py --workdir=runs/lm
+
+Each line of output begins with the number of its process. If one process fails, the others find out
+and end; the exit status is that of the first one that failed. SIGTERM and SIGINT go to all.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+def start(command: list[str], number: int, **options) -> list[subprocess.Popen]:
+    """Starts the processes of a run, each told which one it is.
+
+    Args:
+      command: what each runs; it must know the flags `--coordinator`, … of `aigc train`.
+      number: how many.
+      **options: for `subprocess.Popen`.
+    """
+    address = f"localhost:{free_port()}"
+    return [
+        subprocess.Popen(
+            [
+                *command,
+                f"--coordinator={address}",
+                f"--num_processes={number}",
+                f"--process_id={i}",
+            ],
+            **options,
+        )
+        for i in range(number)
+    ]
+
+
+def echo(i: int, stream) -> None:
+    """Passes on a process's output, line by line."""
+    for line in stream:
+        print(f"[{i}] {line}", end="", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("-n", type=int, default=2, help="how many processes")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="-- aigc train …")
+    arguments = parser.parse_args()
+    command = [word for word in arguments.command if word != "--"]
+    if arguments.n < 1 or not command:
+        parser.error("write: launch/local.py -n 2 -- aigc train --config=… --workdir=…")
+    processes = start(
+        command, arguments.n, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # A terminal sends Ctrl-C to the whole group already: each process must hear it once.
+        signal.signal(number, lambda s, _: [p.send_signal(s) for p in processes]
+                      if s == signal.SIGTERM or not os.isatty(0) else None)  # fmt: skip
+    readers = [threading.Thread(target=echo, args=(i, p.stdout)) for i, p in enumerate(processes)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    codes = [p.wait() for p in processes]
+    return next((code if code > 0 else 128 - code for code in codes if code), 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
