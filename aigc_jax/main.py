@@ -1,5 +1,6 @@
 """The command line: parses flags and calls one function per subcommand."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -41,6 +42,8 @@ flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, or auto on a c
 flags.DEFINE_integer("num_processes", None, "How many processes train together.")
 flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
+STOP = Stop()  # the requests to stop that this process is given
+
 SAMPLE_OPTIONS = (
     "prompt",
     "max_new_tokens",
@@ -80,16 +83,13 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 
 
 def train() -> None:
-    # Before anything slow is imported, so that a signal is heard at any time.
-    with Stop().listen() as stop:
-        with stop.free(lambda: None):
-            from aigc_jax import run
+    from aigc_jax import run
 
-            if FLAGS.coordinator:
-                from aigc_jax.parallel.processes import join
+    if FLAGS.coordinator:
+        from aigc_jax.parallel.processes import join
 
-                join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-        run.train(FLAGS.config, FLAGS.workdir, stop=stop)
+        join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    run.train(FLAGS.config, FLAGS.workdir, stop=STOP)
     if coordination.joined()[0] == 0:
         print(f"trained: {FLAGS.workdir}")
 
@@ -246,8 +246,11 @@ def make_deterministic() -> None:
 def run(argv: Sequence[str] | None = None) -> None:
     """The entry point: `aigc` and `python -m aigc_jax.main`."""
     logging.set_verbosity(logging.ERROR)
+    argv = list(argv or sys.argv)
     try:
-        app.run(main, argv=list(argv or sys.argv), flags_parser=parse_flags)
+        # Before anything slow is imported, so that a signal is heard at any time.
+        with STOP.listen() if argv[1:2] == ["train"] else contextlib.nullcontext():
+            app.run(main, argv=argv, flags_parser=parse_flags)
     except UserError as e:
         print(f"aigc: error: {e}" if e.code != Stopped.code else f"aigc: {e}", file=sys.stderr)
         leave(e.code)

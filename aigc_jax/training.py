@@ -46,9 +46,9 @@ class Training:
     def __init__(self, config: Config, workdir: str, stop: Stop):
         self.config, self.stop = config, stop
         self.workdir = os.path.abspath(os.path.expanduser(workdir))
-        self.main = jax.process_index() == 0
         coordination.attach()
-        self.monitor = Monitor(config.guard)
+        self.monitor = Monitor(config.guard)  # before JAX looks for devices, for which it waits
+        self.main = coordination.joined()[0] == 0
         self.lock: Lock | None = None
 
     def run(self, name: str, progress: bool) -> dict[str, float]:

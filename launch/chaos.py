@@ -34,6 +34,7 @@ import local
 VICTIM = """
 import os, sys
 from aigc_jax import main
+
 pipe = int(os.environ["CHAOS_PIPE"])
 def report(phase):
     os.write(pipe, (phase + "\\n").encode())
@@ -43,16 +44,22 @@ def around(owner, name, phase):
         report(phase)
         return inner(*args, **kwargs)
     setattr(owner, name, wrapped)
-report("start")
-from aigc_jax import training
-from aigc_jax.train import checkpoint, compile
-around(training.Training, "_begin", "begin")
-around(training.Training, "_train", "compile")
-around(compile.CompiledStep, "__call__", "step")
-around(training.Judge, "__call__", "evaluate")
-around(training, "save_samples", "sample")
-around(checkpoint.Writer, "save", "save")
-around(checkpoint.Writer, "wait", "wait")
+def patch():
+    from aigc_jax import training
+    from aigc_jax.train import checkpoint, compile
+    around(training.Training, "_begin", "begin")
+    around(training.Training, "_train", "compile")
+    around(compile.CompiledStep, "__call__", "step")
+    around(training.Judge, "__call__", "evaluate")
+    around(training, "save_samples", "sample")
+    around(checkpoint.Writer, "save", "save")
+    around(checkpoint.Writer, "wait", "wait")
+inner = main.RUN["train"]
+def train():
+    patch()
+    inner()
+main.RUN["train"] = train
+around(main, "check_overrides", "start")
 main.run()
 """
 PHASES = ("start", "begin", "compile", "step", "save", "wait", "evaluate", "sample")
@@ -177,11 +184,13 @@ def main(argv: list[str] | None = None) -> int:
             while True:
                 run = start(killed)
                 point = disturb(run, rng, signals) if kills < arguments.kills else ""
+                began = time.monotonic()
                 codes = run.wait()
+                seconds = time.monotonic() - began
                 if not point:
                     break
                 kills += 1
-                print(f"kill {kills}: {point}; exit {codes}", flush=True)
+                print(f"kill {kills}: {point}; exit {codes} after {seconds:.1f} s", flush=True)
             if any(codes):
                 sys.exit(f"the disturbed run failed by itself with {codes}: see {log.name}")
             wrong = compare(whole, killed)

@@ -40,7 +40,7 @@ class Stop:
         self._requested = threading.Event()
         self._lock = threading.RLock()
         self._finish: Callable[[], None] | None = None
-        self._signals = 0
+        self._heard = self._handled = 0  # signals, by the thread and by the main thread
         self._listening = self._leaving = False
         self._vote: Any = None
 
@@ -87,15 +87,19 @@ class Stop:
 
     @contextlib.contextmanager
     def listen(self) -> Iterator["Stop"]:
-        """Takes SIGTERM and SIGINT for requests; for the main thread of a program."""
+        """Takes SIGTERM and SIGINT for requests; for the main thread of a program.
+
+        Until the first free phase has ended, nothing is at stake, and the process may leave.
+        """
+        self._finish = lambda: None
         read, write = socket.socketpair()
         write.setblocking(False)
-        before = {s: signal.signal(s, lambda *_: None) for s in SIGNALS}
-        for s in SIGNALS:
-            signal.siginterrupt(s, False)  # what is being read or written goes on
-        old_fd = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
         self._listening = True
         threading.Thread(target=self._watch, args=(read,), daemon=True, name="stop").start()
+        old_fd = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
+        before = {s: signal.signal(s, self._handle) for s in SIGNALS}
+        for s in SIGNALS:
+            signal.siginterrupt(s, False)  # what is being read or written goes on
         try:
             yield self
         finally:
@@ -113,6 +117,7 @@ class Stop:
                 return
             for number in received:
                 if number in SIGNALS:
+                    self._heard += 1
                     self._signalled(number)
             if coordination.joined()[1] > 1:
                 self._hear()
@@ -120,17 +125,24 @@ class Stop:
                 self._leaving = True  # in a thread of its own: a second signal must be heard
                 threading.Thread(target=self._leave_if_free, daemon=True, name="leave").start()
 
+    def _handle(self, number: int, frame: Any) -> None:
+        """Python's handler, in the main thread, when it comes to it.
+
+        It hears what the thread does not: an event loop in the main thread may for a while have
+        taken the file descriptor for its own.
+        """
+        self._handled += 1
+        self._signalled(number)
+
     def _signalled(self, number: int) -> None:
-        self._signals += 1
-        if self._signals > 1:
+        if max(self._heard, self._handled) > 1:
             os._exit(128 + number)
-        name = signal.Signals(number).name
-        print(
-            f"\naigc: {name}: saving, then leaving; a second one leaves at once",
-            file=sys.stderr,
-            flush=True,
-        )
+        if self.requested:
+            return
         self._requested.set()
+        name = signal.Signals(number).name
+        # Not with `print`, which must not be called while it is being called.
+        os.write(2, f"\naigc: {name}: saving, then leaving; a second one leaves at once\n".encode())
 
     def _hear(self) -> None:
         """Passes a request on to the other processes, and hears of theirs."""
