@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -245,7 +246,7 @@ def make_deterministic() -> None:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """The entry point: `aigc` and `python -m aigc_jax.main`."""
-    logging.set_verbosity(logging.ERROR)
+    quieten()
     argv = list(argv or sys.argv)
     try:
         # Before anything slow is imported, so that a signal is heard at any time.
@@ -260,6 +261,20 @@ def run(argv: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(130)
+
+
+def quieten() -> None:
+    """Leaves out what libraries print beside their exceptions: a full disk has them print a lot."""
+    logging.set_verbosity(logging.FATAL)
+    logging.logging.getLogger("asyncio").setLevel("CRITICAL")
+    hook = sys.excepthook
+
+    def without_echoes(kind: type, error: BaseException, trace: Any) -> None:
+        # TensorStore reports the other writes of a save that has failed to a loop that is gone.
+        if str(error) != "Event loop is closed":
+            hook(kind, error, trace)
+
+    sys.excepthook = without_echoes
 
 
 def leave(code: int) -> None:

@@ -160,7 +160,12 @@ class Training:
                 progress=bar,
             )
             self._finish()
-            self.writer.wait()  # the last checkpoint is what the run is for
+            # The last checkpoint is what the run is for, whatever checkpoint.on_error says.
+            if c.train.steps not in (0, *checkpoint.steps_in(self.workdir)):
+                raise StorageError(
+                    f"{self.workdir} does not hold the last checkpoint: free some space, then give"
+                    " the same command again"
+                )
             return state
         finally:
             if bar is not None:

@@ -37,7 +37,10 @@ from aigc_jax import main
 
 pipe = int(os.environ["CHAOS_PIPE"])
 def report(phase):
-    os.write(pipe, (phase + "\\n").encode())
+    try:
+        os.write(pipe, (phase + "\\n").encode())
+    except OSError:  # nobody is listening any more
+        pass
 def around(owner, name, phase):
     inner = getattr(owner, name)
     def wrapped(*args, **kwargs):
@@ -114,7 +117,8 @@ def disturb(run: Run, rng: random.Random, signals: list[signal.Signals]) -> str:
             time.sleep(0.0005)
     time.sleep(delay)
     victims = [p for p in run.processes if p.poll() is None]
-    if len(victims) > 1 and rng.random() < 0.7:
+    # Those that wait for one to join them wait for minutes: its machine may be slow to boot.
+    if len(victims) > 1 and rng.random() < 0.7 and phase != "start":
         victims = [rng.choice(victims)]
     which = "+".join(str(run.processes.index(p)) for p in victims)
     number = rng.choice(signals)

@@ -20,6 +20,6 @@ from absl import flags
 # Grain reads absl flags, which nobody parses under pytest.
 flags.FLAGS.mark_as_parsed()
 # Several devices in one process, for data parallelism; a run uses one unless its mesh says more.
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 # The arrays are tiny: compiling takes the time, not computing.
 jax.config.update("jax_disable_most_optimizations", True)

@@ -2,10 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import chex
 import jax
@@ -95,50 +91,6 @@ def test_resuming_is_bitwise_equal(family, tmp_path, monkeypatch):
     assert end == end_cut == 6
     chex.assert_trees_all_equal(whole, cut)
     assert records(tmp_path / "whole") == records(tmp_path / "cut")
-
-
-CHILD = """
-import sys
-from absl import flags
-import aigc_jax, tiny
-flags.FLAGS.mark_as_parsed()
-family, workdir = sys.argv[1:]
-changes = dict(train=dict(steps=600, log_every=50), checkpoint=dict(every=100))
-aigc_jax.train(tiny.recipe(family, **changes), workdir, progress=False)
-"""
-
-
-def start(family, workdir):
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
-    arguments = [sys.executable, "-c", CHILD, family, str(workdir)]
-    return subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def killed_and_restarted(family, tmp_path):
-    whole = start(family, tmp_path / "whole")
-    assert whole.wait() == 0, whole.stderr.read()
-    victim = start(family, tmp_path / "killed")
-    checkpoints = tmp_path / "killed" / "checkpoints"
-    while not (checkpoints / "200").exists():
-        assert victim.poll() is None, victim.stderr.read()
-        time.sleep(0.005)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
-    assert not (checkpoints / "600").exists(), "the run ended before it could be killed"
-    again = start(family, tmp_path / "killed")
-    assert again.wait() == 0, again.stderr.read()
-    chex.assert_trees_all_equal(final_state(tmp_path / "whole"), final_state(tmp_path / "killed"))
-    assert records(tmp_path / "whole") == records(tmp_path / "killed")
-
-
-def test_a_killed_process_ends_where_the_whole_one_does(tmp_path):
-    killed_and_restarted("lm", tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["gan", "vae", "diffusion"])
-def test_a_killed_process_of_the_other_families(family, tmp_path):
-    killed_and_restarted(family, tmp_path)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -3,10 +3,14 @@
 Importing this does not import JAX, so that signals are listened for before anything slow happens.
 """
 
+import ctypes
+import signal
+from collections.abc import Callable
 from typing import Any
 
 PREFIX = "aigc_jax/"
 _service: Any = None
+_handler: Any = None
 
 
 def attach() -> None:
@@ -19,6 +23,16 @@ def attach() -> None:
     from jax._src.distributed import global_state
 
     _service = global_state if global_state.client is not None else None
+
+
+def on_abort(act: Callable[[], None]) -> None:
+    """Calls `act` instead of dying when JAX's client gives up because the coordinator is gone.
+
+    It calls `abort` in a thread of C++, from where only a C handler can be called.
+    """
+    global _handler
+    _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: act())  # kept from collection
+    ctypes.CDLL(None).signal(signal.SIGABRT, _handler)
 
 
 def joined() -> tuple[int, int]:

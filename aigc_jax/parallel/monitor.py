@@ -6,10 +6,8 @@ a collective operation would wait for ever.
 """
 
 import contextlib
-import ctypes
 import json
 import os
-import signal
 import socket
 import sys
 import threading
@@ -39,7 +37,7 @@ class Monitor:
         self._running = self._count > 1
         if self._running:
             self._seen = {p: Seen() for p in range(self._count)}
-            self._catch_abort()
+            coordination.on_abort(self._coordinator_gone)
             threading.Thread(target=self._watch, daemon=True, name="monitor").start()
 
     def tick(self, where: str) -> None:
@@ -76,7 +74,7 @@ class Monitor:
                 alive, last = coordination.get_all("alive/"), coordination.get_all("last/")
             except Exception:
                 if self._running:
-                    self._end(f"process 0 ({self._seen[0]}), which coordinates the run, is gone")
+                    self._coordinator_gone()
                 return
             for p, seen in self._seen.items():
                 seen.update(json.loads(alive.get(f"alive/{p}", "{}")))
@@ -100,23 +98,13 @@ class Monitor:
                 f" ({seen}) is behind the others, in {seen.where}"
             )
 
+    def _coordinator_gone(self) -> None:
+        self._end(f"process 0 ({self._seen[0]}), which coordinates the run, is gone")
+
     def _end(self, message: str) -> None:
         """Ends this process, whose main thread waits for what will not come."""
         print(f"\naigc: error: {message}; {ADVICE}", file=sys.stderr, flush=True)
         os._exit(PeerLost.code)
-
-    def _catch_abort(self) -> None:
-        """JAX's client aborts the process when the coordinator dies: that ends in a sentence too.
-
-        The abort comes in a thread of C++, from which only a C handler can be called.
-        """
-
-        @ctypes.CFUNCTYPE(None, ctypes.c_int)
-        def handler(number: int) -> None:
-            self._end(f"process 0 ({self._seen[0]}), which coordinates the run, is gone")
-
-        self._handler = handler  # must not be collected
-        ctypes.CDLL(None).signal(signal.SIGABRT, handler)
 
 
 ADVICE = "start all processes again to go on from the newest checkpoint"

@@ -1,5 +1,6 @@
 """Processes of one run: joining them, and agreeing among them."""
 
+import os
 import sys
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from aigc_jax.errors import UserError, one_line
+from aigc_jax.errors import PeerLost, UserError, one_line
 from aigc_jax.parallel import coordination
 
 
@@ -29,10 +30,21 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
     Raises:
       UserError: if they cannot be joined.
     """
+
+    def give_up() -> None:
+        print(
+            "\naigc: error: another process of the run, or the coordinator at"
+            f" {coordinator}, was gone before all had joined: start all processes again",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(PeerLost.code)
+
     given = {} if coordinator == "auto" else dict(coordinator_address=coordinator)
     # Whether the others are alive is `Monitor`'s concern: JAX's own heartbeat would end the process
     # with a stack trace. And its preemption service would take SIGTERM away from `Stop`.
     jax.config.update("jax_enable_preemption_service", False)
+    coordination.on_abort(give_up)
     try:
         jax.distributed.initialize(
             **given,

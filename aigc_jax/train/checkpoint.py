@@ -236,9 +236,10 @@ class Writer:
         except Exception as e:  # OSError, and TensorStore's ValueErrors
             good = max((s for s in steps_in(self._workdir)), default=0)
             kept = f"that of step {good} is whole" if good else "there is none yet"
+            reason = "no space left" if "No space left" in str(e) else one_line(e)
             raise StorageError(
-                f"a checkpoint cannot be written to {self._folder} ({one_line(e)}); {kept}: free"
-                " some space or mend the folder, then give the same command again"
+                f"a checkpoint cannot be written to {self._folder} ({reason}); {kept}: free some"
+                " space or mend the folder, then give the same command again"
             ) from e
 
     def recover(self) -> None:

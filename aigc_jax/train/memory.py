@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aigc_jax.errors import OutOfMemory
+from aigc_jax.errors import OutOfMemory, UserError
 
 LARGEST = 5  # arrays to name
 SIGNS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "OUT_OF_MEMORY")
@@ -65,7 +65,7 @@ def explained(state: Any, batch: Any) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        if isinstance(e, OutOfMemory):
+        if isinstance(e, UserError):
             raise
         if not isinstance(e, MemoryError) and not any(sign in str(e) for sign in SIGNS):
             raise
