@@ -22,6 +22,7 @@ FREE_FIELDS = (
     "train.log_every",
     "train.compile",
     "mesh",
+    "model.remat",
     "eval.",
     "sample.",
     "checkpoint.",

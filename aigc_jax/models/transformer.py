@@ -25,6 +25,7 @@ class TransformerConfig:
     rope_theta: float = option(10_000.0, low=1.0)
     dropout: float = option(0.0, low=0.0, high=0.99)
     tie_embeddings: bool = True
+    remat: bool = False  # compute each block's activations again in the backward pass: less memory
 
     def __post_init__(self):
         if self.width % self.heads or (self.width // self.heads) % 2:
@@ -145,10 +146,10 @@ class Transformer(nn.Module):
                 name="position_embedding",
             )(position_BT)
         x_BTW = Dropout(c.dropout, name="embedding_dropout")(x_BTW, key_B)
-        layers = []
+        layers, block = [], nn.remat(Block) if c.remat else Block
         for i in range(c.layers):
             layer = None if cache is None else jax.tree.map(lambda x, i=i: x[i], cache)
-            x_BTW, layer = Block(c, self.dtype, name=f"block_{i}")(x_BTW, position_BT, key_B, layer)
+            x_BTW, layer = block(c, self.dtype, name=f"block_{i}")(x_BTW, position_BT, key_B, layer)
             layers.append(layer)
         x_BTW = nn.RMSNorm(dtype=self.dtype, name="final_norm")(x_BTW)
         if c.tie_embeddings:

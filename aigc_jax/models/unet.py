@@ -28,6 +28,7 @@ class UNetConfig:
     embedding: int = option(128, low=4)
     dropout: float = option(0.0, low=0.0, high=0.99)
     conditional: bool = True  # on the class, if the data has classes
+    remat: bool = False  # compute each block's activations again in the backward pass: less memory
 
     def __post_init__(self):
         for level in self.attention_levels:
@@ -124,10 +125,13 @@ class UNet(nn.Module):
             embedding += table(label_B).astype(self.dtype)
         embedding = jax.nn.silu(embedding)
 
+        parts = (ResBlock, SelfAttention)
+        res_block, self_attention = map(nn.remat, parts) if c.remat else parts
+
         def block(x, level, name):
-            x = ResBlock(c.channels[level], c.dropout, self.dtype, name=name)(x, embedding, key_B)
+            x = res_block(c.channels[level], c.dropout, self.dtype, name=name)(x, embedding, key_B)
             if level in c.attention_levels:
-                x = SelfAttention(c.heads, self.dtype, name=f"{name}_attention")(x)
+                x = self_attention(c.heads, self.dtype, name=f"{name}_attention")(x)
             return x
 
         x = nn.Conv(c.channels[0], (3, 3), dtype=self.dtype, name="conv_in")(x_BHWC)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aigc_jax.errors import OutOfMemory, UserError
+from aigc_jax.errors import OutOfMemory, UserError, one_line
 
 LARGEST = 5  # arrays to name
 SIGNS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "OUT_OF_MEMORY")
@@ -69,7 +69,7 @@ def explained(state: Any, batch: Any) -> Iterator[None]:
             raise
         if not isinstance(e, MemoryError) and not any(sign in str(e) for sign in SIGNS):
             raise
-        raise OutOfMemory(message(state, batch)) from e
+        raise OutOfMemory(f"{message(state, batch)} ({one_line(e, 100)})") from e
 
 
 def check(state: Any, batch: Any) -> None:
@@ -94,6 +94,7 @@ def message(state: Any, batch: Any) -> str:
     return (
         f"out of memory: the state takes {gib(total(state))}{has}, a batch {gib(total(batch))},"
         f" and activations come on top; the largest arrays are {', '.join(arrays)}: lower"
-        " data.batch_size, raise train.accumulate (smaller microbatches, same result), make the"
-        " model smaller, or spread it over more devices"
+        " data.batch_size, raise train.accumulate (smaller microbatches, same result), set"
+        " model.remat=True where the model has it, share the batch among more devices with mesh,"
+        " or make the model smaller"
     )
