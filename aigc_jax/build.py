@@ -123,7 +123,10 @@ def parse_config(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Confi
     Raises:
       UserError: for a wrong key, type or value, naming it.
     """
-    plain = ml_collections.ConfigDict(config).to_dict()
+    try:
+        plain = ml_collections.ConfigDict(config).to_dict()
+    except (TypeError, ValueError, AttributeError) as e:  # a key with a dot, or named like a method
+        raise UserError(f"the config cannot be read ({e}): rename the key") from e
     family = family_of(plain)
     types = dict(
         objective=family.objective,

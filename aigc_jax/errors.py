@@ -17,6 +17,10 @@ class UserError(Exception):
 
     code = 2
 
+    def __init__(self, message: str):
+        # Keys, paths and values of any kind and length may stand in it.
+        super().__init__(shown(message, limit=1000))
+
 
 class PeerLost(UserError):
     """Another process of the run is dead or stuck."""
@@ -48,10 +52,18 @@ class Stopped(UserError):
     code = 75
 
 
-def one_line(error: object, limit: int = 200) -> str:
-    """What an exception says, without line breaks."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def shown(value: object, limit: int = 300) -> str:
+    """`value` for a message: on one line, its middle left out if it is longer than `limit`."""
+    text = value if isinstance(value, str) else str(value)
+    if len(text) > limit:
+        text = f"{text[: limit // 2]}…{text[-(limit // 2) :]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def reason(error: BaseException, limit: int = 200) -> str:
+    """What `error` says, on one line; its type if it says nothing."""
+    said = getattr(error, "strerror", None) or str(error)
+    return shown(" ".join(said.split())[:limit]) or type(error).__name__
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ import runpy
 
 import ml_collections
 
-from aigc_jax.errors import UserError
+from aigc_jax.errors import UserError, reason, shown
 
 
 def load_recipe(path: str) -> ml_collections.ConfigDict:
@@ -15,17 +15,18 @@ def load_recipe(path: str) -> ml_collections.ConfigDict:
       UserError: if there is no such file, or it does not return a config.
     """
     if not os.path.isfile(path):
-        raise UserError(f"there is no config file {path}")
+        raise UserError(f"there is no config file {shown(path)}")
     try:
         get_config = runpy.run_path(path).get("get_config")
         recipe = get_config() if get_config else None
     except UserError:
         raise
-    except Exception as e:  # whatever the person's file raises
-        text = " ".join(str(e).split())
-        raise UserError(f"{path} cannot be loaded ({type(e).__name__}: {text[:300]})") from e
+    except (Exception, SystemExit) as e:  # whatever the person's file raises
+        raise UserError(
+            f"{shown(path)} cannot be loaded ({type(e).__name__}: {reason(e, 300)})"
+        ) from e
     if get_config is None:
-        raise UserError(f"{path} is no recipe: it defines no get_config()")
+        raise UserError(f"{shown(path)} is no recipe: it defines no get_config()")
     if not isinstance(recipe, ml_collections.ConfigDict):
-        raise UserError(f"get_config() of {path} must return an ml_collections.ConfigDict")
+        raise UserError(f"get_config() of {shown(path)} must return an ml_collections.ConfigDict")
     return recipe

@@ -10,6 +10,7 @@ from typing import Any
 
 from aigc_jax.config import differences
 from aigc_jax.errors import StorageError, UserError
+from aigc_jax.files import open_file
 
 CONFIG, LOCK = "config.json", "lock"
 
@@ -35,8 +36,8 @@ def read_config(workdir: str) -> dict[str, Any]:
     """The config.json of a workdir; UserError if it is none."""
     path = os.path.join(workdir, CONFIG)
     try:
-        with open(path, encoding="utf-8") as f:
-            config = json.load(f)
+        with open_file(path) as f:
+            config = json.loads(f.read())
         if not isinstance(config, dict):
             raise ValueError("not a config")
         return config
@@ -132,9 +133,9 @@ class Lock:
 def read_lock(workdir: str) -> dict[str, Any]:
     """Host and pid of the run that writes to a workdir, or wrote there until it was killed."""
     try:
-        with open(os.path.join(workdir, LOCK), encoding="utf-8") as f:
-            holder = json.load(f)
-    except (OSError, ValueError):
+        with open_file(os.path.join(workdir, LOCK)) as f:
+            holder = json.loads(f.read())
+    except (UserError, OSError, ValueError, RecursionError):
         return {}
     return holder if isinstance(holder, dict) else {}
 

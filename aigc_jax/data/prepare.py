@@ -12,7 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from aigc_jax.data import readers
-from aigc_jax.errors import UserError
+from aigc_jax.errors import UserError, reason, shown
+
+NAME = r"[a-z][a-z0-9_]{0,99}"  # a file's name must hold it and more
 
 
 def prepare(
@@ -23,7 +25,8 @@ def prepare(
     Every file is checked before the first record is written.
 
     Args:
-      source: `folder:DIR`, `text:GLOB`, `jsonl:FILE`, `npz:FILE` or `idx:DIR`.
+      source: `folder:DIR`, `text:GLOB`, `jsonl:FILE`, `npz:FILE`, `safetensors:FILE` or
+        `idx:DIR`.
       name: of the new data set: lower-case letters, digits and underscores.
       data_dir: where data sets lie.
       image_size: resize and centre-crop images of a folder; 0: leave them.
@@ -32,22 +35,28 @@ def prepare(
     Raises:
       UserError: if the source cannot be taken, or the data set exists already.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "downloads":
+    if not re.fullmatch(NAME, name) or name == "downloads":
         raise UserError(
-            f"--name={name}: use lower-case letters, digits and underscores, a letter first, and"
-            " not 'downloads', which TFDS keeps for itself"
+            f"--name={shown(name)}: use at most 100 lower-case letters, digits and underscores, a"
+            " letter first, and not 'downloads', which TFDS keeps for itself"
         )
-    folder = os.path.abspath(os.path.expanduser(data_dir))
-    if os.path.exists(os.path.join(folder, name)):
+    folder, where = os.path.abspath(os.path.expanduser(data_dir)), shown(data_dir)
+    if os.path.lexists(os.path.join(folder, name)):
         raise UserError(
-            f"{os.path.join(data_dir, name)} exists already: choose another --name or remove it"
+            f"{shown(os.path.join(data_dir, name))} exists already: choose another --name or"
+            " remove it"
         )
     content = readers.read(source, image_size=image_size, text_field=text_field)
     try:
         os.makedirs(folder, exist_ok=True)
+    except (OSError, ValueError) as e:  # ValueError: a NUL, or what is no Unicode
+        raise UserError(f"--data_dir={where} cannot be written: {reason(e)}") from e
+    try:
+        return _write(content, name, folder, source)
     except OSError as e:
-        raise UserError(f"--data_dir={data_dir} cannot be written: {e.strerror}") from e
-    return _write(content, name, folder, source)
+        raise UserError(
+            f"{shown(os.path.join(folder, name))} cannot be written: {reason(e)}"
+        ) from e
 
 
 def _write(content: readers.Content, name: str, folder: str, source: str) -> str:

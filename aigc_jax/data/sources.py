@@ -11,7 +11,14 @@ import numpy as np
 from aigc_jax.config import Data
 from aigc_jax.data.spec import ImageSpec, Spec, TextSpec
 from aigc_jax.data.text import Windows, join, make_tokenizer, split_documents
-from aigc_jax.errors import UserError, nearest
+from aigc_jax.data.tfds_folder import (
+    Records,
+    check_folder,
+    check_images,
+    check_name,
+    find_folder,
+)
+from aigc_jax.errors import UserError, nearest, reason, shown
 
 IMAGE_KEY, LABEL_KEY, TEXT_KEY = "image", "label", "text"  # TFDS feature names
 
@@ -68,7 +75,9 @@ def load(config: Data) -> Dataset:
     loaders = {"digits": load_digits, "python_docs": load_python_docs}
     if config.source not in loaders:
         known = [*loaders, "tfds:NAME"]
-        raise UserError(f"there is no data.source '{config.source}': {nearest(name, known)}")
+        raise UserError(
+            f"there is no data.source '{shown(config.source)}': {nearest(shown(name), known)}"
+        )
     return loaders[config.source](config)
 
 
@@ -92,44 +101,67 @@ def load_python_docs(config: Data) -> Dataset:
 
 
 def load_tfds(name: str, config: Data) -> Dataset:
-    """A data set in TFDS form, read by `tfds.data_source` (ArrayRecord, no TensorFlow)."""
-    import tensorflow_datasets as tfds
+    """A data set in TFDS form (ArrayRecord, no TensorFlow), from a folder that need not be trusted.
 
-    folder = os.path.expanduser(config.data_dir)
+    Args:
+      name: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION.
+      config: the section `data`.
+
+    Raises:
+      UserError: if there is no such data set, or it cannot be read or trained on.
+    """
+    folder = _data_set_folder(name, config)
+    with readable(name, config):
+        check_folder(find_folder(name, folder))
+        builder = _builder(find_folder(name, folder))
+        splits = {s: split.num_examples for s, split in builder.info.splits.items()}
+    features, where = builder.info.features, f"the data set '{name}'"
+    if not splits.get("train"):
+        raise UserError(
+            f"the data set '{name}' has no training examples: it has {shown(splits or 'none')}"
+        )
+    held_out = next((s for s in ("validation", "test") if splits.get(s)), None)
+    if IMAGE_KEY not in features and TEXT_KEY not in features:
+        raise UserError(
+            f"the data set '{name}' has neither an '{IMAGE_KEY}' nor a '{TEXT_KEY}' feature:"
+            f" it has {shown(', '.join(features))}"
+        )
+    with readable(name, config):
+        if IMAGE_KEY in features:
+            check_images(features, where)
+        used = (IMAGE_KEY, LABEL_KEY) if IMAGE_KEY in features else (TEXT_KEY,)
+        sources = {s: Records(builder, s, used, where) for s in ("train", held_out) if s}
+        for source in sources.values():
+            source[0]
+        if IMAGE_KEY in features:
+            return _tfds_images(features, sources, held_out, config)
+        texts = {s: [_text(record[TEXT_KEY]) for record in sources[s]] for s in sources}
+    return text_dataset(texts["train"], texts.get(held_out), config)
+
+
+def _data_set_folder(name: str, config: Data) -> str:
+    """The folder of data sets, in which there is one of this name."""
+    check_name(name)
+    folder, where = os.path.expanduser(config.data_dir), shown(config.data_dir)
     if not os.path.isdir(folder):
         raise UserError(
-            f"data.data_dir={config.data_dir} is not a folder: write a data set there with"
-            f" aigc prepare --name={name} --data_dir={config.data_dir}"
+            f"data.data_dir={where} is not a folder: write a data set there with aigc prepare"
+            f" --name={name} --data_dir={where}"
         )
     if not os.path.isdir(os.path.join(folder, *name.split(":")[0].split("/"))):
         present = sorted(d.name for d in os.scandir(folder) if d.is_dir() and d.name != "downloads")
-        hint = nearest(name, present) if present else "it is empty"
+        hint = shown(nearest(name, present)) if present else "it is empty"
         raise UserError(
-            f"there is no data set '{name}' in {config.data_dir} ({hint}): aigc prepare"
-            f" --name={name} writes one"
+            f"there is no data set '{name}' in {where} ({hint}): aigc prepare --name={name} writes"
+            " one"
         )
-    with readable(name, config):
-        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=folder)
-        sources = {s: builder.as_data_source(split=s) for s in builder.info.splits}
-        splits = {s: len(source) for s, source in sources.items()}
-        for source in filter(len, sources.values()):
-            source[0]
-    if not splits.get("train"):
-        raise UserError(
-            f"the data set '{name}' has no training examples: it has {splits or 'none'}"
-        )
-    held_out = next((s for s in ("validation", "test") if splits.get(s)), None)
-    features = builder.info.features
-    if IMAGE_KEY in features:
-        return _tfds_images(name, features, sources, held_out, config)
-    if TEXT_KEY in features:
-        with readable(name, config):
-            texts = {s: _tfds_texts(sources[s]) for s in ("train", held_out) if s}
-        return text_dataset(texts["train"], texts.get(held_out), config)
-    raise UserError(
-        f"the data set '{name}' has neither an '{IMAGE_KEY}' nor a '{TEXT_KEY}' feature:"
-        f" it has {', '.join(features)}"
-    )
+    return folder
+
+
+def _builder(folder: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    return tfds.core.read_only_builder.builder_from_directory(folder)
 
 
 @contextlib.contextmanager
@@ -137,29 +169,27 @@ def readable(name: str, config: Data) -> Iterator[None]:
     """Turns whatever TFDS raises for a damaged data set into one sentence."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as e:
         raise UserError(
-            f"the data set '{name}' in {config.data_dir} cannot be read"
-            f" ({' '.join(str(e).split())[:200]}): it must be whole and in ArrayRecord form"
+            f"the data set '{name}' in {shown(config.data_dir)} cannot be read"
+            f" ({reason(e)}): it must be whole and in ArrayRecord form"
         ) from e
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, (bytes, str)):
+        raise ValueError(f"its text is {shown(value, 80)}")
+    return value.decode("utf-8") if isinstance(value, bytes) else value
+
+
 def _tfds_images(
-    name: str,
-    features: Any,
-    sources: Mapping[str, Any],
-    held_out: str | None,
-    config: Data,
+    features: Any, sources: Mapping[str, Records], held_out: str | None, config: Data
 ) -> Dataset:
-    shape, dtype = features[IMAGE_KEY].shape, np.dtype(features[IMAGE_KEY].np_dtype)
-    if len(shape) != 3 or None in shape or dtype != np.uint8:
-        raise UserError(
-            f"the images of '{name}' must be uint8 of one shape (height, width, colours), but they"
-            f" are {dtype} {shape}: prepare them with aigc prepare --image_size=N"
-        )
     label = features[LABEL_KEY] if LABEL_KEY in features else None  # noqa: SIM401 (no .get)
     names = tuple(label.names) if label is not None and hasattr(label, "names") else ()
-    spec = ImageSpec(tuple(shape), names)
+    spec = ImageSpec(tuple(features[IMAGE_KEY].shape), names)
 
     def getter(split: str) -> Callable[[int], tuple[np.ndarray, int | None]]:
         records = sources[split]
@@ -176,13 +206,6 @@ def _tfds_images(
     indices = np.arange(config.limit or count)[:count]
     held = Images(getter(held_out), np.arange(len(sources[held_out])))
     return Dataset(spec, Images(train, indices), held)
-
-
-def _tfds_texts(source: Any) -> list[str]:
-    def text(value: Any) -> str:
-        return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-
-    return [text(source[i][TEXT_KEY]) for i in range(len(source))]
 
 
 def split_images(

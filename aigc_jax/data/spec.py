@@ -1,11 +1,16 @@
 """What a model must know of its data; small, and kept in every checkpoint."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 
 from aigc_jax.data.text import ByteTokenizer, CharTokenizer, Tokenizer
+from aigc_jax.errors import UserError, reason, shown
+
+MAX_VALUES = 1 << 28  # of an image; a checkpoint may claim any size
+MAX_SEQ_LEN = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +82,55 @@ class TextSpec:
 Spec = ImageSpec | TextSpec
 
 
-def from_json(value: dict[str, Any]) -> Spec:
-    """The inverse of `to_json`."""
-    if value["modality"] == "image":
-        return ImageSpec(tuple(value["shape"]), tuple(value["class_names"]), value["levels"])
-    byte = value["tokenizer"] == "byte"
-    tokenizer = ByteTokenizer() if byte else CharTokenizer(value["characters"])
-    return TextSpec(tokenizer, value["seq_len"])
+def from_json(value: Any) -> Spec:
+    """The inverse of `to_json`.
+
+    Args:
+      value: what JSON made of it. It may come from anywhere: nothing is taken as given.
+
+    Raises:
+      UserError: if it describes no data, or absurdly large ones.
+    """
+    try:
+        modality = value["modality"]
+        if modality == "image":
+            return _image_spec(value["shape"], value["class_names"], value["levels"])
+        if modality == "text":
+            return _text_spec(value["tokenizer"], value["characters"], value["seq_len"])
+        raise ValueError(f"the modality is {shown(modality, 40)}")
+    except (KeyError, TypeError, ValueError) as e:
+        raise UserError(
+            f"the checkpoint's description of its data is damaged ({reason(e)}): take another"
+            " checkpoint"
+        ) from e
+
+
+def _image_spec(shape: Any, class_names: Any, levels: Any) -> ImageSpec:
+    whole = isinstance(shape, list) and len(shape) == 3 and all(type(n) is int for n in shape)
+    if not whole or min(shape) < 1 or math.prod(shape) > MAX_VALUES:
+        raise ValueError(f"images of the shape {shown(shape, 80)}")
+    if not _strings(class_names):
+        raise ValueError("class names that are none")
+    if type(levels) is not int or not 2 <= levels <= 256:
+        raise ValueError(f"pixels of {shown(levels, 40)} levels")
+    return ImageSpec((shape[0], shape[1], shape[2]), tuple(class_names), levels)
+
+
+def _text_spec(tokenizer: Any, characters: Any, seq_len: Any) -> TextSpec:
+    if type(seq_len) is not int or not 0 < seq_len <= MAX_SEQ_LEN:
+        raise ValueError(f"windows of {shown(seq_len, 40)} tokens")
+    if tokenizer == ByteTokenizer.name:
+        return TextSpec(ByteTokenizer(), seq_len)
+    if tokenizer != CharTokenizer.name:
+        raise ValueError(f"the tokenizer {shown(tokenizer, 40)}")
+    if not _strings(characters) or not all(len(c) == 1 for c in characters):
+        raise ValueError("characters that are none")
+    return TextSpec(CharTokenizer(characters), seq_len)
+
+
+def _strings(value: Any) -> bool:
+    """Whether it is a list of different strings that UTF-8 can hold."""
+    if not isinstance(value, list) or not all(isinstance(s, str) for s in value):
+        return False
+    "".join(value).encode("utf-8")  # raises ValueError for half a surrogate pair
+    return len(set(value)) == len(value)

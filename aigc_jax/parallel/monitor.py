@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from aigc_jax.config import Guard
-from aigc_jax.errors import PeerLost, Stopped, one_line
+from aigc_jax.errors import PeerLost, Stopped, reason
 from aigc_jax.parallel import coordination
 
 BEAT = 0.5  # seconds
@@ -55,7 +55,7 @@ class Monitor:
             # It failed because another process is gone. `_watch` will know which.
             time.sleep(self._guard.peer_timeout + 4 * BEAT)
         with contextlib.suppress(Exception):
-            coordination.put(f"last/{self._me}", one_line(error))
+            coordination.put(f"last/{self._me}", reason(error))
             time.sleep(2 * BEAT)  # process 0 takes the store with it
 
     def _watch(self) -> None:

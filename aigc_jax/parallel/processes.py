@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from aigc_jax.errors import PeerLost, UserError, one_line
+from aigc_jax.errors import PeerLost, UserError, reason
 from aigc_jax.parallel import coordination
 
 
@@ -54,7 +54,7 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
         )
     except (ValueError, RuntimeError, TypeError) as e:
         raise UserError(
-            f"the processes of the run cannot be joined ({one_line(e)}): give --coordinator,"
+            f"the processes of the run cannot be joined ({reason(e)}): give --coordinator,"
             " --num_processes and --process_id"
         ) from e
     coordination.attach()

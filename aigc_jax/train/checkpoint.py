@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
-from aigc_jax.errors import StorageError, UserError, one_line
+from aigc_jax.errors import StorageError, UserError, reason
 from aigc_jax.parallel.processes import all_agree, say
 from aigc_jax.train.fingerprint import fingerprints
 from aigc_jax.workdir import write_whole
@@ -143,7 +143,7 @@ class Reader:
         try:
             return self._manager.restore(step, args=items)
         except Exception as e:  # whatever a damaged file brings up in Orbax and TensorStore
-            raise Damaged(one_line(e)) from e
+            raise Damaged(reason(e)) from e
 
     def close(self) -> None:
         self._manager.close()
@@ -236,9 +236,9 @@ class Writer:
         except Exception as e:  # OSError, and TensorStore's ValueErrors
             good = max((s for s in steps_in(self._workdir)), default=0)
             kept = f"that of step {good} is whole" if good else "there is none yet"
-            reason = "no space left" if "No space left" in str(e) else one_line(e)
+            why = "no space left" if "No space left" in str(e) else reason(e)
             raise StorageError(
-                f"a checkpoint cannot be written to {self._folder} ({reason}); {kept}: free some"
+                f"a checkpoint cannot be written to {self._folder} ({why}); {kept}: free some"
                 " space or mend the folder, then give the same command again"
             ) from e
 

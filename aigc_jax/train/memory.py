@@ -1,14 +1,14 @@
 """What to say when memory runs out: what takes it, and what to change."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from aigc_jax.errors import OutOfMemory, UserError, one_line
+from aigc_jax.errors import OutOfMemory, UserError, reason
+from aigc_jax.files import physical_memory
 
 LARGEST = 5  # arrays to name
 SIGNS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "OUT_OF_MEMORY")
@@ -34,17 +34,8 @@ def available() -> int:
     """The bytes that a device has for arrays; 0 if it does not tell."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":
-        return physical()
+        return physical_memory()
     return int((device.memory_stats() or {}).get("bytes_limit", 0))
-
-
-def physical() -> int:
-    """The memory that this process may use on the host, in bytes."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as f:
-            limits.append(int(f.read()))
-    return min(limits)
 
 
 def gib(size: int) -> str:
@@ -69,7 +60,7 @@ def explained(state: Any, batch: Any) -> Iterator[None]:
             raise
         if not isinstance(e, MemoryError) and not any(sign in str(e) for sign in SIGNS):
             raise
-        raise OutOfMemory(f"{message(state, batch)} ({one_line(e, 100)})") from e
+        raise OutOfMemory(f"{message(state, batch)} ({reason(e, 100)})") from e
 
 
 def check(state: Any, batch: Any) -> None:

@@ -1,27 +1,37 @@
-"""Arrays of images: npz and IDX files."""
+"""Arrays of images: npz, safetensors and IDX files."""
 
 import gzip
+import math
 import os
+import struct
 import zlib
 from typing import BinaryIO
 
 import numpy as np
 
-from aigc_jax.data.readers.content import Content, Example, open_file
-from aigc_jax.errors import UserError
+from aigc_jax.data.readers.content import Content, Example
+from aigc_jax.data.readers.tensors import open_npz, open_safetensors
+from aigc_jax.errors import UserError, reason, shown
+from aigc_jax.files import check_memory, file_size, open_file
+
+MAX_DEFLATE = 1032  # gzip makes nothing smaller than this many times
 
 
 def read_npz(path: str) -> Content:
-    """Arrays of images, and labels if present.
+    """Arrays of images, and labels if present, of an npz file.
 
     Keys: `images` and `labels`, or per split `x_train`, `y_train`, `x_test`, `y_test` (Keras), or
     `train_images`, `train_labels`, … (MedMNIST).
     """
-    with open_file(path) as f:
-        try:
-            archive = dict(np.load(f, allow_pickle=False))
-        except Exception as e:
-            raise UserError(f"{path} is not an npz of plain arrays ({e})") from e
+    return _named_content(open_npz(path), path)
+
+
+def read_safetensors(path: str) -> Content:
+    """The same arrays by the same names as `read_npz`, of a safetensors file."""
+    return _named_content(open_safetensors(path), path)
+
+
+def _named_content(archive: dict[str, np.ndarray], path: str) -> Content:
     splits: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
     for split, short in (("train", "train"), ("validation", "val"), ("test", "test")):
         for x, y in ((f"x_{short}", f"y_{short}"), (f"{short}_images", f"{short}_labels")):
@@ -32,10 +42,10 @@ def read_npz(path: str) -> Content:
             splits["train"] = (archive[x], archive.get(y))
     if "train" not in splits:
         raise UserError(
-            f"{path} has the arrays {', '.join(archive) or 'none'}: name them images and labels,"
-            " or x_train, y_train, x_test, y_test"
+            f"{shown(path)} has the arrays {shown(', '.join(archive), 200) or 'none'}: name them"
+            " images and labels, or x_train, y_train, x_test, y_test"
         )
-    return _array_content(splits, path)
+    return _array_content(splits, shown(path))
 
 
 def read_idx(path: str) -> Content:
@@ -46,7 +56,7 @@ def read_idx(path: str) -> Content:
         labels = _idx_file(path, f"{stem}-labels-idx1-ubyte", required=False)
         if images:
             splits[split] = (read_idx_file(images, 3), read_idx_file(labels, 1) if labels else None)
-    return _array_content(splits, path)
+    return _array_content(splits, shown(path))
 
 
 def _idx_file(folder: str, name: str, required: bool) -> str | None:
@@ -55,39 +65,43 @@ def _idx_file(folder: str, name: str, required: bool) -> str | None:
             if os.path.isfile(os.path.join(folder, candidate)):
                 return os.path.join(folder, candidate)
     if required:
-        raise UserError(f"there is no {name}(.gz) in {folder}")
+        raise UserError(f"there is no {name}(.gz) in {shown(folder)}")
     return None
 
 
 def read_idx_file(path: str, dims: int) -> np.ndarray:
     """One IDX file of unsigned bytes: magic 0 0 8 dims, big-endian sizes, then the data."""
+    where = shown(path)
     with open_file(path) as raw:
-        f = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
+        zipped = path.endswith(".gz")
+        f = gzip.GzipFile(fileobj=raw) if zipped else raw
+        most = file_size(raw) * (MAX_DEFLATE if zipped else 1)
         try:
             header = f.read(4 + 4 * dims)
             if header[:4] != bytes([0, 0, 8, dims]) or len(header) != 4 + 4 * dims:
-                raise UserError(f"{path} is not an IDX file of {dims}-dimensional bytes")
-            shape = tuple(int(n) for n in np.frombuffer(header, ">u4", dims, 4))
-            size = int(np.prod([float(n) for n in shape]))
+                raise UserError(f"{where} is not an IDX file of {dims}-dimensional bytes")
+            shape = struct.unpack(f">{dims}I", header[4:])
+            size = math.prod(shape)
+            claim = f"{where} is damaged: its header says {'×'.join(map(str, shape))} bytes, but"
+            if not size:  # numpy refuses shapes like 0 × 2³¹ × 2³²
+                raise UserError(f"{where} is empty: its header says {'×'.join(map(str, shape))}")
+            if size > most:
+                raise UserError(f"{claim} the file cannot hold more than {most}")
+            check_memory(size, where)
             data = read_at_most(f, size + 1)
         except (OSError, EOFError, zlib.error) as e:
-            raise UserError(f"{path} is damaged ({e})") from e
+            raise UserError(f"{where} is damaged ({reason(e)})") from e
     if len(data) != size:
-        follow = "more" if len(data) > size else str(len(data))
-        raise UserError(
-            f"{path} is damaged: its header says {'×'.join(map(str, shape))} bytes, but"
-            f" {follow} follow"
-        )
+        raise UserError(f"{claim} {'more' if len(data) > size else len(data)} follow")
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def read_at_most(f: BinaryIO, size: int) -> bytes:
+def read_at_most(f: BinaryIO, size: int) -> bytearray:
     """Up to `size` bytes, in pieces: a header's claim takes no memory, nor does a gzip bomb."""
-    pieces, left = [], size
-    while left > 0 and (piece := f.read(min(left, 1 << 20))):
-        pieces.append(piece)
-        left -= len(piece)
-    return b"".join(pieces)
+    content = bytearray()
+    while len(content) < size and (piece := f.read(min(size - len(content), 1 << 20))):
+        content += piece
+    return content
 
 
 def _array_content(splits: dict[str, tuple[np.ndarray, np.ndarray | None]], path: str) -> Content:

@@ -1,9 +1,8 @@
-"""What every reader returns, and how it opens files."""
+"""What every reader returns, and how it decodes text."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 from aigc_jax.errors import UserError
 
@@ -23,14 +22,6 @@ class Content:
     splits: dict[str, Sequence[Callable[[], Example]]]
     image_shape: tuple[int, int, int] | None = None
     class_names: tuple[str, ...] = ()
-
-
-def open_file(path: str) -> BinaryIO:
-    """The file's bytes; UserError if it cannot be read."""
-    try:
-        return open(os.path.expanduser(path), "rb")
-    except OSError as e:
-        raise UserError(f"{path} cannot be read: {e.strerror}") from e
 
 
 def decode(data: bytes, where: str) -> str:
