@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+import optax
 
 from aigc_jax.build import Run
 from aigc_jax.data.pipeline import TrainIterator
@@ -91,7 +92,12 @@ def diagnose(run: Run, state: TrainState, batch: dict[str, np.ndarray]) -> Repor
             "activations": activations,
             "gradients": [k for k, x in named(grads) if not finite(x)],
             "updates": [k for k, x in named(updates) if not finite(x)],
+            "norms": {
+                "gradient": repr(float(optax.global_norm(grads))),
+                "update": repr(float(optax.global_norm(updates))),
+            },
             "largest_parameter": largest(state.params[player]),
+            "largest_update": largest(updates),
             "lr": float(run.schedules[player](state.step)),
         }
     return {"arrays": arrays, "batch": data, "turns": players}
@@ -145,6 +151,11 @@ def summary(report: Report) -> str:
                 return f"the first in turn {turn} are the {what} {few(found[what])}"
         if found["loss"] in ("nan", "inf", "-inf"):
             return f"the loss of turn {turn} is {found['loss']}, with finite activations"
+        for what, norm in found["norms"].items():
+            if norm in ("nan", "inf"):
+                name, size = found["largest_update"]
+                return (f"the {what} of turn {turn} is too large for its norm to be a number; the"
+                        f" largest update is of {name} ({float(size):.3g})")  # fmt: skip
     return "at the state before the step nothing is, so an earlier turn's update made it so"
 
 

@@ -80,12 +80,16 @@ def message(state: Any, batch: Any) -> str:
         f"{name} {'×'.join(map(str, shape)) or 'scalar'} ({gib(size)})"
         for name, shape, size in largest({**parts, "batch": batch})
     ]
-    limit = available()
+    limit, needed = available(), total(state)
     has = f" of the device's {gib(limit)}" if limit else ""
+    advice = (
+        "make the model smaller, or take a device with more memory"
+        if limit and needed > limit
+        else "lower data.batch_size, raise train.accumulate (smaller microbatches, same result),"
+        " set model.remat=True where the model has it, share the batch among more devices with"
+        " mesh, or make the model smaller"
+    )
     return (
-        f"out of memory: the state takes {gib(total(state))}{has}, a batch {gib(total(batch))},"
-        f" and activations come on top; the largest arrays are {', '.join(arrays)}: lower"
-        " data.batch_size, raise train.accumulate (smaller microbatches, same result), set"
-        " model.remat=True where the model has it, share the batch among more devices with mesh,"
-        " or make the model smaller"
+        f"out of memory: the state takes {gib(needed)}{has}, a batch {gib(total(batch))}, and"
+        f" activations come on top; the largest arrays are {', '.join(arrays)}: {advice}"
     )
