@@ -56,8 +56,8 @@ def examine_workdir(workdir: str) -> int:
     Raises:
       UserError: if there is no such folder, or no run in it.
     """
-    from aigc_jax.train import checkpoint, diagnose, log
-    from aigc_jax.workdir import LOCK, alive, read_config, read_lock
+    from aigc_jax.train import diagnose, log
+    from aigc_jax.workdir import DAMAGED, LOCK, alive, last_saved, read_config, read_lock, steps_in
 
     if not os.path.isdir(workdir):
         raise UserError(f"there is no folder {workdir}: give the --workdir of a run")
@@ -74,12 +74,12 @@ def examine_workdir(workdir: str) -> int:
         last = records[-1]
         losses = {k: v for k, v in last.items() if k.split("/")[-1] == "loss"}
         print(f"{len(records)} records, the last ({last['kind']}) of step {last['step']}: {losses}")
-    wrong = _checkpoints(workdir, checkpoint.steps_in(workdir))
-    lost = checkpoint.last_saved(workdir)
-    if lost > max(checkpoint.steps_in(workdir), default=0):
+    wrong = _checkpoints(workdir, steps_in(workdir))
+    lost = last_saved(workdir)
+    if lost > max(steps_in(workdir), default=0):
         print(f"checkpoint {lost} was saved, but is gone")
         wrong += 1
-    aside = os.path.join(workdir, checkpoint.DAMAGED)
+    aside = os.path.join(workdir, DAMAGED)
     if os.path.isdir(aside):
         print(f"put aside, because they could not be read: {', '.join(sorted(os.listdir(aside)))}"
               f" in {aside}")  # fmt: skip

@@ -28,7 +28,16 @@ from aigc_jax.train.guard import Guard, Trouble
 from aigc_jax.train.loop import Care, Every, fit
 from aigc_jax.train.state import TrainState
 from aigc_jax.train.window import Window
-from aigc_jax.workdir import Lock, check_same, check_workdir, open_workdir, write_config, writing
+from aigc_jax.workdir import (
+    Lock,
+    check_same,
+    check_workdir,
+    has_run,
+    open_workdir,
+    steps_in,
+    write_config,
+    writing,
+)
 
 
 class Training:
@@ -112,7 +121,7 @@ class Training:
         return start, state
 
     def _newest_or_fresh(self) -> tuple[int, TrainState]:
-        if not from_first(checkpoint.exists(self.workdir)):
+        if not from_first(has_run(self.workdir)):
             self.batches.seek_batch(0)
             self.window.reset()
             init = jax.jit(self.parts.init, out_shardings=replicated(self.parts.mesh))
@@ -159,13 +168,7 @@ class Training:
                 ),
                 progress=bar,
             )
-            self._finish()
-            # The last checkpoint is what the run is for, whatever checkpoint.on_error says.
-            if c.train.steps not in (0, *checkpoint.steps_in(self.workdir)):
-                raise StorageError(
-                    f"{self.workdir} does not hold the last checkpoint: free some space, then give"
-                    " the same command again"
-                )
+            self._finish(max(start, c.train.steps))
             return state
         finally:
             if bar is not None:
@@ -221,12 +224,21 @@ class Training:
         with self._storage(retry=True):
             self.writer.save(step, state, position, contents)
 
-    def _finish(self) -> None:
+    def _wait(self) -> None:
         """Returns when all that was saved and recorded is on the disk."""
         with self._storage():
             self.records.flush()
         with self._storage(retry=True):
             self.writer.wait()
+
+    def _finish(self, step: int) -> None:
+        """The same; StorageError if that step is not, whatever checkpoint.on_error says."""
+        self._wait()
+        if step and step not in steps_in(self.workdir):
+            raise StorageError(
+                f"step {step} of {self.workdir} could not be saved: free some space, then give the"
+                " same command again"
+            )
 
     @contextlib.contextmanager
     def _storage(self, retry: bool = False) -> Iterator[None]:
@@ -265,7 +277,7 @@ class Training:
         if rollbacks >= self.config.guard.max_rollbacks:
             give_up(self.parts, self.batches, trouble, self.workdir,
                     self.parts.step.get_state(state))  # fmt: skip
-        self._finish()
+        self._wait()
         after = self.batches.taken
         step, state = self._newest_or_fresh()
         self.batches.seek_batch(after)

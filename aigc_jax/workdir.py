@@ -13,6 +13,7 @@ from aigc_jax.errors import StorageError, UserError
 from aigc_jax.files import open_file
 
 CONFIG, LOCK = "config.json", "lock"
+CHECKPOINTS, SAVED, DAMAGED = "checkpoints", "saved.json", "damaged"
 
 
 def check_workdir(workdir: str, raw: dict[str, Any]) -> None:
@@ -88,22 +89,25 @@ class Lock:
         with writing(workdir):
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._refuse(self._holder())
-            except OSError:
-                holder = self._holder()
-                if alive(holder):
-                    self._refuse(holder)
-            me = {"host": socket.gethostname(), "pid": os.getpid()}
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, json.dumps(me).encode(), 0)
+                self._take()
+            except BaseException:
+                os.close(self._fd)
+                raise
 
-    def _holder(self) -> dict[str, Any]:
-        return read_lock(self._workdir)
+    def _take(self) -> None:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._refuse(read_lock(self._workdir))
+        except OSError:
+            holder = read_lock(self._workdir)
+            if alive(holder):
+                self._refuse(holder)
+        me = {"host": socket.gethostname(), "pid": os.getpid()}
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, json.dumps(me).encode(), 0)
 
     def _refuse(self, holder: dict[str, Any]) -> None:
-        os.close(self._fd)
         raise UserError(
             f"{self._workdir} is in use by process {holder.get('pid', '?')} on"
             f" {holder.get('host', 'an unknown host')}: wait for it, stop it, or choose another"
@@ -137,20 +141,58 @@ def read_lock(workdir: str) -> dict[str, Any]:
             holder = json.loads(f.read())
     except (UserError, OSError, ValueError, RecursionError):
         return {}
-    return holder if isinstance(holder, dict) else {}
+    known = isinstance(holder, dict) and isinstance(holder.get("host"), str)
+    return holder if known and isinstance(holder.get("pid"), int) and holder["pid"] > 0 else {}
 
 
 def alive(holder: dict[str, Any]) -> bool:
     """Whether a lock's holder may still be running; another host's cannot be asked."""
-    pid = holder.get("pid")
-    if not isinstance(pid, int):
+    if not holder:
         return False
-    if holder.get("host") != socket.gethostname():
+    if holder["host"] != socket.gethostname():
         return True
     try:
-        os.kill(pid, 0)
+        os.kill(holder["pid"], 0)
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
         pass
-    return pid != os.getpid()
+    return holder["pid"] != os.getpid()
+
+
+def folder_of(workdir: str) -> str:
+    return os.path.join(os.path.abspath(os.path.expanduser(workdir)), CHECKPOINTS)
+
+
+def steps_in(workdir: str) -> list[int]:
+    """The steps of a workdir's checkpoints, newest first, whole or not.
+
+    Raises:
+      UserError: if there is something else where the checkpoints should be.
+    """
+    folder = folder_of(workdir)
+    try:
+        return sorted((int(n) for n in os.listdir(folder) if _is_step(n)), reverse=True)
+    except FileNotFoundError:
+        return []
+    except OSError as e:
+        raise UserError(f"{folder} cannot be read as a folder: {e.strerror}") from e
+
+
+def _is_step(name: str) -> bool:
+    return name.isascii() and name.isdigit() and str(int(name)) == name
+
+
+def last_saved(workdir: str) -> int:
+    """The newest step that a run is known to have saved; 0 if it never did."""
+    try:
+        with open(os.path.join(os.path.dirname(folder_of(workdir)), SAVED), encoding="utf-8") as f:
+            step = json.load(f)["step"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return 0
+    return step if isinstance(step, int) else 0
+
+
+def has_run(workdir: str) -> bool:
+    """Whether a run has ever saved there: if so, it must not be begun afresh."""
+    return bool(steps_in(workdir)) or last_saved(workdir) > 0

@@ -19,9 +19,8 @@ import orbax.checkpoint as ocp
 from aigc_jax.errors import StorageError, UserError, reason
 from aigc_jax.parallel.processes import all_agree, say
 from aigc_jax.train.fingerprint import fingerprints
-from aigc_jax.workdir import write_whole
+from aigc_jax.workdir import DAMAGED, SAVED, folder_of, last_saved, steps_in, write_whole
 
-FOLDER, SAVED, DAMAGED = "checkpoints", "saved.json", "damaged"
 TEMPORARY = ".orbax-checkpoint-tmp"
 Contents = dict[str, Any]  # what a checkpoint holds besides the state, as plain JSON values
 
@@ -33,46 +32,11 @@ class Damaged(Exception):
     """A checkpoint that does not hold what was saved."""
 
 
-def folder_of(workdir: str) -> str:
-    return os.path.join(os.path.abspath(os.path.expanduser(workdir)), FOLDER)
-
-
-def steps_in(workdir: str) -> list[int]:
-    """The steps of a workdir's checkpoints, newest first, whole or not.
-
-    Raises:
-      UserError: if there is something else where the checkpoints should be.
-    """
-    folder = folder_of(workdir)
-    try:
-        return sorted((int(n) for n in os.listdir(folder) if _is_step(n)), reverse=True)
-    except FileNotFoundError:
-        return []
-    except OSError as e:
-        raise UserError(f"{folder} cannot be read as a folder: {e.strerror}") from e
-
-
-def _is_step(name: str) -> bool:
-    return name.isascii() and name.isdigit() and str(int(name)) == name
-
-
-def last_saved(workdir: str) -> int:
-    """The newest step that a run is known to have saved; 0 if it never did."""
-    try:
-        with open(os.path.join(os.path.dirname(folder_of(workdir)), SAVED), encoding="utf-8") as f:
-            step = json.load(f)["step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-    return step if isinstance(step, int) else 0
-
-
 class Reader:
     """Reads the checkpoints of a workdir, each process on its own; writes nothing."""
 
     def __init__(self, workdir: str):
-        self._workdir, self._folder = workdir, folder_of(workdir)
-        if not os.path.isdir(self._folder):
-            raise UserError(f"{workdir} holds no checkpoint: train there first with aigc train")
+        self._folder = folder_of(workdir)
         options = ocp.CheckpointManagerOptions(
             read_only=True,
             create=False,
@@ -163,6 +127,7 @@ class Writer:
         self._workdir, self._folder = workdir, folder_of(workdir)
         self._keep, self._pending = keep, trusted
         if jax.process_index() == 0:
+            self._clear_away()
             self._put_aside(trusted)
         all_agree(True)  # nobody looks into the folder before it is in order
         self._open()
@@ -246,11 +211,14 @@ class Writer:
         """Clears away a save that failed, so that the next one can be tried."""
         with contextlib.suppress(Exception):
             self._manager.close()
-        if jax.process_index() == 0:
-            for name in os.listdir(self._folder):
-                if TEMPORARY in name:
-                    shutil.rmtree(os.path.join(self._folder, name), ignore_errors=True)
+        self._clear_away()
         self._open()
+
+    def _clear_away(self) -> None:
+        """Removes what is left of saves that were cut off."""
+        for name in os.listdir(self._folder) if os.path.isdir(self._folder) else []:
+            if TEMPORARY in name:
+                shutil.rmtree(os.path.join(self._folder, name), ignore_errors=True)
 
     def close(self) -> None:
         """Waits for what is being written; says nothing of failures, which `wait` has said."""
@@ -275,10 +243,17 @@ def newest(workdir: str, load: Callable[["Reader", int, Contents], T]) -> tuple[
     Raises:
       UserError: if there is none, or none that is whole.
     """
-    reader, steps, reasons = Reader(workdir), steps_in(workdir), []
-    lost = last_saved(workdir)
-    if steps and lost > steps[0]:
+    steps, lost, reasons = steps_in(workdir), last_saved(workdir), []
+    if not steps and lost:
+        raise UserError(
+            f"{workdir} had checkpoints up to step {lost}, but they are gone: put them back, or"
+            " train in another --workdir"
+        )
+    if not steps:
+        raise UserError(f"{workdir} holds no complete checkpoint: train there first")
+    if lost > steps[0]:
         say(f"checkpoint {lost} of {workdir} is missing: trying {steps[0]}")
+    reader = Reader(workdir)
     try:
         for step in steps:
             try:
@@ -288,19 +263,7 @@ def newest(workdir: str, load: Callable[["Reader", int, Contents], T]) -> tuple[
                 say(f"checkpoint {step} of {workdir} is damaged ({e}): trying the one before")
     finally:
         reader.close()
-    if reasons:
-        raise UserError(
-            f"{workdir} holds no checkpoint that is whole ({'; '.join(reasons)[:300]}): put a copy"
-            " back, or train in another --workdir"
-        )
-    if lost:
-        raise UserError(
-            f"{workdir} had checkpoints up to step {lost}, but they are gone: put them back, or"
-            " train in another --workdir"
-        )
-    raise UserError(f"{workdir} holds no complete checkpoint: train there first with aigc train")
-
-
-def exists(workdir: str) -> bool:
-    """Whether a run has ever saved there: if so, it must not be begun afresh."""
-    return bool(steps_in(workdir)) or last_saved(workdir) > 0
+    raise UserError(
+        f"{workdir} holds no checkpoint that is whole ({'; '.join(reasons)[:300]}): put a copy"
+        " back, or train in another --workdir"
+    )

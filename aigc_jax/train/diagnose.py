@@ -156,7 +156,8 @@ def summary(report: Report) -> str:
                 name, size = found["largest_update"]
                 return (f"the {what} of turn {turn} is too large for its norm to be a number; the"
                         f" largest update is of {name} ({float(size):.3g})")  # fmt: skip
-    return "at the state before the step nothing is, so an earlier turn's update made it so"
+    several = len(report["turns"]) > 1 and "finite" in report["reason"]
+    return "everything in it is finite" + (" until an earlier turn's update" if several else "")
 
 
 def few(items: list[Any]) -> str:
@@ -166,19 +167,26 @@ def few(items: list[Any]) -> str:
 
 
 def reports(workdir: str) -> list[tuple[str, Report]]:
-    """The reports of a workdir, oldest first, with their folders; what is not one is left out."""
+    """The reports of a workdir, oldest first, with their folders."""
     folder, found = os.path.join(workdir, FOLDER), []
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
         try:
             with open(os.path.join(folder, name, REPORT), encoding="utf-8") as f:
                 found.append((os.path.join(folder, name), json.load(f)))
-        except (OSError, ValueError):
-            continue
+        except (OSError, ValueError, RecursionError) as e:
+            found.append((os.path.join(folder, name), {"unreadable": str(e)}))
     return found
 
 
 def explain(report: Report) -> list[str]:
     """A report in sentences, with what to try."""
+    try:
+        return _explain(report)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return [f"{REPORT} is damaged"]
+
+
+def _explain(report: Report) -> list[str]:
     lines = [f"step {report['step']}: {report['reason']}; {summary(report)}"]
     lines.append(f"  examples of the batch: {', '.join(map(str, report['examples'][:16]))}"
                  + (" …" if len(report["examples"]) > 16 else ""))  # fmt: skip

@@ -7,17 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
+UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 GOLDEN = np.uint32(0x9E3779B1)  # 2³² divided by the golden ratio, rounded to an odd number
 
 
 def fingerprints(tree: Any) -> list[int]:
     """A 32-bit number for each array of `tree`, in the order of its leaves.
 
-    Computed on the devices where the arrays lie, as a sum of the elements' bits times odd weights
-    that depend on their index, modulo 2³². Sums of integers do not depend on their order, so the
-    number does not depend on how an array is spread over devices. A change of one element always
-    changes it, because an odd weight is invertible; larger changes escape with probability 2⁻³².
+    Computed on the devices where the arrays lie: each element's bits are mixed with its index, and
+    the results are added modulo 2³². Sums of integers do not depend on their order, so the number
+    does not depend on how an array is spread over devices. Mixing is one-to-one for a given index,
+    so a change of one element always changes the sum; larger changes escape with probability 2⁻³².
     """
     return [int(n) for n in np.asarray(_fingerprints(jax.tree.leaves(tree)))]
 
@@ -30,13 +30,18 @@ def _fingerprints(leaves: list[jax.Array]) -> jax.Array:
 def _fingerprint(x: jax.Array) -> jax.Array:
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
-    bits = jax.lax.bitcast_convert_type(x, UNSIGNED[x.dtype.itemsize])
-    if x.dtype.itemsize == 8:
-        bits = bits ^ (bits >> 32)
+    # (Eight bytes become two elements of four.)
+    bits = jax.lax.bitcast_convert_type(x, UNSIGNED[x.dtype.itemsize]).astype(jnp.uint32)
     # The index in the flattened array, without flattening: a reshape would move sharded arrays.
-    index = jnp.zeros(x.shape, jnp.uint32)
-    for axis in range(x.ndim):
-        stride = np.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
-        index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * stride
-    weights = (index * GOLDEN) ^ (index >> 15) | 1
-    return (bits.astype(jnp.uint32) * weights).sum(dtype=jnp.uint32)
+    index = jnp.zeros(bits.shape, jnp.uint32)
+    for axis in range(bits.ndim):
+        stride = np.uint32(math.prod(bits.shape[axis + 1 :]) % 2**32)
+        index += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * stride
+    return _mix(bits ^ _mix(index * GOLDEN + GOLDEN)).sum(dtype=jnp.uint32)
+
+
+def _mix(h: jax.Array) -> jax.Array:
+    """The finaliser of MurmurHash3: each bit of the result depends on all bits of `h`."""
+    h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
+    return h ^ (h >> 16)

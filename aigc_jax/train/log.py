@@ -1,6 +1,7 @@
 """What a run writes down: metrics.jsonl, TensorBoard events and the progress bar."""
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from aigc_jax.workdir import write_whole
 
 METRICS = "metrics.jsonl"
+_files = itertools.count(1)
 
 
 class MetricsFile:
@@ -72,7 +74,6 @@ class Board:
     def __init__(self, workdir: str, step: int):
         self._workdir, self._step = workdir, step
         self._writer: Any = None
-        self._files = 0
 
     def write(self, record: dict[str, Any]) -> None:
         from tensorboardX.proto.event_pb2 import Event
@@ -99,8 +100,7 @@ class Board:
 
         if self._writer is None:
             # Its own name holds only seconds, in which a run can start twice.
-            self._files += 1
-            suffix = f".{os.getpid()}.{self._files}"
+            suffix = f".{os.getpid()}.{next(_files)}"
             self._writer = EventsWriter(os.path.join(self._workdir, "events"), suffix)
             if self._step:  # TensorBoard forgets what came after the checkpoint
                 log = SessionLog(status=SessionLog.START)

@@ -40,7 +40,7 @@ class Care:
     Attributes:
       every: how often to save, in steps; 0: only at the end and before hooks.
       save: (step, state) → starts to save them.
-      finish: returns when everything that was saved is on the disk.
+      finish: (step) → returns when all up to that step is on the disk.
       recover: (trouble, steps taken since, state) → the step and state to go on from, or raises.
       tick: told where the main thread is.
       stop: requests to stop.
@@ -48,7 +48,7 @@ class Care:
 
     every: int = 0
     save: Hook = lambda step, state: None
-    finish: Callable[[], None] = lambda: None
+    finish: Callable[[int], None] = lambda step: None
     recover: Callable[[Trouble, int, Any], tuple[int, Any]] | None = None
     tick: Callable[[str], None] = lambda where: None
     stop: Stop = dataclasses.field(default_factory=Stop)
@@ -102,7 +102,11 @@ def fit(
     """
     window, care = window or Window(start), care or Care()
     stop, step, compiles = care.stop, start, 0
-    with stop.free(care.finish):
+
+    def leave() -> None:
+        care.finish(step)
+
+    with stop.free(leave):
         due = [hook for hook in hooks if start and hook.due(start, end) and not hook.done(start)]
         call(due, start, step_fn, state, window)
     while step < end:
@@ -112,7 +116,7 @@ def fit(
         window.waited += time.perf_counter() - began
         care.tick(f"step {step + 1}")
         # The first call compiles, and nothing has been done yet that could be lost.
-        with contextlib.nullcontext() if compiles else stop.free(care.finish):
+        with contextlib.nullcontext() if compiles else stop.free(leave):
             state, metrics = step_fn(state, batch)
         step, compiles = step + 1, compiles or 1
         due = [hook for hook in hooks if hook.due(step, end)]
@@ -150,9 +154,9 @@ def fit(
             care.save(step, step_fn.get_state(state))
             window.paused(time.perf_counter() - began)
         if stopping and step < end:
-            care.finish()
+            leave()
             raise Stopped(f"stopped after step {step}, which is saved")
-        with stop.free(care.finish) if due else contextlib.nullcontext():
+        with stop.free(leave) if due else contextlib.nullcontext():
             call(due, step, step_fn, state, window)
     return step_fn.get_state(state)
 
