@@ -142,10 +142,8 @@ class Training:
         return step, state
 
     def _train(self, start: int, state: TrainState, name: str, progress: bool) -> TrainState:
-        c, judge = (
-            self.config,
-            Judge(self.parts, self.dataset, lambda: self.monitor.tick("evaluation")),
-        )
+        c = self.config
+        judge = Judge(self.parts, self.dataset, lambda: self.monitor.tick("evaluation"))
         bar = log.progress(c.train.steps, start, name) if progress and self.main else None
         try:
             state = fit(

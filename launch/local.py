@@ -3,7 +3,8 @@
     python launch/local.py -n 2 -- aigc train --config=configs/lm/quickstart.py --workdir=runs/lm
 
 Each line of output begins with the number of its process. If one process fails, the others find out
-and end; the exit status is that of the first one that failed. SIGTERM and SIGINT go to all.
+and end (or are killed after a while); the exit status is that of the first one that failed. SIGTERM
+and SIGINT go to all.
 """
 
 import argparse
@@ -13,6 +14,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+
+GRACE = 90  # seconds in which the others must end when one has failed
 
 
 def free_port() -> int:
@@ -69,10 +73,25 @@ def main() -> int:
     readers = [threading.Thread(target=echo, args=(i, p.stdout)) for i, p in enumerate(processes)]
     for reader in readers:
         reader.start()
+    code = wait(processes)
     for reader in readers:
         reader.join()
-    codes = [p.wait() for p in processes]
-    return next((code if code > 0 else 128 - code for code in codes if code), 0)
+    return code
+
+
+def wait(processes: list[subprocess.Popen]) -> int:
+    """Returns when all have ended: 0, or the exit status of the first one that failed."""
+    failed, since = 0, time.monotonic()
+    while any(p.poll() is None for p in processes):
+        codes = [p.poll() for p in processes if p.poll()]
+        if not failed:
+            failed, since = codes[0] if codes else 0, time.monotonic()
+        elif time.monotonic() > since + GRACE:
+            for p in processes:
+                p.kill()
+        time.sleep(0.1)
+    failed = failed or next((p.returncode for p in processes if p.returncode), 0)
+    return failed if failed >= 0 else 128 - failed
 
 
 if __name__ == "__main__":
