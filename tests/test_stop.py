@@ -18,7 +18,7 @@ from aigc_jax.parallel.stop import SIGNALS, Stop
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 WATCHED = dict(eval=dict(every=3), sample=dict(every=4))
-SLOW = [pytest.param(f, marks=pytest.mark.slow) for f in ("lm", "diffusion")]
+SLOW = [pytest.param(f, marks=pytest.mark.slow) for f in ("lm", "gan", "diffusion")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,7 +67,7 @@ def test_a_free_phase_is_not_begun_after_a_request():
     assert finished == [2] and e.value.code == 75
 
 
-@pytest.mark.parametrize("family", ["vae", "gan", *SLOW])
+@pytest.mark.parametrize("family", ["vae", *SLOW])
 def test_a_stopped_run_goes_on_as_if_nobody_had_asked(family, tmp_path):
     """After a step at which nothing else is due: its share of the metrics is saved with it."""
     train(family, tmp_path / "whole")
@@ -84,7 +84,7 @@ def test_a_stopped_run_goes_on_as_if_nobody_had_asked(family, tmp_path):
     same_runs(tmp_path / "whole", tmp_path / "stopped")
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("number", [1, 3, 6])
 def test_a_request_at_any_step(number, tmp_path, watched):
     """Also the first, the last, one that is saved and evaluated anyway, one that is recorded."""
     stop = Stop()
@@ -305,6 +305,7 @@ def aigc(tmp_path):
         command = [sys.executable, "-m", "aigc_jax.main", "train", f"--config={recipe}"]
         command += [f"--workdir={tmp_path / workdir}", *words]
         options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        options["env"] = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiles faster
         started.append(subprocess.Popen(command, **options))
         return started[-1]
 

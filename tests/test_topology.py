@@ -19,8 +19,8 @@ def train(workdir, steps, devices):
     return aigc_jax.train(recipe, str(workdir), progress=False)
 
 
-def state_on(workdir, monkeypatch):
-    """The newest state as training would begin with it, and on how many devices it lies."""
+def watched():
+    """A `fit` that takes no step, and what it saw: the state, on how many devices, which batch."""
     seen = []
 
     def fit(step_fn, state, batches, **options):
@@ -30,30 +30,17 @@ def state_on(workdir, monkeypatch):
     return fit, seen
 
 
-@pytest.mark.parametrize("others", [(1, 4, 8)])
-def test_arrays_saved_on_eight_devices_are_restored_on_fewer_and_back(
-    others, tmp_path, monkeypatch
-):
+def test_arrays_saved_on_eight_devices_are_restored_on_fewer_and_back(tmp_path, monkeypatch):
     train(tmp_path, 3, 8)
     _, saved, _ = run.restore(str(tmp_path))
     saved = jax.device_get(saved)
-    fit, seen = state_on(tmp_path, monkeypatch)
+    fit, seen = watched()
     monkeypatch.setattr("aigc_jax.training.fit", fit)
-    for devices in others:
-        train(tmp_path, 6, devices)
+    for devices in (1, 4, 8):
+        train(tmp_path, 3, devices)
         state, on, taken = seen.pop()
         assert on == devices and taken == 3
         chex.assert_trees_all_equal(state, saved)
-
-
-def test_a_run_goes_round_the_topologies(tmp_path):
-    """Trained on 8, 1 and 4 devices in turn: what one on 1 device comes to, but for rounding."""
-    train(tmp_path / "one", 6, 1)
-    for steps, devices in ((2, 8), (4, 1), (6, 4)):
-        train(tmp_path / "moved", steps, devices)
-    one, moved = (jax.device_get(run.restore(str(tmp_path / w))[1]) for w in ("one", "moved"))
-    chex.assert_trees_all_close(one.params, moved.params, rtol=2e-3, atol=2e-4)
-    np.testing.assert_array_equal(one.rng, moved.rng)
 
 
 @pytest.mark.parametrize("processes", [2, 4])

@@ -18,13 +18,12 @@ import os
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from aigc_jax.errors import Stopped, UserError
+from aigc_jax.errors import Stopped, UserError, reason
 from aigc_jax.parallel import coordination
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -38,7 +37,7 @@ class Stop:
 
     def __init__(self):
         self._requested = threading.Event()
-        self._lock = threading.RLock()
+        self._lock, self._announced = threading.RLock(), threading.Lock()
         self._finish: Callable[[], None] | None = None
         self._heard = self._handled = 0  # signals, by the thread and by the main thread
         self._listening = self._leaving = False
@@ -75,7 +74,7 @@ class Stop:
         """
         if self.requested:
             finish()
-            self._leave_together()
+            self.leave_together()
             raise Stopped("stopped; all that was done is saved")
         with self._lock:
             self._finish = finish
@@ -137,12 +136,10 @@ class Stop:
     def _signalled(self, number: int) -> None:
         if max(self._heard, self._handled) > 1:
             os._exit(128 + number)
-        if self.requested:
-            return
+        if self._announced.acquire(blocking=False):
+            name = signal.Signals(number).name
+            tell(f"\naigc: {name}: saving, then leaving; a second one leaves at once")
         self._requested.set()
-        name = signal.Signals(number).name
-        # Not with `print`, which must not be called while it is being called.
-        os.write(2, f"\naigc: {name}: saving, then leaving; a second one leaves at once\n".encode())
 
     def _hear(self) -> None:
         """Passes a request on to the other processes, and hears of theirs."""
@@ -167,15 +164,17 @@ class Stop:
         code = Stopped.code
         try:
             finish()
-            print("aigc: stopped; all that was done is saved", file=sys.stderr, flush=True)
+            tell("aigc: stopped; all that was done is saved")
         except UserError as e:
-            print(f"aigc: error: {e}", file=sys.stderr, flush=True)
+            tell(f"aigc: error: {e}")
             code = e.code
-        self._leave_together()
-        sys.stdout.flush()
+        except Exception as e:
+            tell(f"aigc: error: {reason(e)}")
+            code = 1
+        self.leave_together()
         os._exit(code)
 
-    def _leave_together(self) -> None:
+    def leave_together(self) -> None:
         """Tells the other processes, and waits a little for them to hear it."""
         if coordination.joined()[1] == 1:
             return
@@ -184,3 +183,9 @@ class Stop:
             coordination.barrier("leave", LEAVE)
         if coordination.joined()[0] == 0:  # it holds the store: last to leave
             time.sleep(2 * POLL)
+
+
+def tell(message: str) -> None:
+    """One line to the person, if there is one; not with `print`, which a signal may interrupt."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{message}\n".encode())

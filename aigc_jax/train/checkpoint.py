@@ -209,6 +209,7 @@ class Writer:
 
     def recover(self) -> None:
         """Clears away a save that failed, so that the next one can be tried."""
+        self._pending = 0
         with contextlib.suppress(Exception):
             self._manager.close()
         self._clear_away()

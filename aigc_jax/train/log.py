@@ -133,10 +133,14 @@ class Records:
 
     def __init__(self, workdir: str, step: int, schedules: Mapping[str, Callable[[int], Any]]):
         self._workdir, self._schedules = workdir, schedules
-        self.rewind(step)
+        self._open(step)
 
     def rewind(self, step: int) -> None:
         """Goes on after `step`: later records are dropped."""
+        self._file.close()
+        self._open(step)
+
+    def _open(self, step: int) -> None:
         self._file = MetricsFile(self._workdir, step)
         self.last: dict[str, Any] = self._file.kept[-1] if self._file.kept else {}
         self._kept = {(r["step"], r.get("kind")) for r in self._file.kept}

@@ -155,6 +155,7 @@ def fit(
             window.paused(time.perf_counter() - began)
         if stopping and step < end:
             leave()
+            stop.leave_together()
             raise Stopped(f"stopped after step {step}, which is saved")
         with stop.free(leave) if due else contextlib.nullcontext():
             call(due, step, step_fn, state, window)
