@@ -57,12 +57,30 @@ def examine_workdir(workdir: str) -> int:
       UserError: if there is no such folder, or no run in it.
     """
     from aigc_jax.train import diagnose, log
-    from aigc_jax.workdir import DAMAGED, LOCK, alive, last_saved, read_config, read_lock, steps_in
+    from aigc_jax.workdir import (
+        CONFIG,
+        DAMAGED,
+        LOCK,
+        alive,
+        has_run,
+        last_saved,
+        read_config,
+        read_lock,
+        steps_in,
+    )
 
     if not os.path.isdir(workdir):
         raise UserError(f"there is no folder {workdir}: give the --workdir of a run")
-    config = read_config(workdir)
-    print(f"{workdir}: {config['objective']['name']}, {config['train']['steps']} steps asked for")
+    if not (os.path.lexists(os.path.join(workdir, CONFIG)) or has_run(workdir)):
+        raise UserError(f"{workdir} holds no run: give the --workdir of one")
+    wrong = 0
+    try:
+        config = read_config(workdir)
+        asked = config["train"]["steps"]
+        print(f"{workdir}: {config['objective']['name']}, {asked} steps asked for")
+    except (UserError, KeyError, TypeError) as e:
+        wrong += 1
+        print(f"{workdir}: its config.json is not that of a run ({e})")
     holder = read_lock(workdir)
     if holder and alive(holder):
         print(f"in use by process {holder['pid']} on {holder['host']}")
@@ -74,7 +92,7 @@ def examine_workdir(workdir: str) -> int:
         last = records[-1]
         losses = {k: v for k, v in last.items() if k.split("/")[-1] == "loss"}
         print(f"{len(records)} records, the last ({last['kind']}) of step {last['step']}: {losses}")
-    wrong = _checkpoints(workdir, steps_in(workdir))
+    wrong += _checkpoints(workdir, steps_in(workdir))
     lost = last_saved(workdir)
     if lost > max(steps_in(workdir), default=0):
         print(f"checkpoint {lost} was saved, but is gone")
@@ -93,6 +111,7 @@ def _checkpoints(workdir: str, steps: list[int]) -> int:
     """Prints how each checkpoint is; returns how many are damaged."""
     from aigc_jax.run import load
     from aigc_jax.train.checkpoint import Damaged, Reader
+    from aigc_jax.workdir import steps_in
 
     if not steps:
         print("no checkpoint")
@@ -102,7 +121,10 @@ def _checkpoints(workdir: str, steps: list[int]) -> int:
         try:
             load(reader, step, reader.contents(step))
             print(f"checkpoint {step}: whole")
-        except Damaged as e:
+        except (Damaged, UserError) as e:
+            if max(steps_in(workdir), default=0) > steps[0]:
+                print(f"checkpoint {step}: replaced by the run while it was read")
+                continue
             damaged += 1
             print(f"checkpoint {step}: damaged ({e})")
     reader.close()

@@ -14,6 +14,7 @@ from ml_collections import config_flags
 from aigc_jax.errors import Stopped, UserError, nearest
 from aigc_jax.parallel import coordination
 from aigc_jax.parallel.stop import Stop
+from aigc_jax.streams import make_steady
 
 FLAGS = flags.FLAGS
 
@@ -246,6 +247,7 @@ def make_deterministic() -> None:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """The entry point: `aigc` and `python -m aigc_jax.main`."""
+    make_steady()
     quieten()
     argv = list(argv or sys.argv)
     try:

@@ -18,7 +18,7 @@ from aigc_jax.report.samples import decode, save
 from aigc_jax.sampling.generate import generate
 from aigc_jax.train.checkpoint import Contents, Reader, newest
 from aigc_jax.train.state import TrainState
-from aigc_jax.training import Training, check_spec
+from aigc_jax.training import Training
 
 __all__ = ["evaluate", "restore", "sample", "save", "train"]
 
@@ -86,7 +86,7 @@ def evaluate(workdir: str, data_dir: str = "") -> dict[str, float]:
     data = run.config.data
     data = dataclasses.replace(data, data_dir=data_dir) if data_dir else data
     dataset = sources.load(data)
-    check_spec(workdir, run.spec.to_json(), dataset.spec, data)
+    spec_lib.check_spec(workdir, run.spec.to_json(), dataset.spec, data.source)
     return {"step": step, **Judge(run, dataset)(state)}
 
 

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax import build
-from aigc_jax.config import Config, Data
+from aigc_jax.config import Config
 from aigc_jax.data import sources
 from aigc_jax.data.pipeline import TrainIterator
-from aigc_jax.data.spec import Spec
-from aigc_jax.errors import StorageError, UserError
+from aigc_jax.data.spec import check_spec
+from aigc_jax.errors import StorageError
 from aigc_jax.evaluate.judge import Judge
 from aigc_jax.parallel import coordination
 from aigc_jax.parallel.mesh import replicated
@@ -112,15 +112,20 @@ class Training:
         start, state = self._newest_or_fresh()
         if start:
             say(f"going on after step {start}")
+        self.writer = checkpoint.Writer(self.workdir, c.checkpoint.keep, start)
         with writing(self.workdir):
             records = log.Records(self.workdir, start, self.parts.schedules) if self.main else None
         self.records = records or log.NoRecords()
         if self.main:
             write_config(self.workdir, c.raw)
-        self.writer = checkpoint.Writer(self.workdir, c.checkpoint.keep, start)
         return start, state
 
-    def _newest_or_fresh(self) -> tuple[int, TrainState]:
+    def _newest_or_fresh(self, back: bool = False) -> tuple[int, TrainState]:
+        """The newest checkpoint's step and state; if there is none, step 0 and a fresh state.
+
+        Args:
+          back: go back to where an undisturbed run would, not to where one was asked to stop.
+        """
         if not from_first(has_run(self.workdir)):
             self.batches.seek_batch(0)
             self.window.reset()
@@ -132,11 +137,17 @@ class Training:
         ) -> tuple[TrainState, dict[str, Any]]:
             saved = contents["config"]
             check_same(self.workdir, saved["config"], self.config.raw)
-            check_spec(self.workdir, saved["spec"], self.parts.spec, self.config.data)
+            check_spec(self.workdir, saved["spec"], self.parts.spec, self.config.data.source)
             sharding = replicated(self.parts.mesh)
             return reader.state(step, self.shapes, sharding, contents), contents["data"]
 
-        step, (state, position) = checkpoint.newest(self.workdir, load)
+        def asked(contents: checkpoint.Contents) -> bool:
+            if back and contents["data"]["asked"]:
+                self._asked.append(contents["config"]["step"])
+                return True
+            return False
+
+        step, (state, position) = checkpoint.newest(self.workdir, load, asked)
         self.batches.seek(position["batches"])
         self.window.seek(step, position["window"])
         return step, state
@@ -209,18 +220,17 @@ class Training:
         with self._storage():
             self.records.write_train(record)
 
-    def _save(self, step: int, state: TrainState) -> None:
+    def _save(self, step: int, state: TrainState, asked: bool) -> None:
         self.monitor.tick(f"the checkpoint of step {step}")
         position = {"batches": self.batches.position(), "window": self.window.position()}
         contents = {"config": self.config.raw, "spec": self.parts.spec.to_json()}
         if self.lock:
             self.lock.check()
-        with self._storage():
-            self.records.flush()
         with self._storage(retry=True):
             self.writer.wait()  # for the save before, whose failure is no reason not to try again
         with self._storage(retry=True):
-            self.writer.save(step, state, position, contents)
+            self.records.flush()  # no checkpoint runs ahead of metrics.jsonl
+            self.writer.save(step, state, {**position, "asked": asked}, contents)
 
     def _wait(self) -> None:
         """Returns when all that was saved and recorded is on the disk."""
@@ -277,21 +287,14 @@ class Training:
                     self.parts.step.get_state(state))  # fmt: skip
         self._wait()
         after = self.batches.taken
-        step, state = self._newest_or_fresh()
+        self._asked: list[int] = []
+        step, state = self._newest_or_fresh(back=True)
         self.batches.seek_batch(after)
         self.window.guard.rollbacks = rollbacks + 1
         say(f"{trouble}: going back to step {step} and on with other data")
         with writing(self.workdir):
             self.records.rewind(step)
         self.writer.close()
-        self.writer = checkpoint.Writer(self.workdir, self.config.checkpoint.keep, step)
+        keep = self.config.checkpoint.keep
+        self.writer = checkpoint.Writer(self.workdir, keep, step, self._asked)
         return step, self.parts.step.put_state(state)
-
-
-def check_spec(workdir: str, old: dict[str, Any], new: Spec, data: Data) -> None:
-    """Raises UserError if data are not of the kind that a workdir was trained on."""
-    if old != new.to_json():
-        raise UserError(
-            f"data.source='{data.source}' is not what {workdir} was trained on: its shapes, classes"
-            " or vocabulary have changed"
-        )

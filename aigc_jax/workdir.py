@@ -111,7 +111,7 @@ class Lock:
         raise UserError(
             f"{self._workdir} is in use by process {holder.get('pid', '?')} on"
             f" {holder.get('host', 'an unknown host')}: wait for it, stop it, or choose another"
-            " --workdir"
+            f" --workdir (if it is surely dead, remove {self._path})"
         )
 
     def check(self) -> None:
@@ -186,11 +186,11 @@ def _is_step(name: str) -> bool:
 def last_saved(workdir: str) -> int:
     """The newest step that a run is known to have saved; 0 if it never did."""
     try:
-        with open(os.path.join(os.path.dirname(folder_of(workdir)), SAVED), encoding="utf-8") as f:
-            step = json.load(f)["step"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        with open_file(os.path.join(os.path.dirname(folder_of(workdir)), SAVED)) as f:
+            step = json.loads(f.read())["step"]
+    except (UserError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return 0
-    return step if isinstance(step, int) else 0
+    return step if isinstance(step, int) and step > 0 else 0
 
 
 def has_run(workdir: str) -> bool:

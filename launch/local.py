@@ -8,7 +8,7 @@ and SIGINT go to all.
 """
 
 import argparse
-import os
+import contextlib
 import signal
 import socket
 import subprocess
@@ -52,7 +52,8 @@ def start(command: list[str], number: int, **options) -> list[subprocess.Popen]:
 def echo(i: int, stream) -> None:
     """Passes on a process's output, line by line."""
     for line in stream:
-        print(f"[{i}] {line}", end="", flush=True)
+        with contextlib.suppress(OSError):  # read on, or the process would wait
+            print(f"[{i}] {line}", end="", flush=True)
 
 
 def main() -> int:
@@ -64,12 +65,16 @@ def main() -> int:
     if arguments.n < 1 or not command:
         parser.error("write: launch/local.py -n 2 -- aigc train --config=… --workdir=…")
     processes = start(
-        command, arguments.n, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        arguments.n,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # a terminal's Ctrl-C comes here, and is passed on once
     )
     for number in (signal.SIGTERM, signal.SIGINT):
-        # A terminal sends Ctrl-C to the whole group already: each process must hear it once.
-        signal.signal(number, lambda s, _: [p.send_signal(s) for p in processes]
-                      if s == signal.SIGTERM or not os.isatty(0) else None)  # fmt: skip
+        signal.signal(number, lambda s, _: [p.send_signal(s) for p in processes])
     readers = [threading.Thread(target=echo, args=(i, p.stdout)) for i, p in enumerate(processes)]
     for reader in readers:
         reader.start()

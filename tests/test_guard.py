@@ -88,6 +88,13 @@ def test_skipped_steps_are_counted_in_a_row():
             verdicts_of.check(step, SKIPPED)
 
 
+def test_a_limit_may_be_lowered_below_what_was_skipped():
+    guard = Guard(GuardConfig(max_skipped=2))
+    guard.seek({"skipped": 4, "rollbacks": 0, "losses": {}})
+    with pytest.raises(Trouble, match="5 steps in a row"):
+        guard.check(5, {"skipped": Mean(np.float32(1), np.float32(1))})
+
+
 def test_no_limit_of_skipped_steps():
     guard = Guard(GuardConfig(max_skipped=0))
     assert verdicts(guard, [SKIPPED] * 100) == [] and not guard.alert
@@ -416,6 +423,19 @@ def test_a_run_that_went_back_may_be_interrupted(how, number, rolled_back, tmp_p
         train("vae", tmp_path, **watched())
     chex.assert_trees_all_equal(final_state(rolled_back[0]), final_state(tmp_path))
     assert records(rolled_back[0]) == records(tmp_path)
+
+
+def test_a_run_that_was_stopped_goes_back_as_far_as_one_that_was_not(rolled_back, tmp_path):
+    """A stop saves step 7, which is on no grid; the jump at step 8 leads back to step 6."""
+    stop = Stop()
+    with spoiled(8):
+        with runs.batches(runs.at_batch(7, stop.request)), pytest.raises(Stopped):
+            train("vae", tmp_path, stop, **watched())
+        assert final_state(tmp_path)[1] == 7
+        train("vae", tmp_path, **watched())
+    chex.assert_trees_all_equal(final_state(rolled_back[0]), final_state(tmp_path))
+    assert records(rolled_back[0]) == records(tmp_path)
+    assert not (tmp_path / "damaged").exists()
 
 
 def test_more_jumps_than_are_allowed_end_the_run(tmp_path, sixth_batch):

@@ -893,3 +893,22 @@ def test_tensorboard_shows_what_metrics_jsonl_says(cut, tmp_path, longest, monke
     for steps in (9, 11, 15):
         train("vae", workdir, train=dict(steps=steps, log_every=1))
     check_events(workdir)
+
+
+def test_a_checkpoint_under_another_steps_name_is_found_out(workdir, longer, capsys):
+    folder = workdir / "checkpoints"
+    shutil.rmtree(folder / "6")
+    shutil.copytree(folder / "3", folder / "6")
+    shutil.copytree(folder / "3", folder / "999999999999")
+    more(workdir)
+    assert "checkpoint 6" in (text := capsys.readouterr().err) and "that of step 3" in text
+    same_runs(workdir, longer)
+
+
+@pytest.mark.parametrize("line", [b"\x00\x00", b'{"step": 1e', b"9" * 5000, b"[" * 100_000, b"3"])
+def test_a_damaged_record_takes_no_other_with_it(line, workdir):
+    path = workdir / "metrics.jsonl"
+    lines = path.read_bytes().splitlines()
+    steps = [r["step"] for r in log.read_metrics(str(workdir))]
+    path.write_bytes(b"\n".join([lines[0], line, *lines[1:]]) + b"\n")
+    assert [r["step"] for r in log.read_metrics(str(workdir))] == steps

@@ -93,7 +93,10 @@ def test_resuming_is_bitwise_equal(family, tmp_path, monkeypatch):
     assert records(tmp_path / "whole") == records(tmp_path / "cut")
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+SLOW = [pytest.param(f, marks=pytest.mark.slow) for f in ("gan", "diffusion")]
+
+
+@pytest.mark.parametrize("family", ["lm", "vae", *SLOW])
 def test_bfloat16_computes_and_float32_keeps(family, tmp_path):
     train(family, tmp_path, train=dict(compute_dtype="bfloat16", steps=2), checkpoint=dict(every=0))
     state, _ = final_state(tmp_path)

@@ -14,7 +14,8 @@ from runs import final_state, records, steps_of, train
 
 from aigc_jax import training
 from aigc_jax.errors import Stopped
-from aigc_jax.parallel.stop import SIGNALS, Stop
+from aigc_jax.parallel.stop import AGAIN, SIGNALS, Stop
+from aigc_jax.streams import Steady
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 WATCHED = dict(eval=dict(every=3), sample=dict(every=4))
@@ -269,10 +270,36 @@ def test_a_second_signal_leaves_at_once(phase, heard, first, second):
     assert process.stdout.readline() == "ready\n"
     process.send_signal(first)
     assert process.stdout.readline() == heard
+    time.sleep(AGAIN)  # until then it counts as the same request, delivered twice
     began = time.monotonic()
     process.send_signal(second)
     assert ended(process)[0] == 128 + second
     assert time.monotonic() - began < 40
+
+
+def test_one_request_that_comes_twice_is_one(monkeypatch):
+    """`timeout` signals a process, and then its whole group."""
+    left = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    stop = Stop()
+    for ear in ("thread", "main", "thread", "main"):
+        stop._signalled(signal.SIGTERM, ear)
+    assert stop.requested and not left
+    later = time.monotonic() + AGAIN
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    stop._signalled(signal.SIGTERM, "main")
+    assert left == [128 + signal.SIGTERM]
+
+
+def test_a_stream_that_nobody_reads_is_written_to_in_peace():
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w", encoding="utf-8", closefd=False) as stream:
+        print("nobody", file=Steady(stream), flush=True)
+        with pytest.raises(BrokenPipeError):
+            stream.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), write)
+    os.close(write)
 
 
 def test_other_handlers_come_back():

@@ -134,3 +134,12 @@ def _strings(value: Any) -> bool:
         return False
     "".join(value).encode("utf-8")  # raises ValueError for half a surrogate pair
     return len(set(value)) == len(value)
+
+
+def check_spec(workdir: str, old: dict[str, Any], new: Spec, source: str) -> None:
+    """Raises UserError if data are not of the kind that a workdir was trained on."""
+    if old != new.to_json():
+        raise UserError(
+            f"data.source='{source}' is not what {workdir} was trained on: its shapes, classes"
+            " or vocabulary have changed"
+        )

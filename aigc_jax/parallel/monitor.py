@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from aigc_jax.config import Guard
 from aigc_jax.errors import PeerLost, Stopped, reason
 from aigc_jax.parallel import coordination
+from aigc_jax.streams import tell
 
 BEAT = 0.5  # seconds
 # What collective operations and barriers say when a process does not take part.
@@ -103,7 +103,7 @@ class Monitor:
 
     def _end(self, message: str) -> None:
         """Ends this process, whose main thread waits for what will not come."""
-        print(f"\naigc: error: {message}; {ADVICE}", file=sys.stderr, flush=True)
+        tell(f"\naigc: error: {message}; {ADVICE}")
         os._exit(PeerLost.code)
 
 

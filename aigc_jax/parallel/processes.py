@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from aigc_jax.errors import PeerLost, UserError, reason
 from aigc_jax.parallel import coordination
+from aigc_jax.streams import tell
 
 
 def say(message: str) -> None:
@@ -32,11 +33,9 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
     """
 
     def give_up() -> None:
-        print(
+        tell(
             "\naigc: error: another process of the run, or the coordinator at"
-            f" {coordinator}, was gone before all had joined: start all processes again",
-            file=sys.stderr,
-            flush=True,
+            f" {coordinator}, was gone before all had joined: start all processes again"
         )
         os._exit(PeerLost.code)
 

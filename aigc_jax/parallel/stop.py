@@ -25,10 +25,14 @@ from typing import Any
 
 from aigc_jax.errors import Stopped, UserError, reason
 from aigc_jax.parallel import coordination
+from aigc_jax.streams import tell
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 POLL = 0.25  # seconds between two looks at the other processes' requests
 LEAVE = 5.0  # seconds to wait for the other processes when leaving
+AGAIN = (
+    1.0  # seconds: some launchers signal a process and then its whole group, which is one request
+)
 REQUEST, LEFT = "stop/request", "stop/left"
 
 
@@ -39,8 +43,9 @@ class Stop:
         self._requested = threading.Event()
         self._lock, self._announced = threading.RLock(), threading.Lock()
         self._finish: Callable[[], None] | None = None
-        self._heard = self._handled = 0  # signals, by the thread and by the main thread
-        self._listening = self._leaving = False
+        # How many signals the thread and the main thread have heard, and when the last one.
+        self._heard = {"thread": (0, -AGAIN), "main": (0, -AGAIN)}
+        self._listening = self._leaving = self._left = False
         self._vote: Any = None
 
     @property
@@ -96,8 +101,10 @@ class Stop:
         self._listening = True
         threading.Thread(target=self._watch, args=(read,), daemon=True, name="stop").start()
         old_fd = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
-        before = {s: signal.signal(s, self._handle) for s in SIGNALS}
-        for s in SIGNALS:
+        # What a shell had ignored for a job in the background stays ignored.
+        heard = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
+        before = {s: signal.signal(s, self._handle) for s in heard}
+        for s in heard:
             signal.siginterrupt(s, False)  # what is being read or written goes on
         try:
             yield self
@@ -116,8 +123,7 @@ class Stop:
                 return
             for number in received:
                 if number in SIGNALS:
-                    self._heard += 1
-                    self._signalled(number)
+                    self._signalled(number, "thread")
             if coordination.joined()[1] > 1:
                 self._hear()
             if self.requested and self._finish is not None and not self._leaving:
@@ -130,11 +136,13 @@ class Stop:
         It hears what the thread does not: an event loop in the main thread may for a while have
         taken the file descriptor for its own.
         """
-        self._handled += 1
-        self._signalled(number)
+        self._signalled(number, "main")
 
-    def _signalled(self, number: int) -> None:
-        if max(self._heard, self._handled) > 1:
+    def _signalled(self, number: int, ear: str) -> None:
+        now = time.monotonic()
+        count, last = self._heard[ear]
+        self._heard[ear] = (count + (now - last >= AGAIN), now)
+        if self._heard[ear][0] > 1:
             os._exit(128 + number)
         if self._announced.acquire(blocking=False):
             name = signal.Signals(number).name
@@ -148,7 +156,7 @@ class Stop:
                 coordination.put(REQUEST, "1")
             elif coordination.get(REQUEST):
                 self._requested.set()
-            if coordination.get(LEFT):
+            if coordination.get(LEFT) and not self._left:
                 self._leave(lambda: None)
         except Exception:  # the coordinator is gone, which is for `Monitor` to say
             pass
@@ -178,14 +186,9 @@ class Stop:
         """Tells the other processes, and waits a little for them to hear it."""
         if coordination.joined()[1] == 1:
             return
+        self._left = True
         with contextlib.suppress(Exception):
             coordination.put(LEFT, "1")
             coordination.barrier("leave", LEAVE)
         if coordination.joined()[0] == 0:  # it holds the store: last to leave
             time.sleep(2 * POLL)
-
-
-def tell(message: str) -> None:
-    """One line to the person, if there is one; not with `print`, which a signal may interrupt."""
-    with contextlib.suppress(OSError):
-        os.write(2, f"{message}\n".encode())

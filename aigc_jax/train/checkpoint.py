@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from aigc_jax.errors import StorageError, UserError, reason
 from aigc_jax.parallel.processes import all_agree, say
 from aigc_jax.train.fingerprint import fingerprints
-from aigc_jax.workdir import DAMAGED, SAVED, folder_of, last_saved, steps_in, write_whole
+from aigc_jax.workdir import DAMAGED, SAVED, folder_of, last_saved, steps_in, write_whole, writing
 
 TEMPORARY = ".orbax-checkpoint-tmp"
 Contents = dict[str, Any]  # what a checkpoint holds besides the state, as plain JSON values
@@ -72,6 +72,8 @@ class Reader:
             raise Damaged("it has no digest") from None
         if digest != _digest(contents):
             raise Damaged("its config or its place in the data has changed since it was saved")
+        if contents["config"].get("step") != step:
+            raise Damaged(f"it is that of step {contents['config'].get('step')}")
         return contents
 
     def state(self, step: int, shapes: Any, sharding: Any, contents: Contents) -> Any:
@@ -121,14 +123,16 @@ class Writer:
       keep: how many of the newest to keep.
       trusted: the step that the run starts from; newer ones, which it could not read, are put
         aside. 0: it starts afresh.
+      discard: steps that it can read but does not want.
     """
 
-    def __init__(self, workdir: str, keep: int, trusted: int = 0):
+    def __init__(self, workdir: str, keep: int, trusted: int = 0, discard: Collection[int] = ()):
         self._workdir, self._folder = workdir, folder_of(workdir)
         self._keep, self._pending = keep, trusted
         if jax.process_index() == 0:
-            self._clear_away()
-            self._put_aside(trusted)
+            with writing(workdir):
+                self._clear_away()
+                self._put_aside(trusted, discard)
         all_agree(True)  # nobody looks into the folder before it is in order
         self._open()
 
@@ -142,16 +146,23 @@ class Writer:
         except OSError as e:
             raise StorageError(f"{self._folder} cannot be written: {e.strerror or e}") from e
 
-    def _put_aside(self, trusted: int) -> None:
+    def _put_aside(self, trusted: int, discard: Collection[int]) -> None:
         """Moves what cannot be read to `damaged/`, where it is in nobody's way."""
         for step in steps_in(self._workdir):
-            if step > trusted:
-                aside = os.path.join(os.path.dirname(self._folder), DAMAGED)
-                os.makedirs(aside, exist_ok=True)
-                target, n = os.path.join(aside, str(step)), 1
-                while os.path.exists(target):
-                    target, n = os.path.join(aside, f"{step}.{n}"), n + 1
-                os.rename(os.path.join(self._folder, str(step)), target)
+            if step <= trusted:
+                continue
+            place = os.path.join(self._folder, str(step))
+            if step in discard:
+                shutil.rmtree(place)
+                continue
+            aside = os.path.join(os.path.dirname(self._folder), DAMAGED)
+            os.makedirs(aside, exist_ok=True)
+            target, n = os.path.join(aside, str(step)), 1
+            while os.path.lexists(target):
+                target, n = os.path.join(aside, f"{step}.{n}"), n + 1
+            os.rename(place, target)
+        if 0 < trusted < last_saved(self._workdir):
+            self._write_note(trusted)  # what came after is known to be gone
 
     def save(self, step: int, state: Any, data: Contents, config: Contents) -> None:
         """Starts to save; returns once the arrays are copied and training may go on.
@@ -165,7 +176,7 @@ class Writer:
         Raises:
           StorageError: if this checkpoint, or the one before, could not be written.
         """
-        config = {**config, "fingerprints": fingerprints(state)}
+        config = {**config, "step": step, "fingerprints": fingerprints(state)}
         digest = _digest({"data": data, "config": config})
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
@@ -191,8 +202,11 @@ class Writer:
     def _note(self) -> None:
         """Notes outside the folder that there are checkpoints, should the folder be lost."""
         if jax.process_index() == 0 and self._pending > last_saved(self._workdir):
-            path = os.path.join(os.path.dirname(self._folder), SAVED)
-            write_whole(path, json.dumps({"step": self._pending}))
+            self._write_note(self._pending)
+
+    def _write_note(self, step: int) -> None:
+        path = os.path.join(os.path.dirname(self._folder), SAVED)
+        write_whole(path, json.dumps({"step": step}))
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
@@ -232,7 +246,11 @@ def _digest(contents: Contents) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def newest(workdir: str, load: Callable[["Reader", int, Contents], T]) -> tuple[int, T]:
+def newest(
+    workdir: str,
+    load: Callable[["Reader", int, Contents], T],
+    last: Callable[[Contents], bool] = lambda contents: False,
+) -> tuple[int, T]:
     """The newest checkpoint that can be read: its step, and what `load` makes of it.
 
     All processes call it together. A damaged one is said in one line, and the one before is tried.
@@ -240,6 +258,7 @@ def newest(workdir: str, load: Callable[["Reader", int, Contents], T]) -> tuple[
     Args:
       workdir: the run's folder.
       load: (reader, step, contents) → anything; it may raise `Damaged`.
+      last: which checkpoints to try only when there is no other.
 
     Raises:
       UserError: if there is none, or none that is whole.
@@ -251,15 +270,22 @@ def newest(workdir: str, load: Callable[["Reader", int, Contents], T]) -> tuple[
             " train in another --workdir"
         )
     if not steps:
-        raise UserError(f"{workdir} holds no complete checkpoint: train there first")
+        raise UserError(f"{workdir} holds no checkpoint: train there first")
     if lost > steps[0]:
         say(f"checkpoint {lost} of {workdir} is missing: trying {steps[0]}")
     reader = Reader(workdir)
     try:
-        for step in steps:
+        queue, put_off = list(steps), set()
+        for step in queue:
             try:
-                return step, load(reader, step, reader.contents(step))
+                contents = reader.contents(step)
+                if step in put_off or not last(contents):
+                    return step, load(reader, step, contents)
+                put_off.add(step)
+                queue.append(step)
             except Damaged as e:
+                if jax.process_count() == 1 and steps_in(workdir)[:1] > steps[:1]:
+                    return newest(workdir, load, last)  # a run has replaced it meanwhile
                 reasons.append(f"{step}: {e}")
                 say(f"checkpoint {step} of {workdir} is damaged ({e}): trying the one before")
     finally:

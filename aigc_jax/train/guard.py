@@ -50,7 +50,7 @@ class Guard:
         """
         if float(metrics["skipped"].total) > 0:
             self._skipped += 1
-            if self._skipped == self.config.max_skipped:
+            if 0 < self.config.max_skipped <= self._skipped:
                 raise Trouble(step, f"{self._skipped} steps in a row were not finite")
             return
         self._skipped = 0

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from aigc_jax.files import open_file
 from aigc_jax.workdir import write_whole
 
 METRICS = "metrics.jsonl"
@@ -193,18 +194,20 @@ class NoRecords:
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
-    """The records of a run; a last line cut off by a kill is left out."""
+    """The records of a run; lines that a kill has cut off, or that are damaged, are left out."""
     path = os.path.join(workdir, METRICS)
     if not os.path.exists(path):
         return []
     records = []
-    with open(path, encoding="utf-8", errors="replace") as f:
+    with open_file(path) as f:
         for line in f:
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
+            except (ValueError, RecursionError):
+                continue
+            if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+                continue
+            if isinstance(record.get("step"), int):
                 records.append(record)
     return records
 

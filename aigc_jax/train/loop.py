@@ -39,7 +39,7 @@ class Care:
 
     Attributes:
       every: how often to save, in steps; 0: only at the end and before hooks.
-      save: (step, state) → starts to save them.
+      save: (step, state, asked) → starts to save them; asked: only because of a request to stop.
       finish: (step) → returns when all up to that step is on the disk.
       recover: (trouble, steps taken since, state) → the step and state to go on from, or raises.
       tick: told where the main thread is.
@@ -47,7 +47,7 @@ class Care:
     """
 
     every: int = 0
-    save: Hook = lambda step, state: None
+    save: Callable[[int, Any, bool], None] = lambda step, state, asked: None
     finish: Callable[[int], None] = lambda step: None
     recover: Callable[[Trouble, int, Any], tuple[int, Any]] | None = None
     tick: Callable[[str], None] = lambda where: None
@@ -151,7 +151,7 @@ def fit(
             progress.update()
         if saving:
             began = time.perf_counter()
-            care.save(step, step_fn.get_state(state))
+            care.save(step, step_fn.get_state(state), not (due or care.due(step, end)))
             window.paused(time.perf_counter() - began)
         if stopping and step < end:
             leave()
