@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -408,3 +409,11 @@ def test_doctor_says_how_to_use_an_unseen_accelerator(monkeypatch, present, back
     monkeypatch.delenv("TPU_WORKER_ID", raising=False)
     advice = doctor.unseen_accelerator(backend)
     assert (package in advice) if package else advice == ""
+
+
+def test_deterministic_sets_what_a_gpu_needs_beside_what_is_set(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=here")
+    main.make_deterministic()
+    words = os.environ["XLA_FLAGS"].split()
+    assert words[0] == "--xla_dump_to=here"
+    assert {"--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0"} <= set(words)
