@@ -56,7 +56,8 @@ def examine_workdir(workdir: str) -> int:
     Raises:
       UserError: if there is no such folder, or no run in it.
     """
-    from aigc_jax.train import diagnose, log
+    from aigc_jax import diagnose
+    from aigc_jax.train import log
     from aigc_jax.workdir import (
         CONFIG,
         DAMAGED,

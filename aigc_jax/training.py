@@ -13,6 +13,7 @@ from aigc_jax.config import Config
 from aigc_jax.data import sources
 from aigc_jax.data.pipeline import TrainIterator
 from aigc_jax.data.spec import check_spec
+from aigc_jax.diagnose import give_up
 from aigc_jax.errors import StorageError
 from aigc_jax.evaluate.judge import Judge
 from aigc_jax.parallel import coordination
@@ -23,7 +24,6 @@ from aigc_jax.parallel.stop import Stop
 from aigc_jax.report.samples import save_samples
 from aigc_jax.sampling.generate import check_sampling
 from aigc_jax.train import checkpoint, log, memory
-from aigc_jax.train.diagnose import give_up
 from aigc_jax.train.guard import Guard, Trouble
 from aigc_jax.train.loop import Care, Every, fit
 from aigc_jax.train.state import TrainState

@@ -18,11 +18,11 @@ from aigc_jax import build, doctor, run
 from aigc_jax.config import Guard as GuardConfig
 from aigc_jax.data import sources
 from aigc_jax.data.pipeline import TrainIterator
+from aigc_jax.diagnose import diagnose, summary
 from aigc_jax.errors import NotFinite, OutOfMemory, Stopped, StorageError, UserError
 from aigc_jax.parallel.stop import Stop
 from aigc_jax.train import memory
 from aigc_jax.train.checkpoint import Reader, Writer
-from aigc_jax.train.diagnose import diagnose, summary
 from aigc_jax.train.guard import Guard, Trouble
 from aigc_jax.train.metrics import Mean
 
