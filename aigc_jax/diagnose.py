@@ -14,7 +14,7 @@ from aigc_jax.data.pipeline import TrainIterator
 from aigc_jax.errors import NotFinite
 from aigc_jax.models.inspect import bad_activations, finite
 from aigc_jax.train.guard import Trouble
-from aigc_jax.train.state import TrainState
+from aigc_jax.train.state import TrainState, named
 from aigc_jax.train.step import example_keys, gradients
 from aigc_jax.workdir import write_whole, writing
 
@@ -101,13 +101,6 @@ def diagnose(run: Run, state: TrainState, batch: dict[str, np.ndarray]) -> Repor
             "lr": float(run.schedules[player](state.step)),
         }
     return {"arrays": arrays, "batch": data, "turns": players}
-
-
-def named(tree: Any) -> list[tuple[str, Any]]:
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
 
 
 def largest(tree: Any) -> list[Any]:

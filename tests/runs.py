@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -62,6 +63,14 @@ def final_state(workdir):
 def records(workdir):
     """What metrics.jsonl says of everything but speed."""
     return [{k: v for k, v in r.items() if k not in TIMES} for r in read_metrics(str(workdir))]
+
+
+def same_runs(a, b):
+    """Asserts that two runs have come to the same state with the same records."""
+    (state_a, step_a), (state_b, step_b) = final_state(a), final_state(b)
+    assert step_a == step_b
+    chex.assert_trees_all_equal(state_a, state_b)
+    assert records(a) == records(b)
 
 
 def steps_of(workdir, kind="train"):

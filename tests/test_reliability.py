@@ -19,7 +19,7 @@ import runs
 import tiny
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from runs import files, final_state, leaf_files, records, said, steps_of, train
+from runs import files, final_state, leaf_files, said, same_runs, steps_of, train
 
 import aigc_jax
 from aigc_jax import run
@@ -65,13 +65,6 @@ def workdir(saved, tmp_path):
 
 def more(workdir, **changes):
     return train("vae", workdir, **{"train": dict(steps=8), **changes})
-
-
-def same_runs(a, b):
-    (state_a, step_a), (state_b, step_b) = final_state(a), final_state(b)
-    assert step_a == step_b
-    chex.assert_trees_all_equal(state_a, state_b)
-    assert records(a) == records(b)
 
 
 # Damage --------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 
-import chex
 import pytest
 import runs
 import tiny
@@ -37,10 +36,7 @@ def watched(tmp_path_factory):
 
 
 def same_runs(a, b):
-    (state_a, step_a), (state_b, step_b) = final_state(a), final_state(b)
-    assert step_a == step_b
-    chex.assert_trees_all_equal(state_a, state_b)
-    assert records(a) == records(b)
+    runs.same_runs(a, b)
     pictures = [
         {path.name: path.read_bytes() for path in (w / "samples").iterdir()} for w in (a, b)
     ]

@@ -30,9 +30,7 @@ from aigc_jax.streams import tell
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 POLL = 0.25  # seconds between two looks at the other processes' requests
 LEAVE = 5.0  # seconds to wait for the other processes when leaving
-AGAIN = (
-    1.0  # seconds: some launchers signal a process and then its whole group, which is one request
-)
+AGAIN = 1.0  # seconds: a launcher may signal a process and then its group, which is one request
 REQUEST, LEFT = "stop/request", "stop/left"
 
 

@@ -53,14 +53,7 @@ class Reader:
         Raises:
           Damaged: if it is not there, or not as it was saved, in any process.
         """
-        contents, error = {}, None
-        try:
-            contents = self._contents(step)
-        except Damaged as e:
-            error = e
-        if not all_agree(error is None):
-            raise error or Damaged("another process cannot read it")
-        return contents
+        return _together(lambda: self._contents(step))
 
     def _contents(self, step: int) -> Contents:
         items = ocp.args.Composite(data=ocp.args.JsonRestore(), config=ocp.args.JsonRestore())
@@ -93,14 +86,8 @@ class Reader:
         abstract = jax.tree.map(
             lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes
         )
-        state, error = None, None
-        try:
-            items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            state = self._restore(step, items)["state"]
-        except Damaged as e:
-            error = e
-        if not all_agree(error is None):
-            raise error or Damaged("another process cannot read its share")
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        state = _together(lambda: self._restore(step, items)["state"])
         if fingerprints(state) != contents["config"]["fingerprints"]:
             raise Damaged("its arrays have changed since they were saved")
         return state
@@ -239,6 +226,18 @@ class Writer:
         """Waits for what is being written; says nothing of failures, which `wait` has said."""
         with contextlib.suppress(Exception):
             self._manager.close()
+
+
+def _together(read: Callable[[], T]) -> T:
+    """What `read` returns; Damaged if it raises that in any process."""
+    found, error = None, None
+    try:
+        found = read()
+    except Damaged as e:
+        error = e
+    if not all_agree(error is None):
+        raise error or Damaged("another process cannot read its share")
+    return found
 
 
 def _digest(contents: Contents) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from aigc_jax.errors import OutOfMemory, UserError, reason
 from aigc_jax.files import physical_memory
+from aigc_jax.train.state import named
 
 LARGEST = 5  # arrays to name
 SIGNS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "OUT_OF_MEMORY")
@@ -18,8 +19,7 @@ def largest(trees: dict[str, Any], number: int = LARGEST) -> list[tuple[str, tup
     """The largest arrays of some trees (of arrays or of their shapes): name, shape, bytes."""
     arrays = []
     for name, tree in trees.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            key = jax.tree_util.keystr(path, simple=True, separator="/")
+        for key, leaf in named(tree):
             size = int(np.prod(leaf.shape, dtype=float)) * np.dtype(leaf.dtype).itemsize
             arrays.append((f"{name}/{key}".rstrip("/"), tuple(leaf.shape), size))
     return sorted(arrays, key=lambda a: a[2], reverse=True)[:number]

@@ -66,3 +66,11 @@ def init_state(
         rng=jax.random.key_data(key),
         skipped=jnp.int32(0),
     )
+
+
+def named(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of a tree with their paths, as in "model/block_0/kernel"."""
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
