@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-parity test-slow lint format clean
 
 # Trains all four families on embedded data, evaluates them and writes runs/demo/index.html.
 demo: $(VENV)/.installed
@@ -11,6 +11,10 @@ demo: $(VENV)/.installed
 # The default tests, on all cores.
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -n auto --dist=loadfile
+
+# Our models against PyTorch's; PyTorch comes first where a build without CUDA is wanted.
+test-parity: $(VENV)/.installed-parity
+	$(BIN)/python -m pytest -q tests/test_parity.py tests/test_parity_generation.py
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -m slow
@@ -32,6 +36,10 @@ $(VENV)/.installed: pyproject.toml $(VENV)/bin/python
 
 $(VENV)/.installed-test: pyproject.toml $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -e '.[test]'
+	touch $@
+
+$(VENV)/.installed-parity: pyproject.toml $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -e '.[parity]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/bin/python

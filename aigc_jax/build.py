@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from aigc_jax.config import Config, Sample, parse
 from aigc_jax.data.spec import ImageSpec, Spec, TextSpec
 from aigc_jax.errors import UserError, nearest
-from aigc_jax.models import autoencoder, dcgan, transformer, unet
-from aigc_jax.objectives import diffusion, gan, lm, vae
+from aigc_jax.models import autoencoder, dcgan, lstm, transformer, unet
+from aigc_jax.objectives import diffusion, gan, lm, masked_lm, text_task, vae
 from aigc_jax.objectives.base import Objective
 from aigc_jax.parallel.mesh import check_batch, make_mesh
 from aigc_jax.train.compile import CompiledStep, compile_step
@@ -36,7 +36,7 @@ class Family:
       sample: dataclass of the section `sample`.
       models: `{model.name: dataclass of the section model}`.
       make: (objective config, model config, data spec, dtype) → the objective.
-      modality: "image" or "text", what it can be trained on.
+      modality: what it can be trained on: "image", "text", "labelled text" or "tagged text".
     """
 
     objective: type
@@ -46,9 +46,41 @@ class Family:
     modality: str
 
 
+TEXT_MODELS = {"transformer": transformer.TransformerConfig, "lstm": lstm.LSTMConfig}
+NETWORKS = {transformer.TransformerConfig: transformer.Transformer, lstm.LSTMConfig: lstm.LSTM}
+
+
+def _text_model(model: Any, spec: TextSpec, dtype: Any, entries: int, outputs: int = 0) -> Any:
+    """The network of a text model, for a tokenizer of so many entries."""
+    context, vocab_size = model.context or spec.seq_len, model.vocab_size or entries
+    if spec.seq_len > context:
+        raise UserError(
+            f"data.seq_len={spec.seq_len} is longer than model.context={context}: lower it"
+        )
+    if vocab_size < entries:
+        raise UserError(
+            f"model.vocab_size={vocab_size} is less than the {entries} tokens that the text needs:"
+            " raise it, or leave it at 0"
+        )
+    return NETWORKS[type(model)](model, vocab_size, context, dtype, outputs)
+
+
 def _lm(config: Any, model: Any, spec: TextSpec, dtype: Any) -> Objective:
-    network = transformer.Transformer(model, spec.tokenizer.size, spec.seq_len, dtype)
+    network = _text_model(model, spec, dtype, spec.tokenizer.size)
     return lm.LanguageModel(config, network, spec.tokenizer)
+
+
+def _masked_lm(config: Any, model: Any, spec: TextSpec, dtype: Any) -> Objective:
+    size, mask = spec.tokenizer.size, spec.tokenizer.mask
+    entries = size + 1 if mask is None else size  # a tokenizer without a mask gets one
+    network = _text_model(model, spec, dtype, entries)
+    mask = size if mask is None else mask
+    return masked_lm.MaskedLanguageModel(config, network, spec.tokenizer, mask)
+
+
+def _text_task(config: Any, model: Any, spec: TextSpec, dtype: Any) -> Objective:
+    network = _text_model(model, spec, dtype, spec.tokenizer.size, len(spec.class_names))
+    return text_task.TextTask(config, network, spec)
 
 
 def _classes(model: Any, spec: ImageSpec) -> int:
@@ -74,12 +106,15 @@ def _diffusion(config: Any, model: Any, spec: ImageSpec, dtype: Any) -> Objectiv
 
 
 FAMILIES: dict[str, Family] = {
-    "lm": Family(
-        lm.LMConfig,
-        lm.LMSample,
-        {"transformer": transformer.TransformerConfig},
-        _lm,
-        "text",
+    "lm": Family(lm.LMConfig, lm.LMSample, TEXT_MODELS, _lm, "text"),
+    "masked_lm": Family(
+        masked_lm.MaskedLMConfig, masked_lm.MaskedLMSample, TEXT_MODELS, _masked_lm, "text"
+    ),
+    "classification": Family(
+        text_task.TaskConfig, text_task.TaskSample, TEXT_MODELS, _text_task, "labelled text"
+    ),
+    "tagging": Family(
+        text_task.TaskConfig, text_task.TaskSample, TEXT_MODELS, _text_task, "tagged text"
     ),
     "gan": Family(gan.GANConfig, gan.GANSample, {"dcgan": dcgan.DCGANConfig}, _gan, "image"),
     "vae": Family(
@@ -190,7 +225,8 @@ def make_objective(config: Config, spec: Spec) -> Objective:
     if spec.modality != family.modality:
         raise UserError(
             f"objective.name='{config.raw['objective']['name']}' is trained on {family.modality},"
-            f" but data.source='{config.data.source}' holds {spec.modality}"
+            f" but data.source='{config.data.source}' gives {spec.modality}: change one of them, or"
+            " data.form"
         )
     dtype = jnp.dtype(config.train.compute_dtype)
     return family.make(config.objective, config.model, spec, dtype)

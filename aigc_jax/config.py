@@ -50,12 +50,18 @@ def option(
 class Data:
     """Where examples come from and how they are batched."""
 
-    source: str = "digits"  # digits · python_docs · tfds:NAME
+    source: str = "digits"  # digits · python_docs · tfds:NAME · KIND:PATH of own files
     data_dir: str = "~/tensorflow_datasets"  # where tfds:NAME lies
+    text_field: str = option("text", filled=True)  # jsonl:FILE: the key of the text
+    label_field: str = option("label", filled=True)  # jsonl:FILE: the key of the class
     batch_size: int = option(64, low=1)  # examples per step, over all devices
-    seq_len: int = option(128, low=1)  # text: tokens that a window predicts
-    tokenizer: str = option("byte", choices=("byte", "char"))
-    validation_fraction: float = option(0.2, low=0.0, high=0.9)  # used if the source has no split
+    form: str = option("stream", choices=("stream", "documents", "chat", "labels", "tags"))
+    seq_len: int = option(128, low=1)  # text: tokens that an example predicts or holds
+    eval_stride: int = option(0, low=0)  # stream: tokens a held-out window predicts; 0: half
+    tokenizer: str = option("byte", filled=True)  # byte · char · bpe · file:FILE · workdir:DIR
+    vocab_size: int = option(4096, low=1)  # bpe: entries
+    split: str = option("random", choices=("random", "tail"))  # used if the source has no split
+    validation_fraction: float = option(0.2, low=0.0, high=0.9)  # held out by that split
     split_seed: int = option(0, low=0)
     threads: int = option(4, low=0)  # reader threads per process
     limit: int = option(0, low=0)  # only this many training images or documents; 0: all
@@ -65,7 +71,7 @@ class Data:
 class Optim:
     """One player's optimizer."""
 
-    name: str = option("adamw", choices=("adamw", "adam", "sgd", "lion", "muon"))
+    name: str = option("adamw", choices=("adamw", "adam", "sgd", "lion", "muon", "none"))
     lr: float = option(1e-3, low=0.0)
     schedule: str = option("cosine", choices=("constant", "cosine", "linear", "wsd"))
     warmup_steps: int = option(0, low=0)
@@ -77,6 +83,7 @@ class Optim:
     b2: float = option(0.999, low=0.0, high=1.0)
     eps: float = option(1e-8, low=1e-30)
     weight_decay: float = option(0.0, low=0.0)
+    decay_embeddings: bool = False  # weight decay of embeddings too, as in nanoGPT
     adam_lr: float = option(0.0, low=0.0)  # Muon: AdamW's rate for the other parameters; 0: lr
     clip_norm: float = option(0.0, low=0.0)  # global norm of this player's gradient; 0: off
 
@@ -88,6 +95,7 @@ class Train:
     accumulate: int = option(1, low=1)  # microbatches per step
     compile: str = option("jit", choices=("jit", "pmap"))
     compute_dtype: str = option("float32", choices=("float32", "bfloat16"))
+    init_from: str = ""  # a workdir whose parameters the run begins with; "": fresh ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +110,7 @@ class Eval:
     batch_size: int = option(128, low=1)
     batches: int = option(0, low=0)  # at most this many held-out batches; 0: all
     samples: int = option(0, low=0)  # images to judge; 0: as many as were trained on, ≤ 10,000
+    generations: int = option(0, low=0)  # text: held-out texts to continue; needs the extra eval
     fidelity: bool = True  # images: also the Fréchet classifier distance
 
 

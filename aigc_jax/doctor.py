@@ -110,7 +110,7 @@ def examine_workdir(workdir: str) -> int:
 
 def _checkpoints(workdir: str, steps: list[int]) -> int:
     """Prints how each checkpoint is; returns how many are damaged."""
-    from aigc_jax.run import load
+    from aigc_jax.restore import load
     from aigc_jax.train.checkpoint import Damaged, Reader
     from aigc_jax.workdir import steps_in
 

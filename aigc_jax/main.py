@@ -1,87 +1,21 @@
 """The command line: parses flags and calls one function per subcommand."""
 
 import contextlib
-import itertools
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import app, logging
 
-from aigc_jax.errors import Stopped, UserError, nearest
+from aigc_jax.errors import Stopped, UserError
+from aigc_jax.flags import FLAGS, SAMPLE_OPTIONS, TEXT_OPTIONS, parse_flags
 from aigc_jax.parallel import coordination
 from aigc_jax.parallel.stop import Stop
 from aigc_jax.streams import make_steady
 
-FLAGS = flags.FLAGS
-
-config_flags.DEFINE_config_file(
-    "config", None, "The recipe; --config.section.key=value changes a field of it."
-)
-flags.DEFINE_string("workdir", None, "The run's folder.")
-flags.DEFINE_integer("num", None, "How many samples.")
-flags.DEFINE_integer("seed", 0, "Seed of the samples.")
-flags.DEFINE_string("out", None, "Where the samples go; inside the workdir if left out.")
-flags.DEFINE_string("prompt", None, "Text to continue.")
-flags.DEFINE_integer("max_new_tokens", None, "Tokens to draw after the prompt.")
-flags.DEFINE_float("temperature", None, "Below 1 more likely samples, above 1 more varied ones.")
-flags.DEFINE_integer("top_k", None, "Draw among the k likeliest tokens; 0: all.")
-flags.DEFINE_float("top_p", None, "Draw among the tokens that hold this probability; 1: all.")
-flags.DEFINE_integer("label", None, "Class of the images; -1: all in turn.")
-flags.DEFINE_string("sampler", None, "heun, euler, ddim or ancestral.")
-flags.DEFINE_integer("steps", None, "Steps of the diffusion sampler.")
-flags.DEFINE_float("guidance", None, "Classifier-free guidance; 1: none.")
-flags.DEFINE_string("from", None, "KIND:PATH with folder, text, jsonl, npz, safetensors or idx.")
-flags.DEFINE_string("name", None, "Name of the data set to write.")
-flags.DEFINE_string("data_dir", "~/tensorflow_datasets", "Folder of data sets.")
-flags.DEFINE_integer("image_size", 0, "Resize and crop images to this many pixels a side.")
-flags.DEFINE_string("text_field", "text", "Field of a JSONL record that holds its text.")
-flags.DEFINE_bool("deterministic", False, "Only operations that repeat bit for bit, on a GPU too.")
-flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, or auto on a cluster that tells.")
-flags.DEFINE_integer("num_processes", None, "How many processes train together.")
-flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
-
 STOP = Stop()  # the requests to stop that this process is given
-
-SAMPLE_OPTIONS = (
-    "prompt",
-    "max_new_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-    "label",
-    "sampler",
-    "steps",
-    "guidance",
-)
-# What each command does, the flags it needs and those it may have.
-COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
-    "train": (
-        "trains a recipe, or goes on where it stopped",
-        ("config", "workdir"),
-        ("deterministic", "coordinator", "num_processes", "process_id"),
-    ),
-    "eval": (
-        "evaluates a trained workdir on held-out data",
-        ("workdir",),
-        ("data_dir", "deterministic"),
-    ),
-    "sample": (
-        "draws from a trained workdir",
-        ("workdir",),
-        ("num", "seed", "out", "deterministic", *SAMPLE_OPTIONS),
-    ),
-    "prepare": (
-        "turns own files into a data set",
-        ("from", "name"),
-        ("data_dir", "image_size", "text_field"),
-    ),
-    "doctor": ("shows what this machine has, or how a workdir is", (), ("workdir",)),
-    "demo": ("trains all four families and writes a page", ("workdir",), ()),
-}
 
 
 def train() -> None:
@@ -98,24 +32,70 @@ def train() -> None:
 
 def evaluate() -> None:
     from aigc_jax import run
+    from aigc_jax.evaluate.classification import Report
     from aigc_jax.train.log import finite_json
 
     data_dir = FLAGS.data_dir if FLAGS["data_dir"].present else ""
-    print(json.dumps(finite_json(run.evaluate(FLAGS.workdir, data_dir))))
+    metrics = run.evaluate(FLAGS.workdir, data_dir, FLAGS.source or "", **given(["generations"]))
+    if "report" in metrics:
+        print(Report.from_json(metrics["report"]).table(), end="\n\n")
+    print(json.dumps(finite_json(metrics)))
 
 
 def sample() -> None:
     from aigc_jax import run
     from aigc_jax.report.grid import join_texts
 
-    given = {name: FLAGS[name].value for name in SAMPLE_OPTIONS}
-    options = {name: value for name, value in given.items() if value is not None}
-    samples = run.sample(FLAGS.workdir, FLAGS.num, FLAGS.seed, **options)
+    if FLAGS.stream and (FLAGS.num or 1) > 1:
+        raise UserError("--stream shows one text: leave out --num")
+    prompt = FLAGS.prompt[0] if FLAGS.prompt and len(FLAGS.prompt) == 1 else FLAGS.prompt
+    if FLAGS.stream:
+        print(prompt or "", end="", flush=True)
+    samples = run.sample(
+        FLAGS.workdir,
+        FLAGS.num,
+        FLAGS.seed,
+        prompt=prompt,
+        show=show if FLAGS.stream else None,
+        **given(SAMPLE_OPTIONS),
+    )
     out = FLAGS.out or os.path.join(FLAGS.workdir, "samples", f"seed_{FLAGS.seed}")
     path = run.save(samples, out)
-    if isinstance(samples, list):
+    if FLAGS.stream:
+        print()
+    elif isinstance(samples, list):
         print(join_texts(samples))
     print(f"saved: {path}", file=sys.stderr if isinstance(samples, list) else sys.stdout)
+
+
+def given(names: Sequence[str]) -> dict[str, Any]:
+    """The flags of these names that were given."""
+    values = {name: FLAGS[name].value for name in names}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v is not None}
+
+
+def show(piece: str) -> None:
+    print(piece, end="", flush=True)
+
+
+def chat() -> None:
+    from aigc_jax.chat import Chat, talk
+
+    talk(Chat(FLAGS.workdir, FLAGS.system, FLAGS.seed, **given(TEXT_OPTIONS)))
+
+
+def convert() -> None:
+    from aigc_jax.convert import from_other, to_other
+
+    source, target = FLAGS["from"].value, FLAGS.to
+    if bool(source) == bool(target):
+        raise UserError("'aigc convert' needs either --from=hf:DIR (or gguf:FILE) or --to=hf:DIR")
+    if source:
+        from_other(source, FLAGS.workdir)
+        print(f"converted: {FLAGS.workdir}")
+        print(f"try it with aigc sample --workdir={FLAGS.workdir} --prompt=… --stream")
+    else:
+        print(f"converted: {to_other(FLAGS.workdir, target, FLAGS.dtype)}")
 
 
 def prepare() -> None:
@@ -127,6 +107,7 @@ def prepare() -> None:
         FLAGS.data_dir,
         image_size=FLAGS.image_size,
         text_field=FLAGS.text_field,
+        label_field=FLAGS.label_field,
     )
     print(f"prepared: {path}")
     print(f"train on it with --config.data.source=tfds:{FLAGS.name}"
@@ -146,84 +127,15 @@ def demo() -> None:
 
 
 RUN: dict[str, Callable[[], int | None]] = dict(
-    train=train, eval=evaluate, sample=sample, prepare=prepare, doctor=doctor, demo=demo
+    train=train,
+    eval=evaluate,
+    sample=sample,
+    chat=chat,
+    convert=convert,
+    prepare=prepare,
+    doctor=doctor,
+    demo=demo,
 )
-
-
-def usage() -> str:
-    """The help text: commands with their flags."""
-    lines = ["usage: aigc COMMAND --flag=value …", ""]
-    for name, (what, needed, optional) in COMMANDS.items():
-        given = [f"--{f}=…" for f in needed] + [f"[--{f}=…]" for f in optional]
-        lines += [f"  aigc {name} {' '.join(given[:2])}", f"      {what}"]
-    names = dict.fromkeys(f for _, needed, may in COMMANDS.values() for f in needed + may)
-    lines += ["", "flags:"] + [f"  --{name:<15} {FLAGS[name].help}" for name in names]
-    return "\n".join(lines)
-
-
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses flags; whatever is wrong with them becomes one sentence.
-
-    Raises:
-      UserError: for an unknown command or flag, a flag that is missing or not the command's, a
-        config file that cannot be loaded, or an override of a key that it does not have.
-    """
-    words = list(argv[1:])
-    if not words or words[0] in ("help", "--help", "-h", "-help") or "--help" in words:
-        print(usage())
-        raise SystemExit(0)
-    command = words[0]
-    if command not in COMMANDS:
-        raise UserError(f"there is no command '{command}': {nearest(command, COMMANDS)}")
-    check_overrides(words[1:])
-    try:
-        rest = FLAGS([argv[0], *words[1:]])
-    except flags.UnrecognizedFlagError as e:
-        known = dict.fromkeys(f for _, n, may in COMMANDS.values() for f in n + may)
-        raise UserError(f"there is no flag --{e.flagname}: {nearest(e.flagname, known)}") from e
-    except (flags.Error, TypeError, ValueError, LookupError, AttributeError) as e:
-        raise UserError(" ".join(str(e).split())) from e
-    if len(rest) > 1:
-        raise UserError(f"'{rest[1]}' is not a flag: write --flag=value")
-    _, needed, optional = COMMANDS[command]
-    for name in dict.fromkeys(f for _, n, may in COMMANDS.values() for f in n + may):
-        if FLAGS[name].present and name not in needed + optional:
-            raise UserError(f"--{name} is not a flag of 'aigc {command}'")
-    for name in needed:
-        if not FLAGS[name].present or not FLAGS[name].value:
-            raise UserError(f"'aigc {command}' needs --{name}=…")
-    return [argv[0], command]
-
-
-def check_overrides(words: Sequence[str]) -> None:
-    """Loads the config file before the flags do, to say plainly what is wrong with it.
-
-    Raises:
-      UserError: if it cannot be loaded, or an override names a key that it does not have.
-    """
-    from aigc_jax.config import flatten
-    from aigc_jax.recipes import load_recipe
-
-    pairs = dict(_flag_values(words))
-    if "config" not in pairs:
-        return
-    known = flatten(load_recipe(pairs["config"]).to_dict())
-    sections = {key.rpartition(".")[0] for key in known}
-    for flag in pairs:
-        name = flag.removeprefix("no")  # --noconfig.key is key=False
-        key = name.removeprefix("config.")
-        if key != name and key not in known.keys() | sections:
-            raise UserError(f"the config has no key '{key}': {nearest(key, known)}")
-
-
-def _flag_values(words: Sequence[str]) -> list[tuple[str, str]]:
-    """`--flag=value` and `--flag value` as pairs."""
-    pairs = []
-    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
-        if word.startswith("-"):
-            name, equals, value = word.lstrip("-").partition("=")
-            pairs.append((name, value if equals else following))
-    return pairs
 
 
 def main(argv: Sequence[str]) -> int | None:

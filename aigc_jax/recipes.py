@@ -9,16 +9,18 @@ from aigc_jax.errors import UserError, reason, shown
 
 
 def load_recipe(path: str) -> ml_collections.ConfigDict:
-    """What `get_config()` of the file returns.
+    """What `get_config()` of the file returns; of FILE:VARIANT, what `get_config(VARIANT)` returns.
 
     Raises:
       UserError: if there is no such file, or it does not return a config.
     """
+    path, _, variant = path.partition(":")
     if not os.path.isfile(path):
         raise UserError(f"there is no config file {shown(path)}")
     try:
         get_config = runpy.run_path(path).get("get_config")
-        recipe = get_config() if get_config else None
+        arguments = (variant,) if variant else ()
+        recipe = get_config(*arguments) if get_config else None
     except UserError:
         raise
     except (Exception, SystemExit) as e:  # whatever the person's file raises

@@ -1,23 +1,23 @@
 """Train, evaluate and sample: what the command line and a notebook both call."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
 
 from aigc_jax import build
-from aigc_jax.config import check_value
+from aigc_jax.config import Eval, check_value, parse
 from aigc_jax.data import sources
 from aigc_jax.data import spec as spec_lib
+from aigc_jax.errors import UserError
 from aigc_jax.evaluate.judge import Judge
-from aigc_jax.parallel.mesh import replicated
 from aigc_jax.parallel.stop import Stop
 from aigc_jax.report.samples import decode, save
+from aigc_jax.restore import restore
 from aigc_jax.sampling.generate import generate
-from aigc_jax.train.checkpoint import Contents, Reader, newest
-from aigc_jax.train.state import TrainState
+from aigc_jax.sampling.watch import TextWatch
 from aigc_jax.training import Training
 
 __all__ = ["evaluate", "restore", "sample", "save", "train"]
@@ -52,53 +52,48 @@ def train(
     return Training(build.parse_config(config), workdir, stop or Stop()).run(name, progress)
 
 
-def restore(workdir: str) -> tuple[build.Run, TrainState, int]:
-    """The run and the newest state of a workdir that is whole; only the workdir is needed.
-
-    Raises:
-      UserError: if it holds no checkpoint.
-    """
-    step, (run, state) = newest(workdir, load)
-    return run, state, step
-
-
-def load(reader: Reader, step: int, contents: Contents) -> tuple[build.Run, TrainState]:
-    """The run and the state of one checkpoint; Damaged if it is not whole."""
-    saved = contents["config"]
-    # On whatever devices there are now, and with no batch to train on.
-    one = {"mesh": "data=1", "train": {**saved["config"]["train"], "accumulate": 1}}
-    config = build.parse_config({**saved["config"], **one})
-    run = build.build(config, spec_lib.from_json(saved["spec"]))
-    return run, reader.state(step, run.state_shapes(), replicated(run.mesh), contents)
-
-
-def evaluate(workdir: str, data_dir: str = "") -> dict[str, float]:
+def evaluate(workdir: str, data_dir: str = "", source: str = "", **options: int) -> dict[str, Any]:
     """The held-out metrics of a workdir's newest checkpoint, `loss` among them.
+
+    For classes and tags, `report` holds the scores of each.
 
     Args:
       workdir: a trained run's folder.
       data_dir: where its prepared data set lies now; where it lay in training if left out.
+      source: other data to evaluate on, as in `data.source`.
+      **options: fields of the section `eval`, such as `generations`.
 
     Raises:
       UserError: if there is no checkpoint, or its data cannot be found.
     """
     run, state, step = restore(workdir)
+    section = parse(Eval, {**dataclasses.asdict(run.config.eval), **options}, "eval")
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, eval=section))
     data = run.config.data
-    data = dataclasses.replace(data, data_dir=data_dir) if data_dir else data
-    dataset = sources.load(data)
+    given = {"data_dir": data_dir, "source": source}
+    data = dataclasses.replace(data, **{k: v for k, v in given.items() if v})
+    dataset = sources.load(data, getattr(run.spec, "tokenizer", None))
     spec_lib.check_spec(workdir, run.spec.to_json(), dataset.spec, data.source)
     return {"step": step, **Judge(run, dataset)(state)}
 
 
 def sample(
-    workdir: str, num: int | None = None, seed: int = 0, **options: Any
+    workdir: str,
+    num: int | None = None,
+    seed: int = 0,
+    *,
+    prompt: str | Sequence[str] | None = None,
+    show: Callable[[str], None] | None = None,
+    **options: Any,
 ) -> np.ndarray | list[str]:
     """Samples from a workdir's newest checkpoint: uint8 images (N, H, W, C), or texts.
 
     Args:
       workdir: a trained run's folder.
-      num: how many; the recipe's `sample.num` if left out.
+      num: how many; if left out, one for each of several prompts, or the recipe's `sample.num`.
       seed: of the samples.
+      prompt: a text to continue, or several.
+      show: is given the pieces of a (single) text as they are drawn.
       **options: fields of the family's `sample` section, such as `temperature` or `guidance`.
 
     Raises:
@@ -106,8 +101,33 @@ def sample(
     """
     check_value(int, seed, "seed")
     run, state, _ = restore(workdir)
+    if prompt is not None:
+        options["prompts"] = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+        if num is None and not isinstance(prompt, str):
+            num = len(options["prompts"])
+    if show is not None:
+        num = 1
     if num is not None:
         options["num"] = num
     chosen = build.sample_options(run.config, options)
-    samples = generate(run.objective, state.sampling_params, chosen, chosen.num, seed)
+    watch = text_watch(run, chosen, show)
+    params = state.sampling_params
+    samples = generate(run.objective, params, chosen, chosen.num, seed, watch=watch)
+    if watch is not None:
+        watch.close()
     return decode(run, samples, chosen)
+
+
+def text_watch(
+    run: build.Run, options: Any, show: Callable[[str], None] | None
+) -> TextWatch | None:
+    """What looks at a text while it is drawn, if it is to be shown or to end at a string.
+
+    Raises:
+      UserError: if the family's samples are not drawn piece by piece.
+    """
+    stops = getattr(options, "stop", None)
+    if stops is None and show is not None:
+        name = run.config.raw["objective"]["name"]
+        raise UserError(f"samples of '{name}' are not drawn piece by piece: leave out --stream")
+    return TextWatch(run.spec.tokenizer, stops, show) if stops or show else None

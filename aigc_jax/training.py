@@ -22,6 +22,7 @@ from aigc_jax.parallel.monitor import Monitor
 from aigc_jax.parallel.processes import all_agree, from_first, say
 from aigc_jax.parallel.stop import Stop
 from aigc_jax.report.samples import save_samples
+from aigc_jax.restore import begin_from, tokenizer_of
 from aigc_jax.sampling.generate import check_sampling
 from aigc_jax.train import checkpoint, log, memory
 from aigc_jax.train.guard import Guard, Trouble
@@ -93,7 +94,7 @@ class Training:
         """Everything that can be wrong is found before anything is written."""
         c = self.config
         check_workdir(self.workdir, c.raw)
-        self.dataset = sources.load(c.data)
+        self.dataset = sources.load(c.data, tokenizer_of(c.data))
         self.parts = build.build(c, self.dataset.spec)
         self.shapes = self.parts.state_shapes()
         self.example = self.dataset.spec.example_batch(c.data.batch_size)
@@ -130,7 +131,7 @@ class Training:
             self.batches.seek_batch(0)
             self.window.reset()
             init = jax.jit(self.parts.init, out_shardings=replicated(self.parts.mesh))
-            return 0, init(jnp.int32(self.config.seed))
+            return 0, self._given(init(jnp.int32(self.config.seed)))
 
         def load(
             reader: checkpoint.Reader, step: int, contents: checkpoint.Contents
@@ -151,6 +152,19 @@ class Training:
         self.batches.seek(position["batches"])
         self.window.seek(step, position["window"])
         return step, state
+
+    def _given(self, state: TrainState) -> TrainState:
+        """A fresh state with the parameters of another run, if the config names one."""
+        source = self.config.train.init_from
+        if not source:
+            return state
+        sharding = replicated(self.parts.mesh)
+        params = jax.device_put(begin_from(source, state.params), sharding)
+        # A copy: the step donates its state, and one buffer cannot be given away twice.
+        return state.replace(
+            params=params,
+            ema={player: jax.tree.map(jnp.copy, params[player]) for player in state.ema},
+        )
 
     def _train(self, start: int, state: TrainState, name: str, progress: bool) -> TrainState:
         c = self.config
@@ -190,7 +204,7 @@ class Training:
         c = self.config
 
         def path(step: int) -> str:
-            suffix = {"text": ".txt", "image": ".png"}[self.parts.spec.modality]
+            suffix = ".png" if self.parts.spec.modality == "image" else ".txt"
             return os.path.join(self.workdir, "samples", f"step_{step:07d}{suffix}")
 
         def evaluate(step: int, state: TrainState) -> None:

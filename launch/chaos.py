@@ -33,7 +33,7 @@ import local
 # The victim runs `aigc train` as it is, and reports on a pipe when it enters a phase.
 VICTIM = """
 import os, sys
-from aigc_jax import main
+from aigc_jax import flags, main
 
 pipe = int(os.environ["CHAOS_PIPE"])
 def report(phase):
@@ -62,7 +62,7 @@ def train():
     patch()
     inner()
 main.RUN["train"] = train
-around(main, "check_overrides", "start")
+around(flags, "check_overrides", "start")
 main.run()
 """
 PHASES = ("start", "begin", "compile", "step", "save", "wait", "evaluate", "sample")
@@ -132,7 +132,7 @@ def final(workdir: str) -> tuple[dict, list[dict]]:
     import jax
     import numpy as np
 
-    from aigc_jax.run import load
+    from aigc_jax.restore import load
     from aigc_jax.train.checkpoint import newest
     from aigc_jax.train.log import read_metrics
 

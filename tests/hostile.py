@@ -238,6 +238,24 @@ def json_lines():
     return st.one_of(whole, whole, damaged([b'{"text": "one"}\n{"text": "zw\\u00f6lf"}\r\n']))
 
 
+def conversations():
+    """JSONL files of messages."""
+    talk = {"messages": [{"role": r, "content": "é?"} for r in ("system", "user", "assistant")]}
+    line = st.one_of(altered([talk]).map(json_bytes), JSON.map(json_bytes), st.binary(max_size=20))
+    return st.one_of(st.lists(line, max_size=4).map(b"\n".join), damaged([json_bytes(talk)] * 2))
+
+
+def tagged_words():
+    """CoNLL files: lines of all kinds, and damaged ones."""
+    cells = st.sampled_from(["a", "é", "#", "#b", "-DOCSTART-", "", "\ufeff", "\u2028", "O", "B-x",
+                             "I-x", "B-", "S-x", "\0"])  # fmt: skip
+    gap = st.sampled_from(["\t", " ", "  ", "\t\t", "\xa0"])
+    line = st.builds(lambda a, b, c, g: g.join((a, b, c)), cells, cells, cells, gap)
+    line = st.one_of(line, line, st.sampled_from(["a\tO", "b B-x", "", "\t", "\r"]))
+    whole = st.lists(line, max_size=6).map(lambda lines: "\n".join(lines).encode())
+    return st.one_of(whole, whole, files(b"# c\na\tO\nb\tB-x\n\t\n#c\tI-x\r\n"))
+
+
 def texts():
     return st.one_of(
         TEXT.map(lambda t: t.encode("utf-8", "surrogatepass")),
@@ -361,4 +379,6 @@ def overrides(draw, keys):
 def specs():
     image = {"modality": "image", "shape": [8, 8, 1], "class_names": ["a", "b"], "levels": 17}
     text = {"modality": "text", "tokenizer": "char", "characters": ["a", "é"], "seq_len": 16}
-    return st.one_of(altered([image, text, text | {"tokenizer": "byte"}]), JSON)
+    text |= {"form": "stream", "class_names": []}
+    task = text | {"tokenizer": "byte", "form": "tags", "class_names": ["O", "B-a"]}
+    return st.one_of(altered([image, text, task]), JSON)

@@ -14,7 +14,7 @@ import runs
 import tiny
 from runs import files, final_state, records, said, steps_of, train
 
-from aigc_jax import build, doctor, run
+from aigc_jax import build, doctor, restore
 from aigc_jax.config import Guard as GuardConfig
 from aigc_jax.data import sources
 from aigc_jax.data.pipeline import TrainIterator
@@ -51,7 +51,7 @@ def workdir(saved, tmp_path):
 
 def state_at(workdir, step):
     with contextlib.closing(Reader(str(workdir))) as reader:
-        return jax.device_get(run.load(reader, step, reader.contents(step))[1])
+        return jax.device_get(restore.load(reader, step, reader.contents(step))[1])
 
 
 # The guard alone -----------------------------------------------------------------------------
@@ -272,7 +272,7 @@ def with_parameter(workdir, key, value):
     """Saves step 7 of a run as step 6 with another value in the parameters below `key`."""
     with contextlib.closing(Reader(str(workdir))) as reader:
         contents = reader.contents(6)
-        _, state = run.load(reader, 6, contents)
+        _, state = restore.load(reader, 6, contents)
 
     def change(path, x):
         return jnp.full_like(x, value) if key in jax.tree_util.keystr(path) else x
@@ -312,7 +312,7 @@ def test_the_first_thing_that_is_not_finite_is_named(key, value, words, workdir,
 def test_modules_are_named_in_every_family(family):
     """Of a NaN deep in the model: the parameter, and the module whose output it spoils first."""
     deep = {
-        "lm": ("block_1", "block_1"),
+        "lm": ("layers/mlp", "layers"),
         "gan": ("critic", "critic"),
         "vae": ("hidden_0", "encoder/hidden_0"),
         "diffusion": ("middle", "middle"),

@@ -55,6 +55,20 @@ def is_image(example, content):
 
 def is_text(example, content):
     assert example["text"].strip() and example["text"].encode("utf-8")
+    assert 0 <= example.get("label", 0) < max(len(content.class_names), 1)
+
+
+def is_chat(example, content):
+    for message in example["messages"]:
+        assert (
+            message.keys() == {"role", "content"} and message["content"].encode("utf-8") is not None
+        )
+
+
+def is_tagged(example, content):
+    words, tags = example["words"], example["tags"]
+    assert len(words) == len(tags) > 0 and all(words)
+    assert all(tag == "O" or tag[:2] in ("B-", "I-") for tag in tags)
 
 
 def overridden(words, folder):
@@ -205,6 +219,8 @@ FUZZED = {
     "resized images": (hostile.images(), reads("folder:in/a.gif", is_image, image_size=3)),
     "text": (hostile.texts(), reads("text:in/a.txt", is_text)),
     "jsonl": (hostile.json_lines(), reads("jsonl:in/a.jsonl", is_text)),
+    "messages": (hostile.conversations(), reads("messages:in/a.jsonl", is_chat)),
+    "conll": (hostile.tagged_words(), reads("conll:in/a.conll", is_tagged)),
     "idx": (hostile.idx_files(), reads("idx:in/train-images-idx3-ubyte", is_image)),
     "idx.gz": (hostile.gzipped_files(), reads("idx:in/train-images-idx3-ubyte.gz", is_image)),
     "npz": (hostile.npz_files(), reads("npz:in/a.npz", is_image)),

@@ -13,6 +13,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from aigc_jax import build, doctor, main, recipes
+from aigc_jax import flags as cli
 from aigc_jax.errors import UserError
 
 # What people have in their scripts: a flag may be added here, but not renamed or taken away.
@@ -21,27 +22,37 @@ FLAG_NAMES = [
     "coordinator",
     "data_dir",
     "deterministic",
+    "dtype",
     "from",
+    "generations",
     "guidance",
     "image_size",
     "label",
+    "label_field",
     "max_new_tokens",
+    "min_p",
     "name",
     "num",
     "num_processes",
     "out",
     "process_id",
     "prompt",
+    "repetition_penalty",
     "sampler",
     "seed",
+    "source",
     "steps",
+    "stop",
+    "stream",
+    "system",
     "temperature",
     "text_field",
+    "to",
     "top_k",
     "top_p",
     "workdir",
 ]
-COMMANDS = ["demo", "doctor", "eval", "prepare", "sample", "train"]
+COMMANDS = ["chat", "convert", "demo", "doctor", "eval", "prepare", "sample", "train"]
 
 # A recipe without the library, so that loading it takes no time.
 RECIPE = """
@@ -107,16 +118,16 @@ def refusal(parse):
 
 
 def test_flags_are_frozen():
-    defined = flags.FLAGS.flags_by_module_dict()["aigc_jax.main"]
+    defined = flags.FLAGS.flags_by_module_dict()["aigc_jax.flags"]
     assert sorted(flag.name for flag in defined) == FLAG_NAMES
 
 
 def test_commands_are_frozen():
-    assert sorted(main.COMMANDS) == sorted(main.RUN) == COMMANDS
+    assert sorted(cli.COMMANDS) == sorted(main.RUN) == COMMANDS
 
 
 def test_every_flag_belongs_to_a_command_and_every_commands_flag_exists():
-    used = {flag for _, needed, may in main.COMMANDS.values() for flag in needed + may}
+    used = {flag for _, needed, may in cli.COMMANDS.values() for flag in needed + may}
     assert sorted(used) == FLAG_NAMES
 
 
@@ -124,13 +135,13 @@ def test_every_sampling_flag_is_an_option_of_some_family():
     options = {
         field.name for f in build.FAMILIES.values() for field in dataclasses.fields(f.sample)
     }
-    assert set(main.SAMPLE_OPTIONS) <= options
+    assert set(cli.SAMPLE_OPTIONS) <= options
 
 
 def test_usage_names_every_command_and_flag():
-    words = main.usage().split()
+    words = cli.usage().split()
     assert {f"--{name}" for name in FLAG_NAMES} <= set(words)
-    assert all(f"  aigc {command}" in main.usage() for command in COMMANDS)
+    assert all(f"  aigc {command}" in cli.usage() for command in COMMANDS)
 
 
 @pytest.mark.parametrize("words", [[], ["help"], ["--help"], ["-h"], ["train", "--help"]])
@@ -138,7 +149,7 @@ def test_help_is_printed_and_is_no_error(parse, capsys, words):
     with pytest.raises(SystemExit) as caught:
         parse(*words)
     assert caught.value.code == 0
-    assert capsys.readouterr().out == main.usage() + "\n"
+    assert capsys.readouterr().out == cli.usage() + "\n"
 
 
 @pytest.mark.parametrize(
@@ -152,7 +163,7 @@ def test_help_is_printed_and_is_no_error(parse, capsys, words):
         (
             "sample",
             ["--workdir=w", "--num=3", "--seed=2", "--prompt=", "--temperature=1", "--top_k=5"],
-            dict(workdir="w", num=3, seed=2, prompt="", temperature=1.0, top_k=5),
+            dict(workdir="w", num=3, seed=2, prompt=[""], temperature=1.0, top_k=5),
         ),
         ("sample", ["--workdir=w", "--label=-1"], dict(workdir="w", label=-1)),
         (
@@ -238,11 +249,11 @@ def test_an_override_of_a_wrong_type_is_refused_by_name(refusal, recipe, word, k
 
 
 def test_check_overrides_alone(recipe):
-    main.check_overrides([])
-    main.check_overrides(["--workdir=w"])
-    main.check_overrides([f"--config={recipe}", "--config.data.batch_size=3"])
+    cli.check_overrides([])
+    cli.check_overrides(["--workdir=w"])
+    cli.check_overrides([f"--config={recipe}", "--config.data.batch_size=3"])
     with pytest.raises(UserError, match=r"'data\.batchsize'"):
-        main.check_overrides([f"--config={recipe}", "--config.data.batchsize=3"])
+        cli.check_overrides([f"--config={recipe}", "--config.data.batchsize=3"])
 
 
 # Refusals ------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from PIL import Image
 from aigc_jax.config import Data
 from aigc_jax.data import readers, sources
 from aigc_jax.data.prepare import prepare
-from aigc_jax.data.readers import text as text_reader
+from aigc_jax.data.readers import content as content_reader
 from aigc_jax.data.readers.tensors import open_npz, open_safetensors
 
 
@@ -330,6 +330,8 @@ ODD = [make_pipe, make_socket, make_endless, make_circle, make_folder, make_noth
         ("a.png", "folder"),
         ("a.txt", "text"),
         ("a.jsonl", "jsonl"),
+        ("a.jsonl", "messages"),
+        ("a.conll", "conll"),
         ("a.npz", "npz"),
         ("a.safetensors", "safetensors"),
         ("train-images-idx3-ubyte", "idx"),
@@ -377,7 +379,7 @@ def test_a_link_to_a_folder_among_images_is_named(tmp_path):
     assert str(tmp_path / "in") in refusal(readers.read, f"folder:{tmp_path}")
 
 
-@pytest.mark.parametrize("kind", ["folder", "text", "jsonl", "npz", "safetensors", "idx"])
+@pytest.mark.parametrize("kind", readers.KINDS)
 @pytest.mark.parametrize(
     "path", ["a\0b", "a\0*/*", "\ud800", "a\nb", "x" * 5000, "/".join("a*" * 999)]
 )
@@ -397,8 +399,8 @@ def test_a_path_that_is_none_is_no_place_for_data(tmp_path):
 @pytest.mark.parametrize(
     "line, reason",
     [
-        (b'{"text": "a", "text": "b"}', "two texts"),
-        (b'{"a": {"text": 1, "text": 2}}', "two texts"),
+        (b'{"text": "a", "text": "b"}', "two values"),
+        (b'{"a": {"text": 1, "text": 2}}', "two values"),
         (b'{"text": "\\udc00"}', "not Unicode"),
         (b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "not JSON"),
         (b'{"text": ' + b"[" * 100_000, "not JSON"),
@@ -414,7 +416,7 @@ def test_a_line_that_is_no_record_is_refused(tmp_path, line, reason):
 
 
 def test_a_line_without_end_is_read_no_further(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_reader, "MAX_LINE", 1000)
+    monkeypatch.setattr(content_reader, "MAX_LINE", 1000)
     (tmp_path / "d.jsonl").write_bytes(b'{"text": "' + b"a" * 2000)
     assert "1000 bytes" in refusal(readers.read, f"jsonl:{tmp_path / 'd.jsonl'}")
 

@@ -347,10 +347,20 @@ def test_encoded_images_that_lie_are_refused(tmp_path, image, reason):
 # Descriptions in checkpoints -----------------------------------------------------------------
 
 IMAGE_SPEC = {"modality": "image", "shape": [8, 8, 1], "class_names": ["a", "b"], "levels": 17}
-TEXT_SPEC = {"modality": "text", "tokenizer": "char", "characters": ["a", "é"], "seq_len": 16}
+TEXT_SPEC = {
+    "modality": "text",
+    "tokenizer": "char",
+    "characters": ["a", "é"],
+    "seq_len": 16,
+    "form": "stream",
+    "class_names": [],
+}
+TASK_SPEC = TEXT_SPEC | {"form": "labels", "class_names": ["bad", "good"]}
 
 
-@pytest.mark.parametrize("value", [IMAGE_SPEC, TEXT_SPEC, TEXT_SPEC | {"tokenizer": "byte"}])
+@pytest.mark.parametrize(
+    "value", [IMAGE_SPEC, TEXT_SPEC, TASK_SPEC, TEXT_SPEC | {"tokenizer": "byte"}]
+)
 def test_a_description_of_data_is_read(value):
     back = spec.from_json(value).to_json()
     assert back == value | ({"characters": []} if value.get("tokenizer") == "byte" else {})
@@ -367,7 +377,10 @@ def test_a_description_of_data_is_read(value):
      *(TEXT_SPEC | {"seq_len": n} for n in (0, -1, 2**25, True, 1.5, None, "16")),
      *(TEXT_SPEC | {"characters": c}
        for c in (None, "aé", ["a", "a"], ["ab"], [""], ["\ud800"], [1], [["a"]])),
-     TEXT_SPEC | {"tokenizer": "word"}, TEXT_SPEC | {"tokenizer": []}],
+     TEXT_SPEC | {"tokenizer": "word"}, TEXT_SPEC | {"tokenizer": []},
+     *(TEXT_SPEC | {"form": f} for f in ("word", "labels", "tags", None, [], 1)),
+     *(TASK_SPEC | {"class_names": c} for c in ([], None, "ab", ["a", "a"], [1], ["\ud800"])),
+     TASK_SPEC | {"form": "chat"}],
     ids=lambda value: ascii(value)[-50:],
 )  # fmt: skip
 def test_a_description_of_data_that_lies_is_refused(value):
@@ -404,13 +417,21 @@ with open("a.txt", "w") as f:
     f.write("some text, " * 99)
 with open("a.jsonl", "w") as f:
     f.writelines(json.dumps({"text": f"line {i} " * 9}) + "\\n" for i in range(99))
+with open("c.jsonl", "w") as f:
+    talk = [dict(role=role, content="some text") for role in ("user", "assistant")]
+    f.writelines(json.dumps({"messages": talk}) + "\\n" for i in range(99))
+with open("a.conll", "w") as f:
+    f.write("one\\tO\\ntwo\\tB-x\\n\\n" * 99)
 made = dict(folder="in", npz="a.npz", safetensors="a.safetensors", idx="idx", text="a.txt",
-            jsonl="a.jsonl")
+            jsonl="a.jsonl", messages="c.jsonl", conll="a.conll")
+forms = dict(messages="chat", conll="tags")
 open("reading", "w").close()
 for kind, path in made.items():
     prepare(f"{kind}:{path}", kind, "data")
-    data = sources.load(Data(source=f"tfds:{kind}", data_dir="data", seq_len=16))
-    [data.train[i] for i in range(3)] + [data.validation[0]]
+    for source in (f"tfds:{kind}", f"{kind}:{path}"):
+        form = forms.get(kind, "stream")
+        data = sources.load(Data(source=source, data_dir="data", seq_len=16, form=form))
+        [data.train[i] for i in range(3)] + [data.validation[0]]
 """
 
 

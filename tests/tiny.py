@@ -6,7 +6,7 @@ import numpy as np
 import aigc_jax
 from aigc_jax import build
 from aigc_jax.data.spec import ImageSpec, TextSpec
-from aigc_jax.data.text import ByteTokenizer
+from aigc_jax.data.tokenizers import ByteTokenizer
 
 FAMILIES = ("lm", "gan", "vae", "diffusion")
 SEQ_LEN = 8

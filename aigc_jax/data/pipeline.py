@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from aigc_jax.data.sources import Source
-from aigc_jax.data.text import Windows, shift_window
+from aigc_jax.data.text import Windows
 from aigc_jax.errors import UserError
 
 HostBatch = dict[str, np.ndarray]
@@ -50,9 +50,10 @@ class TrainIterator:
         def shuffled(examples: Any) -> grain.MapDataset:
             return grain.MapDataset.source(examples).seed(seed).shuffle().repeat(epochs)
 
-        data = shuffled(source)
         if isinstance(source, Windows):
-            data = data.random_map(_Shift(source))
+            data = shuffled(range(len(source))).map_with_index(_Cut(source, seed))
+        else:
+            data = shuffled(source)
         data = data.batch(local)[process::processes]
         self._ids = shuffled(range(len(source))).batch(batch_size)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * max(threads, 1))
@@ -83,15 +84,19 @@ class TrainIterator:
         return np.asarray(self._ids[batch]).tolist()
 
 
-class _Shift(grain.transforms.RandomMap):
-    """Moves a window to a random start, another one in every epoch."""
+class _Cut(grain.transforms.MapWithIndex):
+    """Cuts a stream into windows, at other places in every epoch: each token is seen once."""
 
-    def __init__(self, windows: Windows):
-        self._stream = windows.stream
+    def __init__(self, windows: Windows, seed: int):
+        self._windows, self._seed = windows, seed
 
-    def random_map(self, element: HostBatch, rng: np.random.Generator) -> HostBatch:
-        tokens = shift_window(element["tokens"], self._stream, rng)
-        return {"tokens": tokens, "weight": np.ones(len(tokens) - 1, np.float32)}
+    def map_with_index(self, index: int, window: int) -> HostBatch:
+        stream, length = self._windows.stream, self._windows.seq_len
+        epoch = index // len(self._windows)
+        offset = np.random.default_rng([self._seed, epoch]).integers(length)
+        start = min(window * length + offset, len(stream) - length - 1)
+        tokens = stream[start : start + length + 1].astype(np.int32)
+        return {"tokens": tokens, "weight": np.ones(length, np.float32)}
 
 
 def num_batches(source: Source, batch_size: int, limit: int = 0) -> int:

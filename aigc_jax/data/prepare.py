@@ -2,35 +2,45 @@
 
 import contextlib
 import io
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from aigc_jax.data import readers
+from aigc_jax.data.readers.folder import UNKEPT
 from aigc_jax.errors import UserError, reason, shown
 
 NAME = r"[a-z][a-z0-9_]{0,99}"  # a file's name must hold it and more
 
 
 def prepare(
-    source: str, name: str, data_dir: str, *, image_size: int = 0, text_field: str = "text"
+    source: str,
+    name: str,
+    data_dir: str,
+    *,
+    image_size: int = 0,
+    text_field: str = "text",
+    label_field: str = "label",
 ) -> str:
     """Writes the data set and returns its folder.
 
     Every file is checked before the first record is written.
 
     Args:
-      source: `folder:DIR`, `text:GLOB`, `jsonl:FILE`, `npz:FILE`, `safetensors:FILE` or
-        `idx:DIR`.
+      source: `folder:DIR`, `text:GLOB`, `jsonl:FILE`, `messages:FILE`, `conll:FILE` or `:DIR`,
+        `npz:FILE`, `safetensors:FILE` or `idx:DIR`.
       name: of the new data set: lower-case letters, digits and underscores.
       data_dir: where data sets lie.
       image_size: resize and centre-crop images of a folder; 0: leave them.
       text_field: the field of a JSONL record that holds its text.
+      label_field: the field that holds its class, if all have one.
 
     Raises:
       UserError: if the source cannot be taken, or the data set exists already.
@@ -46,7 +56,10 @@ def prepare(
             f"{shown(os.path.join(data_dir, name))} exists already: choose another --name or"
             " remove it"
         )
-    content = readers.read(source, image_size=image_size, text_field=text_field)
+    content = readers.read(
+        source, image_size=image_size, text_field=text_field, label_field=label_field
+    )
+    _check_names(content.class_names)
     try:
         os.makedirs(folder, exist_ok=True)
     except (OSError, ValueError) as e:  # ValueError: a NUL, or what is no Unicode
@@ -59,17 +72,45 @@ def prepare(
         ) from e
 
 
-def _write(content: readers.Content, name: str, folder: str, source: str) -> str:
+def _check_names(names: Sequence[str]) -> None:
+    """Raises UserError for a class name that TFDS, which keeps them as lines, would change."""
+    for name in names:
+        if name != name.strip() or any(unicodedata.category(c) in UNKEPT for c in name):
+            raise UserError(
+                f"the class '{shown(name, 80)}' cannot be kept under this name: rename it, without"
+                " spaces around it and line ends"
+            )
+
+
+def _features(content: readers.Content) -> dict[str, Any]:
+    """TFDS's features that need no TensorFlow to be written."""
     import tensorflow_datasets as tfds
 
     features: dict[str, Any] = {}
-    if content.image_shape is None:
-        features["text"] = tfds.features.Text()
-    else:
+    if content.image_shape is not None:
         # Pixels as they are: TFDS's own image feature needs TensorFlow to encode.
         features["image"] = tfds.features.Tensor(shape=content.image_shape, dtype=np.uint8)
+    elif content.holds == "words":
+        features = dict(words=tfds.features.Text(), tags=tfds.features.Text())
+    else:
+        features[content.holds] = tfds.features.Text()
     if content.class_names:
         features["label"] = tfds.features.ClassLabel(names=content.class_names)
+    return features
+
+
+def _plain(example: readers.Example) -> dict[str, Any]:
+    """The example with lists as JSON: TFDS's own sequences need TensorFlow to be written."""
+    return {
+        key: json.dumps(value, ensure_ascii=False) if isinstance(value, (list, tuple)) else value
+        for key, value in example.items()
+    }
+
+
+def _write(content: readers.Content, name: str, folder: str, source: str) -> str:
+    import tensorflow_datasets as tfds
+
+    features = _features(content)
 
     class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
@@ -89,7 +130,7 @@ def _write(content: readers.Content, name: str, folder: str, source: str) -> str
         def _generate_examples(self, split: str) -> Iterator:
             examples = content.splits[split]
             for i, example in enumerate(tqdm(examples, desc=f"{name} {split}", unit=" examples")):
-                yield i, example()
+                yield i, _plain(example())
 
     Prepared.name = name
     tfds.disable_progress_bar()

@@ -1,51 +1,36 @@
-"""Where examples come from: embedded data sets and TFDS, as random-access sources."""
+"""Where examples come from: embedded data sets, TFDS and own files."""
 
 import contextlib
-import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from aigc_jax.config import Data
-from aigc_jax.data.spec import ImageSpec, Spec, TextSpec
-from aigc_jax.data.text import Windows, join, make_tokenizer, split_documents
+from aigc_jax.data import readers
+from aigc_jax.data.chat import check_messages
+from aigc_jax.data.dataset import Dataset, Source, held_out_split, hold_out, limited
+from aigc_jax.data.forms import check_form, text_dataset
+from aigc_jax.data.readers.conll import check_sentence
+from aigc_jax.data.readers.content import Content, Example, Examples, columns, parse_json
+from aigc_jax.data.spec import ImageSpec
 from aigc_jax.data.tfds_folder import (
     Records,
+    check_classes,
     check_folder,
     check_images,
     check_name,
     find_folder,
 )
+from aigc_jax.data.tokenizers import Tokenizer
 from aigc_jax.errors import UserError, nearest, reason, shown
 
-IMAGE_KEY, LABEL_KEY, TEXT_KEY = "image", "label", "text"  # TFDS feature names
+__all__ = ["Dataset", "Images", "Source", "load"]
 
-
-class Source(Protocol):
-    """Examples by index, as Grain reads them."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """Training and held-out examples.
-
-    Attributes:
-      spec: what a model must know of them.
-      train: examples to learn from.
-      validation: held-out examples.
-      texts: for text, the documents of both splits, for baselines that read plain text.
-    """
-
-    spec: Spec
-    train: Source
-    validation: Source
-    texts: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+# TFDS feature names of what is read: of images, of text, and of what `aigc prepare` writes as JSON.
+IMAGE_KEY, LABEL_KEY, TEXT_KEY = "image", "label", "text"
+MESSAGES_KEY, WORDS_KEY, TAGS_KEY = "messages", "words", "tags"
 
 
 class Images:
@@ -63,44 +48,88 @@ class Images:
         return example if label is None else example | {"label": np.int32(label)}
 
 
-def load(config: Data) -> Dataset:
+def load(config: Data, tokenizer: Tokenizer | None = None) -> Dataset:
     """The data set that `config.source` names.
+
+    Args:
+      config: the section `data`.
+      tokenizer: one to use instead of that of `config.tokenizer`.
 
     Raises:
       UserError: if there is no such source, or it is empty, too short or not of one shape.
     """
-    name, _, argument = config.source.partition(":")
-    if name == "tfds" and argument:
-        return load_tfds(argument, config)
-    loaders = {"digits": load_digits, "python_docs": load_python_docs}
-    if config.source not in loaders:
-        known = [*loaders, "tfds:NAME"]
+    kind, _, argument = config.source.partition(":")
+    embedded = {"digits": digits, "python_docs": python_docs}
+    if config.source in embedded:
+        content, levels = embedded[config.source]()
+    elif kind == "tfds" and argument:
+        content, levels = tfds_content(argument, config), 256
+    elif kind in readers.KINDS and argument:
+        content, levels = _own(config), 256
+    else:
+        known = [*embedded, "tfds:NAME", *(f"{kind}:PATH" for kind in readers.KINDS)]
         raise UserError(
-            f"there is no data.source '{shown(config.source)}': {nearest(shown(name), known)}"
+            f"there is no data.source '{shown(config.source)}': {nearest(shown(kind), known)}"
         )
-    return loaders[config.source](config)
+    if content.image_shape is None:
+        return text_dataset(content, config, tokenizer)
+    check_form(content, config)
+    return image_dataset(content, levels, config)
 
 
-def load_digits(config: Data) -> Dataset:
-    """1,797 handwritten digits of 8×8 pixels and 17 grey levels, from scikit-learn."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    spec = ImageSpec(images.shape[1:], tuple(map(str, digits.target_names)), levels=17)
-    return split_images(
-        spec, lambda i: (images[i], digits.target[i]), np.arange(len(images)), config
+def _own(config: Data) -> Content:
+    return readers.read(
+        config.source,
+        text_field=config.text_field,
+        label_field=config.label_field,
+        option="data.source",
     )
 
 
-def load_python_docs(config: Data) -> Dataset:
+def digits() -> tuple[Content, int]:
+    """1,797 handwritten digits of 8×8 pixels and 17 grey levels, from scikit-learn."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images = np.round(found.images * (255 / 16)).astype(np.uint8)[..., None]
+    splits = {"train": columns(image=images, label=found.target)}
+    return Content(splits, images.shape[1:], tuple(map(str, found.target_names))), 17
+
+
+def python_docs() -> tuple[Content, int]:
     """The language reference that comes with Python: 79 documents of about 6 kB."""
     from pydoc_data.topics import topics
 
-    return text_dataset([topics[name] for name in sorted(topics)], None, config)
+    documents = [topics[name] for name in sorted(topics)]
+    return Content({"train": columns(text=documents)}), 0
 
 
-def load_tfds(name: str, config: Data) -> Dataset:
+def image_dataset(content: Content, levels: int, config: Data) -> Dataset:
+    """Images as they are; some held out where the source has no split."""
+
+    def getter(examples: Sequence[Callable[[], Example]]) -> Callable[[int], Any]:
+        def get(i: int) -> tuple[np.ndarray, int | None]:
+            example = examples[i]()
+            return example[IMAGE_KEY], example.get(LABEL_KEY)
+
+        return get
+
+    held = held_out_split(content.splits)
+    train = content.splits["train"]
+    if held is None:
+        indices, held_out = hold_out(len(train), config, "images")
+        validation = Images(getter(train), held_out)
+    else:
+        indices = np.arange(len(train))
+        validation = Images(getter(content.splits[held]), np.arange(len(content.splits[held])))
+    spec = ImageSpec(tuple(content.image_shape), content.class_names, levels)
+    return Dataset(spec, Images(getter(train), limited(indices, config)), validation)
+
+
+# TFDS ----------------------------------------------------------------------------------------
+
+
+def tfds_content(name: str, config: Data) -> Content:
     """A data set in TFDS form (ArrayRecord, no TensorFlow), from a folder that need not be trusted.
 
     Args:
@@ -114,29 +143,70 @@ def load_tfds(name: str, config: Data) -> Dataset:
     with readable(name, config):
         check_folder(find_folder(name, folder))
         builder = _builder(find_folder(name, folder))
-        splits = {s: split.num_examples for s, split in builder.info.splits.items()}
+        counts = {s: split.num_examples for s, split in builder.info.splits.items()}
     features, where = builder.info.features, f"the data set '{name}'"
-    if not splits.get("train"):
+    if not counts.get("train"):
         raise UserError(
-            f"the data set '{name}' has no training examples: it has {shown(splits or 'none')}"
+            f"the data set '{name}' has no training examples: it has {shown(counts or 'none')}"
         )
-    held_out = next((s for s in ("validation", "test") if splits.get(s)), None)
-    if IMAGE_KEY not in features and TEXT_KEY not in features:
+    used = _used_features(name, features, config)
+    with readable(name, config):
+        if IMAGE_KEY in used:
+            check_images(features, where)
+        check_classes({key: features[key] for key in used}, where)
+        held_out = held_out_split(counts)
+        records = {s: Records(builder, s, used, where) for s in ("train", held_out) if s}
+        for source in records.values():
+            source[0]
+        label = features[LABEL_KEY] if LABEL_KEY in used else None
+        names = tuple(label.names) if hasattr(label, "names") else ()
+        if IMAGE_KEY in used:
+            keys = used if names else used[:1]
+            images = {s: Examples(_picker(r, keys), len(r)) for s, r in records.items()}
+            return Content(images, tuple(features[IMAGE_KEY].shape), names)
+        texts = {s: _texts(r, where) for s, r in records.items()}
+    holds = used[0] if used[0] in (MESSAGES_KEY, WORDS_KEY) else "text"
+    return Content(texts, None, names, holds, f"it has no classes under '{LABEL_KEY}'")
+
+
+def _used_features(name: str, features: Any, config: Data) -> list[str]:
+    """Which features are read; the first tells what the data set holds."""
+    found = next((k for k in (IMAGE_KEY, TEXT_KEY, MESSAGES_KEY, WORDS_KEY) if k in features), None)
+    if found is None or (found == WORDS_KEY and TAGS_KEY not in features):
         raise UserError(
             f"the data set '{name}' has neither an '{IMAGE_KEY}' nor a '{TEXT_KEY}' feature:"
             f" it has {shown(', '.join(features))}"
         )
-    with readable(name, config):
-        if IMAGE_KEY in features:
-            check_images(features, where)
-        used = (IMAGE_KEY, LABEL_KEY) if IMAGE_KEY in features else (TEXT_KEY,)
-        sources = {s: Records(builder, s, used, where) for s in ("train", held_out) if s}
-        for source in sources.values():
-            source[0]
-        if IMAGE_KEY in features:
-            return _tfds_images(features, sources, held_out, config)
-        texts = {s: [_text(record[TEXT_KEY]) for record in sources[s]] for s in sources}
-    return text_dataset(texts["train"], texts.get(held_out), config)
+    if found == WORDS_KEY:
+        return [WORDS_KEY, TAGS_KEY]
+    labelled = found == IMAGE_KEY or (found == TEXT_KEY and config.form == "labels")
+    return [found, LABEL_KEY] if labelled and LABEL_KEY in features else [found]
+
+
+def _picker(records: Records, keys: Sequence[str]) -> Callable[[int], Example]:
+    def pick(i: int) -> Example:
+        record = records[i]
+        return {key: record[key] for key in keys}
+
+    return pick
+
+
+def _texts(records: Records, where: str) -> Examples:
+    """All examples of a split of text."""
+    rows = [_plain(record, f"record {i} of {where}") for i, record in enumerate(records)]
+    return columns(**{key: [row[key] for row in rows] for key in rows[0]})
+
+
+def _plain(record: Example, where: str) -> Example:
+    """An example of text, words or messages; raises if it is none."""
+    if MESSAGES_KEY in record:
+        messages = parse_json(_text(record[MESSAGES_KEY]), where)
+        return {"messages": check_messages({"messages": messages}, where, training=False)}
+    if WORDS_KEY in record:
+        lists = [parse_json(_text(record[key]), where) for key in (WORDS_KEY, TAGS_KEY)]
+        words, tags = check_sentence(*lists, where)
+        return {"words": words, "tags": tags}
+    return {**record, "text": _text(record[TEXT_KEY])}
 
 
 def _data_set_folder(name: str, config: Data) -> str:
@@ -182,71 +252,3 @@ def _text(value: Any) -> str:
     if not isinstance(value, (bytes, str)):
         raise ValueError(f"its text is {shown(value, 80)}")
     return value.decode("utf-8") if isinstance(value, bytes) else value
-
-
-def _tfds_images(
-    features: Any, sources: Mapping[str, Records], held_out: str | None, config: Data
-) -> Dataset:
-    label = features[LABEL_KEY] if LABEL_KEY in features else None  # noqa: SIM401 (no .get)
-    names = tuple(label.names) if label is not None and hasattr(label, "names") else ()
-    spec = ImageSpec(tuple(features[IMAGE_KEY].shape), names)
-
-    def getter(split: str) -> Callable[[int], tuple[np.ndarray, int | None]]:
-        records = sources[split]
-
-        def get(i: int) -> tuple[np.ndarray, int | None]:
-            record = records[i]
-            return record[IMAGE_KEY], record[LABEL_KEY] if names else None
-
-        return get
-
-    train, count = getter("train"), len(sources["train"])
-    if held_out is None:
-        return split_images(spec, train, np.arange(count), config)
-    indices = np.arange(config.limit or count)[:count]
-    held = Images(getter(held_out), np.arange(len(sources[held_out])))
-    return Dataset(spec, Images(train, indices), held)
-
-
-def split_images(
-    spec: ImageSpec,
-    get: Callable[[int], tuple[np.ndarray, int | None]],
-    indices: np.ndarray,
-    config: Data,
-) -> Dataset:
-    """Holds out a fraction of the examples, chosen by `data.split_seed`."""
-    order = np.random.default_rng(config.split_seed).permutation(indices)
-    held_out = round(config.validation_fraction * len(order))
-    if not held_out or held_out == len(order):
-        raise UserError(
-            f"data.validation_fraction={config.validation_fraction} of {len(order)} images leaves"
-            " nothing to train on or nothing to hold out"
-        )
-    train = order[held_out:]
-    train = train[: config.limit or len(train)]
-    return Dataset(spec, Images(get, train), Images(get, order[:held_out]))
-
-
-def text_dataset(train: list[str], held_out: list[str] | None, config: Data) -> Dataset:
-    """Documents as windows of tokens; held out by document where the source has no split."""
-    if not any(d.strip() for d in train):
-        raise UserError(f"the text of data.source='{config.source}' is empty")
-    if held_out is None:
-        train, held_out = split_documents(train, config.validation_fraction, config.split_seed)
-    train = train[: config.limit or len(train)]
-    tokenizer = make_tokenizer(config.tokenizer, [*train, *held_out])
-    streams = [join(part, tokenizer) for part in (train, held_out)]
-    for what, stream in zip(("training", "held-out"), streams, strict=True):
-        if len(stream) <= config.seq_len:
-            raise UserError(
-                f"the {what} text of data.source='{config.source}' has {len(stream)} tokens, too"
-                f" short for windows of data.seq_len={config.seq_len}: add text or lower"
-                " data.seq_len"
-            )
-    return Dataset(
-        TextSpec(tokenizer, config.seq_len),
-        Windows(streams[0], config.seq_len),
-        # Half of each held-out window is context, so that no token is judged with little of it.
-        Windows(streams[1], config.seq_len, stride=max(config.seq_len // 2, 1)),
-        {"train": train, "validation": held_out},
-    )

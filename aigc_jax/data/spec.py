@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from aigc_jax.data.text import ByteTokenizer, CharTokenizer, Tokenizer
+from aigc_jax.data import tokenizers
+from aigc_jax.data.tasks import Labelled, Tagged
+from aigc_jax.data.tokenizers import Tokenizer
 from aigc_jax.errors import UserError, reason, shown
 
 MAX_VALUES = 1 << 28  # of an image; a checkpoint may claim any size
 MAX_SEQ_LEN = 1 << 24
+TASKS = ("labels", "tags")
+FORMS = ("stream", "documents", "chat", *TASKS)  # of text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,31 +55,60 @@ class ImageSpec:
 
 @dataclasses.dataclass(frozen=True)
 class TextSpec:
-    """Windows of tokens.
+    """Examples of tokens.
 
     Attributes:
       tokenizer: text ↔ tokens.
-      seq_len: T, the tokens that a window predicts.
+      seq_len: T, the tokens that an example predicts or holds.
+      form: stream, documents, chat, labels or tags; see `forms`.
+      class_names: of the labels or tags.
     """
 
     tokenizer: Tokenizer
     seq_len: int
+    form: str = "stream"
+    class_names: tuple[str, ...] = ()
 
-    modality = "text"
+    @property
+    def modality(self) -> str:
+        return {"labels": "labelled text", "tags": "tagged text"}.get(self.form, "text")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
 
     def example_batch(self, size: int) -> dict[str, np.ndarray]:
         """A batch with the right shapes and nothing in it."""
-        return {
-            "tokens": np.zeros((size, self.seq_len + 1), np.int32),
-            "weight": np.ones((size, self.seq_len), np.float32),
-        }
+        task = self.form in TASKS
+        batch = {"tokens": np.zeros((size, self.seq_len + 1), np.int32)}
+        if self.form != "stream":
+            batch["segments"] = np.ones((size, self.seq_len + 1), np.int32)
+        if self.form == "labels":
+            batch["label"] = np.zeros(size, np.int32)
+        if self.form == "tags":
+            batch["tags"] = np.zeros((size, self.seq_len), np.int32)
+        return batch | {"weight": np.ones(size if task else (size, self.seq_len), np.float32)}
+
+    def example(self, text: str) -> dict[str, np.ndarray]:
+        """One text as an example whose label, or whose words' tags, are not known: all 0.
+
+        What does not fit is left out.
+
+        Raises:
+          UserError: if the tokenizer cannot take it.
+        """
+        if self.form == "tags":
+            words = text.split() or [""]
+            return Tagged([words], [[0] * len(words)], self.tokenizer, self.seq_len)[0]
+        return Labelled([text], [0], self.tokenizer, self.seq_len)[0]
 
     def to_json(self) -> dict[str, Any]:
         return {
             "modality": "text",
-            "tokenizer": self.tokenizer.name,
-            "characters": getattr(self.tokenizer, "characters", []),
+            **self.tokenizer.to_json(),
             "seq_len": self.seq_len,
+            "form": self.form,
+            "class_names": list(self.class_names),
         }
 
 
@@ -96,7 +129,8 @@ def from_json(value: Any) -> Spec:
         if modality == "image":
             return _image_spec(value["shape"], value["class_names"], value["levels"])
         if modality == "text":
-            return _text_spec(value["tokenizer"], value["characters"], value["seq_len"])
+            tokenizer = tokenizers.from_json(value)
+            return _text_spec(tokenizer, value["seq_len"], value["form"], value["class_names"])
         raise ValueError(f"the modality is {shown(modality, 40)}")
     except (KeyError, TypeError, ValueError) as e:
         raise UserError(
@@ -116,16 +150,14 @@ def _image_spec(shape: Any, class_names: Any, levels: Any) -> ImageSpec:
     return ImageSpec((shape[0], shape[1], shape[2]), tuple(class_names), levels)
 
 
-def _text_spec(tokenizer: Any, characters: Any, seq_len: Any) -> TextSpec:
+def _text_spec(tokenizer: Tokenizer, seq_len: Any, form: Any, class_names: Any) -> TextSpec:
     if type(seq_len) is not int or not 0 < seq_len <= MAX_SEQ_LEN:
-        raise ValueError(f"windows of {shown(seq_len, 40)} tokens")
-    if tokenizer == ByteTokenizer.name:
-        return TextSpec(ByteTokenizer(), seq_len)
-    if tokenizer != CharTokenizer.name:
-        raise ValueError(f"the tokenizer {shown(tokenizer, 40)}")
-    if not _strings(characters) or not all(len(c) == 1 for c in characters):
-        raise ValueError("characters that are none")
-    return TextSpec(CharTokenizer(characters), seq_len)
+        raise ValueError(f"examples of {shown(seq_len, 40)} tokens")
+    if form not in FORMS:
+        raise ValueError(f"text of the form {shown(form, 40)}")
+    if not _strings(class_names) or bool(class_names) != (form in TASKS):
+        raise ValueError("class names that are none")
+    return TextSpec(tokenizer, seq_len, form, tuple(class_names))
 
 
 def _strings(value: Any) -> bool:

@@ -1,84 +1,66 @@
-"""Tokenizers, and token windows cut from documents."""
+"""Documents as tokens: stored, joined into a stream, cut into windows, and held out."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from aigc_jax.errors import UserError
+from aigc_jax.data.tokenizers import Tokenizer
+
+PART = 1 << 20  # characters that are made into tokens at once
+LINE = re.compile(r"(?<=\S\n)(?=\S)")  # where a line begins after one that is not blank
 
 
-class ByteTokenizer:
-    """UTF-8 bytes, and one separator between documents."""
+def parts(document: str) -> Iterator[str]:
+    """A long document in parts that can be made into tokens one by one.
 
-    name = "byte"
-    separator = 256
-    size = 257
-
-    def encode(self, text: str) -> np.ndarray:
-        try:
-            return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
-        except UnicodeEncodeError as e:
-            raise UserError(f"the text is not valid Unicode (at character {e.start})") from e
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of the tokens up to the first separator; broken UTF-8 becomes '�'."""
-        return bytes(_until(tokens, self.separator)).decode("utf-8", errors="replace")
-
-    def byte_lengths(self) -> np.ndarray:
-        """How many bytes of text each token stands for, (V,)."""
-        return np.array([1] * 256 + [0])
+    They begin where a line begins after one that is not blank: byte-level BPE cuts words there
+    anyway, so that the tokens are those of the whole.
+    """
+    start = 0
+    while len(document) - start > PART:
+        line = LINE.search(document, start + PART)
+        if line is None:
+            break
+        yield document[start : line.start()]
+        start = line.start()
+    yield document[start:] if start else document
 
 
-class CharTokenizer:
-    """The characters of a text, and one separator between documents."""
+class TokenStore:
+    """Tokens in no more memory than their vocabulary needs, growing at the end.
 
-    name = "char"
+    Args:
+      size: of the vocabulary.
+    """
 
-    def __init__(self, characters: Sequence[str]):
-        self.characters = list(characters)
-        self.index = {c: i for i, c in enumerate(self.characters)}
-        self.separator = len(self.characters)
-        self.size = len(self.characters) + 1
+    def __init__(self, size: int):
+        self._dtype = np.dtype(np.uint16 if size <= 1 << 16 else np.int32)
+        self._data = bytearray()
 
-    @classmethod
-    def of(cls, documents: Sequence[str]) -> "CharTokenizer":
-        return cls(sorted(set().union(*documents)))
+    def __len__(self) -> int:
+        return len(self._data) // self._dtype.itemsize
 
-    def encode(self, text: str) -> np.ndarray:
-        """Raises UserError for a character that the vocabulary lacks."""
-        try:
-            return np.array([self.index[c] for c in text], np.int32)
-        except KeyError as e:
-            raise UserError(
-                f"the character {e.args[0]!r} is not in this model's vocabulary of"
-                f" {len(self.characters)} characters: leave it out, or train with"
-                " --config.data.tokenizer=byte"
-            ) from None
+    def add(self, tokens: Sequence[int] | np.ndarray) -> None:
+        self._data += np.asarray(tokens, self._dtype).tobytes()
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        return "".join(self.characters[t] for t in _until(tokens, self.separator))
+    def add_text(self, text: str, tokenizer: Tokenizer) -> None:
+        for part in parts(text):
+            self.add(tokenizer.encode(part))
 
-    def byte_lengths(self) -> np.ndarray:
-        return np.array([len(c.encode("utf-8")) for c in self.characters] + [0])
-
-
-Tokenizer = ByteTokenizer | CharTokenizer
-
-
-def _until(tokens: Sequence[int], stop: int) -> list[int]:
-    tokens = [int(t) for t in tokens]
-    return tokens[: tokens.index(stop)] if stop in tokens else tokens
-
-
-def make_tokenizer(name: str, documents: Sequence[str]) -> Tokenizer:
-    return ByteTokenizer() if name == "byte" else CharTokenizer.of(documents)
+    def array(self) -> np.ndarray:
+        """All tokens; nothing can be added any more."""
+        return np.frombuffer(self._data, self._dtype)
 
 
 def join(documents: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     """All documents as one stream of tokens, a separator before each and after the last."""
-    separator = np.array([tokenizer.separator], np.int32)
-    parts = [part for d in documents for part in (separator, tokenizer.encode(d))]
-    return np.concatenate([*parts, separator]).astype(np.int32)
+    store = TokenStore(tokenizer.size)
+    for document in documents:
+        store.add([tokenizer.separator])
+        store.add_text(document, tokenizer)
+    store.add([tokenizer.separator])
+    return store.array()
 
 
 class Windows:
@@ -89,7 +71,7 @@ class Windows:
     predicted once from its own window.
 
     Args:
-      stream: int32 tokens.
+      stream: tokens.
       seq_len: T.
       stride: how many new tokens each window predicts, at most T.
     """
@@ -111,12 +93,6 @@ class Windows:
         tokens = np.zeros(self.seq_len + 1, np.int32)
         tokens[: len(piece)] = piece
         return {"tokens": tokens, "weight": weight}
-
-
-def shift_window(window: np.ndarray, stream: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A window of the same length that starts anywhere in the stream."""
-    start = rng.integers(0, len(stream) - len(window) + 1)
-    return stream[start : start + len(window)]
 
 
 def cut(document: str, pieces: int) -> list[str]:
@@ -152,3 +128,13 @@ def split_documents(
         length += len(pieces[i])
     train = [d for i, d in enumerate(pieces) if i not in held_out]
     return train, [d for i, d in enumerate(pieces) if i in held_out]
+
+
+def last_documents(documents: Sequence[str], fraction: float) -> tuple[list[str], list[str]]:
+    """The last `fraction` of the documents, or of the characters of a single one, held out."""
+    if len(documents) == 1:
+        (text,) = documents
+        end = int(len(text) * (1 - fraction))
+        return [text[:end]], [text[end:]]
+    end = int(len(documents) * (1 - fraction))
+    return list(documents[:end]), list(documents[end:])

@@ -215,7 +215,7 @@ def _decode(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def check_images(features: Any, where: str) -> None:
-    """Raises UserError unless the images are uint8 of one shape, of classes that can be so many."""
+    """Raises UserError unless the images are uint8 of one shape."""
     shape, dtype = features["image"].shape, np.dtype(features["image"].np_dtype)
     whole = len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)
     if not whole or dtype != np.uint8 or shape[2] not in MODES:
@@ -223,6 +223,10 @@ def check_images(features: Any, where: str) -> None:
             f"the images of {where} must be uint8 of one shape (height, width, colours), but they"
             f" are {dtype} {shown(shape, 80)}: prepare them with aigc prepare --image_size=N"
         )
+
+
+def check_classes(features: Any, where: str) -> None:
+    """Raises UserError if there are more classes than there can be."""
     classes = (getattr(features["label"], "num_classes", 0) if "label" in features else 0) or 0
     if classes > MAX_CLASSES:  # TFDS would make a name for each
         raise UserError(f"{where} claims {classes} classes, which is too much")

@@ -5,11 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
+from aigc_jax.evaluate.interval import bootstrap
 from aigc_jax.objectives.base import Objective
 from aigc_jax.ops.random import numbered_keys
-from aigc_jax.parallel.mesh import put_batch
+from aigc_jax.parallel.mesh import put_batch, replicated
 from aigc_jax.train.metrics import Mean, merge, to_floats
 
 
@@ -27,19 +29,39 @@ class HeldOut:
         def batch_metrics(params, mutables, batch, k):
             size = batch["weight"].shape[0]
             key_B = numbered_keys(jax.random.key(0), k * size + jnp.arange(size))
-            return objective.evaluate(params, mutables, batch, key_B)
+            predict = getattr(objective, "predict", None)
+            predictions = predict(params, batch) if predict else {}
+            return objective.evaluate(params, mutables, batch, key_B), predictions
 
-        self._compiled = jax.jit(batch_metrics)
+        # Whole in every process, whatever share of the batch it has.
+        self._compiled = jax.jit(batch_metrics, out_shardings=replicated(mesh))
 
-    def __call__(self, params: Any, mutables: Any, batches: Iterable[Any]) -> dict[str, float]:
-        """The metrics of `objective.evaluate` over all batches.
+    def __call__(
+        self, params: Any, mutables: Any, batches: Iterable[Any]
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """The metrics of `objective.evaluate` over all batches, and `objective.predict`'s arrays.
 
         Each example has its own fixed random key, so that two evaluations of the same parameters
-        give the same numbers.
+        give the same numbers. A metric with sums per example has `…_low` and `…_high` beside it,
+        the ends of its 95% interval.
         """
         sums: dict[str, Mean] = {}
+        parts: dict[str, list[Mean]] = {}
+        predictions: dict[str, list[np.ndarray]] = {}
         for k, batch in enumerate(batches):
             placed = put_batch(self._mesh, batch)
-            metrics = self._compiled(params, mutables, placed, jnp.int32(k))
-            sums = merge(sums, jax.device_get(metrics))
-        return to_floats(sums)
+            outputs = jax.device_get(self._compiled(params, mutables, placed, jnp.int32(k)))
+            metrics, predicted = outputs
+            for name, mean in metrics.items():
+                if np.ndim(mean.total):
+                    parts.setdefault(name, []).append(mean)
+            sums = merge(sums, {k: m for k, m in metrics.items() if not np.ndim(m.total)})
+            for name, rows in predicted.items():
+                predictions.setdefault(name, []).append(rows)
+        found = to_floats(sums)
+        for name, means in parts.items():
+            totals = np.concatenate([m.total for m in means]).astype(np.float64)
+            weights = np.concatenate([m.weight for m in means]).astype(np.float64)
+            found[name] = float(totals.sum() / (weights.sum() or 1.0))
+            found[f"{name}_low"], found[f"{name}_high"] = bootstrap(totals, weights)
+        return found, {name: np.concatenate(rows) for name, rows in predictions.items()}

@@ -2,9 +2,12 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from aigc_jax.build import Run
@@ -13,10 +16,14 @@ from aigc_jax.data import sources
 from aigc_jax.data.pipeline import eval_batches, num_batches
 from aigc_jax.data.sources import Dataset
 from aigc_jax.evaluate import text as text_eval
+from aigc_jax.evaluate.answers import score_answers
+from aigc_jax.evaluate.classification import entity_report, is_bio, report
 from aigc_jax.evaluate.fidelity import Fidelity
 from aigc_jax.evaluate.heldout import HeldOut
 from aigc_jax.sampling.generate import generate
 from aigc_jax.train.state import TrainState
+
+Found = dict[str, Any]
 
 
 class Judge:
@@ -33,7 +40,8 @@ class Judge:
         self._held_out = HeldOut(run.objective, run.mesh)
         self._references: dict[str, float] = {}
 
-    def __call__(self, state: TrainState) -> dict[str, float]:
+    def __call__(self, state: TrainState) -> Found:
+        """The metrics as numbers; for classes and tags also `report`, the scores of each."""
         run, c = self._run, self._run.config
         which = self._dataset.validation, c.eval.batch_size, c.eval.batches
         total = num_batches(*which)
@@ -44,20 +52,31 @@ class Judge:
                 self._tick()
                 yield batch
 
-        metrics = self._held_out(state.sampling_params, state.mutables, batches())
+        metrics, predictions = self._held_out(state.sampling_params, state.mutables, batches())
         if jax.process_index() == 0:
-            metrics |= {"text": self._text, "image": self._image}[run.spec.modality](state)
+            more: dict[str, Callable[..., Found]] = {
+                "text": self._text,
+                "image": self._image,
+                "labelled text": self._labels,
+                "tagged text": self._tags,
+            }
+            metrics |= more[run.spec.modality](state, metrics, predictions)
         return metrics
 
-    def _text(self, state: TrainState) -> dict[str, float]:
-        if self._run.config.eval.batches:
-            return {}  # a part of the held-out text has no references for the whole of it
-        if not self._references:
-            texts = self._dataset.texts
-            self._references = text_eval.baselines(texts["train"], texts["validation"])
-        return self._references
+    def _text(self, state: TrainState, metrics: Found, predictions: Found) -> Found:
+        c = self._run.config
+        found: Found = {"perplexity": math.exp(min(metrics["loss"], 700))}
+        if c.eval.generations:
+            found |= score_answers(self._run, self._dataset, state, c.eval.generations)
+        # A part of the held-out text has no references for the whole of it.
+        if "bits_per_byte" in metrics and self._dataset.texts and not c.eval.batches:
+            if not self._references:
+                texts = self._dataset.texts
+                self._references = text_eval.baselines(texts["train"], texts["validation"])
+            found |= self._references
+        return found
 
-    def _image(self, state: TrainState) -> dict[str, float]:
+    def _image(self, state: TrainState, metrics: Found, predictions: Found) -> Found:
         c = self._run.config
         if not c.eval.fidelity:
             return {}
@@ -67,6 +86,23 @@ class Judge:
         params = jax.device_get(state.sampling_params)
         images = generate(self._run.objective, params, c.sample, judge.num, label_N=judge.label_N)
         return judge.report(images)
+
+    def _labels(self, state: TrainState, metrics: Found, predictions: Found) -> Found:
+        real = predictions["true"] >= 0
+        names = self._run.spec.class_names
+        found = report(predictions["true"][real], predictions["predicted"][real], names)
+        return {**found.metrics(), "report": found.to_json()}
+
+    def _tags(self, state: TrainState, metrics: Found, predictions: Found) -> Found:
+        names, real = np.array(self._run.spec.class_names), predictions["true"] >= 0
+        if not is_bio(names):
+            return self._labels(state, metrics, predictions)
+
+        def words(tag_NT: np.ndarray) -> list[list[str]]:
+            return [names[tag_T[at]].tolist() for tag_T, at in zip(tag_NT, real, strict=True)]
+
+        found = entity_report(words(predictions["true"]), words(predictions["predicted"]))
+        return {**found.metrics(), "report": found.to_json()}
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,6 +1,8 @@
 """Layers that several models share."""
 
+import dataclasses
 import zlib
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 
 from aigc_jax.errors import UserError
 from aigc_jax.ops.convolution import depth_to_space
+from aigc_jax.ops.dense import dense
 
 
 class Dropout(nn.Module):
@@ -26,6 +29,90 @@ class Dropout(nn.Module):
             return jax.random.bernoulli(jax.random.fold_in(key, site), 1 - self.rate, x_B.shape[1:])
 
         return jnp.where(jax.vmap(keep)(key_B), x_B / (1 - self.rate), 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """A low-rank change beside a frozen kernel (Hu et al. 2021): y += x a b · alpha / rank."""
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+
+
+class Linear(nn.Module):
+    """x @ kernel + bias, and a low-rank change of it where there is one.
+
+    The change's factors are the collection "lora", so that the kernel can stay frozen.
+    """
+
+    features: int
+    use_bias: bool = False
+    kernel_init: Any = nn.initializers.lecun_normal()
+    dtype: jnp.dtype = jnp.float32
+    lora: Lora | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, key_B: jax.Array | None = None) -> jax.Array:
+        width = x.shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (width, self.features))
+        x = x.astype(self.dtype)
+        y = dense(x, kernel.astype(self.dtype))
+        if self.use_bias:
+            y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        if self.lora is None:
+            return y
+        rank = self.lora.rank
+        a = self.variable("lora", "lora_a", lambda: self._uniform((width, rank))).value
+        b = self.variable("lora", "lora_b", jnp.zeros, (rank, self.features)).value
+        x = Dropout(self.lora.dropout, name="lora_dropout")(x, key_B)
+        return y + (x @ a.astype(self.dtype)) @ b.astype(self.dtype) * (self.lora.alpha / rank)
+
+    def _uniform(self, shape: tuple[int, int]) -> jax.Array:
+        limit = shape[0] ** -0.5  # a is random and b is zero: the change begins as none
+        return jax.random.uniform(self.make_rng("params"), shape, minval=-limit, maxval=limit)
+
+
+class Bias(nn.Module):
+    """x + bias over the last axis."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x + self.param("bias", nn.initializers.zeros, x.shape[-1:])
+
+
+class Norm(nn.Module):
+    """RMS norm (Zhang & Sennrich 2019) or layer norm over the last axis, in float32.
+
+    Attributes:
+      kind: "rmsnorm" or "layernorm".
+      eps: added to the mean square.
+      use_bias: layer norm: whether it has one.
+      offset: whether the learned scale is added to one, as in Gemma.
+      learned: whether there is a learned scale.
+      dtype: of the result.
+    """
+
+    kind: str = "rmsnorm"
+    eps: float = 1e-6
+    use_bias: bool = True
+    offset: bool = False
+    dtype: jnp.dtype = jnp.float32
+    learned: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape, scale = x.shape[-1:], 1.0
+        if self.learned:
+            start = nn.initializers.zeros if self.offset else nn.initializers.ones
+            scale = self.param("scale", start, shape) + float(self.offset)
+        x = x.astype(jnp.float32)
+        if self.kind == "layernorm":
+            x -= x.mean(-1, keepdims=True)
+        x *= jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps) * scale
+        if self.kind == "layernorm" and self.use_bias:
+            x += self.param("bias", nn.initializers.zeros, shape)
+        return x.astype(self.dtype)
 
 
 class SubPixelConv(nn.Module):

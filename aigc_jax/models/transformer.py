@@ -1,169 +1,186 @@
-"""A decoder-only transformer with an optional KV cache.
+"""A transformer over text: a decoder with a KV cache, or without the causal mask an encoder.
 
-Shapes: B batch, T tokens, S cache slots, H heads, D head size, V vocabulary, L layers.
+Shapes: B batch, T tokens, S cache slots, K key heads, D head size, W width, V vocabulary, L layers,
+O outputs of a task.
 """
 
-import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from aigc_jax.config import option
-from aigc_jax.errors import UserError
-from aigc_jax.models.layers import Dropout
-from aigc_jax.ops.attention import attention, rotate
+from aigc_jax.models.blocks import Block, Cache, Place, linear, norm
+from aigc_jax.models.layers import Bias, Dropout
+from aigc_jax.models.transformer_config import TransformerConfig
+from aigc_jax.ops.attention import positions_of
 
+__all__ = ["Cache", "Transformer", "TransformerConfig"]
 
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    layers: int = option(4, low=1)
-    width: int = option(128, low=2)
-    heads: int = option(4, low=1)
-    mlp_ratio: float = option(4.0, low=0.1)
-    positions: str = option("rotary", choices=("rotary", "learned"))
-    rope_theta: float = option(10_000.0, low=1.0)
-    dropout: float = option(0.0, low=0.0, high=0.99)
-    tie_embeddings: bool = True
-    remat: bool = False  # compute each block's activations again in the backward pass: less memory
-
-    def __post_init__(self):
-        if self.width % self.heads or (self.width // self.heads) % 2:
-            raise UserError(
-                f"model.width={self.width} must be divisible by model.heads={self.heads} into an"
-                " even head size"
-            )
-
-
-Cache = dict[str, jax.Array]  # "k" and "v", each (L, B, S, H, D)
-
-
-class Attention(nn.Module):
-    config: TransformerConfig
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x_BTW, position_BT, cache):
-        c = self.config
-        batch, length = position_BT.shape
-
-        def project(name):
-            y = nn.Dense(c.width, use_bias=False, dtype=self.dtype, name=name)(x_BTW)
-            return y.reshape(batch, length, c.heads, c.width // c.heads)
-
-        q, k, v = project("query"), project("key"), project("value")
-        if c.positions == "rotary":
-            q, k = rotate(q, position_BT, c.rope_theta), rotate(k, position_BT, c.rope_theta)
-        if cache is not None:
-            # A ring: past the last slot the oldest key is overwritten.
-            size = cache["k"].shape[1]
-            at = (jnp.arange(k.shape[0])[:, None], position_BT % size)
-            cache = {"k": cache["k"].at[at].set(k), "v": cache["v"].at[at].set(v)}
-            k, v = cache["k"], cache["v"]
-        size = k.shape[1]
-        mask_BTS = (jnp.arange(size) <= position_BT[..., None]) | (position_BT[..., None] >= size)
-        y_BTHD = attention(q, k, v, mask_BTS)
-        out = nn.Dense(
-            c.width,
-            use_bias=False,
-            kernel_init=nn.initializers.zeros,
-            dtype=self.dtype,
-            name="out",
-        )
-        return out(y_BTHD.reshape(batch, length, c.width)), cache
-
-
-class Block(nn.Module):
-    """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x))."""
-
-    config: TransformerConfig
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x_BTW, position_BT, key_B, cache):
-        c = self.config
-        y, cache = Attention(c, self.dtype, name="attention")(
-            nn.RMSNorm(dtype=self.dtype, name="attention_norm")(x_BTW), position_BT, cache
-        )
-        x_BTW = x_BTW + Dropout(c.dropout, name="attention_dropout")(y, key_B)
-        y = nn.RMSNorm(dtype=self.dtype, name="mlp_norm")(x_BTW)
-        y = nn.Dense(int(c.width * c.mlp_ratio), dtype=self.dtype, name="mlp_in")(y)
-        y = nn.Dense(c.width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="mlp_out")(
-            jax.nn.gelu(y)
-        )
-        return x_BTW + Dropout(c.dropout, name="mlp_dropout")(y, key_B), cache
+POLICIES = {  # what is kept for the backward pass, beside each layer's input
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 
 class Transformer(nn.Module):
-    """Next-token logits.
+    """Logits over a vocabulary.
 
     Attributes:
-      config: sizes.
+      config: sizes and choices.
       vocab_size: V.
-      context: the longest sequence with learned positions, and the cache's number of slots.
+      context: tokens of the longest text (`config.bounded`), and the most that a cache holds.
       dtype: of the computation; parameters and logits are float32.
+      num_outputs: O, of a task's head beside the vocabulary's; 0: none.
     """
 
     config: TransformerConfig
     vocab_size: int
     context: int
     dtype: jnp.dtype = jnp.float32
+    num_outputs: int = 0
 
-    @nn.compact
+    def setup(self):
+        c = self.config
+        embed = functools.partial(
+            nn.Embed,
+            features=c.width,
+            embedding_init=nn.initializers.normal(c.embedding_std or c.init_std or 0.02),
+            dtype=self.dtype,
+        )
+        self.token_embedding = embed(self.vocab_size)
+        if c.positions == "learned":
+            self.position_embedding = embed(self.context)
+        if c.token_types:
+            self.type_embedding = embed(c.token_types)
+        if c.embedding_norm:
+            self.embedding_norm = norm(c, self.dtype)
+        self.embedding_dropout = Dropout(c.dropout)
+        block = Block
+        if c.remat != "none":
+            block = nn.remat(Block, prevent_cse=False, policy=POLICIES[c.remat])
+        self.layers = nn.scan(
+            block,
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=c.layers,
+            unroll=c.unroll,
+        )(c, self.dtype)
+        if c.norm_position != "post":
+            self.final_norm = norm(c, self.dtype)
+        if c.head_transform:
+            self.head_transform = linear(c, self.dtype, "head", c.width, True)
+            self.head_norm = norm(c, self.dtype)
+        if not c.tie_embeddings:
+            self.head_embedding = linear(c, self.dtype, "vocabulary", self.vocab_size, False)
+        if c.head_bias:
+            self.head_bias = Bias()
+        if self.num_outputs:
+            self.task_head = linear(c, self.dtype, "head", self.num_outputs, True)
+
     def __call__(
         self,
         token_BT: jax.Array,
         position_BT: jax.Array | None = None,
+        segments_BT: jax.Array | None = None,
         key_B: jax.Array | None = None,
         cache: Cache | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        """Logits (B, T, V) in float32, and the cache with these tokens in it.
+        """Logits (B, T, V) in float32, and the cache with these tokens in it; see `hidden`."""
+        x_BTW, cache = self.hidden(token_BT, position_BT, segments_BT, key_B, cache)
+        if self.is_initializing() and self.num_outputs:
+            self.task_logits(x_BTW)
+        return self.logits(x_BTW), cache
+
+    def hidden(
+        self,
+        token_BT: jax.Array,
+        position_BT: jax.Array | None = None,
+        segments_BT: jax.Array | None = None,
+        key_B: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """What the heads read, (B, T, W), and the cache with these tokens in it.
 
         Args:
           token_BT: int32 tokens.
-          position_BT: their positions; 0…T−1 if left out.
+          position_BT: their positions, −1 for padding; 0…T−1 if left out, or counted within each
+            document.
+          segments_BT: documents packed side by side, which do not see each other; 0: padding.
           key_B: dropout keys; none: no dropout.
           cache: keys and values of earlier tokens, from `init_cache`; none: the tokens attend to
             themselves only.
         """
         c = self.config
         if position_BT is None:
-            position_BT = jnp.broadcast_to(jnp.arange(token_BT.shape[1]), token_BT.shape)
-        embed = nn.Embed(
-            self.vocab_size,
-            c.width,
-            embedding_init=nn.initializers.normal(0.02),
-            dtype=self.dtype,
-            name="token_embedding",
-        )
-        x_BTW = embed(token_BT)
+            position_BT = jnp.arange(token_BT.shape[1])[None]
+            if segments_BT is not None:
+                position_BT = positions_of(segments_BT)
+        x_BTW = self.token_embedding(token_BT) * c.embedding_scale
         if c.positions == "learned":
-            x_BTW += nn.Embed(
-                self.context,
-                c.width,
-                embedding_init=nn.initializers.normal(0.02),
-                dtype=self.dtype,
-                name="position_embedding",
-            )(position_BT)
-        x_BTW = Dropout(c.dropout, name="embedding_dropout")(x_BTW, key_B)
-        layers, block = [], nn.remat(Block) if c.remat else Block
-        for i in range(c.layers):
-            layer = None if cache is None else jax.tree.map(lambda x, i=i: x[i], cache)
-            x_BTW, layer = block(c, self.dtype, name=f"block_{i}")(x_BTW, position_BT, key_B, layer)
-            layers.append(layer)
-        x_BTW = nn.RMSNorm(dtype=self.dtype, name="final_norm")(x_BTW)
-        if c.tie_embeddings:
-            logits_BTV = embed.attend(x_BTW)
-        else:
-            logits_BTV = nn.Dense(
-                self.vocab_size, use_bias=False, dtype=self.dtype, name="head_embedding"
-            )(x_BTW)
-        if cache is not None:
-            cache = jax.tree.map(lambda *x: jnp.stack(x), *layers)
-        return logits_BTV.astype(jnp.float32), cache
+            x_BTW += self.position_embedding(jnp.maximum(position_BT, 0))
+        if c.token_types:
+            x_BTW += self.type_embedding(jnp.zeros_like(token_BT))
+        if c.embedding_norm:
+            x_BTW = self.embedding_norm(x_BTW)
+        x_BTW = self.embedding_dropout(x_BTW, key_B)
+        cache, place = _place(position_BT, segments_BT, key_B, cache)
+        kv = None if cache is None else {k: x for k, x in cache.items() if k != "position"}
+        each = (jnp.arange(c.layers), jnp.asarray(np.array(c.windows(), np.int32)))
+        (x_BTW, kv), _ = self.layers((x_BTW, kv), each, place)
+        if c.norm_position != "post":
+            x_BTW = self.final_norm(x_BTW)
+        return x_BTW, None if cache is None else {**cache, **kv}
 
-    def init_cache(self, batch: int) -> Cache:
-        """An empty cache of `context` slots."""
+    def logits(self, x_BTW: jax.Array) -> jax.Array:
+        """Of the next token, or of the masked one: (…, V) in float32."""
         c = self.config
-        shape = (c.layers, batch, self.context, c.heads, c.width // c.heads)
-        return {"k": jnp.zeros(shape, self.dtype), "v": jnp.zeros(shape, self.dtype)}
+        if c.head_transform:
+            x_BTW = self.head_norm(jax.nn.gelu(self.head_transform(x_BTW), approximate=False))
+        if c.tie_embeddings:
+            logits_BTV = self.token_embedding.attend(x_BTW)
+        else:
+            logits_BTV = self.head_embedding(x_BTW)
+        logits_BTV = logits_BTV.astype(jnp.float32)
+        if c.head_bias:
+            logits_BTV = self.head_bias(logits_BTV)
+        if c.logit_scale != 1:
+            logits_BTV *= c.logit_scale
+        if c.logit_softcap:
+            logits_BTV = c.logit_softcap * jnp.tanh(logits_BTV / c.logit_softcap)
+        return logits_BTV
+
+    def task_logits(self, x_BTW: jax.Array) -> jax.Array:
+        """A task's outputs (…, O) in float32."""
+        return self.task_head(x_BTW).astype(jnp.float32)
+
+    def init_cache(self, batch: int, slots: int = 0) -> Cache:
+        """An empty cache of so many slots, at most and by default `context`."""
+        c, slots = self.config, min(slots or self.context, self.context)
+        shape = (c.layers, batch, slots, c.key_heads, c.head_size)
+        kv = {"k": jnp.zeros(shape, self.dtype), "v": jnp.zeros(shape, self.dtype)}
+        if c.conv_width > 1:
+            last = jnp.zeros((c.layers, batch, c.conv_width - 1, c.width), self.dtype)
+            kv |= {"attention_conv": last, "mlp_conv": last}
+        return {**kv, "position": jnp.full((batch, slots), -1, jnp.int32)}
+
+
+def _place(
+    position_BT: jax.Array,
+    segments_BT: jax.Array | None,
+    key_B: jax.Array | None,
+    cache: Cache | None,
+) -> tuple[Cache | None, Place]:
+    """The cache with the tokens' positions in it, and where they stand."""
+    if cache is None:
+        segments = None if segments_BT is None else (segments_BT, segments_BT)
+        return None, Place(position_BT, position_BT, segments, None, key_B)
+    batch, slots = cache["position"].shape
+    position_BT = jnp.broadcast_to(position_BT, (batch, position_BT.shape[1]))
+    # A ring: past the last slot the oldest key is overwritten.
+    slot_BT = jnp.where(position_BT >= 0, position_BT % slots, slots)
+    at = (jnp.arange(batch)[:, None], slot_BT)
+    held = cache["position"].at[at].set(position_BT, mode="drop")
+    return {**cache, "position": held}, Place(position_BT, held, None, slot_BT, key_B)

@@ -28,7 +28,7 @@ class UNetConfig:
     embedding: int = option(128, low=4)
     dropout: float = option(0.0, low=0.0, high=0.99)
     conditional: bool = True  # on the class, if the data has classes
-    remat: bool = False  # compute each block's activations again in the backward pass: less memory
+    remat: str = option("none", choices=("none", "full"))  # full: keep each block's input only
 
     def __post_init__(self):
         for level in self.attention_levels:
@@ -126,7 +126,7 @@ class UNet(nn.Module):
         embedding = jax.nn.silu(embedding)
 
         parts = (ResBlock, SelfAttention)
-        res_block, self_attention = map(nn.remat, parts) if c.remat else parts
+        res_block, self_attention = map(nn.remat, parts) if c.remat == "full" else parts
 
         def block(x, level, name):
             x = res_block(c.channels[level], c.dropout, self.dtype, name=name)(x, embedding, key_B)

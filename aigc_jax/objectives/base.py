@@ -5,9 +5,11 @@ turns and never asks which family it is training.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from aigc_jax.train.metrics import Mean, Metrics
 
@@ -27,7 +29,10 @@ class Objective(Protocol):
     num_classes: int
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Parameters and mutables, `{player: …}` each, for batches shaped like `batch`."""
+        """Parameters and mutables, `{player: …}` each, for batches shaped like `batch`.
+
+        A player that is not among `turns` is frozen: its parameters stay as they are.
+        """
         ...
 
     def loss(
@@ -58,7 +63,10 @@ class Objective(Protocol):
     def evaluate(
         self, params: dict[str, Any], mutables: dict[str, Any], batch: Batch, key_B: jax.Array
     ) -> Metrics:
-        """Metrics of a held-out batch, `loss` among them."""
+        """Metrics of a held-out batch, `loss` among them.
+
+        Means per example (`Mean.rows`) get a confidence interval.
+        """
         ...
 
     def sample(self, params: dict[str, Any], key_N: jax.Array, request: "Request") -> jax.Array:
@@ -77,7 +85,17 @@ class Request:
     Attributes:
       options: the family's own dataclass of sampling options.
       label_N: the class of each sample; none: the family's choice.
+      index_N: the number of each sample among all that are asked for; none: 0, 1, 2, …
+      prompts: tokens for each sample of all to continue; none: those of the options.
+      watch: looks at what has been drawn while it is drawn (`sampling.decode.Watch`).
     """
 
     options: Any
     label_N: jax.Array | None = None
+    index_N: np.ndarray | None = None
+    prompts: Sequence[np.ndarray] | None = None
+    watch: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def rows(self, num: int) -> list[int]:
+        """The numbers of `num` samples."""
+        return list(range(num)) if self.index_N is None else self.index_N.tolist()

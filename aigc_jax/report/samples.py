@@ -14,10 +14,8 @@ from aigc_jax.train.state import TrainState
 
 
 def decode(run: Run, samples: np.ndarray, options: Any) -> np.ndarray | list[str]:
-    """Images as they are; tokens as text, with the prompt before them."""
-    if run.spec.modality == "image":
-        return samples
-    return [options.prompt + run.spec.tokenizer.decode(row) for row in samples]
+    """Images as they are; what a family of text has drawn as texts."""
+    return samples if run.spec.modality == "image" else run.objective.texts(samples, options)
 
 
 def save(samples: np.ndarray | list[str], path: str) -> str:

@@ -1,5 +1,6 @@
 """As many samples as asked for, in batches of one size."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from tqdm import tqdm
 from aigc_jax.errors import UserError
 from aigc_jax.objectives.base import Objective, Request
 from aigc_jax.ops.random import numbered_keys
+from aigc_jax.sampling.decode import Watch
 
 
 def generate(
@@ -20,6 +22,8 @@ def generate(
     seed: int = 0,
     *,
     label_N: np.ndarray | None = None,
+    prompts: Sequence[np.ndarray] | None = None,
+    watch: Watch | None = None,
     batch_size: int = 256,
 ) -> np.ndarray:
     """N samples: uint8 images (N, H, W, C) or tokens (N, T).
@@ -34,6 +38,8 @@ def generate(
       num: N.
       seed: of the random keys.
       label_N: a class for each sample; none: `options.label`, or all classes in turn.
+      prompts: tokens for each sample to continue; none: those of the options.
+      watch: looks at what is drawn of the (only) batch while it is drawn.
       batch_size: samples drawn at once.
 
     Raises:
@@ -48,7 +54,8 @@ def generate(
         index = np.arange(first, first + size)  # the last batch is filled up and cut
         key_N = numbered_keys(jax.random.key(seed), index)
         label = None if label_N is None else jnp.asarray(label_N[index % num], jnp.int32)
-        samples = objective.sample(params, key_N, Request(options, label))
+        request = Request(options, label, index % num, prompts, watch)
+        samples = objective.sample(params, key_N, request)
         parts.append(np.asarray(samples))
     return np.concatenate(parts)[:num]
 

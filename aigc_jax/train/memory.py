@@ -86,7 +86,7 @@ def message(state: Any, batch: Any) -> str:
         "make the model smaller, or take a device with more memory"
         if limit and needed > limit
         else "lower data.batch_size, raise train.accumulate (smaller microbatches, same result),"
-        " set model.remat=True where the model has it, share the batch among more devices with"
+        " set model.remat=full where the model has it, share the batch among more devices with"
         " mesh, or make the model smaller"
     )
     return (

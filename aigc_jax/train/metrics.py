@@ -6,6 +6,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @flax.struct.dataclass
@@ -16,8 +17,8 @@ class Mean:
     the parts are masked: microbatches, devices, processes, partial last batches.
 
     Attributes:
-      total: scalar, Σ wᵢ xᵢ.
-      weight: scalar, Σ wᵢ; it must not depend on parameters.
+      total: scalar, Σ wᵢ xᵢ; or one sum per example, (B,).
+      weight: Σ wᵢ, of the same shape; it must not depend on parameters.
     """
 
     total: jax.Array
@@ -32,6 +33,13 @@ class Mean:
         weights = jnp.asarray(weights, jnp.float32)
         # A masked value may be anything, even infinite: 0 · ∞ must not enter the sum.
         return cls(jnp.where(weights != 0, values * weights, 0).sum(), weights.sum())
+
+    @classmethod
+    def rows(cls, values: jax.Array, weights: jax.Array) -> "Mean":
+        """The same with a sum per example, (B,), out of values and weights (B, …)."""
+        values, weights = jnp.asarray(values, jnp.float32), jnp.asarray(weights, jnp.float32)
+        axes = tuple(range(1, values.ndim))
+        return cls(jnp.where(weights != 0, values * weights, 0).sum(axes), weights.sum(axes))
 
     def __add__(self, other: "Mean") -> "Mean":
         return Mean(self.total + other.total, self.weight + other.weight)
@@ -52,4 +60,8 @@ def merge(a: Metrics, b: Metrics) -> dict[str, Mean]:
 def to_floats(metrics: Metrics) -> dict[str, float]:
     """Fetches metrics from the devices and divides."""
     host: dict[str, Any] = jax.device_get(dict(metrics))
-    return {k: float(m.total) / (float(m.weight) or 1.0) for k, m in sorted(host.items())}
+    means = {}
+    for name, mean in sorted(host.items()):
+        total, weight = (float(np.sum(x, dtype=np.float64)) for x in (mean.total, mean.weight))
+        means[name] = total / (weight or 1.0)
+    return means

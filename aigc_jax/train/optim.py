@@ -1,5 +1,6 @@
 """Optax chains from config: one per player."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,11 +37,17 @@ def make_schedule(config: Optim, steps: int) -> optax.Schedule:
     return optax.join_schedules([ramp, after], [warmup])
 
 
-def decay_mask(params: Any) -> Any:
-    """True for matrices and kernels; False for biases, norms' scales and embeddings."""
+def decay_mask(params: Any, embeddings: bool = False) -> Any:
+    """True for matrices and kernels; False for biases, norms' scales, taps and embeddings.
+
+    Args:
+      params: a tree of arrays.
+      embeddings: True for these too.
+    """
 
     def decays(path: tuple, leaf: Any) -> bool:
-        return leaf.ndim >= 2 and not is_embedding(path)
+        table = embeddings and is_embedding(path)
+        return leaf.ndim - stacked(path) >= 2 and (is_matrix(path) or table)
 
     return jax.tree_util.tree_map_with_path(decays, params)
 
@@ -49,17 +56,28 @@ def is_embedding(path: tuple) -> bool:
     return "embedding" in jax.tree_util.keystr(path).lower()
 
 
-def muon_dimensions(params: Any) -> Any:
-    """What Muon orthogonalises: kernels as (inputs, outputs) matrices.
+def is_matrix(path: tuple) -> bool:
+    """Whether an array maps vectors to vectors: not a table of them, nor one of channels' taps."""
+    return not is_embedding(path) and "taps" not in jax.tree_util.keystr(path)
 
-    Embeddings, biases and scales go to AdamW (Jordan 2024); a convolution kernel (h, w, in, out)
-    counts as a matrix of h·w·in rows.
+
+def stacked(path: tuple) -> int:
+    """Axes before an array's own: arrays under `layers` hold those of all layers."""
+    return int("layers" in jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
+
+
+def muon_dimensions(params: Any) -> Any:
+    """What Muon orthogonalises: kernels as (inputs, outputs) matrices, each layer's by itself.
+
+    Embeddings, biases, scales and taps go to AdamW (Jordan 2024); a convolution kernel (h, w, in,
+    out) counts as a matrix of h·w·in rows.
     """
 
     def dims(path: tuple, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        if leaf.ndim < 2 or is_embedding(path):
+        first, last = stacked(path), leaf.ndim - 1
+        if last - first < 1 or not is_matrix(path):
             return None
-        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,))
+        return optax.contrib.MuonDimensionNumbers(tuple(range(first, last)), (last,))
 
     return jax.tree_util.tree_map_with_path(dims, params)
 
@@ -79,20 +97,23 @@ def make_optimizer(
     def per_move(schedule: optax.Schedule) -> optax.Schedule:
         return lambda count: schedule(count // turns)
 
-    lr, decay = per_move(schedule), dict(weight_decay=config.weight_decay, mask=decay_mask)
+    mask = functools.partial(decay_mask, embeddings=config.decay_embeddings)
+    lr, decay = per_move(schedule), dict(weight_decay=config.weight_decay, mask=mask)
     adam = dict(b1=config.b1, b2=config.b2, eps=config.eps)
     if config.name == "adamw":
         chain = optax.adamw(lr, **adam, **decay)
     elif config.name == "adam":
         # Decay as an L2 term of the gradient, which is what tells Adam from AdamW.
         chain = optax.chain(
-            optax.add_decayed_weights(config.weight_decay, decay_mask), optax.adam(lr, **adam)
+            optax.add_decayed_weights(config.weight_decay, mask), optax.adam(lr, **adam)
         )
     elif config.name == "sgd":
         chain = optax.chain(
-            optax.add_decayed_weights(config.weight_decay, decay_mask),
+            optax.add_decayed_weights(config.weight_decay, mask),
             optax.sgd(lr, momentum=config.b1, nesterov=True),
         )
+    elif config.name == "none":
+        chain = optax.set_to_zero()
     elif config.name == "lion":
         chain = optax.lion(lr, b1=config.b1, b2=config.b2, **decay)
     else:
@@ -102,7 +123,7 @@ def make_optimizer(
             beta=config.b1,
             eps=config.eps,
             weight_decay=config.weight_decay,
-            weight_decay_mask=decay_mask,
+            weight_decay_mask=mask,
             adam_b1=config.b1,
             adam_b2=config.b2,
             adam_learning_rate=per_move(lambda count: schedule(count) * ratio),

@@ -22,7 +22,8 @@ class TrainState:
       step: int32 scalar, steps taken (skipped ones included).
       params: `{player: parameters}`.
       opt_state: `{player: Optax state}`.
-      ema: `{player: averaged parameters}`; empty if the run keeps no average.
+      ema: `{player: averaged parameters}`, without frozen players; empty if the run keeps no
+        average.
       mutables: `{player: what a loss updates besides parameters}`.
       rng: the data of the run's only random key; it never changes, steps fold their number in.
       skipped: int32 scalar, steps whose update was left out because something was not finite.
@@ -39,7 +40,7 @@ class TrainState:
     @property
     def sampling_params(self) -> Params:
         """The parameters to evaluate and to sample with: the average where there is one."""
-        return self.ema or self.params
+        return {**self.params, **self.ema}
 
 
 def init_state(
@@ -49,7 +50,7 @@ def init_state(
 
     Args:
       objective: the game.
-      optimizers: one per player.
+      optimizers: one per player that moves.
       batch: an example batch; only its shapes matter.
       seed: int32 scalar.
       ema: whether the run averages its parameters.
@@ -59,9 +60,9 @@ def init_state(
     return TrainState(
         step=jnp.int32(0),
         params=params,
-        opt_state={player: optimizers[player].init(params[player]) for player in params},
+        opt_state={player: o.init(params[player]) for player, o in optimizers.items()},
         # A copy: the step donates its state, and one buffer cannot be given away twice.
-        ema=jax.tree.map(jnp.copy, params) if ema else {},
+        ema=jax.tree.map(jnp.copy, {p: params[p] for p in optimizers}) if ema else {},
         mutables=mutables,
         rng=jax.random.key_data(key),
         skipped=jnp.int32(0),
@@ -69,7 +70,7 @@ def init_state(
 
 
 def named(tree: Any) -> list[tuple[str, Any]]:
-    """The leaves of a tree with their paths, as in "model/block_0/kernel"."""
+    """The leaves of a tree with their paths, as in "model/layers/mlp/in/kernel"."""
     return [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

@@ -68,13 +68,18 @@ def make_step(
         if ema:
             size = batch["weight"].shape[0] * (jax.lax.axis_size(axis) if axis else 1)
             averages = ema_lib.update(
-                averages, params, ema_lib.decay(ema, state.step.astype(jnp.float32) * size, size)
+                averages,
+                {player: params[player] for player in players},
+                ema_lib.decay(ema, state.step.astype(jnp.float32) * size, size),
             )
-        moved = (params, opt_state, averages, mutables)
-        stayed = (state.params, state.opt_state, state.ema, state.mutables)
-        params, opt_state, averages, mutables = jax.tree.map(
+        own = {player: params[player] for player in players}
+        before = {player: state.params[player] for player in players}
+        moved = (own, opt_state, averages, mutables)
+        stayed = (before, state.opt_state, state.ema, state.mutables)
+        own, opt_state, averages, mutables = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), moved, stayed
         )
+        params |= own
         # A skipped step has no say in an interval's means but for its own count.
         metrics = jax.tree.map(lambda m: jnp.where(finite, m, 0), metrics)
         metrics["skipped"] = Mean.of(~finite)

@@ -55,7 +55,7 @@ def read_folder(path: str, image_size: int = 0) -> Content:
         (first, a), (second, b) = list(sizes.items())[:2]
         raise UserError(
             f"images differ in size: {shown(a)} is {first[0]}×{first[1]} and {shown(b)} is"
-            f" {second[0]}×{second[1]}; bring them to one size with --image_size=N"
+            f" {second[0]}×{second[1]}; bring them to one size with aigc prepare --image_size=N"
         )
     width, height = (image_size, image_size) if image_size else next(iter(sizes))
     shape = (height, width, 3 if colour else 1)

@@ -100,9 +100,9 @@ def open_safetensors(path: str) -> dict[str, np.ndarray]:
     with open_file(path) as f:
         size = file_size(f)
         try:
-            header = _safetensors_header(f, size)
+            header = safetensors_header(f, size)
             data_size = size - f.tell()
-            _check_tensors(header, data_size)
+            check_tensors(header, data_size)
         except (ValueError, RecursionError) as e:  # ValueError: also JSON's and Unicode's
             raise UserError(f"{shown(path)} is not a safetensors file ({reason(e)})") from e
         check_memory(data_size, f"the content of {shown(path)}")
@@ -113,7 +113,7 @@ def open_safetensors(path: str) -> dict[str, np.ndarray]:
             raise UserError(f"{shown(path)} is not a safetensors file ({reason(e)})") from e
 
 
-def _safetensors_header(f: io.BufferedIOBase, size: int) -> dict[str, Any]:
+def safetensors_header(f: io.BufferedIOBase, size: int) -> dict[str, Any]:
     """`{name: {dtype, shape, data_offsets}}`, read no further than the file goes."""
     length_bytes = f.read(8)
     if len(length_bytes) < 8:
@@ -135,7 +135,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def _check_tensors(header: dict[str, Any], data_size: int) -> None:
+def check_tensors(header: dict[str, Any], data_size: int) -> None:
     """Raises ValueError unless the tensors fill the data exactly, one after the other."""
     spans = []
     for name, tensor in header.items():

@@ -1,15 +1,19 @@
 """Text files and JSON lines."""
 
 import glob
-import json
 import os
 from typing import Any
 
-from aigc_jax.data.readers.content import Content, decode
+from aigc_jax.data.readers.content import (
+    Content,
+    columns,
+    decode,
+    is_unicode,
+    parse_json,
+    read_lines,
+)
 from aigc_jax.errors import UserError, reason, shown
 from aigc_jax.files import check_memory, file_size, open_file
-
-MAX_LINE = 1 << 28  # bytes of a JSON line; a file without line ends is read no further
 
 
 def read_text(pattern: str) -> Content:
@@ -32,8 +36,8 @@ def read_text(pattern: str) -> Content:
         with open_file(file) as f:
             total += file_size(f)
             check_memory(total, f"the text of {shown(pattern)}")
-            documents.append(decode(f.read(), shown(file)))
-    return _text_content(documents, pattern)
+            documents.append(decode(f.read(), shown(file)).removeprefix("\ufeff"))
+    return _text_content(documents, pattern, "text files have none")
 
 
 def _matching(pattern: str) -> set[str]:
@@ -53,49 +57,61 @@ def _matching(pattern: str) -> set[str]:
     return found
 
 
-def read_jsonl(path: str, text_field: str = "text") -> Content:
-    """One JSON object a line; its `text_field` is the document.
+def read_jsonl(path: str, text_field: str = "text", label_field: str = "label") -> Content:
+    """One JSON object a line; its `text_field` is the document, its `label_field` the class.
+
+    Labels are texts, whole numbers or truths. Unless every document has one they are left out.
 
     Raises:
       UserError: for a line that is too long, not JSON or without text under `text_field`.
     """
-    documents, number = [], 0
-    with open_file(path) as f:
-        while line := f.readline(MAX_LINE + 1):
-            number += 1
-            where = f"line {number} of {shown(path)}"
-            if len(line) > MAX_LINE:
-                raise UserError(f"{where} is longer than {MAX_LINE} bytes: is it JSON lines?")
-            if line.removeprefix(b"\xef\xbb\xbf").strip():
-                documents.append(_json_text(decode(line, where), text_field, where))
-    return _text_content(documents, path)
+    documents, labels, unlabelled = [], [], ""
+    for where, line in read_lines(path):
+        line = line.removeprefix("\ufeff")
+        if not line.strip():
+            continue
+        record = parse_json(line, where, (text_field, label_field))
+        text = _text_of(record, text_field, where)
+        if not text.strip():
+            continue
+        documents.append(text)
+        label = _label_of(record, label_field)
+        labels.append(label)
+        if label is None and not unlabelled:
+            unlabelled = f"{where} has no text or whole number under '{shown(label_field, 80)}'"
+    if unlabelled:
+        return _text_content(documents, path, unlabelled)
+    content = _text_content(documents, path)
+    names = sorted(set(labels))
+    index = {name: i for i, name in enumerate(names)}
+    content.splits = {"train": columns(text=documents, label=[index[label] for label in labels])}
+    content.class_names = tuple(names)
+    return content
 
 
-def _json_text(line: str, text_field: str, where: str) -> str:
+def _text_of(record: Any, field: str, where: str) -> str:
     """The text of one line; UserError names `where` it has none."""
-    field = shown(text_field, 80)
-
-    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if sum(key == text_field for key, _ in pairs) > 1:
-            raise UserError(f"{where} has two texts under '{field}': leave one")
-        return dict(pairs)
-
-    try:
-        record = json.loads(line, object_pairs_hook=checked)
-    except (ValueError, RecursionError) as e:  # ValueError: also a number of too many digits
-        raise UserError(f"{where} is not JSON ({reason(e)})") from e
-    text = record.get(text_field) if isinstance(record, dict) else None
+    text = record.get(field) if isinstance(record, dict) else None
     if not isinstance(text, str):
-        raise UserError(f"{where} has no text under '{field}': name the field with --text_field")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as e:
-        raise UserError(f"{where} is not Unicode text ({reason(e)}): mend it") from e
+        raise UserError(
+            f"{where} has no text under '{shown(field, 80)}': name the field with --text_field"
+            " (data.text_field in a config)"
+        )
+    if not is_unicode(text):
+        raise UserError(f"{where} is not Unicode text: mend it")
     return text
 
 
-def _text_content(documents: list[str], where: str) -> Content:
+def _label_of(record: dict[str, Any], field: str) -> str | None:
+    """The class of one line, if it is one."""
+    value = record.get(field)
+    if isinstance(value, (bool, int)):
+        return str(value).lower()
+    return value if isinstance(value, str) and value.strip() and is_unicode(value) else None
+
+
+def _text_content(documents: list[str], where: str, unlabelled: str = "") -> Content:
     documents = [d for d in documents if d.strip()]
     if not documents:
         raise UserError(f"{shown(where)} holds no text")
-    return Content({"train": [lambda d=d: {"text": d} for d in documents]})
+    return Content({"train": columns(text=documents)}, unlabelled=unlabelled)

@@ -1,0 +1,74 @@
+"""Cross-entropy over a vocabulary, without all logits of a batch in memory at once.
+
+Shapes: B batch, T tokens, W width, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+LOGITS = 1 << 24  # float32 logits that may be in memory at once: 64 MiB
+
+
+@flax.struct.dataclass
+class Likelihood:
+    """What a batch's logits say of its targets; each (B, T) float32.
+
+    Attributes:
+      nats: −log p(target).
+      log_z: log Σ exp(logits), for the z-loss.
+      smooth: the mean of −log p over the vocabulary, for label smoothing.
+      correct: whether the target is the likeliest token.
+    """
+
+    nats: jax.Array
+    log_z: jax.Array
+    smooth: jax.Array
+    correct: jax.Array
+
+
+def cross_entropy(
+    head: Callable[[jax.Array], jax.Array],
+    x_BTW: jax.Array,
+    target_BT: jax.Array,
+    vocab_size: int,
+    limit: int = LOGITS,
+) -> Likelihood:
+    """The likelihood of the targets, exact, a piece of the sequence at a time.
+
+    Each piece's logits are computed, used and forgotten; the backward pass computes them again. The
+    batch is not cut, so that it stays spread over the devices.
+
+    Args:
+      head: (B, t, W) → logits (B, t, V).
+      x_BTW: what the head reads.
+      target_BT: int32 tokens.
+      vocab_size: V.
+      limit: logits that may be in memory at once.
+    """
+    b, t = target_BT.shape
+    pieces = min(-(-b * t * vocab_size // limit), t)
+
+    def likelihood(x: jax.Array, target: jax.Array) -> Likelihood:
+        logits = head(x).astype(jnp.float32)
+        log_z = jax.nn.logsumexp(logits, -1)
+        picked = jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
+        correct = (logits.argmax(-1) == target).astype(jnp.float32)
+        return Likelihood(log_z - picked, log_z, log_z - logits.mean(-1), correct)
+
+    if pieces <= 1:
+        return likelihood(x_BTW, target_BT)
+    size = -(-t // pieces)
+    padding = size * pieces - t
+
+    def cut(x: jax.Array) -> jax.Array:  # (B, T, …) → (pieces, B, size, …)
+        x = jnp.pad(x, ((0, 0), (0, padding), *[(0, 0)] * (x.ndim - 2)))
+        return x.reshape(b, pieces, size, *x.shape[2:]).swapaxes(0, 1)
+
+    def body(_, piece):
+        return None, jax.checkpoint(likelihood)(*piece)
+
+    _, out = jax.lax.scan(body, None, (cut(x_BTW), cut(target_BT)))
+    return jax.tree.map(lambda y: y.swapaxes(0, 1).reshape(b, -1)[:, :t], out)

@@ -1,0 +1,99 @@
+"""Trained workdirs as something to go on from: their runs, parameters and tokenizers."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from aigc_jax import build
+from aigc_jax.config import Data
+from aigc_jax.data import spec as spec_lib
+from aigc_jax.data.tokenizers import Tokenizer
+from aigc_jax.errors import UserError
+from aigc_jax.parallel.mesh import replicated
+from aigc_jax.parallel.processes import say
+from aigc_jax.train.checkpoint import Contents, Reader, newest
+from aigc_jax.train.state import TrainState, named
+
+WORKDIR = "workdir:"
+
+
+def restore(workdir: str) -> tuple[build.Run, TrainState, int]:
+    """The run and the newest state of a workdir that is whole; only the workdir is needed.
+
+    Raises:
+      UserError: if it holds no checkpoint.
+    """
+    step, (run, state) = newest(workdir, load)
+    return run, state, step
+
+
+def load(reader: Reader, step: int, contents: Contents) -> tuple[build.Run, TrainState]:
+    """The run and the state of one checkpoint; Damaged if it is not whole."""
+    saved = contents["config"]
+    # On whatever devices there are now, and with no batch to train on.
+    one = {"mesh": "data=1", "train": {**saved["config"]["train"], "accumulate": 1}}
+    config = build.parse_config({**saved["config"], **one})
+    run = build.build(config, spec_lib.from_json(saved["spec"]))
+    return run, reader.state(step, run.state_shapes(), replicated(run.mesh), contents)
+
+
+def tokenizer_of(data: Data) -> Tokenizer | None:
+    """The tokenizer of the workdir that `data.tokenizer=workdir:DIR` names; otherwise none.
+
+    Raises:
+      UserError: if it holds no checkpoint, or not one of a text model.
+    """
+    if not data.tokenizer.startswith(WORKDIR):
+        return None
+    workdir = data.tokenizer.removeprefix(WORKDIR)
+    _, spec = newest(
+        workdir, lambda _, __, contents: spec_lib.from_json(contents["config"]["spec"])
+    )
+    if not isinstance(spec, spec_lib.TextSpec):
+        raise UserError(f"data.tokenizer={data.tokenizer}: that run has none, it models images")
+    return spec.tokenizer
+
+
+def begin_from(workdir: str, params: dict[str, Any]) -> dict[str, Any]:
+    """Fresh parameters with those of a trained run in their places, where it has them.
+
+    Parameters go by their names; adapters of the trained run are merged into its model, and a
+    frozen `base` of the new run gets what was trained. What the trained run does not have, such as
+    the head of a new task, stays fresh, which is said in one line.
+
+    Args:
+      workdir: the trained run.
+      params: `{player: parameters}` on the host or on devices.
+
+    Raises:
+      UserError: if it has nothing of the kind, or arrays of other sizes.
+    """
+    run, state, _ = restore(workdir)
+    plain = getattr(run.objective, "plain", lambda params: params)
+    known = dict(named(jax.device_get(plain(state.sampling_params))))
+    taken, fresh = [], []
+
+    def place(path: tuple, leaf: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        player, _, rest = name.partition("/")
+        old = known.get(f"model/{rest}" if player == "base" else name)
+        if old is None:
+            fresh.append(name)
+            return leaf
+        if np.shape(old) != np.shape(leaf):
+            raise UserError(
+                f"train.init_from={workdir}: {name} is of shape {np.shape(old)} there and"
+                f" {np.shape(leaf)} here: give the model the same sizes"
+            )
+        taken.append(name)
+        return np.asarray(old, leaf.dtype)
+
+    placed = jax.tree_util.tree_map_with_path(place, params)
+    if not taken:
+        raise UserError(
+            f"train.init_from={workdir} has no parameter of this model: it is of another kind"
+        )
+    more = f" ({', '.join(fresh[:4])}{' …' if len(fresh) > 4 else ''})" if fresh else ""
+    say(f"begun with {len(taken)} arrays of {workdir}; {len(fresh)} are fresh{more}")
+    return placed

@@ -1,0 +1,49 @@
+"""A Llama of 1.2 billion parameters (Llama 3.2 1B's sizes), pretrained on own text in bfloat16.
+
+    aigc prepare --from=jsonl:web.jsonl --name=web --data_dir=data
+    aigc train --config=configs/lm/llama_1b.py --workdir=runs/llama \
+        --config.data.source=tfds:web --config.data.data_dir=data \
+        --config.data.tokenizer=file:llama/tokenizer.json --config.model.vocab_size=128256
+
+Packed documents that do not see each other, 2²¹ tokens a step, Muon for the matrices and AdamW for
+the rest, warm-up, then constant, then down over the last fifth (WSD); the z-loss keeps the logits
+from drifting in bfloat16. 12,000 steps are 25 billion tokens, about 20 per parameter (Hoffmann et
+al. 2022). Not trained here: no accelerator was at hand. Its shapes, and two steps at two layers,
+are checked by the tests.
+"""
+
+import aigc_jax
+from aigc_jax.models.presets import LLAMA_1B
+
+
+def get_config():
+    return aigc_jax.recipe(
+        data=dict(
+            source="python_docs",
+            form="documents",
+            tokenizer="bpe",
+            vocab_size=32_768,
+            seq_len=4096,
+            batch_size=512,
+            validation_fraction=0.05,
+        ),
+        model=dict(LLAMA_1B, remat="full", scan_unroll=1),
+        objective=dict(name="lm", z_loss=1e-4),
+        optim=dict(
+            name="muon",
+            lr=0.01,
+            adam_lr=3e-4,
+            b1=0.95,
+            b2=0.95,
+            weight_decay=0.1,
+            clip_norm=1.0,
+            schedule="wsd",
+            warmup_steps=500,
+            decay_fraction=0.2,
+        ),
+        train=dict(steps=12_000, log_every=10, accumulate=8, compute_dtype="bfloat16"),
+        eval=dict(every=500, batch_size=64),
+        checkpoint=dict(every=250, keep=3),
+        sample=dict(every=2000, num=4, max_new_tokens=200, top_p=0.9),
+        guard=dict(spike_threshold=8.0, max_rollbacks=5),
+    )

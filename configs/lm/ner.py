@@ -1,0 +1,45 @@
+"""Named entities in tweets: token classification on WNUT-17 by fine-tuning.
+
+    aigc train --config=configs/lm/ner.py --workdir=runs/ner
+    aigc eval --workdir=runs/ner          # prints the report per entity
+    aigc sample --workdir=runs/ner --prompt="Just landed in Lisbon with Ana"
+
+The data are the files wnut17train.conll and emerging.dev.conll of the shared task (Derczynski et
+al. 2017) in one folder; name it with --config.data.source=conll:DIR. The model is
+SmolLM2-135M-Instruct in runs/smollm2 (configs/lm/lora_smollm2.py says how it gets there), whose
+causal mask is taken away so that a word sees those after it, with adapters on all projections.
+"""
+
+import os
+
+import aigc_jax
+from aigc_jax.models.presets import SMOLLM2_135M
+
+FROM, FOLDER = "runs/smollm2", "data/wnut17"
+
+
+def get_config():
+    beside = os.path.join("..", "shared", FOLDER)
+    source = beside if os.path.exists(beside) and not os.path.exists(FOLDER) else FOLDER
+    return aigc_jax.recipe(
+        data=dict(
+            source=f"conll:{source}",
+            form="tags",
+            tokenizer=f"workdir:{FROM}",
+            seq_len=64,
+            batch_size=16,
+        ),
+        model=dict(
+            SMOLLM2_135M,
+            causal=False,
+            lora_rank=16,
+            lora_alpha=32.0,
+            lora_targets=("query", "key", "value", "out", "gate", "in", "down"),
+        ),
+        objective=dict(name="tagging"),
+        optim=dict(lr=1e-3, schedule="linear", warmup_steps=30, clip_norm=1.0),
+        train=dict(steps=424, log_every=10, init_from=FROM),  # two epochs
+        eval=dict(every=212, batch_size=32),
+        checkpoint=dict(every=212, keep=1),
+        sample=dict(prompts=("Just landed in Lisbon with Ana",)),
+    )

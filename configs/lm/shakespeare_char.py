@@ -1,0 +1,112 @@
+"""Characters of Shakespeare, in nanoGPT's settings and better.
+
+    aigc train --config=configs/lm/shakespeare_char.py --workdir=runs/shakespeare
+    aigc train --config=configs/lm/shakespeare_char.py:best --workdir=runs/shakespeare_best
+    aigc train --config=configs/lm/shakespeare_char.py:gpu --workdir=runs/shakespeare_gpu
+    aigc sample --workdir=runs/shakespeare_best --prompt="ROMEO:" --stream
+
+The text is karpathy/char-rnn's data/tinyshakespeare/input.txt; put it there, or name it with
+--config.data.source=text:FILE. The last tenth is held out, and judged in windows that each predict
+64 characters (256 with :gpu) from at most as many, so that every character counts once.
+"""
+
+import os
+
+import aigc_jax
+from aigc_jax.models.presets import NANOGPT
+
+FILE = "data/tinyshakespeare/input.txt"
+
+
+def get_config(variant="plain"):
+    return {"plain": plain, "best": best, "gpu": gpu}[variant]()
+
+
+def text(seq_len, batch_size):
+    """The section `data`: the file here, or in the folder beside."""
+    beside = os.path.join("..", "shared", FILE)
+    source = beside if os.path.exists(beside) and not os.path.exists(FILE) else FILE
+    return dict(
+        source=f"text:{source}",
+        tokenizer="char",
+        split="tail",
+        validation_fraction=0.1,
+        seq_len=seq_len,
+        eval_stride=seq_len,
+        batch_size=batch_size,
+    )
+
+
+def adamw(**changes):
+    """nanoGPT's optimizer."""
+    settings = dict(
+        name="adamw",
+        lr=1e-3,
+        b2=0.99,
+        weight_decay=0.1,
+        decay_embeddings=True,
+        clip_norm=1.0,
+        schedule="cosine",
+        warmup_steps=100,
+        final_lr_fraction=0.1,
+    )
+    return settings | changes
+
+
+def plain():
+    """nanoGPT on a CPU."""
+    return aigc_jax.recipe(
+        data=text(seq_len=64, batch_size=12),
+        model=dict(NANOGPT, layers=4, width=128, heads=4),
+        objective=dict(name="lm"),
+        optim=adamw(),
+        train=dict(steps=2000, log_every=50),
+        eval=dict(every=500),
+        checkpoint=dict(every=500),
+        sample=dict(num=4, max_new_tokens=60),  # its positions end at 64
+    )
+
+
+def best():
+    """No more parameters and the same tokens: Muon, short convolutions, fewer and wider layers."""
+    return aigc_jax.recipe(
+        data=text(seq_len=64, batch_size=12),
+        model=dict(
+            name="transformer",
+            layers=3,
+            width=144,
+            heads=4,
+            mlp_width=616,
+            conv_width=3,
+            rope_theta=100.0,
+            norm_scale=False,
+            qk_norm=True,
+            embedding_norm=True,
+            embedding_std=1.0,
+            init_std=0.042,
+            tie_embeddings=False,
+            logit_scale=0.25,  # as muP has it: one rate for the embedding and the output
+        ),
+        objective=dict(name="lm"),
+        optim=dict(
+            name="muon", lr=0.02, adam_lr=0.02, b1=0.9, b2=0.95, schedule="linear", warmup_steps=50
+        ),
+        train=dict(steps=2000, log_every=50),
+        eval=dict(every=500),
+        checkpoint=dict(every=500),
+        sample=dict(num=4, max_new_tokens=300),
+    )
+
+
+def gpu():
+    """nanoGPT on a GPU: 10.6 million parameters, 5,000 steps of 16,384 characters."""
+    return aigc_jax.recipe(
+        data=text(seq_len=256, batch_size=64),
+        model=dict(NANOGPT, layers=6, width=384, heads=6, dropout=0.2),
+        objective=dict(name="lm"),
+        optim=adamw(),
+        train=dict(steps=5000, log_every=50, compute_dtype="bfloat16"),
+        eval=dict(every=250),
+        checkpoint=dict(every=250),
+        sample=dict(num=4, max_new_tokens=250),  # its positions end at 256
+    )
