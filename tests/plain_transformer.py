@@ -28,14 +28,15 @@ def logits(c, params, tokens):
     for i in range(c.layers):
         x = layer(c, part(params["layers"], i), x, c.windows()[i])
     if c.norm_position != "post":
-        x = norm(c, params["final_norm"], x)
+        x = norm(c, params.get("final_norm"), x)
     if c.head_transform:
         x = ACTIVATIONS["gelu_exact"](linear(params["head_transform"], x))
-        x = norm(c, params["head_norm"], x)
+        x = norm(c, params.get("head_norm"), x)
     embedding = params["token_embedding"]["embedding"]
     y = x @ (embedding.T if c.tie_embeddings else params["head_embedding"]["kernel"])
     if c.head_bias:
         y = y + params["head_bias"]["bias"]
+    y = y * c.logit_scale
     return c.logit_softcap * np.tanh(y / c.logit_softcap) if c.logit_softcap else y
 
 
@@ -52,29 +53,34 @@ def embed(c, params, tokens):
         x = x + params["position_embedding"]["embedding"][: len(tokens)]
     if c.token_types:
         x = x + params["type_embedding"]["embedding"][0]
-    return norm(c, params["embedding_norm"], x) if c.embedding_norm else x
+    return norm(c, params.get("embedding_norm"), x) if c.embedding_norm else x
 
 
 def layer(c, p, x, window):
     for name, branch in (("attention", lambda y: attend(c, p["attention"], y, window)),
                          ("mlp", lambda y: perceptron(c, p["mlp"], y))):  # fmt: skip
-        y = x if c.norm_position == "post" else norm(c, p[f"{name}_norm"], x)
+        y = x if c.norm_position == "post" else norm(c, p.get(f"{name}_norm"), x)
         if c.conv_width > 1:
             y = mixed(p[f"{name}_conv"]["taps"], y)
         y = branch(y)
         if c.norm_position == "both":
-            y = norm(c, p[f"{name}_out_norm"], y)
+            y = norm(c, p.get(f"{name}_out_norm"), y)
         x = x + c.residual_scale * y
         if c.norm_position == "post":
-            x = norm(c, p[f"{name}_norm"], x)
+            x = norm(c, p.get(f"{name}_norm"), x)
     return x
 
 
 def norm(c, p, x):
     if c.norm == "layernorm":
         x = x - x.mean(-1, keepdims=True)
-    y = x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_eps) * (p["scale"] + c.norm_offset)
+    y = rms(c, p, x)
     return y + p["bias"] if c.norm == "layernorm" and c.norm_bias else y
+
+
+def rms(c, p, x):
+    scale = p["scale"] + c.norm_offset if c.norm_scale else 1
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_eps) * scale
 
 
 def linear(p, x):
@@ -103,7 +109,7 @@ def attend(c, p, x, window):
         mine, theirs = (slice(i * size, (i + 1) * size) for i in (h, h // shared))
         qs, ks, vs = q[:, mine], k[:, theirs], v[:, theirs]
         if c.qk_norm:
-            qs, ks = unit(c, qs, p["query_norm"]), unit(c, ks, p["key_norm"])
+            qs, ks = rms(c, p.get("query_norm"), qs), rms(c, p.get("key_norm"), ks)
         if c.positions == "rotary":
             qs, ks = turned(c, qs), turned(c, ks)
         for t in range(len(x)):
@@ -118,11 +124,6 @@ def attend(c, p, x, window):
 
 def sees(c, t, s, window):
     return (s <= t or not c.causal) and (not window or abs(t - s) < window)
-
-
-def unit(c, x, p):
-    """An RMS norm of each head."""
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_eps) * (p["scale"] + c.norm_offset)
 
 
 def turned(c, x):

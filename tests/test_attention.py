@@ -200,12 +200,12 @@ def test_rotary_frequencies_for_longer_texts():
 def test_dense_is_a_matrix_product(dtype):
     """In value, type and gradients, also where the forward pass is made twice."""
     x = jnp.asarray(RNG.normal(size=(2, 3, 5)), dtype)
-    kernel = jnp.asarray(RNG.normal(size=(5, 4)), jnp.float32)
+    kernel = jnp.asarray(RNG.normal(size=(5, 4)), dtype)
     weight = jnp.asarray(RNG.normal(size=(2, 3, 4)), jnp.float32)
 
     def loss(product):
         def total(x, kernel):
-            return (jnp.sin(product(x, kernel.astype(dtype)).astype(jnp.float32)) * weight).sum()
+            return (jnp.sin(product(x, kernel).astype(jnp.float32)) * weight).sum()
 
         return total
 
@@ -213,7 +213,7 @@ def test_dense_is_a_matrix_product(dtype):
     def values(x, kernel):
         forms = (dense, jnp.matmul, jax.checkpoint(dense))
         found = [jax.value_and_grad(loss(form), argnums=(0, 1))(x, kernel) for form in forms]
-        return found, dense(x, kernel.astype(dtype))
+        return found, dense(x, kernel)
 
     (ours, plain, again), product = values(x, kernel)
     assert product.dtype == dtype and product.shape == (2, 3, 4)

@@ -48,7 +48,9 @@ MODELS = {
         causal=False, window=2, activation="relu", head_dim=12, rope_scaling="yarn",
         rope_factor=4.0, rope_original_context=40, rope_theta=100.0, rope_beta_fast=4.0,
         rope_beta_slow=0.5),
-    "convolutions": dict(positions="none", conv_width=3, remat="dots"),
+    "convolutions": dict(
+        positions="none", conv_width=3, remat="dots", norm_scale=False, qk_norm=True,
+        logit_scale=0.3, tie_embeddings=False, head_bias=True, logit_softcap=9.0),
 }  # fmt: skip
 # One document; two packed with padding behind them; each of these alone.
 TOKENS = np.array([[1, 2, 3, 4, 5, 6, 7, 8], [3, 9, 10, 1, 1, 2, 4, 0],
@@ -92,7 +94,7 @@ def test_each_document_gets_the_plain_model_s_logits(name):
     # The plain model in other words: packing and padding do not matter.
     chex.assert_trees_all_close(logits[1, :3], logits[2, :3], rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(logits[1, 3:7], logits[3, :4], rtol=1e-4, atol=1e-5)
-    if config.logit_softcap:
+    if name == "gemma":
         assert 1.5 < abs(logits).max() <= config.logit_softcap
 
 
@@ -165,6 +167,8 @@ def test_the_parameters_of_each_choice():
     }
     for choice, added in ADDED:
         assert names.shapes(config_of("plain", **choice)) == plain | added, choice
+    bare = names.shapes(config_of("plain", norm_scale=False, qk_norm=True))
+    assert bare == {k: v for k, v in plain.items() if "norm" not in k}
     post = names.shapes(config_of("plain", norm_position="post"))
     assert plain.items() - post.items() == {("final_norm/scale", (8,))}
     sizes = dict(heads=4, kv_heads=2, head_dim=6, mlp_width=5)
@@ -188,9 +192,19 @@ def test_fresh_weights_are_of_the_size_that_is_asked_for():
         # GPT-2's rule for what is added to the residual path: less by √(2 · layers).
         assert deviation(target, zero_init=False) == near(1 / 8 / 2)
         assert deviation(target, zero_init=False, init_std=0.5) == near(0.5 / 2)
+    # An output of its own weights begins by finding all tokens alike likely.
+    assert deviation("vocabulary") == 0 and deviation("vocabulary", zero_init=False) == near(1 / 8)
     for offset in (False, True):
         variables = Norm(offset=offset).init(jax.random.key(0), jnp.ones(8))
         assert (variables["params"]["scale"] == 1 - offset).all()
+    for changes, std in (
+        ({}, 0.02),
+        (dict(init_std=0.5), 0.5),
+        (dict(init_std=0.5, embedding_std=0.1), 0.1),
+    ):
+        module = Transformer(TransformerConfig(**SIZE | changes), V, T).bind({})
+        table = module.token_embedding.embedding_init(jax.random.key(0), (64, 64))
+        assert float(np.std(table)) == near(std)
 
 
 def test_blocks_that_begin_as_nothing_leave_a_tied_model_its_embedding():
