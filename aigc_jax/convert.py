@@ -103,7 +103,7 @@ def _recipe(found: Imported, spec: TextSpec) -> dict[str, Any]:
         sample |= {k: v for k in SAMPLING if (v := found.generation.get(k)) is not None}
     return dict(
         mesh="data=1",  # batches of one do not divide by many devices
-        data=dict(seq_len=spec.seq_len, tokenizer="byte", batch_size=1),
+        data=dict(source="python_docs", seq_len=spec.seq_len, tokenizer="byte", batch_size=1),
         model=dict(name="transformer", **found.model),
         objective=dict(name=family),
         optim=dict(name="none"),

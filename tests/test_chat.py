@@ -22,6 +22,7 @@ from aigc_jax.interop import names
 from aigc_jax.models.transformer import TransformerConfig
 from aigc_jax.objectives.lm import LMSample, before
 from aigc_jax.restore import restore
+from aigc_jax.sampling.generate import generate
 from aigc_jax.sampling.watch import TextWatch
 
 BYTE = ByteTokenizer()
@@ -92,6 +93,28 @@ def test_what_is_shown_is_the_text_up_to_the_first_stop_string(name, text, stops
     whole = tokenizer.decode(tokens)
     assert "".join(pieces) == before(whole, stops)
     assert not tokens or not ended[-1] or before(whole, stops) != whole
+
+
+def test_each_batch_of_texts_is_watched_anew():
+    """A row that has ended says nothing of the row in its place in the next batch."""
+    texts = ["one END", "two", "three", "four", "fiveEND", "six"]
+    rows = np.full((6, 7), BYTE.separator)
+    for row, text in zip(rows, texts, strict=True):
+        row[: len(text)] = BYTE.encode(text)
+
+    class Reader:
+        num_classes = 0
+
+        def sample(self, params, key_N, request):
+            out = rows[request.index_N].copy()
+            for upto in range(1, 8):
+                out[np.flatnonzero(request.watch(out[:, :upto])), upto:] = BYTE.separator
+            return out
+
+    watch = TextWatch(BYTE, ["END"])
+    for size in (2, 6):
+        drawn = generate(Reader(), {}, None, 6, watch=watch, batch_size=size)
+        np.testing.assert_array_equal(drawn, rows)
 
 
 # Talking -------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import types
 
 import numpy as np
 import pytest
+from hostile import refusal
 from own_texts import chat
 from table_model import BYTE, PARAMS, Table, masked
 
@@ -15,6 +16,7 @@ from aigc_jax.evaluate.classification import entity_report, report
 from aigc_jax.evaluate.heldout import HeldOut
 from aigc_jax.evaluate.judge import Judge
 from aigc_jax.objectives.lm import LanguageModel, LMConfig, LMSample
+from aigc_jax.objectives.masked_lm import MaskedLMSample
 from aigc_jax.objectives.text_task import TaskConfig, TextTask
 from aigc_jax.parallel.mesh import make_mesh
 from aigc_jax.train.metrics import Mean
@@ -125,6 +127,14 @@ def test_tags_that_mark_entities_are_judged_as_entities():
         assert found["report"] == expected.to_json() and found["report"]["count"] > 50
         assert found["f1_micro"] == expected.metrics()["f1_micro"]
         assert found["accuracy"] == pytest.approx(expected.accuracy)
+
+
+def test_texts_cannot_be_asked_of_a_family_that_writes_none():
+    config = types.SimpleNamespace(
+        eval=Eval(generations=3), sample=MaskedLMSample(), raw={"objective": {"name": "masked_lm"}}
+    )
+    message = refusal(Judge, types.SimpleNamespace(config=config), None)
+    assert "eval.generations" in message and "'masked_lm' cannot" in message
 
 
 # Answers -------------------------------------------------------------------------------------

@@ -130,6 +130,23 @@ def test_the_windows_of_the_layers():
     assert TransformerConfig(layers=2, global_every=1).windows() == [0, 0]
 
 
+def test_dropout_belongs_to_the_example():
+    """And to training: without keys there is none."""
+    _, params, apply = model("bert")
+    network = Transformer(config_of("bert", dropout=0.3), V, T)
+    rows, keys = [0, 0, 1], jax.random.split(jax.random.key(0), 3)
+
+    @jax.jit
+    def dropped(tokens, segments, keys):
+        return network.apply({"params": params}, tokens, segments_BT=segments, key_B=keys)[0]
+
+    first = np.asarray(dropped(TOKENS[rows], SEGMENTS[rows], keys))
+    again = dropped(TOKENS[rows[::-1]], SEGMENTS[rows[::-1]], keys[::-1])
+    np.testing.assert_array_equal(first[::-1], again)
+    assert np.isfinite(first).all() and not np.allclose(first[0], first[1], atol=0.1)
+    assert not np.allclose(first[0], apply(TOKENS, SEGMENTS)[0], atol=0.1)
+
+
 # Parameters ----------------------------------------------------------------------------------
 
 ATTENTION, MLP = "layers/attention", "layers/mlp"

@@ -15,6 +15,7 @@ from aigc_jax.config import Data
 from aigc_jax.data import sources
 from aigc_jax.data.pipeline import eval_batches, num_batches
 from aigc_jax.data.sources import Dataset
+from aigc_jax.errors import UserError
 from aigc_jax.evaluate import text as text_eval
 from aigc_jax.evaluate.answers import score_answers
 from aigc_jax.evaluate.classification import entity_report, is_bio, report
@@ -33,9 +34,18 @@ class Judge:
       run: its parts.
       dataset: its data.
       tick: called after each batch.
+
+    Raises:
+      UserError: if texts are to be written that the family does not write.
     """
 
     def __init__(self, run: Run, dataset: Dataset, tick: Callable[[], None] = lambda: None):
+        if run.config.eval.generations and not hasattr(run.config.sample, "stop"):
+            name = run.config.raw["objective"]["name"]
+            raise UserError(
+                f"eval.generations asks for texts to be continued, which '{name}' cannot: set it to"
+                " 0"
+            )
         self._run, self._dataset, self._tick = run, dataset, tick
         self._held_out = HeldOut(run.objective, run.mesh)
         self._references: dict[str, float] = {}

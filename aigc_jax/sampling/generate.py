@@ -1,5 +1,6 @@
 """As many samples as asked for, in batches of one size."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def generate(
       seed: of the random keys.
       label_N: a class for each sample; none: `options.label`, or all classes in turn.
       prompts: tokens for each sample to continue; none: those of the options.
-      watch: looks at what is drawn of the (only) batch while it is drawn.
+      watch: looks at what is drawn while it is drawn; a copy of it at each of several batches.
       batch_size: samples drawn at once.
 
     Raises:
@@ -54,7 +55,9 @@ def generate(
         index = np.arange(first, first + size)  # the last batch is filled up and cut
         key_N = numbered_keys(jax.random.key(seed), index)
         label = None if label_N is None else jnp.asarray(label_N[index % num], jnp.int32)
-        request = Request(options, label, index % num, prompts, watch)
+        # Each batch has a watch of its own, which knows nothing of the rows before.
+        own = watch if few else copy.copy(watch)
+        request = Request(options, label, index % num, prompts, own)
         samples = objective.sample(params, key_N, request)
         parts.append(np.asarray(samples))
     return np.concatenate(parts)[:num]
