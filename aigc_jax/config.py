@@ -23,6 +23,7 @@ FREE_FIELDS = (
     "train.compile",
     "mesh",
     "model.remat",
+    "model.scan_unroll",
     "eval.",
     "sample.",
     "checkpoint.",

@@ -136,18 +136,21 @@ def to_other(workdir: str, target: str, dtype: str | None = None) -> str:
         raise UserError(f"{workdir} holds no transformer over text: nothing else can be given out")
     config = _resolved(model)
     params, origin = jax.device_get(state.sampling_params), _origin(workdir)
+    if not origin and run.config.train.init_from:  # fine-tuned in float32, but of the same kind
+        origin = _origin(run.config.train.init_from) | {"dtype": "float32"}
     architecture = origin.get("architecture", "")  # "": the plainest that fits
     if kind == "peft":
         if "base" not in params:
             raise UserError(f"{workdir} has no adapters: give the model out with --to=hf:DIR")
-        base = run.config.train.init_from or "base"
-        write_adapter(path, config, adapters.join(params)["lora"], base, architecture=architecture)
+        write_adapter(path, config, adapters.join(params)["lora"], architecture=architecture)
+        if base := run.config.train.init_from:
+            say(f"they belong to the model of {base}: give it out with --to=hf:DIR")
         return path
     params = dict(run.objective.plain(params)["model"])
     if params.pop("task_head", None) is not None:
         say("the head of the task stays behind: transformers has none of the kind")
     tokenizer = run.spec.tokenizer
-    specials = origin["specials"] if origin else _specials(tokenizer)
+    specials = origin["specials"] if "specials" in origin else _specials(tokenizer)
     write_folder(
         path,
         config,

@@ -48,6 +48,8 @@ def sample() -> None:
 
     if FLAGS.stream and (FLAGS.num or 1) > 1:
         raise UserError("--stream shows one text: leave out --num")
+    if FLAGS.stream and len(FLAGS.prompt or ()) > 1:
+        raise UserError("--stream shows one text: give one --prompt")
     prompt = FLAGS.prompt[0] if FLAGS.prompt and len(FLAGS.prompt) == 1 else FLAGS.prompt
     if FLAGS.stream:
         print(prompt or "", end="", flush=True)
@@ -90,6 +92,8 @@ def convert() -> None:
     source, target = FLAGS["from"].value, FLAGS.to
     if bool(source) == bool(target):
         raise UserError("'aigc convert' needs either --from=hf:DIR (or gguf:FILE) or --to=hf:DIR")
+    if FLAGS.dtype and not (target or "").startswith("hf:"):
+        raise UserError("--dtype says how --to=hf:DIR is written: leave it out here")
     if source:
         from_other(source, FLAGS.workdir)
         print(f"converted: {FLAGS.workdir}")
@@ -170,10 +174,9 @@ def run(argv: Sequence[str] | None = None) -> None:
         print(f"aigc: error: {e}" if e.code != Stopped.code else f"aigc: {e}", file=sys.stderr)
         leave(e.code)
     except KeyboardInterrupt:
-        print(
-            "aigc: interrupted; a training run goes on from its newest checkpoint",
-            file=sys.stderr,
-        )
+        training = argv[1:2] == ["train"]
+        hint = "; the run goes on from its newest checkpoint" if training else ""
+        print(f"aigc: interrupted{hint}", file=sys.stderr)
         sys.exit(130)
 
 

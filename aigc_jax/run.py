@@ -72,7 +72,8 @@ def evaluate(workdir: str, data_dir: str = "", source: str = "", **options: int)
     data = run.config.data
     given = {"data_dir": data_dir, "source": source}
     data = dataclasses.replace(data, **{k: v for k, v in given.items() if v})
-    dataset = sources.load(data, getattr(run.spec, "tokenizer", None))
+    text = run.spec if run.spec.modality != "image" else None
+    dataset = sources.load(data, text and text.tokenizer, text if source else None)
     spec_lib.check_spec(workdir, run.spec.to_json(), dataset.spec, data.source)
     return {"step": step, **Judge(run, dataset)(state)}
 

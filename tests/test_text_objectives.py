@@ -194,6 +194,15 @@ def test_masks_are_filled_the_surest_first():
     assert rows[0, :6].tolist() == [BYTE.separator, *b"xabcd"]
 
 
+def test_a_mask_is_never_the_surest_token():
+    """Else the first one here would be filled before the second, which tells what it is."""
+    table = np.zeros((V, V), np.float32)
+    table[HIDDEN, HIDDEN], table[ord("A"), ord("@")], table[ord("@"), ord("x")] = 13, 10, 50
+    objective, options = masked(NEIGHBOUR), MaskedLMSample(prompts=(f"{MASK * 2}A",))
+    rows = generate(objective, {"model": {"logits": table}}, options, 5)
+    assert set(objective.texts(rows, options)) == {"x@A"}
+
+
 def test_only_masks_are_filled_and_each_row_from_its_own_key():
     objective = masked(NEIGHBOUR)
     params = {"model": {"logits": PARAMS["model"]["logits"]}}

@@ -16,6 +16,7 @@ from aigc_jax.data.library_tokenizer import LibraryTokenizer
 from aigc_jax.data.spec import TextSpec
 from aigc_jax.data.tasks import Labelled, Tagged, runs, word_encoder
 from aigc_jax.data.tokenizers import ByteTokenizer, CharTokenizer
+from aigc_jax.errors import UserError
 
 BYTE = ByteTokenizer()
 SEP = BYTE.separator
@@ -238,3 +239,27 @@ def test_a_text_to_tag_has_a_place_for_each_word(text):
     assert example.keys() == spec.example_batch(1).keys()
     assert (example["tags"] == 0).sum() == min(max(len(text.split()), 1), 12)
     assert set(example["tags"].tolist()) <= {0, -1}
+
+
+def test_other_data_are_judged_whole_by_the_models_own_classes(tmp_path):
+    """A model keeps its numbers of classes, whatever part of them the other data show."""
+    path = tmp_path / "other.jsonl"
+    path.write_text("".join(json.dumps({"text": t, "label": c}) + "\n" for t, c in
+                            [("one", "b"), ("two", "a"), ("three", "b")]))  # fmt: skip
+    config = Data(source=f"jsonl:{path}", form="labels", seq_len=16)
+    knows = TextSpec(ByteTokenizer(), 16, "labels", ("c", "b", "a"))
+    found = sources.load(config, knows.tokenizer, knows)
+    assert found.spec == knows
+    assert [int(found.validation[i]["label"]) for i in range(len(found.validation))] == [1, 2, 1]
+    with pytest.raises(UserError, match="knows no class 'a'"):
+        sources.load(config, knows.tokenizer, TextSpec(ByteTokenizer(), 16, "labels", ("b",)))
+
+    path = tmp_path / "other.conll"
+    path.write_text("Ana\tB-person\nran\tO\n\nit\tO\n\n")
+    config = Data(source=f"conll:{path}", form="tags", seq_len=16)
+    knows = TextSpec(ByteTokenizer(), 16, "tags", ("O", "B-group", "B-person"))
+    found = sources.load(config, knows.tokenizer, knows)
+    assert found.spec == knows and len(found.validation) == 2
+    assert [t for t in found.validation[0]["tags"].tolist() if t >= 0] == [2, 0]
+    with pytest.raises(UserError, match="knows no tag 'B-person'"):
+        sources.load(config, knows.tokenizer, TextSpec(ByteTokenizer(), 16, "tags", ("O",)))

@@ -1,5 +1,6 @@
 """Text in each form that `data.form` names: from what a reader found to examples of tokens."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,34 @@ def text_dataset(content: Content, config: Data, ready: Tokenizer | None = None)
     check_form(content, config)
     make = dict(stream=_stream, documents=_documents, chat=_chat, labels=_labels, tags=_tags)
     return make[config.form](content, config, ready)
+
+
+def to_judge(content: Content, class_names: Sequence[str]) -> Content:
+    """Other data for a trained model: all held out, or what the source itself holds out.
+
+    Args:
+      content: what was read.
+      class_names: those that the model knows, in its order; empty: it knows none.
+
+    Raises:
+      UserError: for a class that it does not know.
+    """
+    examples = content.splits[held_out_split(content.splits) or "train"]
+    if class_names and content.class_names:
+        unknown = set(content.class_names) - set(class_names)
+        if unknown:
+            raise UserError(
+                f"the model knows no class '{shown(min(unknown), 80)}':"
+                f" {shown(', '.join(class_names), 200)} are its classes"
+            )
+        number = [list(class_names).index(name) for name in content.class_names]
+
+        def renumbered(example: Any) -> Any:
+            return lambda: (found := example()) | {"label": number[int(found["label"])]}
+
+        examples = [renumbered(example) for example in examples]
+    splits = {"train": examples, "validation": examples}
+    return dataclasses.replace(content, splits=splits, class_names=tuple(class_names))
 
 
 def check_form(content: Content, config: Data) -> None:
@@ -221,7 +250,12 @@ def _tags(content: Content, config: Data, ready: Tokenizer | None) -> Dataset:
     """Sentences with a tag for each word."""
     train, held_out = _examples(content, config, "sentences")
     found = {tag for example in (*train, *held_out) for tag in example["tags"]}
-    names = (OUTSIDE, *sorted(found - {OUTSIDE}))
+    names = content.class_names or (OUTSIDE, *sorted(found - {OUTSIDE}))
+    if found - set(names):
+        raise UserError(
+            f"the model knows no tag '{shown(min(found - set(names)), 80)}':"
+            f" {shown(', '.join(names), 200)} are its tags"
+        )
     number = {name: i for i, name in enumerate(names)}
     inside = frozenset(i for name, i in number.items() if name.startswith(INSIDE))
     train = limited(train, config)

@@ -1,6 +1,7 @@
 """Where examples come from: embedded data sets, TFDS and own files."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,10 +12,10 @@ from aigc_jax.config import Data
 from aigc_jax.data import readers
 from aigc_jax.data.chat import check_messages
 from aigc_jax.data.dataset import Dataset, Source, held_out_split, hold_out, limited
-from aigc_jax.data.forms import check_form, text_dataset
+from aigc_jax.data.forms import check_form, text_dataset, to_judge
 from aigc_jax.data.readers.conll import check_sentence
 from aigc_jax.data.readers.content import Content, Example, Examples, columns, parse_json
-from aigc_jax.data.spec import ImageSpec
+from aigc_jax.data.spec import ImageSpec, TextSpec
 from aigc_jax.data.tfds_folder import (
     Records,
     check_classes,
@@ -48,12 +49,16 @@ class Images:
         return example if label is None else example | {"label": np.int32(label)}
 
 
-def load(config: Data, tokenizer: Tokenizer | None = None) -> Dataset:
+def load(
+    config: Data, tokenizer: Tokenizer | None = None, judge: TextSpec | None = None
+) -> Dataset:
     """The data set that `config.source` names.
 
     Args:
       config: the section `data`.
       tokenizer: one to use instead of that of `config.tokenizer`.
+      judge: what a trained model knows, if these are other data to judge it on: all of them are
+        held out then, unless the source itself says which.
 
     Raises:
       UserError: if there is no such source, or it is empty, too short or not of one shape.
@@ -72,6 +77,9 @@ def load(config: Data, tokenizer: Tokenizer | None = None) -> Dataset:
             f"there is no data.source '{shown(config.source)}': {nearest(shown(kind), known)}"
         )
     if content.image_shape is None:
+        if judge is not None:
+            dataset = text_dataset(to_judge(content, judge.class_names), config, tokenizer)
+            return dataclasses.replace(dataset, texts={})  # no text was trained on
         return text_dataset(content, config, tokenizer)
     check_form(content, config)
     return image_dataset(content, levels, config)

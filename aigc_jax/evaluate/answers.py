@@ -42,7 +42,7 @@ def score_answers(run: Run, dataset: Dataset, state: TrainState, count: int) -> 
         limit = options.max_new_tokens
     else:
         prompts, references = _continuations(dataset.validation, tokenizer, count)
-        stop, limit = options.stop, max(len(tokenizer.encode(text)) for text in references)
+        stop, limit = options.stop, max(1, *(len(tokenizer.encode(text)) for text in references))
     model = run.objective.model
     if model.config.bounded:  # prompt and answer share what the positions reach
         limit = min(limit, max(model.context // 2, 1))

@@ -126,12 +126,8 @@ class MaskedLanguageModel(TextObjective):
 
     def texts(self, samples: np.ndarray, options: MaskedLMSample) -> list[str]:
         """Each sample as text."""
-        lengths = [len(self._prompt(text)) for text in options.prompts]
-        ends = [lengths[n % len(lengths)] for n in range(len(samples))]
-        # All of it: the token before a text may be the one that ends another.
-        return [
-            self.tokenizer.text(row[:end].tolist()) for row, end in zip(samples, ends, strict=True)
-        ]
+        # Not `decode`: the token before a text may be the one that ends another.
+        return [self.tokenizer.text(row.tolist()) for row in samples]
 
     def _prompt(self, text: str) -> np.ndarray:
         parts = [self.tokenizer.encode(part) for part in text.split(MASK)]

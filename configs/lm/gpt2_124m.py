@@ -7,10 +7,8 @@
 
 Batches of 2¹⁹ tokens as in nanoGPT, 19,073 of them for 10 billion tokens; AdamW with a cosine down
 to a tenth. nanoGPT publishes a validation loss of 2.85 after 300 billion tokens of OpenWebText. Not
-trained here: no accelerator was at hand. Its shapes, and two steps at two layers, are checked by
-the tests.
-
-`--config.train.accumulate` makes the microbatches fit: one H100 holds 32 texts at a time.
+trained yet: its size, and two steps at two layers, are checked by the tests. With less memory raise
+train.accumulate, which keeps the batch.
 """
 
 import aigc_jax

@@ -8,8 +8,8 @@
 Packed documents that do not see each other, 2²¹ tokens a step, Muon for the matrices and AdamW for
 the rest, warm-up, then constant, then down over the last fifth (WSD); the z-loss keeps the logits
 from drifting in bfloat16. 12,000 steps are 25 billion tokens, about 20 per parameter (Hoffmann et
-al. 2022). Not trained here: no accelerator was at hand. Its shapes, and two steps at two layers,
-are checked by the tests.
+al. 2022). On 64 devices each holds one text at a time; with fewer raise train.accumulate. Not
+trained yet: its size, and two steps of a small one, are checked by the tests.
 """
 
 import aigc_jax

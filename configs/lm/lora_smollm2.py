@@ -10,6 +10,10 @@
     aigc chat --workdir=runs/lora
     aigc convert --workdir=runs/lora --to=hf:smollm2_mine     # or --to=peft:adapters
 
+On 2 CPU cores, with pairs of speeches from tiny Shakespeare (docs/lm.md says how they are made) and
+--config.data.seq_len=128 --config.train.steps=40 --config.eval.every=40 --config.eval.batches=4:
+13 minutes on a busy machine, held-out bits per byte from 1.863 to 1.631 (loss 4.492 to 3.932).
+
 A line of chats.jsonl is a conversation, {"messages": [{"role": "user", "content": "…"}, {"role":
 "assistant", "content": "…"}]}. Only what the assistant says is learned. Adapters of rank 8 on all
 projections are 2.4 million of the 134.5 million parameters.

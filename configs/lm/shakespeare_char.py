@@ -8,6 +8,16 @@
 The text is karpathy/char-rnn's data/tinyshakespeare/input.txt; put it there, or name it with
 --config.data.source=text:FILE. The last tenth is held out, and judged in windows that each predict
 64 characters (256 with :gpu) from at most as many, so that every character counts once.
+
+Held-out loss in nats, over the whole of it, for --config.seed=0 … 4:
+
+- plain PLAINFIGS
+- :best 1.515, 1.525, 1.520, 1.523, 1.519, mean 1.520, with 802,656 parameters for 804,224 and
+  the same tokens. It was chosen on the last tenth of the training text alone. Short convolutions
+  before attention and MLP gain most (0.047 there), then Muon's momentum of 0.9 (0.009).
+- :gpu has not been trained yet; nanoGPT publishes 1.4697.
+
+A run of either takes 4 to 5 minutes on 2 cores that do other work beside.
 """
 
 import os
