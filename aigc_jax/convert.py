@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from aigc_jax import build
+from aigc_jax.data import tokenizer_files
 from aigc_jax.data.spec import TextSpec
 from aigc_jax.data.tokenizer_files import TOKENIZER, roles, with_settings
 from aigc_jax.data.tokenizers import ByteTokenizer, LibraryTokenizer, Tokenizer
@@ -76,7 +77,7 @@ def _tokenizer(found: Imported, path: str) -> Tokenizer:
         ends = {"config.json": {"eos_token_id": found.specials.get("eos", [])}}
         return with_settings(found.tokenizer, ends)
     if os.path.exists(os.path.join(path, TOKENIZER)):
-        return LibraryTokenizer.load(path)
+        return tokenizer_files.read(path)
     tokenizer = ByteTokenizer()
     if found.model["vocab_size"] < tokenizer.size:
         raise UserError(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from small_tokenizers import LIBRARIES, TEXT, byte_fallback, metaspace, trained, wordpiece
 
 from aigc_jax.data import spec as spec_lib
+from aigc_jax.data import tokenizer_files
 from aigc_jax.data import tokenizers as ours
 from aigc_jax.data.library_tokenizer import END, IM_END, LibraryTokenizer
 from aigc_jax.errors import UserError
@@ -33,7 +34,7 @@ def folder(path, library, **files):
 
 
 def load(*args, **files):
-    return LibraryTokenizer.load(folder(*args, **files))
+    return tokenizer_files.read(folder(*args, **files))
 
 
 # What the files say --------------------------------------------------------------------------
@@ -49,9 +50,9 @@ def test_a_plain_folder(tmp_path):
 
 def test_a_file_by_itself_ends_texts_as_usual(tmp_path):
     folder(tmp_path, byte_fallback(), config={"eos_token_id": 0})
-    tokenizer = LibraryTokenizer.load(str(tmp_path / "tokenizer.json"))
+    tokenizer = tokenizer_files.read(str(tmp_path / "tokenizer.json"))
     assert (tokenizer.separator, tokenizer.stops, tokenizer.prefix) == (2, (2,), (1,))
-    assert LibraryTokenizer.load(str(tmp_path)).separator == 0  # the folder says something else
+    assert tokenizer_files.read(str(tmp_path)).separator == 0  # the folder says something else
 
 
 def test_a_home_folder(tmp_path, monkeypatch):
@@ -156,14 +157,14 @@ def test_files_that_are_no_tokenizers(tmp_path):
         (tmp_path / "none", "cannot be read"),
         (tmp_path, "holds no tokenizer.json"),
     ):
-        assert said in refusal(LibraryTokenizer.load, str(path))
+        assert said in refusal(tokenizer_files.read, str(path))
     file = tmp_path / "tokenizer.json"
     for content in (b"", b"{}", b"[" * 10**5, b"\xff", b'{"model": 1}', b"null"):
         file.write_bytes(content)
-        assert str(file) in refusal(LibraryTokenizer.load, str(file))
+        assert str(file) in refusal(tokenizer_files.read, str(file))
     os.unlink(file)
     os.mkfifo(file)
-    assert "not a regular file" in refusal(LibraryTokenizer.load, str(file))
+    assert "not a regular file" in refusal(tokenizer_files.read, str(file))
 
 
 def test_a_tokenizer_without_an_end_is_refused(tmp_path):
@@ -194,7 +195,7 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path):
 def test_settings_that_are_none_are_refused(tmp_path, name, content):
     path = folder(tmp_path, gpt2())
     (tmp_path / f"{name}.json").write_text(content)
-    assert str(tmp_path) in refusal(LibraryTokenizer.load, path)
+    assert str(tmp_path) in refusal(tokenizer_files.read, path)
 
 
 def split(pattern):

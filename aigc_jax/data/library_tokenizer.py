@@ -136,17 +136,6 @@ class LibraryTokenizer:
         end, stop = (library.token_to_id(t) for t in (END, IM_END))
         return cls(library, separator=end, stops=(end, stop), prefix=(end,))
 
-    @classmethod
-    def load(cls, path: str) -> "LibraryTokenizer":
-        """A tokenizer.json, or a Hugging Face folder that has one.
-
-        Raises:
-          UserError: if there is none, or it cannot be used.
-        """
-        from aigc_jax.data.tokenizer_files import read
-
-        return read(path)
-
     def encode(self, text: str) -> np.ndarray:
         """The tokens of the text, int32; special tokens spelled in it are plain text.
 

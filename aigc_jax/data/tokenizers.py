@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import tokenizers
 
+from aigc_jax.data import tokenizer_files
 from aigc_jax.data.library_tokenizer import END, LibraryTokenizer, put_in_front
 from aigc_jax.data.pieces import byte_alphabet, bytes_of, until, utf8
 from aigc_jax.errors import UserError, nearest, shown
@@ -177,7 +178,7 @@ def make_tokenizer(name: str, documents: Sequence[str], vocab_size: int = 0) -> 
     """
     kind, _, argument = name.partition(":")
     if kind == "file" and argument:
-        return LibraryTokenizer.load(argument)
+        return tokenizer_files.read(argument)
     if name == "byte":
         return ByteTokenizer()
     if name == "char":
