@@ -1,7 +1,4 @@
-"""Config → the parts of a run: the only file that knows all the others.
-
-A fifth family is one `register` call: an objective with its config, sampling options and models.
-"""
+"""Config → the parts of a run: with `families`, the only file that knows all the others."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -12,11 +9,11 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
+from aigc_jax import families
 from aigc_jax.config import Config, Sample, parse
-from aigc_jax.data.spec import ImageSpec, Spec, TextSpec
+from aigc_jax.data.spec import Spec
 from aigc_jax.errors import UserError, nearest
-from aigc_jax.models import autoencoder, dcgan, lstm, transformer, unet
-from aigc_jax.objectives import diffusion, gan, lm, masked_lm, text_task, vae
+from aigc_jax.families import Family
 from aigc_jax.objectives.base import Objective
 from aigc_jax.parallel.mesh import check_batch, make_mesh
 from aigc_jax.train.compile import CompiledStep, compile_step
@@ -24,124 +21,10 @@ from aigc_jax.train.optim import Optimizers, make_optimizer
 from aigc_jax.train.state import TrainState, init_state
 from aigc_jax.train.step import make_step
 
-Make = Callable[[Any, Any, Any, Any], Objective]
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """How a family is put together.
-
-    Attributes:
-      objective: dataclass of the config section `objective`.
-      sample: dataclass of the section `sample`.
-      models: `{model.name: dataclass of the section model}`.
-      make: (objective config, model config, data spec, dtype) → the objective.
-      modality: what it can be trained on: "image", "text", "labelled text" or "tagged text".
-    """
-
-    objective: type
-    sample: type
-    models: Mapping[str, type]
-    make: Make
-    modality: str
-
-
-TEXT_MODELS = {"transformer": transformer.TransformerConfig, "lstm": lstm.LSTMConfig}
-NETWORKS = {transformer.TransformerConfig: transformer.Transformer, lstm.LSTMConfig: lstm.LSTM}
-
-
-def _text_model(model: Any, spec: TextSpec, dtype: Any, entries: int, outputs: int = 0) -> Any:
-    """The network of a text model, for a tokenizer of so many entries."""
-    context, vocab_size = model.context or spec.seq_len, model.vocab_size or entries
-    if spec.seq_len > context:
-        raise UserError(
-            f"data.seq_len={spec.seq_len} is longer than model.context={context}: lower it"
-        )
-    if vocab_size < entries:
-        raise UserError(
-            f"model.vocab_size={vocab_size} is less than the {entries} tokens that the text needs:"
-            " raise it, or leave it at 0"
-        )
-    return NETWORKS[type(model)](model, vocab_size, context, dtype, outputs)
-
-
-def _lm(config: Any, model: Any, spec: TextSpec, dtype: Any) -> Objective:
-    network = _text_model(model, spec, dtype, spec.tokenizer.size)
-    return lm.LanguageModel(config, network, spec.tokenizer)
-
-
-def _masked_lm(config: Any, model: Any, spec: TextSpec, dtype: Any) -> Objective:
-    size, mask = spec.tokenizer.size, spec.tokenizer.mask
-    entries = size + 1 if mask is None else size  # a tokenizer without a mask gets one
-    network = _text_model(model, spec, dtype, entries)
-    mask = size if mask is None else mask
-    return masked_lm.MaskedLanguageModel(config, network, spec.tokenizer, mask)
-
-
-def _text_task(config: Any, model: Any, spec: TextSpec, dtype: Any) -> Objective:
-    network = _text_model(model, spec, dtype, spec.tokenizer.size, len(spec.class_names))
-    return text_task.TextTask(config, network, spec)
-
-
-def _classes(model: Any, spec: ImageSpec) -> int:
-    return spec.num_classes if model.conditional else 0
-
-
-def _gan(config: Any, model: Any, spec: ImageSpec, dtype: Any) -> Objective:
-    classes = _classes(model, spec)
-    generator = dcgan.Generator(model, spec.shape, classes, dtype)
-    return gan.GAN(config, generator, dcgan.Critic(model, classes, dtype))
-
-
-def _vae(config: Any, model: Any, spec: ImageSpec, dtype: Any) -> Objective:
-    classes = _classes(model, spec)
-    encoder = autoencoder.Encoder(model, classes, dtype)
-    decoder = autoencoder.Decoder(model, spec.shape, 1, classes, dtype)
-    return vae.VAE(config, encoder, decoder, spec.levels)
-
-
-def _diffusion(config: Any, model: Any, spec: ImageSpec, dtype: Any) -> Objective:
-    network = unet.UNet(model, _classes(model, spec), dtype)
-    return diffusion.Diffusion(config, network, spec.shape)
-
-
-FAMILIES: dict[str, Family] = {
-    "lm": Family(lm.LMConfig, lm.LMSample, TEXT_MODELS, _lm, "text"),
-    "masked_lm": Family(
-        masked_lm.MaskedLMConfig, masked_lm.MaskedLMSample, TEXT_MODELS, _masked_lm, "text"
-    ),
-    "classification": Family(
-        text_task.TaskConfig, text_task.TaskSample, TEXT_MODELS, _text_task, "labelled text"
-    ),
-    "tagging": Family(
-        text_task.TaskConfig, text_task.TaskSample, TEXT_MODELS, _text_task, "tagged text"
-    ),
-    "gan": Family(gan.GANConfig, gan.GANSample, {"dcgan": dcgan.DCGANConfig}, _gan, "image"),
-    "vae": Family(
-        vae.VAEConfig,
-        vae.VAESample,
-        {"conv": autoencoder.ConvConfig, "mlp": autoencoder.MLPConfig},
-        _vae,
-        "image",
-    ),
-    "diffusion": Family(
-        diffusion.DiffusionConfig,
-        diffusion.DiffusionSample,
-        {"unet": unet.UNetConfig},
-        _diffusion,
-        "image",
-    ),
-}
-
-
-def register(name: str, family: Family) -> None:
-    """Makes `objective.name = name` build `family`."""
-    FAMILIES[name] = family
-
 
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family that `objective.name` names."""
-    return _named(config, "objective", FAMILIES)
+    return _named(config, "objective", families.FAMILIES)
 
 
 def _named(config: Mapping[str, Any], section: str, known: Mapping[str, Any]) -> Any:

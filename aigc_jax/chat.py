@@ -37,7 +37,8 @@ class Chat:
             name = run.config.raw["objective"]["name"]
             raise UserError(f"{workdir} holds a run of '{name}': a chat needs a language model")
         self._objective, self._tokenizer = run.objective, run.spec.tokenizer
-        self._params, self._seed = state.sampling_params, seed
+        self._params, self._mutables = state.sampling_params, state.mutables
+        self._seed = seed
         chosen = build.sample_options(run.config, {"num": 1, **options})
         _, string = turn_end(self._tokenizer)
         stop = (*chosen.stop, *([string] if string else []))
@@ -81,6 +82,7 @@ class Chat:
         samples = generate(
             self._objective,
             self._params,
+            self._mutables,
             self._options,
             1,
             self._seed + len(self.messages),

@@ -112,8 +112,8 @@ def sample(
         options["num"] = num
     chosen = build.sample_options(run.config, options)
     watch = text_watch(run, chosen, show)
-    params = state.sampling_params
-    samples = generate(run.objective, params, chosen, chosen.num, seed, watch=watch)
+    variables = state.sampling_params, state.mutables
+    samples = generate(run.objective, *variables, chosen, chosen.num, seed, watch=watch)
     if watch is not None:
         watch.close()
     return decode(run, samples, chosen)

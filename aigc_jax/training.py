@@ -99,7 +99,8 @@ class Training:
         self.shapes = self.parts.state_shapes()
         self.example = self.dataset.spec.example_batch(c.data.batch_size)
         memory.check(self.shapes, self.example)
-        check_sampling(self.parts.objective, self.shapes.sampling_params, c.sample)
+        shapes = self.shapes
+        check_sampling(self.parts.objective, shapes.sampling_params, shapes.mutables, c.sample)
         if self.main:
             open_workdir(self.workdir)
 

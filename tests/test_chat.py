@@ -105,7 +105,7 @@ def test_each_batch_of_texts_is_watched_anew():
     class Reader:
         num_classes = 0
 
-        def sample(self, params, key_N, request):
+        def sample(self, params, mutables, key_N, request):
             out = rows[request.index_N].copy()
             for upto in range(1, 8):
                 out[np.flatnonzero(request.watch(out[:, :upto])), upto:] = BYTE.separator
@@ -113,7 +113,7 @@ def test_each_batch_of_texts_is_watched_anew():
 
     watch = TextWatch(BYTE, ["END"])
     for size in (2, 6):
-        drawn = generate(Reader(), {}, None, 6, watch=watch, batch_size=size)
+        drawn = generate(Reader(), {}, {}, None, 6, watch=watch, batch_size=size)
         np.testing.assert_array_equal(drawn, rows)
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import aigc_jax
-from aigc_jax import build
+from aigc_jax import families
 from aigc_jax.config import Data, Sample
 from aigc_jax.data import sources
 from aigc_jax.ops.image import to_bytes, to_signed
@@ -44,13 +44,13 @@ class Pixels:
         nats_B = (error**2 / 2 + p["log_std"]).sum((1, 2, 3))
         return {"loss": Mean.of(nats_B, batch["weight"])}
 
-    def sample(self, params, key_N, request):
+    def sample(self, params, mutables, key_N, request):
         p = params["model"]
         return to_bytes(p["mean"] + jnp.exp(p["log_std"]) * normal(key_N, self.shape))
 
 
 def test_a_fifth_family_trains_evaluates_and_samples(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "FAMILIES", dict(build.FAMILIES))
+    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
     aigc_jax.register(
         "pixels",
         aigc_jax.Family(

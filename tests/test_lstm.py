@@ -90,7 +90,7 @@ def test_a_repeating_text_is_learned_and_written_on():
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"].value()))
     assert losses[0] > 5 and losses[-1] < 0.2
-    samples = generate(run.objective, state.params, run.config.sample, 1)
+    samples = generate(run.objective, state.params, {}, run.config.sample, 1)
     assert run.objective.texts(samples, run.config.sample) == ["abcabcabc"]
 
 

@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from aigc_jax import build, doctor, main, recipes
+from aigc_jax import build, doctor, families, main, recipes
 from aigc_jax import flags as cli
 from aigc_jax.errors import UserError
 
@@ -133,7 +133,7 @@ def test_every_flag_belongs_to_a_command_and_every_commands_flag_exists():
 
 def test_every_sampling_flag_is_an_option_of_some_family():
     options = {
-        field.name for f in build.FAMILIES.values() for field in dataclasses.fields(f.sample)
+        field.name for f in families.FAMILIES.values() for field in dataclasses.fields(f.sample)
     }
     assert set(cli.SAMPLE_OPTIONS) <= options
 

@@ -276,7 +276,7 @@ def test_guidance_is_traced_and_linear():
     options = tiny.make("diffusion").config.sample
     for steps, guidance in ((2, 1.0), (5, 1.0), (3, 4.0)):
         changed = type(options)(**{**options.__dict__, "steps": steps, "guidance": guidance})
-        objective.sample(params, KEY_B[:2], Request(changed, label))
+        objective.sample(params, {}, KEY_B[:2], Request(changed, label))
     assert objective._sample._cache_size() == 1
 
 
@@ -284,7 +284,7 @@ def test_guidance_is_traced_and_linear():
 def test_samples_do_not_depend_on_how_many_are_drawn(family):
     run = tiny.make(family)
     params = tiny.params(run, family)
-    draw = lambda n, **kw: generate(run.objective, params, run.config.sample, n, **kw)  # noqa: E731
+    draw = lambda n, **kw: generate(run.objective, params, {}, run.config.sample, n, **kw)  # noqa: E731
     many = draw(7, batch_size=3)
     assert many.shape[0] == 7 and many.dtype == (np.int32 if family == "lm" else np.uint8)
     np.testing.assert_array_equal(many[:3], draw(3, batch_size=3))

@@ -138,13 +138,13 @@ def test_samples_of_a_task_are_its_prompts_with_their_answers():
     params = {"model": {"task_logits": table}}
     tags = TextTask(TaskConfig(), Table(), TextSpec(BYTE, 12, "tags", CLASSES))
     options = TaskSample(prompts=("ax by cz", "b"))
-    rows = generate(tags, params, options, 3)
+    rows = generate(tags, params, {}, options, 3)
     texts = tags.texts(rows, options)
     # A word's tag is read off its first token: for all but the first one that is the space.
     assert texts == ["ax/yes by/no cz/no", "b/maybe", "ax/yes by/no cz/no"]
     labels = TextTask(TaskConfig(), Table(causal=False), TextSpec(BYTE, 12, "labels", CLASSES))
     options = TaskSample(prompts=("aaaa", "bbbb"))
-    assert labels.texts(generate(labels, params, options, 2), options) == [
+    assert labels.texts(generate(labels, params, {}, options, 2), options) == [
         "yes: aaaa",
         "maybe: bbbb",
     ]

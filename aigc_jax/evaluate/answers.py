@@ -48,13 +48,20 @@ def score_answers(run: Run, dataset: Dataset, state: TrainState, count: int) -> 
         limit = min(limit, max(model.context // 2, 1))
         prompts = [prompt[limit - model.context :] for prompt in prompts]
     options = dataclasses.replace(options, max_new_tokens=limit, stop=stop, prompts=("",))
-    params = jax.device_get(state.sampling_params)
+    params, mutables = jax.device_get((state.sampling_params, state.mutables))
     written = []
     for first in range(0, len(prompts), BATCH):
         batch = prompts[first : first + BATCH]
         watch = TextWatch(tokenizer, stop) if stop else None
         samples = generate(
-            run.objective, params, options, len(batch), first, prompts=batch, watch=watch
+            run.objective,
+            params,
+            mutables,
+            options,
+            len(batch),
+            first,
+            prompts=batch,
+            watch=watch,
         )
         written += run.objective.texts(samples, options)
     return {**score(written, references), **diversity(written)}

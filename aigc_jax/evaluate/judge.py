@@ -93,8 +93,9 @@ class Judge:
         # Runs on the same images share their judge, whatever their batches.
         images_only = dataclasses.replace(c.data, batch_size=1, threads=0)
         judge = fidelity_of(images_only, c.eval.samples)
-        params = jax.device_get(state.sampling_params)
-        images = generate(self._run.objective, params, c.sample, judge.num, label_N=judge.label_N)
+        variables = jax.device_get((state.sampling_params, state.mutables))
+        options, labels = c.sample, judge.label_N
+        images = generate(self._run.objective, *variables, options, judge.num, label_N=labels)
         return judge.report(images)
 
     def _labels(self, state: TrainState, metrics: Found, predictions: Found) -> Found:

@@ -69,7 +69,13 @@ class Objective(Protocol):
         """
         ...
 
-    def sample(self, params: dict[str, Any], key_N: jax.Array, request: "Request") -> jax.Array:
+    def sample(
+        self,
+        params: dict[str, Any],
+        mutables: dict[str, Any],
+        key_N: jax.Array,
+        request: "Request",
+    ) -> jax.Array:
         """N new examples: uint8 images (N, H, W, C) or tokens (N, T).
 
         A sample depends on its own key and its own row of the request only, so it is the same

@@ -41,5 +41,5 @@ class Classification:
         loss, metrics = self._outcome(params, batch)
         return {"loss": loss, **metrics}
 
-    def sample(self, params, key_N, request: Request):
+    def sample(self, params, mutables, key_N, request: Request):
         raise TypeError("a classifier does not generate")

@@ -113,7 +113,7 @@ class Diffusion:
         error_B = jax.lax.map(draw, jnp.arange(self.config.eval_draws)).mean(0)
         return {"loss": Mean.of(error_B, batch["weight"])}
 
-    def sample(self, params, key_N, request: Request) -> jax.Array:
+    def sample(self, params, mutables, key_N, request: Request) -> jax.Array:
         """uint8 images (N, H, W, C). Steps, guidance, η and churn do not recompile."""
         o: DiffusionSample = request.options
         return self._sample(

@@ -132,7 +132,7 @@ class GAN:
             **self._health(real_B, fake_B, weight_B),
         }
 
-    def sample(self, params, key_N, request: Request) -> jax.Array:
+    def sample(self, params, mutables, key_N, request: Request) -> jax.Array:
         """uint8 images (N, H, W, C)."""
         return self._sample(
             params["generator"], key_N, request.label_N, jnp.float32(request.options.truncation)

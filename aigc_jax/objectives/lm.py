@@ -100,7 +100,7 @@ class LanguageModel(TextObjective):
             "bits_per_byte": bits_per_byte(likelihood.nats, weight_BT, self.bytes_V[target_BT]),
         }
 
-    def sample(self, params, key_N, request: Request) -> jax.Array:
+    def sample(self, params, mutables, key_N, request: Request) -> jax.Array:
         """Tokens (N, max_new_tokens) that follow the prompts; a stop token fills up ended rows.
 
         Raises:

@@ -106,7 +106,7 @@ class MaskedLanguageModel(TextObjective):
             "accuracy": Mean.rows(found.correct, weight_BT),
         }
 
-    def sample(self, params, key_N, request: Request) -> jax.Array:
+    def sample(self, params, mutables, key_N, request: Request) -> jax.Array:
         """Texts as tokens (N, P) with their masks filled in, the surest one first.
 
         Raises:

@@ -138,7 +138,7 @@ class TextTask(TextObjective):
             found.append(" ".join(f"{w}/{t}" for w, t in zip(text.split(), tags, strict=False)))
         return found
 
-    def sample(self, params, key_N, request: Request) -> jax.Array:
+    def sample(self, params, mutables, key_N, request: Request) -> jax.Array:
         """The likeliest class of each prompt (N,), or the tags of its words (N, T), −1 between."""
         examples = [self.spec.example(text) for text in request.options.prompts]
         rows = [examples[i % len(examples)] for i in request.rows(key_N.shape[0])]

@@ -157,7 +157,7 @@ class VAE:
         bits_B = -log_p_B / (jnp.log(2.0) * x[0].size)
         return bits_B + (jnp.log2(self.levels) if self.config.likelihood == "gaussian" else 0.0)
 
-    def sample(self, params, key_N, request: Request) -> jax.Array:
+    def sample(self, params, mutables, key_N, request: Request) -> jax.Array:
         """uint8 images (N, H, W, C)."""
         o: VAESample = request.options
         return self._sample(

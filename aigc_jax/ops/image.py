@@ -5,7 +5,9 @@ import jax.numpy as jnp
 
 
 def to_signed(image: jax.Array) -> jax.Array:
-    """uint8 0…255 → float32 in [−1, 1]."""
+    """uint8 0…255 → float32 in [−1, 1]; floats, such as latents, stay what they are."""
+    if jnp.issubdtype(image.dtype, jnp.floating):
+        return image
     return image.astype(jnp.float32) / 127.5 - 1
 
 

@@ -35,6 +35,6 @@ def save(samples: np.ndarray | list[str], path: str) -> str:
 def save_samples(run: Run, state: TrainState, path: str) -> str:
     """Draws and saves what the recipe's `sample` section asks for."""
     options = run.config.sample
-    params = jax.device_get(state.sampling_params)
-    samples = generate(run.objective, params, options, options.num)
+    params, mutables = jax.device_get((state.sampling_params, state.mutables))
+    samples = generate(run.objective, params, mutables, options, options.num)
     return save(decode(run, samples, options), path)

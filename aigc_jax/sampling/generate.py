@@ -18,6 +18,7 @@ from aigc_jax.sampling.decode import Watch
 def generate(
     objective: Objective,
     params: Any,
+    mutables: Any,
     options: Any,
     num: int,
     seed: int = 0,
@@ -35,6 +36,7 @@ def generate(
     Args:
       objective: the family.
       params: `{player: parameters}`.
+      mutables: `{player: mutables}`.
       options: the family's sampling options.
       num: N.
       seed: of the random keys.
@@ -58,12 +60,12 @@ def generate(
         # Each batch has a watch of its own, which knows nothing of the rows before.
         own = watch if few else copy.copy(watch)
         request = Request(options, label, index % num, prompts, own)
-        samples = objective.sample(params, key_N, request)
+        samples = objective.sample(params, mutables, key_N, request)
         parts.append(np.asarray(samples))
     return np.concatenate(parts)[:num]
 
 
-def check_sampling(objective: Objective, params: Any, options: Any) -> None:
+def check_sampling(objective: Objective, params: Any, mutables: Any, options: Any) -> None:
     """Traces one sample, so that options that cannot be met are known before hours of training.
 
     Raises:
@@ -72,7 +74,8 @@ def check_sampling(objective: Objective, params: Any, options: Any) -> None:
     label_N = _labels(objective.num_classes, options, 1, None)
     label_N = None if label_N is None else jnp.asarray(label_N, jnp.int32)
     key_N = numbered_keys(jax.random.key(0), np.arange(1))
-    jax.eval_shape(lambda p: objective.sample(p, key_N, Request(options, label_N)), params)
+    request = Request(options, label_N)
+    jax.eval_shape(lambda p, m: objective.sample(p, m, key_N, request), params, mutables)
 
 
 def _labels(
