@@ -219,4 +219,4 @@ def test_only_masks_are_filled_and_each_row_from_its_own_key():
 
 def test_a_prompt_that_does_not_fit_is_refused():
     options = MaskedLMSample(prompts=(MASK * 64,))
-    assert "a prompt has 65 tokens" in refusal(generate, masked(), PARAMS, options, 1)
+    assert "a prompt has 65 tokens" in refusal(generate, masked(), PARAMS, {}, options, 1)
