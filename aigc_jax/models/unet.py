@@ -113,13 +113,35 @@ class UNet(nn.Module):
         time_B: jax.Array,
         label_B: jax.Array | None = None,
         key_B: jax.Array | None = None,
+        span_B: jax.Array | None = None,
+        augment_BA: jax.Array | None = None,
     ) -> jax.Array:
-        """`label_B` = K means "no class"; `time_B` runs from 0 to 1000."""
+        """The network's output, of the shape of `x_BHWC`.
+
+        Args:
+          x_BHWC: noisy images.
+          time_B: from 0 to 1000.
+          label_B: classes; K means "no class".
+          key_B: dropout keys; none: no dropout.
+          span_B: how much time a step covers, from 0 to 1000 (Geng et al. 2025, MeanFlow).
+          augment_BA: what was done to the images (Karras et al. 2022, F.2); zeros: nothing.
+
+        The parameters of `span_B` and `augment_BA` exist if `init` is given them.
+        """
         c = self.config
         check_size(x_BHWC.shape[1:3], len(c.channels), "model.channels")
-        embedding = time_embedding(time_B, c.embedding)
-        embedding = nn.Dense(c.embedding, dtype=self.dtype, name="time_in")(embedding)
-        embedding = nn.Dense(c.embedding, dtype=self.dtype, name="time_out")(jax.nn.silu(embedding))
+
+        def embed(time_B, name):
+            y = time_embedding(time_B, c.embedding)
+            y = nn.Dense(c.embedding, dtype=self.dtype, name=f"{name}_in")(y)
+            return nn.Dense(c.embedding, dtype=self.dtype, name=f"{name}_out")(jax.nn.silu(y))
+
+        embedding = embed(time_B, "time")
+        if span_B is not None:
+            embedding += embed(span_B, "span")
+        if augment_BA is not None:
+            augment = nn.Dense(c.embedding, use_bias=False, dtype=self.dtype, name="augment")
+            embedding += augment(augment_BA)
         if self.num_classes and label_B is not None:
             table = nn.Embed(self.num_classes + 1, c.embedding, name="class_embedding")
             embedding += table(label_B).astype(self.dtype)
