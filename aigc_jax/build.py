@@ -137,7 +137,8 @@ def build(config: Config, spec: Spec) -> Run:
     example = spec.example_batch(2)
 
     def init(seed: jax.Array) -> TrainState:
-        return init_state(objective, optimizers, example, seed, ema=ema.halflife > 0)
+        averaged = dict(ema=ema.halflife > 0, profiles=ema.power)
+        return init_state(objective, optimizers, example, seed, **averaged)
 
     step = make_step(objective, optimizers, ema, config.train.accumulate)
     return Run(

@@ -11,9 +11,9 @@ from aigc_jax import build
 from aigc_jax.data.chat import ANSWER, Message, render, turn_end
 from aigc_jax.errors import UserError
 from aigc_jax.objectives.lm import before
-from aigc_jax.restore import restore
 from aigc_jax.sampling.generate import generate
 from aigc_jax.sampling.watch import TextWatch
+from aigc_jax.trained import restore
 
 HELP = "say something; /reset begins anew, /exit or Ctrl-D ends the chat"
 

@@ -22,8 +22,8 @@ from aigc_jax.interop.peft import write_adapter
 from aigc_jax.models.transformer import Transformer
 from aigc_jax.objectives import adapters
 from aigc_jax.parallel.processes import say
-from aigc_jax.restore import restore
 from aigc_jax.train.checkpoint import Writer
+from aigc_jax.trained import restore
 from aigc_jax.workdir import has_run, open_workdir, write_config, write_whole, writing
 
 ORIGIN = "origin.json"  # what a model's own library says of it beside its weights

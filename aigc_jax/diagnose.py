@@ -69,7 +69,7 @@ def diagnose(run: Run, state: TrainState, batch: dict[str, np.ndarray]) -> Repor
       batch: this process's rows.
     """
     arrays = {name: [k for k, x in named(getattr(state, name)) if not finite(x)]
-              for name in ("params", "opt_state", "ema", "mutables")}  # fmt: skip
+              for name in ("params", "opt_state", "ema", "profiles", "mutables")}  # fmt: skip
     data = {k: range_of(x) for k, x in batch.items()}
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     players = {}

@@ -110,8 +110,8 @@ def examine_workdir(workdir: str) -> int:
 
 def _checkpoints(workdir: str, steps: list[int]) -> int:
     """Prints how each checkpoint is; returns how many are damaged."""
-    from aigc_jax.restore import load
     from aigc_jax.train.checkpoint import Damaged, Reader
+    from aigc_jax.trained import load
     from aigc_jax.workdir import steps_in
 
     if not steps:

@@ -31,6 +31,7 @@ flags.DEFINE_integer("label", None, "Class of the images; -1: all in turn.")
 flags.DEFINE_string("sampler", None, "heun, euler, ddim or ancestral.")
 flags.DEFINE_integer("steps", None, "Steps of the diffusion sampler.")
 flags.DEFINE_float("guidance", None, "Classifier-free guidance; 1: none.")
+flags.DEFINE_float("ema_width", None, "Width of the average of parameters; needs ema.power.")
 flags.DEFINE_string("from", None, "KIND:PATH of data, or hf:DIR or gguf:FILE of a model.")
 flags.DEFINE_string("to", None, "hf:DIR, or peft:DIR for adapters alone.")
 flags.DEFINE_string("dtype", None, "float32, bfloat16 or float16: how weights are written.")
@@ -72,12 +73,12 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "eval": (
         "evaluates a trained workdir on held-out data",
         ("workdir",),
-        ("data_dir", "source", "generations", "deterministic"),
+        ("data_dir", "source", "generations", "ema_width", "deterministic"),
     ),
     "sample": (
         "draws from a trained workdir",
         ("workdir",),
-        ("num", "seed", "out", "deterministic", "prompt", "stream", *SAMPLE_OPTIONS),
+        ("num", "seed", "out", "ema_width", "deterministic", "prompt", "stream", *SAMPLE_OPTIONS),
     ),
     "chat": (
         "talks with a trained language model",

@@ -36,7 +36,8 @@ def evaluate() -> None:
     from aigc_jax.train.log import finite_json
 
     data_dir = FLAGS.data_dir if FLAGS["data_dir"].present else ""
-    metrics = run.evaluate(FLAGS.workdir, data_dir, FLAGS.source or "", **given(["generations"]))
+    options = given(["generations", "ema_width"])
+    metrics = run.evaluate(FLAGS.workdir, data_dir, FLAGS.source or "", **options)
     if "report" in metrics:
         print(Report.from_json(metrics["report"]).table(), end="\n\n")
     print(json.dumps(finite_json(metrics)))
@@ -59,7 +60,7 @@ def sample() -> None:
         FLAGS.seed,
         prompt=prompt,
         show=show if FLAGS.stream else None,
-        **given(SAMPLE_OPTIONS),
+        **given(["ema_width", *SAMPLE_OPTIONS]),
     )
     out = FLAGS.out or os.path.join(FLAGS.workdir, "samples", f"seed_{FLAGS.seed}")
     path = run.save(samples, out)

@@ -15,9 +15,10 @@ from aigc_jax.errors import UserError
 from aigc_jax.evaluate.judge import Judge
 from aigc_jax.parallel.stop import Stop
 from aigc_jax.report.samples import decode, save
-from aigc_jax.restore import restore
 from aigc_jax.sampling.generate import generate
 from aigc_jax.sampling.watch import TextWatch
+from aigc_jax.train.posthoc import synthesize
+from aigc_jax.trained import restore
 from aigc_jax.training import Training
 
 __all__ = ["evaluate", "restore", "sample", "save", "train"]
@@ -52,7 +53,14 @@ def train(
     return Training(build.parse_config(config), workdir, stop or Stop()).run(name, progress)
 
 
-def evaluate(workdir: str, data_dir: str = "", source: str = "", **options: int) -> dict[str, Any]:
+def evaluate(
+    workdir: str,
+    data_dir: str = "",
+    source: str = "",
+    *,
+    ema_width: float | None = None,
+    **options: int,
+) -> dict[str, Any]:
     """The held-out metrics of a workdir's newest checkpoint, `loss` among them.
 
     For classes and tags, `report` holds the scores of each.
@@ -61,12 +69,15 @@ def evaluate(workdir: str, data_dir: str = "", source: str = "", **options: int)
       workdir: a trained run's folder.
       data_dir: where its prepared data set lies now; where it lay in training if left out.
       source: other data to evaluate on, as in `data.source`.
+      ema_width: of the average of parameters to use; it needs the snapshots of `ema.power`.
       **options: fields of the section `eval`, such as `generations`.
 
     Raises:
       UserError: if there is no checkpoint, or its data cannot be found.
     """
     run, state, step = restore(workdir)
+    if ema_width is not None:
+        state = synthesize(workdir, state, ema_width)
     section = parse(Eval, {**dataclasses.asdict(run.config.eval), **options}, "eval")
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, eval=section))
     data = run.config.data
@@ -85,6 +96,7 @@ def sample(
     *,
     prompt: str | Sequence[str] | None = None,
     show: Callable[[str], None] | None = None,
+    ema_width: float | None = None,
     **options: Any,
 ) -> np.ndarray | list[str]:
     """Samples from a workdir's newest checkpoint: uint8 images (N, H, W, C), or texts.
@@ -95,6 +107,7 @@ def sample(
       seed: of the samples.
       prompt: a text to continue, or several.
       show: is given the pieces of a (single) text as they are drawn.
+      ema_width: of the average of parameters to use; it needs the snapshots of `ema.power`.
       **options: fields of the family's `sample` section, such as `temperature` or `guidance`.
 
     Raises:
@@ -102,6 +115,8 @@ def sample(
     """
     check_value(int, seed, "seed")
     run, state, _ = restore(workdir)
+    if ema_width is not None:
+        state = synthesize(workdir, state, ema_width)
     if prompt is not None:
         options["prompts"] = (prompt,) if isinstance(prompt, str) else tuple(prompt)
         if num is None and not isinstance(prompt, str):

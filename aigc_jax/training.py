@@ -22,13 +22,13 @@ from aigc_jax.parallel.monitor import Monitor
 from aigc_jax.parallel.processes import all_agree, from_first, say
 from aigc_jax.parallel.stop import Stop
 from aigc_jax.report.samples import save_samples
-from aigc_jax.restore import begin_from, tokenizer_of
 from aigc_jax.sampling.generate import check_sampling
-from aigc_jax.train import checkpoint, log, memory
+from aigc_jax.train import checkpoint, log, memory, posthoc
 from aigc_jax.train.guard import Guard, Trouble
 from aigc_jax.train.loop import Care, Every, fit
-from aigc_jax.train.state import TrainState
+from aigc_jax.train.state import TrainState, copied
 from aigc_jax.train.window import Window
+from aigc_jax.trained import begin_from, tokenizer_of
 from aigc_jax.workdir import (
     Lock,
     check_same,
@@ -161,10 +161,11 @@ class Training:
             return state
         sharding = replicated(self.parts.mesh)
         params = jax.device_put(begin_from(source, state.params), sharding)
-        # A copy: the step donates its state, and one buffer cannot be given away twice.
+        moving = {player: params[player] for player in state.opt_state}
         return state.replace(
             params=params,
-            ema={player: jax.tree.map(jnp.copy, params[player]) for player in state.ema},
+            ema=copied(moving) if state.ema else {},
+            profiles={width: copied(moving) for width in state.profiles},
         )
 
     def _train(self, start: int, state: TrainState, name: str, progress: bool) -> TrainState:
@@ -220,13 +221,23 @@ class Training:
                 with self._storage():
                     save_samples(self.parts, state, path(step))
 
+        def snapshot(step: int, state: TrainState) -> None:
+            if self.main:
+                with self._storage():
+                    posthoc.save(self.workdir, step, state)
+
+        def kept(step: int) -> bool:
+            return bool(from_first(os.path.exists(posthoc.path_of(self.workdir, step))))
+
         def evaluated(step: int) -> bool:
             return bool(from_first(self.records.has(step, "eval")))
 
         def sampled(step: int) -> bool:
             return bool(from_first(os.path.exists(path(step))))
 
+        every = c.ema.snapshot_every if c.ema.power else 0
         return (
+            Every(every, snapshot, done=kept),
             Every(c.eval.every, evaluate, c.eval.every > 0, evaluated),
             Every(c.sample.every, sample, c.sample.every > 0, sampled),
         )
@@ -309,6 +320,8 @@ class Training:
         say(f"{trouble}: going back to step {step} and on with other data")
         with writing(self.workdir):
             self.records.rewind(step)
+            if self.main:
+                posthoc.forget(self.workdir, step)
         self.writer.close()
         keep = self.config.checkpoint.keep
         self.writer = checkpoint.Writer(self.workdir, keep, step, self._asked)

@@ -21,9 +21,9 @@ from aigc_jax.data.tokenizers import ByteTokenizer
 from aigc_jax.interop import names
 from aigc_jax.models.transformer import TransformerConfig
 from aigc_jax.objectives.lm import LMSample, before
-from aigc_jax.restore import restore
 from aigc_jax.sampling.generate import generate
 from aigc_jax.sampling.watch import TextWatch
+from aigc_jax.trained import restore
 
 BYTE = ByteTokenizer()
 

@@ -14,7 +14,7 @@ from small_tokenizers import trained, wordpiece
 from aigc_jax import convert, interop
 from aigc_jax.interop import names
 from aigc_jax.models.transformer import TransformerConfig
-from aigc_jax.restore import begin_from, restore
+from aigc_jax.trained import begin_from, restore
 from aigc_jax.workdir import has_run
 
 SIZE = dict(layers=2, width=8, heads=2, context=32)

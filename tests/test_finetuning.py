@@ -21,8 +21,8 @@ from aigc_jax.interop import names
 from aigc_jax.models.transformer import TransformerConfig
 from aigc_jax.objectives import adapters
 from aigc_jax.parallel.stop import Stop
-from aigc_jax.restore import begin_from, restore, tokenizer_of
 from aigc_jax.train.checkpoint import Writer
+from aigc_jax.trained import begin_from, restore, tokenizer_of
 from aigc_jax.training import Training
 
 SIZE = dict(name="transformer", layers=1, width=8, heads=2, gated=True, activation="silu")
@@ -189,7 +189,7 @@ def test_the_tokenizer_of_a_workdir(made, monkeypatch):
     # A run that was given one has it for the next, though its recipe names where it came from.
     assert tokenizer_of(Data(tokenizer=f"workdir:{task}")).to_json() == tokenizer.to_json()
     assert base + "_" in refusal(tokenizer_of, Data(tokenizer=f"workdir:{base}_"))
-    monkeypatch.setattr("aigc_jax.restore.newest", lambda *_: (0, ImageSpec((8, 8, 1))))
+    monkeypatch.setattr("aigc_jax.trained.newest", lambda *_: (0, ImageSpec((8, 8, 1))))
     assert "it models images" in refusal(tokenizer_of, Data(tokenizer=f"workdir:{base}"))
 
 

@@ -1,8 +1,10 @@
 """The command line: its flags are fixed, and whatever is wrong becomes one sentence."""
 
 import dataclasses
+import importlib
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+import aigc_jax
 from aigc_jax import build, doctor, families, main, recipes
 from aigc_jax import flags as cli
 from aigc_jax.errors import UserError
@@ -23,6 +26,7 @@ FLAG_NAMES = [
     "data_dir",
     "deterministic",
     "dtype",
+    "ema_width",
     "from",
     "generations",
     "guidance",
@@ -120,6 +124,13 @@ def refusal(parse):
 def test_flags_are_frozen():
     defined = flags.FLAGS.flags_by_module_dict()["aigc_jax.flags"]
     assert sorted(flag.name for flag in defined) == FLAG_NAMES
+
+
+def test_the_public_names_stay_callable_whatever_is_imported():
+    """A submodule that is imported becomes an attribute, and would hide a function of its name."""
+    for module in pkgutil.iter_modules(aigc_jax.__path__):
+        importlib.import_module(f"aigc_jax.{module.name}")
+    assert all(callable(getattr(aigc_jax, name)) for name in aigc_jax.__all__)
 
 
 def test_commands_are_frozen():

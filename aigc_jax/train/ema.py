@@ -1,9 +1,15 @@
-"""The exponential moving average of parameters, with its half-life counted in examples."""
+"""Moving averages of parameters: exponential ones, and ones with a power-function profile.
+
+A power-function average of width s weighs the parameters after τ of t steps by τ^γ: its profile
+grows with the run, and its relative standard deviation s stays. Two of them, kept from time to
+time, give any other width after training (Karras et al. 2024, EDM2, section 3 and appendix C).
+"""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from aigc_jax.config import Ema
 
@@ -29,3 +35,42 @@ def decay(config: Ema, examples: jax.Array, batch_size: int) -> jax.Array:
 def update(ema: Any, params: Any, decay: jax.Array) -> Any:
     """`decay · ema + (1 − decay) · params`, leaf by leaf."""
     return jax.tree.map(lambda e, p: e + (1 - decay).astype(e.dtype) * (p - e), ema, params)
+
+
+def name(width: float) -> str:
+    """What the average of a width is called in a state."""
+    return f"{width:g}"
+
+
+def exponent(width: float) -> float:
+    """γ of the profile τ^γ on [0, 1] whose standard deviation is `width`.
+
+    (γ + 1) = width² (γ + 2)² (γ + 3): its largest root.
+    """
+    t = width**-2
+    return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
+
+
+def power_decay(width: float, step: jax.Array) -> jax.Array:
+    """The weight of the old average after `step` steps, (1 − 1/step)^(γ + 1)."""
+    return (1 - 1 / jnp.maximum(step, 1).astype(jnp.float32)) ** (exponent(width) + 1)
+
+
+def advance(
+    config: Ema, ema: Any, profiles: Any, params: Any, step: jax.Array, batch_size: int
+) -> tuple[Any, Any]:
+    """All averages after one more step.
+
+    Args:
+      config: which there are.
+      ema: the exponential one; empty if there is none.
+      profiles: those with power-function profiles by their names.
+      params: the new parameters.
+      step: int32 scalar, steps taken before this one.
+      batch_size: examples of this step.
+    """
+    if ema:
+        examples = step.astype(jnp.float32) * batch_size
+        ema = update(ema, params, decay(config, examples, batch_size))
+    widths = {name(width): power_decay(width, step + 1) for width in config.power}
+    return ema, {k: update(old, params, widths[k]) for k, old in profiles.items()}

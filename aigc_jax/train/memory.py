@@ -75,7 +75,10 @@ def check(state: Any, batch: Any) -> None:
 
 def message(state: Any, batch: Any) -> str:
     """One sentence: how much is needed, the largest arrays, and what helps."""
-    parts = {name: getattr(state, name) for name in ("params", "opt_state", "ema", "mutables")}
+    parts = {
+        name: getattr(state, name)
+        for name in ("params", "opt_state", "ema", "profiles", "mutables")
+    }
     arrays = [
         f"{name} {'×'.join(map(str, shape)) or 'scalar'} ({gib(size)})"
         for name, shape, size in largest({**parts, "batch": batch})

@@ -1,5 +1,6 @@
 """The state of a run: arrays only, no functions inside."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from aigc_jax.objectives.base import Objective
+from aigc_jax.train import ema as ema_lib
 from aigc_jax.train.optim import Optimizers
 
 INIT = 0xFFFFFFFF  # folded into the run's key for initialisation: no step has this number
@@ -24,6 +26,7 @@ class TrainState:
       opt_state: `{player: Optax state}`.
       ema: `{player: averaged parameters}`, without frozen players; empty if the run keeps no
         average.
+      profiles: `{width: {player: average with a power-function profile of that width}}`.
       mutables: `{player: what a loss updates besides parameters}`.
       rng: the data of the run's only random key; it never changes, steps fold their number in.
       skipped: int32 scalar, steps whose update was left out because something was not finite.
@@ -33,6 +36,7 @@ class TrainState:
     params: Params
     opt_state: dict[str, optax.OptState]
     ema: Params
+    profiles: dict[str, Params]
     mutables: dict[str, Any]
     rng: jax.Array
     skipped: jax.Array
@@ -40,11 +44,18 @@ class TrainState:
     @property
     def sampling_params(self) -> Params:
         """The parameters to evaluate and to sample with: the average where there is one."""
-        return {**self.params, **self.ema}
+        first = next(iter(self.profiles.values()), {})
+        return {**self.params, **first, **self.ema}
 
 
 def init_state(
-    objective: Objective, optimizers: Optimizers, batch: Any, seed: jax.Array, *, ema: bool
+    objective: Objective,
+    optimizers: Optimizers,
+    batch: Any,
+    seed: jax.Array,
+    *,
+    ema: bool,
+    profiles: Sequence[float] = (),
 ) -> TrainState:
     """A fresh state; pure, so that it can be shaped by `eval_shape` and compiled.
 
@@ -54,6 +65,7 @@ def init_state(
       batch: an example batch; only its shapes matter.
       seed: int32 scalar.
       ema: whether the run averages its parameters.
+      profiles: widths of the power-function averages that it keeps.
     """
     key = jax.random.key(seed)
     params, mutables = objective.init(jax.random.fold_in(key, INIT), batch)
@@ -61,12 +73,17 @@ def init_state(
         step=jnp.int32(0),
         params=params,
         opt_state={player: o.init(params[player]) for player, o in optimizers.items()},
-        # A copy: the step donates its state, and one buffer cannot be given away twice.
-        ema=jax.tree.map(jnp.copy, {p: params[p] for p in optimizers}) if ema else {},
+        ema=copied({p: params[p] for p in optimizers}) if ema else {},
+        profiles={ema_lib.name(w): copied({p: params[p] for p in optimizers}) for w in profiles},
         mutables=mutables,
         rng=jax.random.key_data(key),
         skipped=jnp.int32(0),
     )
+
+
+def copied(tree: Any) -> Any:
+    """The step donates its state, and one buffer cannot be given away twice."""
+    return jax.tree.map(jnp.copy, tree)
 
 
 def named(tree: Any) -> list[tuple[str, Any]]:

@@ -33,7 +33,7 @@ def make_step(
     Args:
       objective: the game.
       optimizers: one Optax transformation per player.
-      ema: the average to keep, if any.
+      ema: the averages to keep, if any.
       accumulate: microbatches; B must be divisible by it.
 
     A player that moves several times in a step sees the same batch with fresh noise each time.
@@ -41,7 +41,7 @@ def make_step(
     `axis` names the mapped axis under `pmap`, where `batch` is this device's share.
     """
     players = tuple(dict.fromkeys(objective.turns))
-    ema = ema if ema and ema.halflife > 0 else None
+    ema = ema or Ema()
 
     def step(state: TrainState, batch: Batch, axis: str | None = None):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
@@ -64,19 +64,13 @@ def make_step(
             aux = {"loss": loss, "grad_norm": Mean.of(norm), **aux}
             prefix = f"{player}/" if len(players) > 1 else ""
             metrics = merge(metrics, {prefix + name: mean for name, mean in aux.items()})
-        averages = state.ema
-        if ema:
-            size = batch["weight"].shape[0] * (jax.lax.axis_size(axis) if axis else 1)
-            averages = ema_lib.update(
-                averages,
-                {player: params[player] for player in players},
-                ema_lib.decay(ema, state.step.astype(jnp.float32) * size, size),
-            )
         own = {player: params[player] for player in players}
+        size = batch["weight"].shape[0] * (jax.lax.axis_size(axis) if axis else 1)
+        averages, profiles = ema_lib.advance(ema, state.ema, state.profiles, own, state.step, size)
         before = {player: state.params[player] for player in players}
-        moved = (own, opt_state, averages, mutables)
-        stayed = (before, state.opt_state, state.ema, state.mutables)
-        own, opt_state, averages, mutables = jax.tree.map(
+        moved = (own, opt_state, averages, profiles, mutables)
+        stayed = (before, state.opt_state, state.ema, state.profiles, state.mutables)
+        own, opt_state, averages, profiles, mutables = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), moved, stayed
         )
         params |= own
@@ -89,6 +83,7 @@ def make_step(
             params=params,
             opt_state=opt_state,
             ema=averages,
+            profiles=profiles,
             mutables=mutables,
             skipped=skipped,
         )
