@@ -33,7 +33,7 @@ CURVES = (
     "bits_per_byte",
     "elbo",
     "iwae",
-    "frechet_distance",
+    "frechet_classifier",
 )
 
 
@@ -138,12 +138,12 @@ def rows(metrics: dict[str, Any]) -> list[Row]:
             "IWAE bound, nats per image", metrics["iwae"], "higher", {"ELBO": metrics["elbo"]}
         ),
         "bits_per_dim": lambda: Row("bits per dimension", metrics["bits_per_dim"]),
-        "frechet_distance": lambda: Row(
+        "frechet_classifier": lambda: Row(
             "Fréchet classifier distance",
-            metrics["frechet_distance"],
+            metrics["frechet_classifier"],
             references={
-                "floor": metrics["frechet_floor"],
-                "Gaussian per class": metrics["frechet_gaussian_baseline"],
+                "floor": metrics["frechet_classifier_floor"],
+                "Gaussian per class": metrics["frechet_classifier_gaussian"],
             },
         ),
     }

@@ -17,6 +17,7 @@ from aigc_jax.config import Optim
 from aigc_jax.data.pipeline import TrainIterator
 from aigc_jax.data.sources import Dataset, Source
 from aigc_jax.errors import UserError
+from aigc_jax.evaluate.distances import frechet, moments
 from aigc_jax.models.classifier import Classifier
 from aigc_jax.objectives.classifier import Classification
 from aigc_jax.ops.image import to_signed
@@ -73,10 +74,10 @@ class Fidelity:
     def report(self, images: Images) -> dict[str, float]:
         """The distance beside its references."""
         return {
-            "frechet_distance": self.distance(images),
-            "frechet_floor": self.floor,
-            "frechet_gaussian_baseline": self.baseline,
-            "frechet_classifier_accuracy": self.accuracy,
+            "frechet_classifier": self.distance(images),
+            "frechet_classifier_floor": self.floor,
+            "frechet_classifier_gaussian": self.baseline,
+            "classifier_accuracy": self.accuracy,
         }
 
 
@@ -155,21 +156,3 @@ def gaussian_samples(images: Images, labels: np.ndarray) -> Images:
         drawn = mean + weights @ (flat - mean)
         out[rows] = np.clip(np.round(drawn), 0, 255).astype(np.uint8).reshape(images[rows].shape)
     return out
-
-
-def moments(feature_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (F,) and covariance (F, F)."""
-    return feature_NF.mean(0), np.cov(feature_NF, rowvar=False)
-
-
-def frechet(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
-    """‖μ_a − μ_b‖² + tr(C_a + C_b − 2 (C_a C_b)^½): Gaussians' squared 2-Wasserstein distance.
-
-    (C_a C_b)^½ has the eigenvalues of (C_a^½ C_b C_a^½)^½, which is symmetric.
-    """
-    (mean_a, cov_a), (mean_b, cov_b) = a, b
-    values, vectors = np.linalg.eigh(cov_a)
-    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0)).sum()
-    gap = ((mean_a - mean_b) ** 2).sum()
-    return float(max(gap + np.trace(cov_a) + np.trace(cov_b) - 2 * cross, 0.0))
