@@ -11,9 +11,10 @@ from jax.sharding import Mesh
 
 from aigc_jax import families
 from aigc_jax.config import Config, Sample, parse
-from aigc_jax.data.spec import Spec
+from aigc_jax.data.spec import ImageSpec, Spec
 from aigc_jax.errors import UserError, nearest
 from aigc_jax.families import Family
+from aigc_jax.objectives import first_stage
 from aigc_jax.objectives.base import Objective
 from aigc_jax.parallel.mesh import check_batch, make_mesh
 from aigc_jax.train.compile import CompiledStep, compile_step
@@ -99,17 +100,37 @@ class Run:
 
 
 def make_objective(config: Config, spec: Spec) -> Objective:
-    """The objective of a config for data like `spec`.
+    """The objective of a config for data like `spec`, behind its first stage if it has one.
 
     Raises:
       UserError: if the family cannot be trained on such data.
     """
+    if isinstance(spec, ImageSpec) and spec.stage is not None:
+        pixels = dataclasses.replace(spec, stage=None)
+        stage = make_objective(parse_config(spec.stage), pixels)
+        if not hasattr(stage, "encode"):
+            raise UserError(
+                f"data.first_stage={config.data.first_stage} is no autoencoder with latents: name a"
+                " workdir of configs/vae/kl.py, fsq.py or vq.py"
+            )
+        inner = first_stage.inner_spec(stage, pixels)
+        behind = first_stage.CodeSequences if stage.num_codes else first_stage.Latents
+        return behind(_make_objective(config, inner), stage, pixels)
+    return _make_objective(config, spec)
+
+
+def _make_objective(config: Config, spec: Spec) -> Objective:
     family = family_of(config.raw)
     if spec.modality != family.modality:
         raise UserError(
             f"objective.name='{config.raw['objective']['name']}' is trained on {family.modality},"
             f" but data.source='{config.data.source}' gives {spec.modality}: change one of them, or"
             " data.form"
+        )
+    if isinstance(spec, ImageSpec) and spec.continuous and not family.latents:
+        raise UserError(
+            f"objective.name='{config.raw['objective']['name']}' models pixels, but"
+            f" data.first_stage={config.data.first_stage} gives latents: leave it out"
         )
     dtype = jnp.dtype(config.train.compute_dtype)
     return family.make(config.objective, config.model, spec, dtype)

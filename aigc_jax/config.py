@@ -59,6 +59,7 @@ class Data:
     form: str = option("stream", choices=("stream", "documents", "chat", "labels", "tags"))
     seq_len: int = option(128, low=1)  # text: tokens that an example predicts or holds
     eval_stride: int = option(0, low=0)  # stream: tokens a held-out window predicts; 0: half
+    first_stage: str = ""  # images: a workdir whose autoencoder makes them latents or codes
     tokenizer: str = option("byte", filled=True)  # byte · char · bpe · file:FILE · workdir:DIR
     vocab_size: int = option(4096, low=1)  # bpe: entries
     split: str = option("random", choices=("random", "tail"))  # used if the source has no split
@@ -123,6 +124,7 @@ class Sample:
 
     every: int = option(0, low=0)  # 0: only when asked
     num: int = option(64, low=1)
+    label: int = option(-1, low=-1)  # images: one class for all; −1: all in turn
 
 
 @dataclasses.dataclass(frozen=True)

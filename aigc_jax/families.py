@@ -26,6 +26,7 @@ class Family:
       models: `{model.name: dataclass of the section model}`.
       make: (objective config, model config, data spec, dtype) → the objective.
       modality: what it can be trained on: "image", "text", "labelled text" or "tagged text".
+      latents: whether its images may be continuous latents of an autoencoder.
     """
 
     objective: type
@@ -33,6 +34,7 @@ class Family:
     models: Mapping[str, type]
     make: Make
     modality: str
+    latents: bool = False
 
 
 TEXT_MODELS = {"transformer": transformer.TransformerConfig, "lstm": lstm.LSTMConfig}
@@ -119,6 +121,7 @@ FAMILIES: dict[str, Family] = {
         {"unet": unet.UNetConfig},
         _diffusion,
         "image",
+        latents=True,
     ),
 }
 

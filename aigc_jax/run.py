@@ -18,7 +18,7 @@ from aigc_jax.report.samples import decode, save
 from aigc_jax.sampling.generate import generate
 from aigc_jax.sampling.watch import TextWatch
 from aigc_jax.train.posthoc import synthesize
-from aigc_jax.trained import restore
+from aigc_jax.trained import like, restore
 from aigc_jax.training import Training
 
 __all__ = ["evaluate", "restore", "sample", "save", "train"]
@@ -85,6 +85,7 @@ def evaluate(
     data = dataclasses.replace(data, **{k: v for k, v in given.items() if v})
     text = run.spec if run.spec.modality != "image" else None
     dataset = sources.load(data, text and text.tokenizer, text if source else None)
+    dataset = like(dataset, run.spec)
     spec_lib.check_spec(workdir, run.spec.to_json(), dataset.spec, data.source)
     return {"step": step, **Judge(run, dataset)(state)}
 

@@ -1,5 +1,6 @@
 """Trained workdirs as something to go on from: their runs, parameters and tokenizers."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,14 +9,17 @@ import numpy as np
 from aigc_jax import build
 from aigc_jax.config import Data
 from aigc_jax.data import spec as spec_lib
+from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.tokenizers import Tokenizer
 from aigc_jax.errors import UserError
+from aigc_jax.objectives.first_stage import PLAYER, Behind
 from aigc_jax.parallel.mesh import replicated
 from aigc_jax.parallel.processes import say
 from aigc_jax.train.checkpoint import Contents, Reader, newest
 from aigc_jax.train.state import TrainState, named
 
 WORKDIR = "workdir:"
+NORMALISED = 512  # images whose latents say how latents are normalised
 
 
 def restore(workdir: str) -> tuple[build.Run, TrainState, int]:
@@ -53,6 +57,48 @@ def tokenizer_of(data: Data) -> Tokenizer | None:
     if not isinstance(spec, spec_lib.TextSpec):
         raise UserError(f"data.tokenizer={data.tokenizer}: that run has none, it models images")
     return spec.tokenizer
+
+
+def behind_first_stage(dataset: Dataset, data: Data) -> Dataset:
+    """The data as a model behind the autoencoder of `data.first_stage` has them, if it is named.
+
+    Raises:
+      UserError: if that workdir holds no checkpoint, or one of other images.
+    """
+    workdir = data.first_stage
+    if not workdir:
+        return dataset
+    saved, spec = newest(
+        workdir,
+        lambda _, __, contents: (contents["config"]["config"], contents["config"]["spec"]),
+    )[1]
+    spec_lib.check_spec(workdir, spec, dataset.spec, data.source)
+    return dataclasses.replace(dataset, spec=dataclasses.replace(dataset.spec, stage=saved))
+
+
+def like(dataset: Dataset, spec: spec_lib.Spec) -> Dataset:
+    """The data behind the first stage of a trained run's, if that has one."""
+    if getattr(spec, "stage", None) is None or not isinstance(dataset.spec, spec_lib.ImageSpec):
+        return dataset
+    return dataclasses.replace(dataset, spec=dataclasses.replace(dataset.spec, stage=spec.stage))
+
+
+def begin_behind(
+    workdir: str, objective: Behind, params: dict[str, Any], dataset: Dataset
+) -> dict[str, Any]:
+    """Fresh parameters with a trained autoencoder as their frozen first stage.
+
+    Args:
+      workdir: the autoencoder's run.
+      objective: what stands behind it.
+      params: `{player: parameters}`.
+      dataset: whose first images say how latents are normalised.
+    """
+    _, state, _ = restore(workdir)
+    examples = [dataset.train[i] for i in range(min(len(dataset.train), NORMALISED))]
+    batch = {k: np.stack([example[k] for example in examples]) for k in examples[0]}
+    frozen = objective.fill(state.sampling_params, state.mutables, batch)
+    return {**params, PLAYER: jax.device_get(frozen)}
 
 
 def begin_from(workdir: str, params: dict[str, Any]) -> dict[str, Any]:

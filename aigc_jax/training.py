@@ -28,7 +28,7 @@ from aigc_jax.train.guard import Guard, Trouble
 from aigc_jax.train.loop import Care, Every, fit
 from aigc_jax.train.state import TrainState, copied
 from aigc_jax.train.window import Window
-from aigc_jax.trained import begin_from, tokenizer_of
+from aigc_jax.trained import begin_behind, begin_from, behind_first_stage, tokenizer_of
 from aigc_jax.workdir import (
     Lock,
     check_same,
@@ -94,7 +94,8 @@ class Training:
         """Everything that can be wrong is found before anything is written."""
         c = self.config
         check_workdir(self.workdir, c.raw)
-        self.dataset = sources.load(c.data, tokenizer_of(c.data))
+        dataset = sources.load(c.data, tokenizer_of(c.data))
+        self.dataset = behind_first_stage(dataset, c.data)
         self.parts = build.build(c, self.dataset.spec)
         self.shapes = self.parts.state_shapes()
         self.example = self.dataset.spec.example_batch(c.data.batch_size)
@@ -155,12 +156,15 @@ class Training:
         return step, state
 
     def _given(self, state: TrainState) -> TrainState:
-        """A fresh state with the parameters of another run, if the config names one."""
-        source = self.config.train.init_from
-        if not source:
+        """A fresh state with what the config takes from other runs: parameters, a first stage."""
+        params, c = state.params, self.config
+        if c.data.first_stage:
+            params = begin_behind(c.data.first_stage, self.parts.objective, params, self.dataset)
+        if c.train.init_from:
+            params = begin_from(c.train.init_from, params)
+        if params is state.params:
             return state
-        sharding = replicated(self.parts.mesh)
-        params = jax.device_put(begin_from(source, state.params), sharding)
+        params = jax.device_put(params, replicated(self.parts.mesh))
         moving = {player: params[player] for player in state.opt_state}
         return state.replace(
             params=params,

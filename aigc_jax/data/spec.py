@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,15 @@ class ImageSpec:
       shape: (H, W, C).
       class_names: one per label; empty for images without labels.
       levels: how many values a pixel can have; they are spread over 0…255.
+      continuous: whether these are float32 latents of an autoencoder instead of pixels.
+      stage: the config of the frozen autoencoder through which a model sees the images, if any.
     """
 
     shape: tuple[int, int, int]
     class_names: tuple[str, ...] = ()
     levels: int = 256
+    continuous: bool = False
+    stage: Mapping[str, Any] | None = None
 
     modality = "image"
 
@@ -39,7 +44,8 @@ class ImageSpec:
 
     def example_batch(self, size: int) -> dict[str, np.ndarray]:
         """A batch with the right shapes and nothing in it."""
-        batch = {"image": np.zeros((size, *self.shape), np.uint8)}
+        dtype = np.float32 if self.continuous else np.uint8
+        batch = {"image": np.zeros((size, *self.shape), dtype)}
         if self.num_classes:
             batch["label"] = np.zeros(size, np.int32)
         return batch | {"weight": np.ones(size, np.float32)}
@@ -50,6 +56,7 @@ class ImageSpec:
             "shape": list(self.shape),
             "class_names": list(self.class_names),
             "levels": self.levels,
+            **({} if self.stage is None else {"stage": dict(self.stage)}),
         }
 
 
@@ -127,7 +134,8 @@ def from_json(value: Any) -> Spec:
     try:
         modality = value["modality"]
         if modality == "image":
-            return _image_spec(value["shape"], value["class_names"], value["levels"])
+            shape, stage = value["shape"], value.get("stage")
+            return _image_spec(shape, value["class_names"], value["levels"], stage)
         if modality == "text":
             tokenizer = tokenizers.from_json(value)
             return _text_spec(tokenizer, value["seq_len"], value["form"], value["class_names"])
@@ -139,7 +147,7 @@ def from_json(value: Any) -> Spec:
         ) from e
 
 
-def _image_spec(shape: Any, class_names: Any, levels: Any) -> ImageSpec:
+def _image_spec(shape: Any, class_names: Any, levels: Any, stage: Any) -> ImageSpec:
     whole = isinstance(shape, list) and len(shape) == 3 and all(type(n) is int for n in shape)
     if not whole or min(shape) < 1 or math.prod(shape) > MAX_VALUES:
         raise ValueError(f"images of the shape {shown(shape, 80)}")
@@ -147,7 +155,9 @@ def _image_spec(shape: Any, class_names: Any, levels: Any) -> ImageSpec:
         raise ValueError("class names that are none")
     if type(levels) is not int or not 2 <= levels <= 256:
         raise ValueError(f"pixels of {shown(levels, 40)} levels")
-    return ImageSpec((shape[0], shape[1], shape[2]), tuple(class_names), levels)
+    if stage is not None and not isinstance(stage, dict):
+        raise ValueError(f"a first stage that is {shown(stage, 40)}")
+    return ImageSpec((shape[0], shape[1], shape[2]), tuple(class_names), levels, stage=stage)
 
 
 def _text_spec(tokenizer: Tokenizer, seq_len: Any, form: Any, class_names: Any) -> TextSpec:
