@@ -9,7 +9,7 @@ from typing import Any
 
 from aigc_jax.data.spec import ImageSpec, TextSpec
 from aigc_jax.errors import UserError
-from aigc_jax.models import autoencoder, dcgan, lstm, transformer, unet
+from aigc_jax.models import autoencoder, dcgan, dit, lstm, transformer, unet
 from aigc_jax.objectives import diffusion, gan, lm, masked_lm, text_task, vae
 from aigc_jax.objectives.base import Objective
 
@@ -91,8 +91,11 @@ def _vae(config: Any, model: Any, spec: ImageSpec, dtype: Any) -> Objective:
     return vae.VAE(config, encoder, decoder, spec.levels)
 
 
+DENOISERS = {unet.UNetConfig: unet.UNet, dit.DiTConfig: dit.DiT}
+
+
 def _diffusion(config: Any, model: Any, spec: ImageSpec, dtype: Any) -> Objective:
-    network = unet.UNet(model, _classes(model, spec), dtype)
+    network = DENOISERS[type(model)](model, _classes(model, spec), dtype)
     return diffusion.Diffusion(config, network, spec.shape)
 
 
@@ -118,7 +121,7 @@ FAMILIES: dict[str, Family] = {
     "diffusion": Family(
         diffusion.DiffusionConfig,
         diffusion.DiffusionSample,
-        {"unet": unet.UNetConfig},
+        {"unet": unet.UNetConfig, "dit": dit.DiTConfig},
         _diffusion,
         "image",
         latents=True,

@@ -128,10 +128,55 @@ class SubPixelConv(nn.Module):
         return depth_to_space(conv(x_BHWC))
 
 
-def group_norm(channels: int, dtype: jnp.dtype, name: str | None = None) -> nn.GroupNorm:
-    """Group norm with up to 32 groups of at least 4 channels, which divide the channels."""
-    groups = next(g for g in range(min(32, max(channels // 4, 1)), 0, -1) if channels % g == 0)
-    return nn.GroupNorm(groups, epsilon=1e-5, dtype=dtype, name=name)
+def group_norm(
+    channels: int, dtype: jnp.dtype, name: str | None = None, groups: int = 0, eps: float = 1e-5
+) -> nn.GroupNorm:
+    """Group norm; 0 groups: up to 32 of at least 4 channels, which divide the channels."""
+    if not groups:
+        groups = next(g for g in range(min(32, max(channels // 4, 1)), 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, epsilon=eps, dtype=dtype, name=name)
+
+
+def time_embedding(
+    time_B: jax.Array, size: int, *, shift: float = 0.0, sin_first: bool = False
+) -> jax.Array:
+    """Cosines and sines of times at geometric frequencies, (B, size) float32.
+
+    Args:
+      time_B: in units of 0…1000.
+      size: an odd one ends with a zero.
+      shift: frequency i is 10,000^(−i / (size / 2 − shift)).
+      sin_first: sines before cosines.
+    """
+    half = size // 2
+    frequency = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / (half - shift))
+    angle = time_B[:, None].astype(jnp.float32) * frequency
+    parts = (jnp.sin(angle), jnp.cos(angle)) if sin_first else (jnp.cos(angle), jnp.sin(angle))
+    return jnp.pad(jnp.concatenate(parts, -1), ((0, 0), (0, size % 2)))
+
+
+class ClassEmbedding(nn.Module):
+    """Vectors of K classes, (B,) → (B, features); the label K is "no class".
+
+    Attributes:
+      num_classes: K.
+      features: size of a vector.
+      null: whether "no class" has a vector of its own; otherwise it is zero.
+      init: of the table.
+    """
+
+    num_classes: int
+    features: int
+    null: bool = True
+    init: Any = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
+
+    @nn.compact
+    def __call__(self, label_B: jax.Array) -> jax.Array:
+        shape = (self.num_classes + self.null, self.features)
+        table = self.param("embedding", self.init, shape)
+        known_B = label_B < len(table)
+        vectors = jnp.take(table, jnp.where(known_B, label_B, 0), axis=0)
+        return jnp.where(known_B[:, None], vectors, 0)
 
 
 def label_one_hot(label_B: jax.Array | None, batch: int, num_classes: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Published transformers as sections `model` of a recipe: `model=dict(GPT2_124M, dropout=0.1)`.
+"""Published models as sections `model` of a recipe: `model=dict(GPT2_124M, dropout=0.1)`.
 
 What a model of Hugging Face's is in our fields is also in the config.json of a workdir that
 `aigc convert` has written.
@@ -70,3 +70,12 @@ NANOGPT: Section = dict(
     activation="gelu_exact",
     tie_embeddings=True,
 )
+
+# Peebles & Xie 2023; the number after the slash is the patch's side, on latents of 32×32×4.
+DIT: Section = dict(name="dit", mlp_ratio=4.0, learned_sigma=True)
+DIT_S: Section = dict(DIT, width=384, depth=12, heads=6)
+DIT_B: Section = dict(DIT, width=768, depth=12, heads=12)
+DIT_L: Section = dict(DIT, width=1024, depth=24, heads=16)
+DIT_XL: Section = dict(DIT, width=1152, depth=28, heads=16)
+DIT_B_4: Section = dict(DIT_B, patch_size=4)
+DIT_XL_2: Section = dict(DIT_XL, patch_size=2)

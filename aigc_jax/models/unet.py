@@ -1,7 +1,8 @@
 """A diffusion U-Net: residual blocks with time and class embedding, attention at chosen levels.
 
-Shapes: B batch, H height, W width, C channels, E embedding size, K classes.
-After Ho et al. (2020), with the adaptive group norm of Dhariwal & Nichol (2021).
+By config it is a small network with the adaptive group norm of Dhariwal & Nichol (2021), which the
+defaults are, or that of Ho et al. (2020), DDPM, as diffusers' UNet2DModel has it.
+Shapes: B batch, H height, W width, C channels, E embedding size, K classes, A augmentation labels.
 """
 
 import dataclasses
@@ -12,8 +13,8 @@ import jax.numpy as jnp
 
 from aigc_jax.config import option
 from aigc_jax.errors import UserError
-from aigc_jax.models.layers import Dropout, check_size, group_norm
-from aigc_jax.ops.attention import attention
+from aigc_jax.models.conv_blocks import Down, ResBlock, SelfAttention, Up
+from aigc_jax.models.layers import ClassEmbedding, check_size, group_norm, time_embedding
 from aigc_jax.ops.convolution import downsample, upsample
 
 
@@ -30,6 +31,25 @@ class UNetConfig:
     conditional: bool = True  # on the class, if the data has classes
     remat: str = option("none", choices=("none", "full"))  # full: keep each block's input only
 
+    head_size: int = option(0, low=0)  # channels of a head, instead of model.heads; 0: by heads
+    middle_blocks: int = option(1, low=0, high=2)  # at the coarsest level, between down and up
+    middle_attention: str = option("level", choices=("level", "always", "never"))
+    middle_groups: int = option(0, low=-1)  # of its attention's norm; 0: norm_groups, −1: no norm
+    # How sides are halved and doubled: by means and repeated pixels, with a convolution after
+    # repeating and one of stride 2, or within residual blocks of their own.
+    resample: str = option("mean", choices=("mean", "conv", "block"))
+    down_padding: int = option(1, low=0, high=1)  # conv: zeros before the image; 0: after it
+    condition: str = option("scale_shift", choices=("scale_shift", "shift"))  # by the embedding
+    residual_scale: float = option(0.5**0.5, low=1e-6)  # of what a residual block gives
+    norm_groups: int = option(0, low=0)  # 0: up to 32 of at least 4 channels
+    norm_eps: float = option(1e-5, low=0.0)
+    frequencies: int = option(0, low=0)  # sines and cosines of the time; 0: model.embedding
+    frequency_shift: float = 0.0  # how many steps beyond the last frequency 1/10,000 is
+    sin_first: bool = False  # sines before cosines
+    center_input: bool = False  # the input is in [0, 1] and the network takes it to [−1, 1]
+    null_class: bool = True  # "no class" has an embedding of its own; otherwise it adds nothing
+    learned_sigma: bool = False  # there are outputs for the variance, which are not used
+
     def __post_init__(self):
         for level in self.attention_levels:
             if level >= len(self.channels):
@@ -37,60 +57,29 @@ class UNetConfig:
                     f"model.attention_levels names level {level}, but model.channels has only"
                     f" levels 0 to {len(self.channels) - 1}"
                 )
-            if self.channels[level] % self.heads:
+        last = len(self.channels) - 1
+        for level in (*self.attention_levels, *([last] if self.attends_in_middle else [])):
+            name = "head_size" if self.head_size else "heads"
+            if self.channels[level] % (self.head_size or self.heads):
                 raise UserError(
                     f"model.channels[{level}]={self.channels[level]} must be divisible by"
-                    f" model.heads={self.heads}, since that level has attention"
+                    f" model.{name}={self.head_size or self.heads}, since that level has attention"
+                )
+        for level, channels in enumerate(self.channels):
+            if self.norm_groups and channels % self.norm_groups:
+                raise UserError(
+                    f"model.channels[{level}]={channels} must be divisible by"
+                    f" model.norm_groups={self.norm_groups}"
                 )
 
+    @property
+    def attends_in_middle(self) -> bool:
+        if not self.middle_blocks or self.middle_attention == "never":
+            return False
+        return self.middle_attention == "always" or len(self.channels) - 1 in self.attention_levels
 
-def time_embedding(time_B: jax.Array, size: int) -> jax.Array:
-    """Sines and cosines at geometric frequencies (B, size); `time_B` in units of 0…1000."""
-    half = size // 2
-    frequency = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / half)
-    angle = time_B[:, None].astype(jnp.float32) * frequency
-    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
-
-
-class ResBlock(nn.Module):
-    channels: int
-    dropout: float
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x_BHWC, embedding_BE, key_B):
-        skip = x_BHWC
-        x = jax.nn.silu(group_norm(x_BHWC.shape[-1], self.dtype, name="norm_in")(x_BHWC))
-        x = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_in")(x)
-        scale_shift = nn.Dense(2 * self.channels, dtype=self.dtype, name="condition")(embedding_BE)
-        scale, shift = jnp.split(scale_shift[:, None, None], 2, -1)
-        x = group_norm(self.channels, self.dtype, name="norm_out")(x) * (1 + scale) + shift
-        x = Dropout(self.dropout, name="dropout")(jax.nn.silu(x), key_B)
-        x = nn.Conv(
-            self.channels,
-            (3, 3),
-            kernel_init=nn.initializers.zeros,
-            dtype=self.dtype,
-            name="conv_out",
-        )(x)
-        if skip.shape[-1] != self.channels:
-            skip = nn.Conv(self.channels, (1, 1), dtype=self.dtype, name="skip")(skip)
-        return (skip + x) * jnp.asarray(0.5**0.5, x.dtype)
-
-
-class SelfAttention(nn.Module):
-    heads: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x_BHWC):
-        b, h, w, c = x_BHWC.shape
-        x = group_norm(c, self.dtype, name="norm")(x_BHWC).reshape(b, h * w, c)
-        qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(x)
-        q, k, v = jnp.split(qkv.reshape(b, h * w, 3 * self.heads, c // self.heads), 3, 2)
-        y = attention(q, k, v).reshape(b, h * w, c)
-        y = nn.Dense(c, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="out")(y)
-        return x_BHWC + y.reshape(b, h, w, c)
+    def heads_of(self, level: int) -> int:
+        return self.channels[level] // self.head_size if self.head_size else self.heads
 
 
 class UNet(nn.Module):
@@ -129,10 +118,48 @@ class UNet(nn.Module):
         The parameters of `span_B` and `augment_BA` exist if `init` is given them.
         """
         c = self.config
+        levels, colours = range(len(c.channels)), x_BHWC.shape[-1]
         check_size(x_BHWC.shape[1:3], len(c.channels), "model.channels")
+        embedding = self._embedding(time_B, label_B, span_B, augment_BA)
+        res_block, attend = self._blocks(embedding, key_B)
+
+        def block(x, level, name):
+            x = res_block(x, level, name)
+            return attend(x, level, name) if level in c.attention_levels else x
+
+        x = 2 * x_BHWC - 1 if c.center_input else x_BHWC
+        x = nn.Conv(c.channels[0], (3, 3), dtype=self.dtype, name="conv_in")(x)
+        skips = [x]
+        for level in levels:
+            if level:
+                x = self._down(x, level, res_block)
+                skips.append(x)
+            for i in range(c.blocks):
+                x = block(x, level, f"down_{level}_{i}")
+                skips.append(x)
+        x = self._middle(x, levels[-1], res_block, attend)
+        for level in reversed(levels):
+            for i in range(c.blocks + 1):
+                x = block(jnp.concatenate([x, skips.pop()], -1), level, f"up_{level}_{i}")
+            if level:
+                x = self._up(x, level, res_block)
+        norm = group_norm(x.shape[-1], self.dtype, "norm_out", c.norm_groups, c.norm_eps)
+        x = nn.Conv(
+            colours * (1 + c.learned_sigma),
+            (3, 3),
+            kernel_init=nn.initializers.zeros,
+            dtype=self.dtype,
+            name="conv_out",
+        )(jax.nn.silu(norm(x)))
+        return x[..., :colours].astype(jnp.float32)
+
+    def _embedding(self, time_B, label_B, span_B, augment_BA):
+        """What the blocks are conditioned on, (B, E), through SiLU."""
+        c = self.config
 
         def embed(time_B, name):
-            y = time_embedding(time_B, c.embedding)
+            size = c.frequencies or c.embedding
+            y = time_embedding(time_B, size, shift=c.frequency_shift, sin_first=c.sin_first)
             y = nn.Dense(c.embedding, dtype=self.dtype, name=f"{name}_in")(y)
             return nn.Dense(c.embedding, dtype=self.dtype, name=f"{name}_out")(jax.nn.silu(y))
 
@@ -143,41 +170,51 @@ class UNet(nn.Module):
             augment = nn.Dense(c.embedding, use_bias=False, dtype=self.dtype, name="augment")
             embedding += augment(augment_BA)
         if self.num_classes and label_B is not None:
-            table = nn.Embed(self.num_classes + 1, c.embedding, name="class_embedding")
+            table = ClassEmbedding(
+                self.num_classes, c.embedding, c.null_class, name="class_embedding"
+            )
             embedding += table(label_B).astype(self.dtype)
-        embedding = jax.nn.silu(embedding)
+        return jax.nn.silu(embedding)
 
-        parts = (ResBlock, SelfAttention)
+    def _blocks(self, embedding, key_B):
+        """Functions of (x, level, name): a residual block, and attention after the block `name`."""
+        c, parts = self.config, (ResBlock, SelfAttention)
         res_block, self_attention = map(nn.remat, parts) if c.remat == "full" else parts
+        norm = dict(groups=c.norm_groups, eps=c.norm_eps)
+        kind = dict(condition=c.condition, residual_scale=c.residual_scale, **norm)
 
-        def block(x, level, name):
-            x = res_block(c.channels[level], c.dropout, self.dtype, name=name)(x, embedding, key_B)
-            if level in c.attention_levels:
-                x = self_attention(c.heads, self.dtype, name=f"{name}_attention")(x)
-            return x
+        def residual(x, level, name, resample=""):
+            made = res_block(
+                c.channels[level], c.dropout, self.dtype, resample=resample, name=name, **kind
+            )
+            return made(x, embedding, key_B)
 
-        x = nn.Conv(c.channels[0], (3, 3), dtype=self.dtype, name="conv_in")(x_BHWC)
-        skips = [x]
-        levels = range(len(c.channels))
-        for level in levels:
-            if level:
-                x = downsample(x)
-                skips.append(x)
-            for i in range(c.blocks):
-                x = block(x, level, f"down_{level}_{i}")
-                skips.append(x)
-        x = block(x, levels[-1], "middle")
-        for level in reversed(levels):
-            for i in range(c.blocks + 1):
-                x = block(jnp.concatenate([x, skips.pop()], -1), level, f"up_{level}_{i}")
-            if level:
-                x = upsample(x)
-        x = jax.nn.silu(group_norm(x.shape[-1], self.dtype, name="norm_out")(x))
-        x = nn.Conv(
-            x_BHWC.shape[-1],
-            (3, 3),
-            kernel_init=nn.initializers.zeros,
-            dtype=self.dtype,
-            name="conv_out",
-        )(x)
-        return x.astype(jnp.float32)
+        def attend(x, level, name, **changes):
+            name = f"{name}_attention"
+            return self_attention(c.heads_of(level), self.dtype, name=name, **norm | changes)(x)
+
+        return residual, attend
+
+    def _middle(self, x, level, res_block, attend):
+        c = self.config
+        if c.middle_blocks:
+            x = res_block(x, level, "middle")
+        if c.attends_in_middle:
+            x = attend(x, level, "middle", groups=c.middle_groups or c.norm_groups)
+        return res_block(x, level, "middle_out") if c.middle_blocks == 2 else x
+
+    def _down(self, x, level, res_block):
+        """From the level above to `level`."""
+        if self.config.resample == "block":
+            return res_block(x, level - 1, f"down_{level}", "down")
+        if self.config.resample == "conv":
+            return Down(self.dtype, self.config.down_padding, name=f"down_{level}")(x)
+        return downsample(x)
+
+    def _up(self, x, level, res_block):
+        """From `level` to the size of the level above."""
+        if self.config.resample == "block":
+            return res_block(x, level, f"up_{level}", "up")
+        return (
+            Up(self.dtype, name=f"up_{level}")(x) if self.config.resample == "conv" else upsample(x)
+        )
