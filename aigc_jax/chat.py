@@ -40,8 +40,7 @@ class Chat:
         self._params, self._mutables = state.sampling_params, state.mutables
         self._seed = seed
         chosen = build.sample_options(run.config, {"num": 1, **options})
-        _, string = turn_end(self._tokenizer)
-        stop = (*chosen.stop, *([string] if string else []))
+        stop = (*chosen.stop, *turn_end(self._tokenizer))
         self._options = dataclasses.replace(chosen, stop=stop)
         model = run.objective.model
         self._room = model.context - chosen.max_new_tokens
@@ -53,6 +52,11 @@ class Chat:
     def reset(self) -> None:
         """Forgets all that was said."""
         self.messages = list(self._first)
+
+    def take_back(self) -> None:
+        """Forgets what a person has said and the model has not answered."""
+        if self.messages[-1:] and self.messages[-1]["role"] == "user":
+            self.messages.pop()
 
     def answer(self, text: str, show: Callable[[str], None] = lambda piece: None) -> str:
         """What the model says to `text`; both are added to `messages`.
@@ -123,6 +127,9 @@ def talk(chat: Chat) -> None:
         elif line:
             try:
                 chat.answer(line, show)
+                print()
+            except KeyboardInterrupt:  # enough of this answer, not of the conversation
+                chat.take_back()
                 print()
             except UserError as e:
                 print(f"aigc: {e}", file=sys.stderr)

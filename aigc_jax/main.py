@@ -52,8 +52,13 @@ def sample() -> None:
     if FLAGS.stream and len(FLAGS.prompt or ()) > 1:
         raise UserError("--stream shows one text: give one --prompt")
     prompt = FLAGS.prompt[0] if FLAGS.prompt and len(FLAGS.prompt) == 1 else FLAGS.prompt
-    if FLAGS.stream:
-        print(prompt or "", end="", flush=True)
+    begun = []
+
+    def show(piece: str) -> None:
+        # The prompt comes with the first piece: a family that cannot stream has not begun.
+        print(piece if begun else f"{prompt or ''}{piece}", end="", flush=True)
+        begun.append(True)
+
     samples = run.sample(
         FLAGS.workdir,
         FLAGS.num,
@@ -75,10 +80,6 @@ def given(names: Sequence[str]) -> dict[str, Any]:
     """The flags of these names that were given."""
     values = {name: FLAGS[name].value for name in names}
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v is not None}
-
-
-def show(piece: str) -> None:
-    print(piece, end="", flush=True)
 
 
 def chat() -> None:
@@ -115,8 +116,10 @@ def prepare() -> None:
         label_field=FLAGS.label_field,
     )
     print(f"prepared: {path}")
+    kind = FLAGS["from"].value.partition(":")[0]
+    form = {"messages": " --config.data.form=chat", "conll": " --config.data.form=tags"}
     print(f"train on it with --config.data.source=tfds:{FLAGS.name}"
-          f" --config.data.data_dir={FLAGS.data_dir}")  # fmt: skip
+          f" --config.data.data_dir={FLAGS.data_dir}{form.get(kind, '')}")  # fmt: skip
 
 
 def doctor() -> int:

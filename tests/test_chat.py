@@ -136,12 +136,12 @@ class Script:
             objective=types.SimpleNamespace(model=model),
             spec=types.SimpleNamespace(tokenizer=tokenizer),
         )
-        state = types.SimpleNamespace(sampling_params={})
+        state = types.SimpleNamespace(sampling_params={}, mutables={})
         monkeypatch.setattr(chat_lib, "restore", lambda workdir: (run, state, 0))
         monkeypatch.setattr(chat_lib, "generate", self)
         self._tokenizer = tokenizer
 
-    def __call__(self, objective, params, options, num, seed, *, prompts, watch):
+    def __call__(self, objective, params, mutables, options, num, seed, *, prompts, watch):
         assert num == options.num == 1
         self.prompts.append(prompts[0])
         self.seeds.append(seed)
@@ -237,6 +237,25 @@ def test_talking_in_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("bye"))  # the end of the input ends it as well
     talk(Chat("w"))
     assert capsys.readouterr().out == "three\n"
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_conversation(monkeypatch, capsys):
+    script = Script(monkeypatch, [BYTE.encode("one"), BYTE.encode("two")], BYTE, context=200)
+    chat, answer = Chat("w"), Chat.answer
+    said = []
+
+    def interrupted(self, line, show):
+        said.append(line)
+        if len(said) == 1:
+            self.messages.append({"role": "user", "content": line})
+            raise KeyboardInterrupt
+        return answer(self, line, show)
+
+    monkeypatch.setattr(Chat, "answer", interrupted)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\nagain"))
+    talk(chat)
+    assert capsys.readouterr().out == "\none\n"
+    assert [m["content"] for m in chat.messages] == ["again", "one"] and len(script.prompts) == 1
 
 
 @pytest.fixture(scope="module")

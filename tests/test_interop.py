@@ -564,21 +564,6 @@ def test_an_adapter_comes_back_as_it_was(name, targets, zero, tmp_path):
     assert_same(back.lora, lora)
 
 
-def test_a_change_is_merged_into_its_kernels_alone(tmp_path):
-    config = TransformerConfig(**LLAMA, lora_rank=3, lora_alpha=5.0)
-    params, lora = random_params(config), random_lora(config)
-    merged = interop.merge(params, lora, 5.0, 3)
-    query = params["layers"]["attention"]["query"]["kernel"]
-    a, b = (lora["layers"]["attention"]["query"][f"lora_{x}"] for x in "ab")
-    for i in range(config.layers):
-        want = query[i].astype(np.float64) + a[i].astype(np.float64) @ b[i] * 5 / 3
-        np.testing.assert_allclose(
-            merged["layers"]["attention"]["query"]["kernel"][i], want, atol=1e-5
-        )
-    assert merged["final_norm"]["scale"] is params["final_norm"]["scale"]
-    assert_same(params, random_params(config))  # untouched
-
-
 @pytest.mark.parametrize("changes, word", [
     (dict(peft_type="IA3"), "IA3"), (dict(use_dora=True), "use_dora"), (dict(bias="all"), "bias"),
     (dict(modules_to_save=["lm_head"]), "modules_to_save"), (dict(mystery=3), "mystery"),

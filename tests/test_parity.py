@@ -21,6 +21,7 @@ from aigc_jax.interop import names
 from aigc_jax.interop.gguf_file import GgufFile
 from aigc_jax.interop.gguf_tokenizer import read_tokenizer
 from aigc_jax.models.transformer import Transformer, TransformerConfig
+from aigc_jax.objectives import adapters
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.0")
@@ -354,7 +355,8 @@ def test_an_adapter_of_ours_does_the_same_in_peft(kind, tmp_path):
     interop.write_adapter(str(tmp_path / "adapter"), config, lora, "base")
 
     ours = our_logits(read.model | options, read.params, tokens(), lora=lora)
-    merged = interop.merge(read.params, lora, config.lora_alpha, config.lora_rank)
+    players = adapters.split({"params": read.params, "lora": lora})
+    merged = adapters.merged(players, config.lora_alpha / config.lora_rank)["model"]
     np.testing.assert_allclose(our_logits(read.model, merged, tokens()), ours, atol=TOLERANCE)
     assert np.abs(ours - their_logits(model, tokens())).max() > 0.1  # the change matters
     adapted = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()

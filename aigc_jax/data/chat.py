@@ -120,12 +120,6 @@ def _turn(message: Message, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarra
     return head, tokenizer.encode(message["content"])
 
 
-def turn_end(tokenizer: Tokenizer) -> tuple[tuple[int, ...], str]:
-    """Where to end an assistant's turn: after one of these tokens, or before this text.
-
-    The text is empty if <|im_end|> is a token of its own.
-    """
-    end = tokenizer.special(IM_END)
-    if len(end) == 1:
-        return tuple(dict.fromkeys([*tokenizer.stops, *end])), ""
-    return tokenizer.stops, IM_END
+def turn_end(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The texts before which an assistant's turn ends: none if <|im_end|> is a token of its own."""
+    return () if len(tokenizer.special(IM_END)) == 1 else (IM_END,)

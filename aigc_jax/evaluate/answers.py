@@ -37,8 +37,7 @@ def score_answers(run: Run, dataset: Dataset, state: TrainState, count: int) -> 
     options, tokenizer = run.config.sample, run.spec.tokenizer
     if dataset.dialogues:
         prompts, references = _answers(dataset.dialogues, tokenizer, count)
-        _, string = turn_end(tokenizer)
-        stop = (*options.stop, *([string] if string else []))
+        stop = (*options.stop, *turn_end(tokenizer))
         limit = options.max_new_tokens
     else:
         prompts, references = _continuations(dataset.validation, tokenizer, count)

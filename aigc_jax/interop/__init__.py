@@ -3,13 +3,12 @@
 from aigc_jax.interop.export import write_folder
 from aigc_jax.interop.folder import Imported, read_folder
 from aigc_jax.interop.gguf import read_gguf
-from aigc_jax.interop.peft import merge, write_adapter
+from aigc_jax.interop.peft import write_adapter
 from aigc_jax.interop.peft_reading import Adapter, read_adapter
 
 __all__ = [
     "Adapter",
     "Imported",
-    "merge",
     "read_adapter",
     "read_folder",
     "read_gguf",

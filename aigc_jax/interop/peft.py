@@ -23,23 +23,6 @@ PREFIX = "base_model.model."
 JOINT = "aigc_jax.joint"  # which of our kernels share a tensor, in the file's metadata
 
 
-def merge(params: Mapping[str, Any], lora: Mapping[str, Any], alpha: float, rank: int) -> dict:
-    """The parameters with the changes added to their kernels; what is not changed is shared.
-
-    Args:
-      params: the collection "params".
-      lora: the collection "lora".
-      alpha: `lora_alpha`.
-      rank: `lora_rank`.
-    """
-    leaves, factors = names.flat(params), names.flat(lora)
-    for path in _changed(factors):
-        a, b = (np.asarray(factors[f"{path}/lora_{x}"], np.float32) for x in "ab")
-        kernel = np.asarray(leaves[f"{path}/kernel"], np.float32)
-        leaves[f"{path}/kernel"] = kernel + a @ b * np.float32(alpha / rank)
-    return names.nested(leaves)
-
-
 def _changed(factors: Mapping[str, Any]) -> list[str]:
     """The paths of kernels with a change."""
     return sorted(path.removesuffix("/lora_a") for path in factors if path.endswith("/lora_a"))
