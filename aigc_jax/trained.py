@@ -1,13 +1,14 @@
 """Trained workdirs as something to go on from: their runs, parameters and tokenizers."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from aigc_jax import build
-from aigc_jax.config import Data
+from aigc_jax.config import Data, differences
 from aigc_jax.data import spec as spec_lib
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.tokenizers import Tokenizer
@@ -19,6 +20,8 @@ from aigc_jax.train.checkpoint import Contents, Reader, newest
 from aigc_jax.train.state import TrainState, named
 
 WORKDIR = "workdir:"
+# Settings of a model with which the same parameters mean the same.
+HARMLESS = ("model.lora_", "model.dropout", "model.context", "model.vocab_size")
 NORMALISED = 512  # images whose latents say how latents are normalised
 
 
@@ -101,16 +104,20 @@ def begin_behind(
     return {**params, PLAYER: jax.device_get(frozen)}
 
 
-def begin_from(workdir: str, params: dict[str, Any]) -> dict[str, Any]:
+def begin_from(
+    workdir: str, params: dict[str, Any], model: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Fresh parameters with those of a trained run in their places, where it has them.
 
     Parameters go by their names; adapters of the trained run are merged into its model, and a
     frozen `base` of the new run gets what was trained. What the trained run does not have, such as
-    the head of a new task, stays fresh, which is said in one line.
+    the head of a new task, stays fresh, which is said in one line; so are settings of the model
+    that differ, with which the same parameters would mean something else.
 
     Args:
       workdir: the trained run.
       params: `{player: parameters}` on the host or on devices.
+      model: the config's section of that name.
 
     Raises:
       UserError: if it has nothing of the kind, or arrays of other sizes.
@@ -142,4 +149,8 @@ def begin_from(workdir: str, params: dict[str, Any]) -> dict[str, Any]:
         )
     more = f" ({', '.join(fresh[:4])}{' …' if len(fresh) > 4 else ''})" if fresh else ""
     say(f"begun with {len(taken)} arrays of {workdir}; {len(fresh)} are fresh{more}")
+    others = differences({"model": run.config.raw["model"]}, {"model": model}) if model else []
+    others = [phrase for phrase in others if not phrase.startswith(HARMLESS)]
+    if others:
+        say(f"the models differ: {', '.join(others)}")
     return placed

@@ -161,7 +161,7 @@ class Training:
         if c.data.first_stage:
             params = begin_behind(c.data.first_stage, self.parts.objective, params, self.dataset)
         if c.train.init_from:
-            params = begin_from(c.train.init_from, params)
+            params = begin_from(c.train.init_from, params, c.raw["model"])
         if params is state.params:
             return state
         params = jax.device_put(params, replicated(self.parts.mesh))

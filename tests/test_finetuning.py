@@ -152,6 +152,11 @@ def test_adapters_that_were_trained_are_merged_into_what_begins_with_them(made, 
     chex.assert_trees_all_equal(begun, {"model": merged})
     assert "0 are fresh" in runs.said(capsys)[0]
     assert run.objective.plain(state.params)["model"].keys() == merged.keys()
+    same = build.parse_config(recipe).raw["model"]
+    begin_from(task, blank(recipe, run.spec), same)
+    assert len(runs.said(capsys)) == 1
+    begin_from(task, blank(recipe, run.spec), {**same, "rope_theta": 500.0})
+    assert runs.said(capsys)[1].endswith("differ: model.rope_theta was 10000.0 and is now 500.0")
 
 
 def test_a_run_that_begins_with_another_begins_its_average_with_it_too(made):

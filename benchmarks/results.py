@@ -1,0 +1,207 @@
+"""The image families side by side on one data set, at equal time: docs/results.md.
+
+    apt-get install dataset-fashion-mnist
+    aigc prepare --from=idx:/usr/share/datasets/fashion-mnist --name=fashion --data_dir=data
+    python benchmarks/results.py --minutes=10 --seeds=0,1,2
+
+Each recipe is trained for each seed, for as many steps as the machine makes in the given time (its
+schedules follow), and judged by `aigc eval`. What is there already is not done again, so the
+command can be stopped and given again. A model behind an autoencoder has half of the time for that.
+"""
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import sys
+from typing import Any
+
+import jax
+from absl import app, flags
+
+import aigc_jax
+from aigc_jax.recipes import load_recipe
+from aigc_jax.report.curves import side_by_side
+from aigc_jax.train.log import finite_json, read_metrics
+
+# Each recipe, and the autoencoder behind which it stands, if it does.
+RECIPES = {
+    "gan/dcgan28": "",
+    "gan/r3gan_fashion": "",
+    "vae/fashion": "",
+    "diffusion/fashion": "",
+    "diffusion/latent": "vae/kl",
+    "lm/image_codes": "vae/fsq",
+}
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+
+FLAGS = flags.FLAGS
+flags.DEFINE_float("minutes", 10.0, "Time for the training of each run; 0: the recipes' own steps.")
+flags.DEFINE_list("seeds", ["0"], "Seeds of training.")
+flags.DEFINE_list("recipes", list(RECIPES), "Recipes, as in configs/.")
+flags.DEFINE_string("data", "tfds:fashion", "As in data.source.")
+flags.DEFINE_string("data_folder", "data", "As in data.data_dir.")
+flags.DEFINE_integer("samples", 10_000, "Images to judge.")
+flags.DEFINE_string("folder", "runs/results", "Where the runs go.")
+flags.DEFINE_string("page", "docs/results.md", "Whose table is replaced.")
+flags.DEFINE_bool("table_only", False, "Trains nothing: the table of what there is.")
+
+
+def recipe_of(name: str, seed: int, stage: str) -> Any:
+    """The recipe on the data of the flags."""
+    recipe = load_recipe(os.path.join("configs", f"{name}.py"))
+    recipe.seed = seed
+    recipe.data.source, recipe.data.data_dir = FLAGS.data, FLAGS.data_folder
+    recipe.data.first_stage = stage
+    recipe.eval.every, recipe.eval.samples = 0, FLAGS.samples
+    recipe.sample.every = 0
+    return recipe
+
+
+def steps_in_time(recipe: Any, workdir: str, minutes: float) -> int:
+    """How many steps the machine makes in that time, by the middle one of a few short records."""
+    note = os.path.join(workdir, "steps.json")
+    if not os.path.exists(note):
+        trial = recipe.copy_and_resolve_references()
+        trial.train.steps, trial.train.log_every, trial.checkpoint.every = 60, 10, 0
+        aigc_jax.train(trial, workdir + ".trial", name="speed")
+        rates = [r["steps_per_second"] for r in read_metrics(workdir + ".trial")
+                 if r["kind"] == "train"]  # fmt: skip
+        os.makedirs(workdir, exist_ok=True)
+        with open(note, "w") as f:
+            json.dump({"steps": round(60 * minutes * statistics.median(rates[1:]))}, f)
+    with open(note) as f:
+        return json.load(f)["steps"]
+
+
+def train(name: str, seed: int, minutes: float, stage: str = "") -> str:
+    """Trains a recipe with a seed; returns its workdir."""
+    workdir = os.path.join(FLAGS.folder, name.replace("/", "_"), str(seed))
+    recipe = recipe_of(name, seed, stage)
+    if minutes:
+        recipe.train.steps = steps_in_time(recipe, workdir, minutes)
+    aigc_jax.train(recipe, workdir, name=f"{name} {seed}")
+    return workdir
+
+
+def judge(name: str, seed: int) -> None:
+    """Trains and judges; the result goes to result.json beside the run."""
+    stage, minutes = RECIPES.get(name, ""), FLAGS.minutes
+    behind = train(stage, seed, minutes / 2) if stage else ""
+    workdir = train(name, seed, minutes / 2 if stage else minutes, behind)
+    path = os.path.join(workdir, "result.json")
+    if os.path.exists(path):
+        return
+    metrics = aigc_jax.evaluate(workdir)
+    images = aigc_jax.sample(workdir, num=100)
+    aigc_jax.run.save(images, os.path.join(workdir, "samples", "result.png"))
+    seconds = training_seconds(workdir) + (training_seconds(behind) if behind else 0)
+    with open(path, "w") as f:
+        json.dump(finite_json({**metrics, "training_seconds": seconds}), f, indent=1)
+
+
+def training_seconds(workdir: str) -> float:
+    """The time that the steps of a run took, without evaluations and interruptions."""
+    seconds, last = 0.0, 0
+    for record in read_metrics(workdir):
+        if record["kind"] == "train":
+            seconds += (record["step"] - last) / record["steps_per_second"]
+            last = record["step"]
+    return seconds
+
+
+def results(name: str) -> list[dict[str, Any]]:
+    """The results of all seeds that there are."""
+    folder = os.path.join(FLAGS.folder, name.replace("/", "_"))
+    found = []
+    for seed in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        path = os.path.join(folder, seed, "result.json")
+        if os.path.exists(path):
+            with open(path) as f:
+                found.append(json.load(f))
+    return found
+
+
+COLUMNS = {
+    "Fréchet": "frechet_classifier",
+    "kernel ·10³": "kernel_classifier",
+    "precision": "precision_classifier",
+    "recall": "recall_classifier",
+    "density": "density_classifier",
+    "coverage": "coverage_classifier",
+}
+
+
+def cell(runs: list[dict[str, Any]], key: str, scale: float) -> str:
+    """Mean over seeds ± their standard deviation; of one seed its interval."""
+    values = [scale * run[key] for run in runs if run.get(key) is not None]
+    if not values:
+        return "–"
+    if len(values) > 1:
+        return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+    ends = [runs[0].get(f"{key}_{end}") for end in ("low", "high")]
+    interval = "" if None in ends else f" ({scale * ends[0]:.3f} … {scale * ends[1]:.3f})"
+    return f"{values[0]:.3f}{interval}"
+
+
+def table() -> str:
+    """The Markdown table of all results."""
+    lines = [
+        f"| recipe | seeds | minutes | {' | '.join(COLUMNS)} |",
+        "|---|---|---|" + "---|" * len(COLUMNS),
+    ]
+    everything = []
+    for name in FLAGS.recipes:
+        runs = results(name)
+        everything += runs
+        if runs:
+            minutes = statistics.mean(run["training_seconds"] for run in runs) / 60
+            cells = [cell(runs, key, 1000 if "·10³" in c else 1) for c, key in COLUMNS.items()]
+            lines.append(f"| `{name}` | {len(runs)} | {minutes:.1f} | {' | '.join(cells)} |")
+    floors = [cell(everything[:1], f"{key}_floor", 1000 if "·10³" in c else 1)
+              for c, key in COLUMNS.items()]  # fmt: skip
+    lines.append(f"| training images themselves | | | {' | '.join(floors)} |")
+    return "\n".join(lines)
+
+
+def write_page() -> None:
+    """Puts the table, and how it came about, between the marks of the page."""
+    device = jax.devices()[0]
+    machine = f"{os.cpu_count()} CPU cores" if device.platform == "cpu" else device.device_kind
+    made = (
+        f"`python {' '.join(sys.argv)}`, {datetime.date.today()}, {machine}, Python"
+        f" {platform.python_version()}, JAX {jax.__version__}:"
+    )
+    with open(FLAGS.page, encoding="utf-8") as f:
+        page = f.read()
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    with open(FLAGS.page, "w", encoding="utf-8") as f:
+        f.write(f"{before}{BEGIN}\n{made}\n\n{table()}\n{END}{after}")
+
+
+def pictures() -> None:
+    """Samples of each recipe's first seed in one row, beside the page."""
+    folder = FLAGS.folder
+    paths = {
+        name: os.path.join(folder, name.replace("/", "_"), FLAGS.seeds[0], "samples/result.png")
+        for name in FLAGS.recipes
+    }
+    there = {name: path for name, path in paths.items() if os.path.exists(path)}
+    if there:
+        side_by_side(there, os.path.splitext(FLAGS.page)[0] + ".png")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    for seed in FLAGS.seeds if not FLAGS.table_only else ():
+        for name in FLAGS.recipes:
+            judge(name, int(seed))
+            write_page()
+    write_page()
+    pictures()
+
+
+if __name__ == "__main__":
+    app.run(main)
