@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from aigc_jax.errors import StorageError, UserError, reason, shown
 from aigc_jax.interop import names, settings
 from aigc_jax.interop.folder import ROLES
-from aigc_jax.interop.weights import INDEX, WEIGHTS
+from aigc_jax.interop.weights import INDEX_SUFFIX, WEIGHTS
 from aigc_jax.models.transformer import TransformerConfig
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -86,7 +86,7 @@ def write_folder(
         if model.causal:
             given = {name: value for name, value in ids.items() if value is not None}
             write_json(place, "generation_config.json", given | dict(generation or {}))
-        _write_weights(place, tensors, leaves, dtype, max_shard_bytes)
+        write_weights(place, tensors, leaves, dtype, max_shard_bytes)
         if tokenizer is not None:
             _write_tokenizer(place, tokenizer, specials, model)
     return arch.name
@@ -136,16 +136,28 @@ def write_json(place: str, name: str, content: Mapping[str, Any]) -> None:
         f.write("\n")
 
 
-def _write_weights(
+def write_weights(
     place: str,
-    tensors: list[names.Tensor],
+    tensors: Sequence[Any],
     leaves: Mapping[str, Any],
     dtype: str,
     max_bytes: int,
+    file: str = WEIGHTS,
+    read: Callable[[Any, Mapping[str, Any]], np.ndarray] = names.read,
 ) -> None:
-    """One file of weights, or several and their index; one is in memory at a time."""
+    """One file of weights, or several and their index; one is in memory at a time.
+
+    Args:
+      place: the folder.
+      tensors: theirs, each with `name` and `shape`.
+      leaves: our parameters by path.
+      dtype: of the weights.
+      max_bytes: of one file.
+      file: its name, if it is one.
+      read: their tensor from our parameters.
+    """
     item = np.dtype(DTYPES[dtype]).itemsize
-    shards: list[list[names.Tensor]] = [[]]
+    shards: list[list[Any]] = [[]]
     room = max_bytes
     for tensor in tensors:
         size = math.prod(tensor.shape) * item
@@ -154,24 +166,24 @@ def _write_weights(
             room = max_bytes
         shards[-1].append(tensor)
         room -= size
-    total, places = 0, {}
+    total, places, stem = 0, {}, file.removesuffix(".safetensors")
     for i, shard in enumerate(shards, 1):
-        file = f"model-{i:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else WEIGHTS
-        arrays = {tensor.name: _cast(tensor, leaves, dtype) for tensor in shard}
+        part = f"{stem}-{i:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else file
+        arrays = {tensor.name: _cast(tensor.name, read(tensor, leaves), dtype) for tensor in shard}
         total += sum(array.nbytes for array in arrays.values())
-        places |= dict.fromkeys(arrays, file)
-        save_file(arrays, os.path.join(place, file), metadata={"format": "pt"})
+        places |= dict.fromkeys(arrays, part)
+        save_file(arrays, os.path.join(place, part), metadata={"format": "pt"})
     if len(shards) > 1:
-        write_json(place, INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        write_json(place, f"{file}{INDEX_SUFFIX}", index)
 
 
-def _cast(tensor: names.Tensor, leaves: Mapping[str, Any], dtype: str) -> np.ndarray:
+def _cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
     """A tensor in the type of the file; UserError if a weight is too large for it."""
-    array = names.read(tensor, leaves)
     with np.errstate(over="ignore"):
         cast = np.ascontiguousarray(array.astype(DTYPES[dtype]))
     if dtype == "float16" and np.isinf(cast).any() and not np.isinf(array).any():
-        raise UserError(f"{tensor.name} has weights too large for float16: write bfloat16")
+        raise UserError(f"{name} has weights too large for float16: write bfloat16")
     return cast
 
 

@@ -71,7 +71,7 @@ def read_folder(folder: str) -> Imported:
         _drop_copies(found, arch, stored)
     notes += _check_rest(found, {tensor.name for tensor in wanted}, arch, folder)
     dtypes = {stored.dtypes[found[tensor.name]] for tensor in wanted if tensor.name in found}
-    _check_dtypes(dtypes, folder)
+    check_dtypes(dtypes, folder)
     params = names.gather(
         wanted,
         ours,
@@ -137,7 +137,8 @@ def _check_rest(
     return list(notes.values())
 
 
-def _check_dtypes(dtypes: set[str], folder: str) -> None:
+def check_dtypes(dtypes: set[str], folder: str) -> None:
+    """Raises UserError for weights of a safetensors type that is not read."""
     for dtype in sorted(dtypes - set(DTYPES)):
         raise UserError(
             f"{shown(folder)} has weights of the type {dtype}: convert them to one of"

@@ -7,7 +7,7 @@ leaf's path is its keys joined by slashes.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -116,11 +116,12 @@ def fill(tensor: Tensor, array: np.ndarray, params: Mapping[str, np.ndarray]) ->
 
 
 def gather(
-    wanted: list[Tensor],
+    wanted: Sequence[Any],
     ours: Mapping[str, Shape],
     found: Mapping[str, Shape],
     get: Callable[[str], np.ndarray],
     where: str,
+    put: Callable[[Any, np.ndarray, Mapping[str, np.ndarray]], None] = fill,
 ) -> dict[str, Any]:
     """Our parameters, float32, from tensors that are got one at a time.
 
@@ -130,6 +131,7 @@ def gather(
       found: the shape of each of their tensors.
       get: reads one of them.
       where: what holds them, for messages.
+      put: writes one to its places in our parameters.
 
     Raises:
       UserError: if one is missing or of another shape; nothing is read then.
@@ -145,7 +147,7 @@ def gather(
     check_memory(4 * sum(map(math.prod, ours.values())), f"the model in {shown(where)}")
     params = {path: np.empty(shape, np.float32) for path, shape in ours.items()}
     for tensor in wanted:
-        fill(tensor, get(tensor.name), params)
+        put(tensor, get(tensor.name), params)
     return nested(params)
 
 

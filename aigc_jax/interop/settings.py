@@ -24,7 +24,6 @@ from aigc_jax.interop.schema import (
 )
 from aigc_jax.models.transformer import TransformerConfig
 
-HINTS = typing.get_type_hints(TransformerConfig)
 FIELDS = {field.name: field for field in dataclasses.fields(TransformerConfig)}
 WINDOW_KEYS = {
     "": (),
@@ -67,7 +66,7 @@ def read_settings(arch: Architecture, config: Mapping[str, Any], where: str) -> 
     fields = PLAIN | dict(arch.ours)
     for row in arch.settings:
         for ours in row.ours:
-            fields[ours] = _read(row, config, ours, where)
+            fields[ours] = read_row(row, config, ours, where)
     _check_keys(arch, config, where)
     fields["kv_heads"] = fields.get("kv_heads") or fields["heads"]
     fields["head_dim"] = fields.get("head_dim") or fields["width"] // fields["heads"]
@@ -93,8 +92,14 @@ def config_of(fields: Mapping[str, Any], where: str) -> TransformerConfig:
         raise UserError(f"{where} describes what cannot be: {e}") from e
 
 
-def _read(row: Setting, config: Mapping[str, Any], ours: str, where: str) -> Any:
-    """What one of a row's fields is."""
+def read_row(
+    row: Setting, config: Mapping[str, Any], ours: str, where: str, of: type = TransformerConfig
+) -> Any:
+    """What one of a row's fields is, in a config of the dataclass `of`.
+
+    Raises:
+      UserError: if config.json lacks it, or has a value that cannot be.
+    """
     value = config.get(row.theirs, row.default)
     if value is REQUIRED:
         raise UserError(f"{where} lacks {row.theirs}")
@@ -111,14 +116,16 @@ def _read(row: Setting, config: Mapping[str, Any], ours: str, where: str) -> Any
         if not number or not 0 < value < math.inf:
             raise UserError(f"{where}: {row.theirs} must be positive, but it is {shown(value, 60)}")
         return row.read(value)
-    return _checked(ours, value, where, row.theirs)
+    return _checked(ours, value, where, row.theirs, of)
 
 
-def _checked(ours: str, value: Any, where: str, theirs: str = "") -> Any:
+def _checked(
+    ours: str, value: Any, where: str, theirs: str = "", of: type = TransformerConfig
+) -> Any:
     """`value`, of the type and in the range of the field."""
     name = f"{where}: {theirs or ours}"
-    value = check_value(HINTS[ours], value, name)
-    check_range(FIELDS[ours], value, name)
+    value = check_value(typing.get_type_hints(of)[ours], value, name)
+    check_range(of.__dataclass_fields__[ours], value, name)
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name} must be finite, but it is {value}")
     return value

@@ -18,7 +18,7 @@ from aigc_jax.errors import UserError, reason, shown
 from aigc_jax.files import file_size, open_file
 
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+INDEX_SUFFIX = ".index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_JSON = 100_000_000  # bytes; real ones have thousands, tokenizers a few millions
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -100,13 +100,18 @@ def _header(path: str) -> dict[str, Any]:
     return header
 
 
-def open_folder(folder: str) -> Tensors:
+def open_folder(folder: str, weights: str = WEIGHTS) -> Tensors:
     """The tensors of a model's folder.
+
+    Args:
+      folder: what holds them.
+      weights: the file, if it is one; of several, `weights` with a suffix is the index.
 
     Raises:
       UserError: if there are none in safetensors files, or files are missing or broken.
     """
-    whole, index = os.path.join(folder, WEIGHTS), os.path.join(folder, INDEX)
+    whole = os.path.join(folder, weights)
+    index = f"{whole}{INDEX_SUFFIX}"
     if os.path.exists(whole):
         return Tensors([whole])
     if os.path.exists(index):
@@ -121,7 +126,10 @@ def open_folder(folder: str) -> Tensors:
                 f"{shown(folder)} has its weights in {shown(name, 60)}, a pickle, which can run"
                 " code and is not read: convert it to safetensors first"
             )
-    raise UserError(f"{shown(folder)} has neither {WEIGHTS} nor {INDEX}: is it a model's folder?")
+    raise UserError(
+        f"{shown(folder)} has neither {weights} nor {os.path.basename(index)}: is it a model's"
+        " folder?"
+    )
 
 
 def _sharded(folder: str, index: str) -> Tensors:
@@ -135,12 +143,17 @@ def _sharded(folder: str, index: str) -> Tensors:
                 f"{shown(index)} names the file {shown(file, 60)}: it must be a safetensors file"
                 " beside it"
             )
+    name_of_index = os.path.basename(index)
     paths = {file: os.path.join(folder, file) for file in sorted(set(places.values()))}
     for file, path in paths.items():
         if not os.path.exists(path):
-            raise UserError(f"{shown(folder)} lacks {file}, which {INDEX} names: copy it there")
+            raise UserError(
+                f"{shown(folder)} lacks {file}, which {name_of_index} names: copy it there"
+            )
     found = Tensors(paths.values())
     for name, file in places.items():
         if found.files.get(name) != paths[file]:
-            raise UserError(f"the tensor {shown(name, 100)} is not in {file}, where {INDEX} has it")
+            raise UserError(
+                f"the tensor {shown(name, 100)} is not in {file}, where {name_of_index} has it"
+            )
     return found

@@ -37,7 +37,7 @@ class DiTConfig:
     qk_norm: bool = False  # RMS norm of each head's queries and keys
     qkv_bias: bool = True
     activation: str = option("gelu", choices=("gelu", "gelu_exact", "silu"))
-    frequencies: int = option(256, low=2)  # sines and cosines of the time
+    frequencies: int = option(256, low=4)  # sines and cosines of the time
     frequency_shift: float = option(0.0, low=0.0, high=1.0)  # 1: the last one is 1/10,000
     mlp_norm_eps: float = option(1e-6, low=0.0)  # of the norm before the perceptron
     # Time and class have one embedding for all blocks, or every block its own, as diffusers' has.
@@ -63,16 +63,16 @@ class DiTConfig:
         return self.scan_unroll or (self.depth if self.depth <= 8 else 1)
 
 
-def sincos_positions(height: int, width: int, size: int) -> np.ndarray:
+def sincos_positions(height: int, width: int, size: int) -> jax.Array:
     """Sines and cosines of the column, then of the row, of each patch: (height · width, size)."""
     frequency = 10_000.0 ** (-np.arange(size // 4) / (size // 4))
 
     def waves(position):
-        angle = position.reshape(-1, 1) * frequency
-        return np.concatenate([np.sin(angle), np.cos(angle)], -1)
+        angle = position.reshape(-1, 1) * frequency.astype(np.float32)
+        return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
 
-    row, column = np.mgrid[:height, :width]
-    return np.concatenate([waves(column), waves(row)], -1).astype(np.float32)
+    row, column = jnp.mgrid[:height, :width]
+    return jnp.concatenate([waves(column), waves(row)], -1)
 
 
 def dense(features: int, dtype: jnp.dtype, name: str, init: Any = None, **kw: Any) -> nn.Dense:
@@ -218,10 +218,10 @@ class DiT(nn.Module):
         rows, columns = height // p, width // p
         x = self._patches(x_BHWC)
         if c.positions == "sincos":
-            x += jnp.asarray(sincos_positions(rows, columns, c.width), self.dtype)
+            x += sincos_positions(rows, columns, c.width).astype(self.dtype)
         condition = self._condition(batch, time_B, label_B, span_B, augment_BA)
-        row, column = np.mgrid[:rows, :columns].reshape(2, 1, -1)
-        place = (jnp.asarray(column), jnp.asarray(row))
+        row, column = jnp.mgrid[:rows, :columns].reshape(2, 1, -1)
+        place = (column, row)
         given = (condition, time_B, label_B, key_B, place)
         x, conditions = self._layers()(x, jnp.arange(c.depth), *given)
         condition = conditions[0]  # that of the first block also ends the network

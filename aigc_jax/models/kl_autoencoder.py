@@ -14,6 +14,8 @@ from aigc_jax.errors import UserError
 from aigc_jax.models.conv_blocks import Down, ResBlock, SelfAttention, Up
 from aigc_jax.models.layers import check_size, group_norm
 
+MOST = 0.9999  # of a signed output, a fortieth of a grey level below white; logits are finite
+
 
 @dataclasses.dataclass(frozen=True)
 class KLConfig:
@@ -29,6 +31,9 @@ class KLConfig:
     norm_eps: float = option(1e-6, low=0.0)
     quant_conv: bool = True  # a 1×1 convolution after the encoder …
     post_quant_conv: bool = True  # … and before the decoder
+    # The last layer gives images in [−1, 1], as diffusers' does, and what is returned is the logit
+    # of (image + 1) / 2; otherwise it gives that logit.
+    signed_output: bool = False
     # Latents are (z − shift) · scale for a model over them, so that they are of about unit size.
     scaling_factor: float = option(1.0, low=1e-6)
     shift_factor: float = 0.0
@@ -122,4 +127,6 @@ class Decoder(nn.Module):
             if level:
                 x = Up(self.dtype, name=f"up_{level}")(x)
         x = parts.last(x, self.shape[2] * self.outputs).astype(jnp.float32)
+        if c.signed_output:
+            x = 2 * jnp.arctanh(jnp.clip(x, -MOST, MOST))
         return x.reshape(*x.shape[:3], self.shape[2], self.outputs)

@@ -44,7 +44,7 @@ class UNetConfig:
     norm_groups: int = option(0, low=0)  # 0: up to 32 of at least 4 channels
     norm_eps: float = option(1e-5, low=0.0)
     frequencies: int = option(0, low=0)  # sines and cosines of the time; 0: model.embedding
-    frequency_shift: float = 0.0  # how many steps beyond the last frequency 1/10,000 is
+    frequency_shift: float = option(0.0, low=0.0, high=1.0)  # 1: the last one is 1/10,000
     sin_first: bool = False  # sines before cosines
     center_input: bool = False  # the input is in [0, 1] and the network takes it to [−1, 1]
     null_class: bool = True  # "no class" has an embedding of its own; otherwise it adds nothing
