@@ -9,8 +9,8 @@ from typing import Any
 
 from aigc_jax.data.spec import ImageSpec, TextSpec
 from aigc_jax.errors import UserError
-from aigc_jax.models import autoencoder, dcgan, dit, lstm, transformer, unet
-from aigc_jax.objectives import diffusion, gan, lm, masked_lm, text_task, vae
+from aigc_jax.models import autoencoder, dcgan, dit, ladder, lstm, transformer, unet
+from aigc_jax.objectives import diffusion, discrete, gan, latents, lm, masked_lm, text_task, vae
 from aigc_jax.objectives.base import Objective
 
 Make = Callable[[Any, Any, Any, Any], Objective]
@@ -84,11 +84,31 @@ def _gan(config: Any, model: Any, spec: ImageSpec, dtype: Any) -> Objective:
     return gan.GAN(config, generator, dcgan.Critic(model, classes, dtype))
 
 
-def _vae(config: Any, model: Any, spec: ImageSpec, dtype: Any) -> Objective:
+AUTOENCODERS: dict[str, type] = {"conv": autoencoder.ConvConfig, "mlp": autoencoder.MLPConfig}
+HALVES = {  # of autoencoders with one group of latents: encoder and decoder
+    autoencoder.ConvConfig: (autoencoder.Encoder, autoencoder.Decoder),
+    autoencoder.MLPConfig: (autoencoder.Encoder, autoencoder.Decoder),
+}
+
+
+def _halves(model: Any, spec: ImageSpec, dtype: Any) -> tuple[Any, Any]:
+    """The encoder and the decoder of an autoencoder."""
+    encoder, decoder = HALVES[type(model)]
     classes = _classes(model, spec)
-    encoder = autoencoder.Encoder(model, classes, dtype)
-    decoder = autoencoder.Decoder(model, spec.shape, 1, classes, dtype)
-    return vae.VAE(config, encoder, decoder, spec.levels)
+    return encoder(model, classes, dtype), decoder(model, spec.shape, 1, classes, dtype)
+
+
+def _vae(config: Any, model: Any, spec: ImageSpec, dtype: Any) -> Objective:
+    if isinstance(model, ladder.LadderConfig):
+        classes = _classes(model, spec)
+        up = ladder.BottomUp(model, classes, dtype)
+        down = ladder.TopDown(model, spec.shape, classes, dtype)
+        return vae.VAE(config, latents.Ladder(up, down), spec.levels)
+    return vae.KLAutoencoder(config, latents.OneGroup(*_halves(model, spec, dtype)), spec.levels)
+
+
+def _discrete(config: Any, model: Any, spec: ImageSpec, dtype: Any) -> Objective:
+    return discrete.Discrete(config, *_halves(model, spec, dtype))
 
 
 DENOISERS = {unet.UNetConfig: unet.UNet, dit.DiTConfig: dit.DiT}
@@ -114,9 +134,12 @@ FAMILIES: dict[str, Family] = {
     "vae": Family(
         vae.VAEConfig,
         vae.VAESample,
-        {"conv": autoencoder.ConvConfig, "mlp": autoencoder.MLPConfig},
+        {**AUTOENCODERS, "ladder": ladder.LadderConfig},
         _vae,
         "image",
+    ),
+    "vq": Family(
+        discrete.DiscreteConfig, discrete.DiscreteSample, AUTOENCODERS, _discrete, "image"
     ),
     "diffusion": Family(
         diffusion.DiffusionConfig,

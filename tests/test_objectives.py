@@ -9,6 +9,7 @@ import tiny
 
 from aigc_jax.objectives.base import Request
 from aigc_jax.objectives.gan import LOSSES
+from aigc_jax.objectives.latents import OneGroup
 from aigc_jax.objectives.noise import DDPM, EDM, FlowMatching
 from aigc_jax.objectives.vae import VAE, VAEConfig
 from aigc_jax.ops.image import to_bytes, to_signed
@@ -155,13 +156,17 @@ def test_vae_bounds_are_exact_for_a_linear_gaussian():
         def apply(self, variables, z, label):
             return z.reshape(-1, 1, 1, 1, 1)
 
-    vae = VAE(VAEConfig(scale=scale, learn_scale=False), Encoder(), Decoder(), levels=2)
+    latents = OneGroup(Encoder(), Decoder())
+    latents.shapes = lambda: [(1,)]
+    vae = VAE(VAEConfig(scale=scale, learn_scale=False), latents, levels=2)
     x = jnp.array([0.3, 0.6]).reshape(2, 1, 1, 1)
     logit = jax.scipy.special.logit(x).reshape(-1)
     # The decoder's sigmoid is undone, so that the model is linear in the logit of a pixel.
     vae._data = lambda batch, key_B: x
-    vae._log_likelihood = lambda params, x, z, label: (
-        -((logit - z[:, 0]) ** 2) / (2 * scale**2) - jnp.log(scale) - jnp.log(2 * jnp.pi) / 2
+    vae._log_likelihood = lambda params, x, out: (
+        -((logit - out[:, 0, 0, 0]) ** 2) / (2 * scale**2)
+        - jnp.log(scale)
+        - jnp.log(2 * jnp.pi) / 2
     )
     batch = {"image": x, "weight": jnp.ones(2)}
     metrics = vae.evaluate({"model": {"encoder": {}, "decoder": {}}}, {}, batch, KEY_B[:2])

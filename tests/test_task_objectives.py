@@ -109,7 +109,7 @@ def test_evaluation_of_a_task_counts_answers(form, causal):
     np.testing.assert_allclose(found["loss"].total, task_B * batch["weight"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found["accuracy"].total, right * real)
     np.testing.assert_allclose(found["accuracy"].weight, count * real)
-    shown = objective.predict(PARAMS, batch)
+    shown = objective.predict(PARAMS, {}, batch)
     true = batch["tags" if form == "tags" else "label"]
     wide = real[:, None] if form == "tags" else real
     np.testing.assert_array_equal(shown["true"], np.where(wide, true, -1))

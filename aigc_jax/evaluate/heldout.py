@@ -25,12 +25,13 @@ class HeldOut:
 
     def __init__(self, objective: Objective, mesh: Mesh):
         self._mesh = mesh
+        self._summarize = getattr(objective, "summarize", lambda predictions: {})
 
         def batch_metrics(params, mutables, batch, k):
             size = batch["weight"].shape[0]
             key_B = numbered_keys(jax.random.key(0), k * size + jnp.arange(size))
             predict = getattr(objective, "predict", None)
-            predictions = predict(params, batch) if predict else {}
+            predictions = predict(params, mutables, batch) if predict else {}
             return objective.evaluate(params, mutables, batch, key_B), predictions
 
         # Whole in every process, whatever share of the batch it has.
@@ -43,7 +44,8 @@ class HeldOut:
 
         Each example has its own fixed random key, so that two evaluations of the same parameters
         give the same numbers. A metric with sums per example has `…_low` and `…_high` beside it,
-        the ends of its 95% interval.
+        the ends of its 95% interval. What only all examples together show, such as which codes are
+        used at all, is found by `objective.summarize` from the arrays.
         """
         sums: dict[str, Mean] = {}
         parts: dict[str, list[Mean]] = {}
@@ -64,4 +66,5 @@ class HeldOut:
             weights = np.concatenate([m.weight for m in means]).astype(np.float64)
             found[name] = float(totals.sum() / (weights.sum() or 1.0))
             found[f"{name}_low"], found[f"{name}_high"] = bootstrap(totals, weights)
-        return found, {name: np.concatenate(rows) for name, rows in predictions.items()}
+        arrays = {name: np.concatenate(rows) for name, rows in predictions.items()}
+        return found | self._summarize(arrays), arrays

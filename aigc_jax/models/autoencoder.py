@@ -1,6 +1,6 @@
-"""Encoders and decoders of a VAE: fully connected or convolutional.
+"""Encoders and decoders of an autoencoder: fully connected or convolutional.
 
-Shapes: B batch, H height, W width, C channels, Z latent size, K classes.
+Shapes: B batch, H height, W width, C channels, Z latent size, K classes; h, w of spatial latents.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.config import option
-from aigc_jax.models.layers import SubPixelConv, check_size, label_one_hot
+from aigc_jax.models.layers import Residual, SubPixelConv, check_size, label_one_hot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +26,14 @@ class ConvConfig:
     channels: tuple[int, ...] = option(
         (32, 64), low=1, filled=True
     )  # fine to coarse; the decoder mirrors it
-    hidden: int = option(256, low=1)
+    hidden: int = option(256, low=1)  # of the layer beside flat latents
+    spatial: bool = False  # latents (h, w, Z) of the coarsest size instead of flat ones (Z)
+    blocks: int = option(0, low=0)  # residual blocks at each size
     conditional: bool = False
 
 
 class Encoder(nn.Module):
-    """Images in [0, 1] → mean and log variance of q(z | x), each (B, Z)."""
+    """Images in [0, 1] → mean and log variance of q(z | x), each (B, Z), or (B, h, w, Z)."""
 
     config: MLPConfig | ConvConfig
     num_classes: int
@@ -43,24 +45,26 @@ class Encoder(nn.Module):
         if isinstance(c, ConvConfig):
             check_size(x.shape[1:3], len(c.channels), "model.channels")
             for i, channels in enumerate(c.channels):
-                stride = 2 if i else 1
-                x = nn.Conv(channels, (3, 3), (stride, stride), dtype=self.dtype, name=f"down_{i}")(
-                    x
-                )
+                strides = (2, 2) if i else (1, 1)
+                x = nn.Conv(channels, (3, 3), strides, dtype=self.dtype, name=f"down_{i}")(x)
                 x = jax.nn.gelu(x)
-        x = x.reshape(x.shape[0], -1)
-        if self.num_classes:
-            x = jnp.concatenate([x, label_one_hot(label_B, x.shape[0], self.num_classes)], -1)
-        for i, size in enumerate(hidden_sizes(c)):
-            x = jax.nn.gelu(nn.Dense(size, dtype=self.dtype, name=f"hidden_{i}")(x))
-        out = nn.Dense(2 * c.latent, dtype=self.dtype, name="latent")(x).astype(jnp.float32)
-        mean_BZ, log_var_BZ = jnp.split(out, 2, -1)
+                for j in range(c.blocks):
+                    x = Residual(channels, self.dtype, name=f"block_{i}_{j}")(x)
+        if is_spatial(c):
+            x = with_label(x, label_B, self.num_classes)
+            head = nn.Conv(2 * c.latent, (3, 3), dtype=self.dtype, name="latent")
+        else:
+            x = with_label(x.reshape(x.shape[0], -1), label_B, self.num_classes)
+            for i, size in enumerate(hidden_sizes(c)):
+                x = jax.nn.gelu(nn.Dense(size, dtype=self.dtype, name=f"hidden_{i}")(x))
+            head = nn.Dense(2 * c.latent, dtype=self.dtype, name="latent")
+        mean, log_var = jnp.split(head(x).astype(jnp.float32), 2, -1)
         # e^±12 is far outside what training visits; it keeps a wild first step finite.
-        return mean_BZ, jnp.clip(log_var_BZ, -12.0, 12.0)
+        return mean, jnp.clip(log_var, -12.0, 12.0)
 
 
 class Decoder(nn.Module):
-    """(B, Z) → `outputs` maps per pixel and colour, (B, H, W, C, outputs), float32."""
+    """(B, Z), or (B, h, w, Z) → `outputs` maps per pixel and colour, (B, H, W, C, outputs)."""
 
     config: MLPConfig | ConvConfig
     shape: tuple[int, int, int]
@@ -69,26 +73,48 @@ class Decoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, z_BZ: jax.Array, label_B: jax.Array | None = None) -> jax.Array:
+    def __call__(self, z: jax.Array, label_B: jax.Array | None = None) -> jax.Array:
         c, (height, width, colours) = self.config, self.shape
-        x = z_BZ
-        if self.num_classes:
-            x = jnp.concatenate([x, label_one_hot(label_B, x.shape[0], self.num_classes)], -1)
-        for i, size in enumerate(reversed(hidden_sizes(c))):
-            x = jax.nn.gelu(nn.Dense(size, dtype=self.dtype, name=f"hidden_{i}")(x))
+        x = with_label(z, label_B, self.num_classes)
+        if is_spatial(c):
+            x = nn.Conv(c.channels[-1], (3, 3), dtype=self.dtype, name="spread")(x)
+        else:
+            for i, size in enumerate(reversed(hidden_sizes(c))):
+                x = jax.nn.gelu(nn.Dense(size, dtype=self.dtype, name=f"hidden_{i}")(x))
         if isinstance(c, ConvConfig):
-            factor = 2 ** (len(c.channels) - 1)
-            h, w = height // factor, width // factor
-            x = nn.Dense(h * w * c.channels[-1], dtype=self.dtype, name="spread")(x)
-            x = jax.nn.gelu(x).reshape(-1, h, w, c.channels[-1])
+            if not c.spatial:
+                factor = 2 ** (len(c.channels) - 1)
+                h, w = height // factor, width // factor
+                x = nn.Dense(h * w * c.channels[-1], dtype=self.dtype, name="spread")(x)
+                x = x.reshape(-1, h, w, c.channels[-1])
+            x = self._blocks(jax.nn.gelu(x), "block_in")
             for i, channels in enumerate(reversed(c.channels[:-1])):
                 x = jax.nn.gelu(SubPixelConv(channels, dtype=self.dtype, name=f"up_{i}")(x))
+                x = self._blocks(x, f"block_{i}")
             x = nn.Conv(colours * self.outputs, (3, 3), dtype=self.dtype, name="image")(x)
         else:
             size = height * width * colours * self.outputs
             x = nn.Dense(size, dtype=self.dtype, name="image")(x)
         return x.astype(jnp.float32).reshape(-1, height, width, colours, self.outputs)
 
+    def _blocks(self, x: jax.Array, name: str) -> jax.Array:
+        for j in range(self.config.blocks):
+            x = Residual(x.shape[-1], self.dtype, name=f"{name}_{j}")(x)
+        return x
+
 
 def hidden_sizes(config: MLPConfig | ConvConfig) -> tuple[int, ...]:
     return (config.hidden,) if isinstance(config, ConvConfig) else config.hidden
+
+
+def is_spatial(config: MLPConfig | ConvConfig) -> bool:
+    return isinstance(config, ConvConfig) and config.spatial
+
+
+def with_label(x: jax.Array, label_B: jax.Array | None, num_classes: int) -> jax.Array:
+    """(B, …, C) → (B, …, C + K): the class at every place, if there are classes."""
+    if not num_classes:
+        return x
+    one_hot_BK = label_one_hot(label_B, x.shape[0], num_classes)
+    one_hot = one_hot_BK.reshape(len(x), *[1] * (x.ndim - 2), num_classes)
+    return jnp.concatenate([x, jnp.broadcast_to(one_hot, (*x.shape[:-1], num_classes))], -1)

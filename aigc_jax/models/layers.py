@@ -128,6 +128,22 @@ class SubPixelConv(nn.Module):
         return depth_to_space(conv(x_BHWC))
 
 
+class Residual(nn.Module):
+    """Two convolutions beside a path that they leave alone at the start."""
+
+    channels: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        x = jax.nn.gelu(group_norm(self.channels, self.dtype, name="norm_in")(x_BHWC))
+        x = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_in")(x)
+        x = jax.nn.gelu(group_norm(self.channels, self.dtype, name="norm_out")(x))
+        start = nn.initializers.zeros
+        conv = nn.Conv(self.channels, (3, 3), kernel_init=start, dtype=self.dtype, name="conv_out")
+        return x_BHWC + conv(x)
+
+
 def group_norm(
     channels: int, dtype: jnp.dtype, name: str | None = None, groups: int = 0, eps: float = 1e-5
 ) -> nn.GroupNorm:

@@ -23,6 +23,16 @@ class Objective(Protocol):
       turns: the players in the order in which they move within one step; a player may move more
         than once.
       num_classes: of a class-conditional model; 0 otherwise.
+
+    An objective may also have
+      predict(params, mutables, batch) -> {name: array (B, …)}: what it finds of each example;
+      summarize({name: array (N, …)}) -> {metric: number}: what these show of a whole data set;
+      reconstruct(params, mutables, batch, key_B) -> uint8 images (B, H, W, C), of an autoencoder;
+    and one that can be the first stage of another model has
+      latent_shape: (h, w, c) of its latents, or c codes at each of h × w places;
+      num_codes: entries of its codebook; 0: its latents are continuous;
+      encode(params, mutables, batch, key_B) -> (B, h, w, c), float32 latents or int32 codes;
+      decode(params, mutables, latent_N) -> uint8 images (N, H, W, C).
     """
 
     turns: tuple[str, ...]

@@ -116,7 +116,7 @@ class TextTask(TextObjective):
             "accuracy": Mean(hits.total * real_B, hits.weight * real_B),
         }
 
-    def predict(self, params: Any, batch: Batch) -> dict[str, jax.Array]:
+    def predict(self, params: Any, mutables: Any, batch: Batch) -> dict[str, jax.Array]:
         """The likeliest classes beside the true ones, (B,) or (B, T); −1 where there is none."""
         _, logits = self._outputs(params, batch, None)
         answer, counts = self._answers(batch)
@@ -143,12 +143,12 @@ class TextTask(TextObjective):
         examples = [self.spec.example(text) for text in request.options.prompts]
         rows = [examples[i % len(examples)] for i in request.rows(key_N.shape[0])]
         batch = {k: jnp.asarray(np.stack([row[k] for row in rows])) for k in rows[0]}
-        return _predict(self, params, batch)
+        return _predict(self, params, mutables, batch)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _predict(task: TextTask, params: Any, batch: Batch) -> jax.Array:
-    return task.predict(params, batch)["predicted"]
+def _predict(task: TextTask, params: Any, mutables: Any, batch: Batch) -> jax.Array:
+    return task.predict(params, mutables, batch)["predicted"]
 
 
 def _flat(x: jax.Array) -> jax.Array:

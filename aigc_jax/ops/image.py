@@ -14,3 +14,12 @@ def to_signed(image: jax.Array) -> jax.Array:
 def to_bytes(x: jax.Array) -> jax.Array:
     """Floats in [−1, 1] → uint8, rounded to the nearest and clipped."""
     return jnp.round(jnp.clip(x * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
+
+
+def psnr(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Peak signal-to-noise ratio in dB of each image (B,): −10 log₁₀ of the mean squared error.
+
+    Images are in [0, 1]. Equal ones have 100 dB, and none has more.
+    """
+    error_B = ((x - y) ** 2).reshape(x.shape[0], -1).mean(-1)
+    return -10 * jnp.log10(jnp.maximum(error_B, 1e-10))

@@ -25,3 +25,19 @@ def uniform(key_B: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
 def numbered_keys(key: jax.Array, number_B: jax.Array) -> jax.Array:
     """One key per example from its number, whatever other numbers are asked for."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(number_B))
+
+
+def content_keys(x_B: jax.Array) -> jax.Array:
+    """One key per example that is made of the example itself: of its bytes, uint8 (B, …).
+
+    The same bytes have the same key wherever and whenever they come; others another one, but for
+    one pair in 2⁶⁴: two sums of the bytes with fixed random numbers, modulo 2³², are folded in.
+    """
+    byte_BN = x_B.reshape(x_B.shape[0], -1).astype(jnp.uint32)
+    factor_N2 = jax.random.bits(jax.random.key(0), (byte_BN.shape[1], 2), jnp.uint32)
+    hash_B2 = (byte_BN[..., None] * factor_N2).sum(1, dtype=jnp.uint32)
+
+    def folded(hash_2):
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(1), hash_2[0]), hash_2[1])
+
+    return jax.vmap(folded)(hash_B2)
