@@ -147,7 +147,7 @@ class Parrot(LanguageModel):
         super().__init__(LMConfig(), Table(**model), tokenizer)
         self.answers, self.asked = answers, []
 
-    def sample(self, params, key_N, request):
+    def sample(self, params, mutables, key_N, request):
         limit = request.options.max_new_tokens
         self.asked += [self.fit(prompt, limit) for prompt in request.prompts]
         out = np.full((len(request.prompts), limit), self.tokenizer.separator)
@@ -162,7 +162,7 @@ def scores(parrot, dataset, **sample):
     config = types.SimpleNamespace(sample=LMSample(**sample))
     spec = types.SimpleNamespace(tokenizer=parrot.tokenizer)
     run = types.SimpleNamespace(config=config, spec=spec, objective=parrot)
-    state = types.SimpleNamespace(sampling_params={})
+    state = types.SimpleNamespace(sampling_params={}, mutables={})
     return score_answers(run, dataset, state, 3)
 
 
