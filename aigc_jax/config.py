@@ -51,7 +51,7 @@ def option(
 class Data:
     """Where examples come from and how they are batched."""
 
-    source: str = "digits"  # digits · python_docs · tfds:NAME · KIND:PATH of own files
+    source: str = "digits"  # digits · stacked_digits · python_docs · tfds:NAME · KIND:PATH
     data_dir: str = "~/tensorflow_datasets"  # where tfds:NAME lies
     text_field: str = option("text", filled=True)  # jsonl:FILE: the key of the text
     label_field: str = option("label", filled=True)  # jsonl:FILE: the key of the class
@@ -81,8 +81,11 @@ class Optim:
         0.2, low=0.0, high=1.0
     )  # wsd: the share after warm-up spent decaying
     final_lr_fraction: float = option(0.0, low=0.0, high=1.0)
+    decay_steps: int = option(0, low=0)  # cosine, linear: steps until the final rate; 0: all
     b1: float = option(0.9, low=0.0, high=1.0)  # also SGD's and Muon's momentum
     b2: float = option(0.999, low=0.0, high=1.0)
+    b2_start: float = option(0.0, low=0.0, high=1.0)  # Adam, AdamW: from here to b2; 0: always b2
+    b2_steps: int = option(0, low=0)  # the steps that takes, by half a cosine; 0: all
     eps: float = option(1e-8, low=1e-30)
     weight_decay: float = option(0.0, low=0.0)
     decay_embeddings: bool = False  # weight decay of embeddings too, as in nanoGPT

@@ -9,7 +9,17 @@ from typing import Any
 
 from aigc_jax.data.spec import ImageSpec, TextSpec
 from aigc_jax.errors import UserError
-from aigc_jax.models import autoencoder, dcgan, dit, ladder, lstm, transformer, unet
+from aigc_jax.models import (
+    autoencoder,
+    dcgan,
+    dit,
+    ladder,
+    lstm,
+    mlp_gan,
+    r3gan,
+    transformer,
+    unet,
+)
 from aigc_jax.objectives import diffusion, discrete, gan, latents, lm, masked_lm, text_task, vae
 from aigc_jax.objectives.base import Objective
 
@@ -78,10 +88,22 @@ def _classes(model: Any, spec: ImageSpec) -> int:
     return spec.num_classes if model.conditional else 0
 
 
+GAN_MODELS = {
+    "dcgan": dcgan.DCGANConfig,
+    "mlp": mlp_gan.MLPGANConfig,
+    "r3gan": r3gan.R3GANConfig,
+}
+GAN_NETWORKS = {
+    dcgan.DCGANConfig: dcgan,
+    mlp_gan.MLPGANConfig: mlp_gan,
+    r3gan.R3GANConfig: r3gan,
+}
+
+
 def _gan(config: Any, model: Any, spec: ImageSpec, dtype: Any) -> Objective:
-    classes = _classes(model, spec)
-    generator = dcgan.Generator(model, spec.shape, classes, dtype)
-    return gan.GAN(config, generator, dcgan.Critic(model, classes, dtype))
+    classes, networks = _classes(model, spec), GAN_NETWORKS[type(model)]
+    generator = networks.Generator(model, spec.shape, classes, dtype)
+    return gan.GAN(config, generator, networks.Critic(model, classes, dtype))
 
 
 AUTOENCODERS: dict[str, type] = {"conv": autoencoder.ConvConfig, "mlp": autoencoder.MLPConfig}
@@ -130,7 +152,7 @@ FAMILIES: dict[str, Family] = {
     "tagging": Family(
         text_task.TaskConfig, text_task.TaskSample, TEXT_MODELS, _text_task, "tagged text"
     ),
-    "gan": Family(gan.GANConfig, gan.GANSample, {"dcgan": dcgan.DCGANConfig}, _gan, "image"),
+    "gan": Family(gan.GANConfig, gan.GANSample, GAN_MODELS, _gan, "image"),
     "vae": Family(
         vae.VAEConfig,
         vae.VAESample,

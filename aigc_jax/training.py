@@ -24,6 +24,7 @@ from aigc_jax.parallel.stop import Stop
 from aigc_jax.report.samples import save_samples
 from aigc_jax.sampling.generate import check_sampling
 from aigc_jax.train import checkpoint, log, memory, posthoc
+from aigc_jax.train.alarms import Alarms
 from aigc_jax.train.guard import Guard, Trouble
 from aigc_jax.train.loop import Care, Every, fit
 from aigc_jax.train.state import TrainState, copied
@@ -119,6 +120,7 @@ class Training:
         with writing(self.workdir):
             records = log.Records(self.workdir, start, self.parts.schedules) if self.main else None
         self.records = records or log.NoRecords()
+        self.alarms = Alarms(getattr(self.parts.objective, "alarms", ()), self.records.kept)
         if self.main:
             write_config(self.workdir, c.raw)
         return start, state
@@ -247,6 +249,11 @@ class Training:
         )
 
     def _write(self, record: dict[str, Any]) -> None:
+        fired = self.alarms.check(record)
+        for alarm in fired:
+            say(f"warning: {alarm.message}")
+        if fired:
+            record["alarm"] = ", ".join(alarm.metric for alarm in fired)
         with self._storage():
             self.records.write_train(record)
 
@@ -324,6 +331,7 @@ class Training:
         say(f"{trouble}: going back to step {step} and on with other data")
         with writing(self.workdir):
             self.records.rewind(step)
+            self.alarms.replay(self.records.kept)
             if self.main:
                 posthoc.forget(self.workdir, step)
         self.writer.close()

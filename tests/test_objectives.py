@@ -40,13 +40,14 @@ def test_gradient_against_finite_differences(family, changes, monkeypatch):
     monkeypatch.setattr(jax.nn, "leaky_relu", lambda x, slope: jnp.tanh(x) + slope * x)
     run = tiny.make(family, **changes)
     params, batch = tiny.params(run, family), tiny.batch(family)
+    mutables = tiny.mutables(run, family)
     for player in params:
         direction = tiny.perturbed(jax.tree.map(jnp.zeros_like, params[player]), seed=5)
 
         def along(t, player=player, direction=direction):
             own = jax.tree.map(lambda p, d: p + t * d, params[player], direction)
             everyone = {**params, player: own}
-            loss, _ = run.objective.loss(player, everyone, {}, batch, KEY_B, STEP)
+            loss, _ = run.objective.loss(player, everyone, mutables, batch, KEY_B, STEP)
             return loss.total
 
         check_slope(jax.jit(along), jax.grad(along))
@@ -105,8 +106,8 @@ def test_gan_penalties_by_hand():
     """For a critic that is linear in the image the slope is the same everywhere."""
     gan = tiny.make("gan", objective=dict(r1=2.0, r2=4.0, gradient_penalty=3.0)).objective
     x = jnp.zeros((2, 8, 8, 1))
-    gan._score = lambda params, x, label: 0.25 * x.sum((1, 2, 3))  # squared slope 64/16 = 4
-    penalty, metrics = gan._penalties({}, x, x + 1, None, KEY_B[:2], jnp.ones(2))
+    score = lambda x: 0.25 * x.sum((1, 2, 3))  # noqa: E731 - squared slope 64/16 = 4
+    penalty, metrics = gan._penalties(score, score, x, x + 1, KEY_B[:2], jnp.ones(2))
     np.testing.assert_allclose(penalty, 2 / 2 * 4 + 4 / 2 * 4 + 3 * (2 - 1) ** 2, rtol=1e-5)
     np.testing.assert_allclose(metrics["r1"].value(), 4.0, rtol=1e-6)
 

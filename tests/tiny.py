@@ -105,6 +105,11 @@ def params(run, family, scale=0.1):
     return perturbed(spread, scale=scale)
 
 
+def mutables(run, family):
+    """Those of a fresh state."""
+    return jax.jit(lambda: run.objective.init(jax.random.key(0), batch(family))[1])()
+
+
 def fan_in(x, seed=0):
     """Kernels with outputs of about the size of their inputs."""
     if x.ndim < 2:

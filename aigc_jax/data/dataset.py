@@ -32,6 +32,8 @@ class Dataset:
       validation: held-out examples.
       texts: for text, the documents of both splits, for baselines that read plain text.
       dialogues: for chats, the held-out conversations in which the assistant speaks.
+      parts: if each colour of an image is an image of its own, such images, (N, H, W) uint8, and
+        their classes (N,); an image's class has theirs as its digits.
     """
 
     spec: Spec
@@ -39,6 +41,7 @@ class Dataset:
     validation: Source
     texts: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     dialogues: list[list[Message]] = dataclasses.field(default_factory=list)
+    parts: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def held_out_split(splits: Mapping[str, Any]) -> str | None:

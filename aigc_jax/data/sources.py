@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from aigc_jax.config import Data
-from aigc_jax.data import readers
+from aigc_jax.data import readers, stacked
 from aigc_jax.data.chat import check_messages
 from aigc_jax.data.dataset import Dataset, Source, held_out_split, hold_out, limited
 from aigc_jax.data.forms import check_form, text_dataset, to_judge
@@ -64,7 +65,11 @@ def load(
       UserError: if there is no such source, or it is empty, too short or not of one shape.
     """
     kind, _, argument = config.source.partition(":")
-    embedded = {"digits": digits, "python_docs": python_docs}
+    embedded = {
+        "digits": digits,
+        "stacked_digits": functools.partial(stacked_digits, config),
+        "python_docs": python_docs,
+    }
     if config.source in embedded:
         content, levels = embedded[config.source]()
     elif kind == "tfds" and argument:
@@ -104,6 +109,12 @@ def digits() -> tuple[Content, int]:
     return Content(splits, images.shape[1:], tuple(map(str, found.target_names))), 17
 
 
+def stacked_digits(config: Data) -> tuple[Content, int]:
+    """55,000 images of 8×8 pixels with three of these digits each, one in each colour."""
+    content, levels = digits()
+    return stacked.stack(content, config), levels
+
+
 def python_docs() -> tuple[Content, int]:
     """The language reference that comes with Python: 79 documents of about 6 kB."""
     from pydoc_data.topics import topics
@@ -131,7 +142,8 @@ def image_dataset(content: Content, levels: int, config: Data) -> Dataset:
         indices = np.arange(len(train))
         validation = Images(getter(content.splits[held]), np.arange(len(content.splits[held])))
     spec = ImageSpec(tuple(content.image_shape), content.class_names, levels)
-    return Dataset(spec, Images(getter(train), limited(indices, config)), validation)
+    own = Images(getter(train), limited(indices, config))
+    return Dataset(spec, own, validation, parts=content.parts)
 
 
 # TFDS ----------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from aigc_jax.evaluate.answers import score_answers
 from aigc_jax.evaluate.classification import entity_report, is_bio, report
 from aigc_jax.evaluate.fidelity import Fidelity
 from aigc_jax.evaluate.heldout import HeldOut
+from aigc_jax.evaluate.modes import mode_report
 from aigc_jax.sampling.generate import generate
 from aigc_jax.train.state import TrainState
 
@@ -96,7 +97,7 @@ class Judge:
         variables = jax.device_get((state.sampling_params, state.mutables))
         options, labels = c.sample, judge.label_N
         images = generate(self._run.objective, *variables, options, judge.num, label_N=labels)
-        return judge.report(images)
+        return judge.report(images) | mode_report(self._dataset, images)
 
     def _labels(self, state: TrainState, metrics: Found, predictions: Found) -> Found:
         real = predictions["true"] >= 0

@@ -16,6 +16,25 @@ from aigc_jax.train.metrics import Mean, Metrics
 Batch = dict[str, jax.Array]  # "image" and "label", or "tokens"; always "weight"
 
 
+@dataclasses.dataclass(frozen=True)
+class Alarm:
+    """A sign that training goes wrong, for people to be told of; training goes on.
+
+    Attributes:
+      metric: as it is called in the records of training.
+      low: the metric is well from here …
+      high: … to here.
+      records: in how many records in a row it must be outside.
+      message: one sentence: what that means and what to do.
+    """
+
+    metric: str
+    low: float
+    high: float
+    records: int
+    message: str
+
+
 class Objective(Protocol):
     """A family: the only thing to write for a new one.
 
@@ -25,6 +44,7 @@ class Objective(Protocol):
       num_classes: of a class-conditional model; 0 otherwise.
 
     An objective may also have
+      alarms: a tuple of `Alarm`;
       predict(params, mutables, batch) -> {name: array (B, …)}: what it finds of each example;
       summarize({name: array (N, …)}) -> {metric: number}: what these show of a whole data set;
       reconstruct(params, mutables, batch, key_B) -> uint8 images (B, H, W, C), of an autoencoder;

@@ -1,9 +1,10 @@
-"""Resizing by rearranging, which costs no arithmetic.
+"""Resizing by rearranging or by weighted means, and convolutions of groups of channels.
 
 Shapes: B batch, H height, W width, C channels, r the factor.
 """
 
 import jax
+import jax.numpy as jnp
 
 
 def depth_to_space(x_BHWC: jax.Array, factor: int = 2) -> jax.Array:
@@ -26,3 +27,69 @@ def downsample(x_BHWC: jax.Array, factor: int = 2) -> jax.Array:
     """The mean of each r × r square."""
     b, h, w, c = x_BHWC.shape
     return x_BHWC.reshape(b, h // factor, factor, w // factor, factor, c).mean((2, 4))
+
+
+def bilinear_twice(x_BHWC: jax.Array) -> jax.Array:
+    """Twice the height and width by bilinear interpolation between the centres of the pixels."""
+    for axis in (1, 2):
+        before, after = _neighbours(x_BHWC, axis)
+        pair = [0.75 * x_BHWC + 0.25 * before, 0.75 * x_BHWC + 0.25 * after]
+        shape = list(x_BHWC.shape)
+        shape[axis] *= 2
+        x_BHWC = jnp.stack(pair, axis + 1).reshape(shape)
+    return x_BHWC
+
+
+def bilinear_half(x_BHWC: jax.Array) -> jax.Array:
+    """Half the height and width, which are even, by the filter (1, 3, 3, 1) / 8 along each."""
+    for axis in (1, 2):
+        shape = list(x_BHWC.shape)
+        pairs = x_BHWC.reshape(*shape[:axis], shape[axis] // 2, 2, *shape[axis + 1 :])
+        first, second = jnp.take(pairs, 0, axis + 1), jnp.take(pairs, 1, axis + 1)
+        before, _ = _neighbours(second, axis, first)
+        _, after = _neighbours(first, axis, second)
+        x_BHWC = 0.375 * (first + second) + 0.125 * (before + after)
+    return x_BHWC
+
+
+def _neighbours(
+    x: jax.Array, axis: int, border: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """What stands before and after each place; at the borders what `border`, or x, has there."""
+    border, size = x if border is None else border, x.shape[axis]
+    first, last = (jax.lax.slice_in_dim(border, i, i + 1, axis=axis) for i in (0, size - 1))
+    before = jnp.concatenate([first, jax.lax.slice_in_dim(x, 0, size - 1, axis=axis)], axis)
+    after = jnp.concatenate([jax.lax.slice_in_dim(x, 1, size, axis=axis), last], axis)
+    return before, after
+
+
+def grouped_convolution(x_BHWC: jax.Array, kernel_HWIO: jax.Array) -> jax.Array:
+    """A convolution of stride 1, in which each group of I channels sees itself only.
+
+    On a CPU, XLA's gradients of grouped convolutions take 20 to 80 times as long as those of one
+    convolution whose kernel has zeros between the groups, which is what it becomes there.
+
+    Args:
+      x_BHWC: C is a multiple of I.
+      kernel_HWIO: O is a multiple of C / I; the first outputs are the first group's.
+    """
+    height, width, i, outputs = kernel_HWIO.shape
+    groups = x_BHWC.shape[-1] // i
+
+    def convolve(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
+        form = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=form, feature_group_count=groups
+        )
+
+    def whole(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        blocks = kernel.reshape(height, width, 1, i, groups, outputs // groups)
+        kernel = jnp.eye(groups, dtype=kernel.dtype)[:, None, :, None] * blocks
+        return convolve(x, kernel.reshape(height, width, groups * i, outputs), 1)
+
+    def grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return convolve(x, kernel, groups)
+
+    if groups == 1:
+        return convolve(x_BHWC, kernel_HWIO, 1)
+    return jax.lax.platform_dependent(x_BHWC, kernel_HWIO, cpu=whole, default=grouped)

@@ -146,6 +146,11 @@ class Records:
         self.last: dict[str, Any] = self._file.kept[-1] if self._file.kept else {}
         self._kept = {(r["step"], r.get("kind")) for r in self._file.kept}
 
+    @property
+    def kept(self) -> list[dict[str, Any]]:
+        """The records from before the run went on."""
+        return self._file.kept
+
     def has(self, step: int, kind: str) -> bool:
         """Whether there was such a record when the run went on."""
         return (step, kind) in self._kept
@@ -174,6 +179,7 @@ class NoRecords:
 
     def __init__(self):
         self.last: dict[str, Any] = {}
+        self.kept: list[dict[str, Any]] = []
 
     def rewind(self, step: int) -> None:
         pass

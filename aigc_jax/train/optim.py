@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from aigc_jax.config import Optim
@@ -15,11 +16,12 @@ Optimizers = Mapping[str, optax.GradientTransformation]
 def make_schedule(config: Optim, steps: int) -> optax.Schedule:
     """The learning rate at a training step: linear warm-up, then the named shape.
 
+    With `decay_steps` cosine and linear are at their end after so many steps, and stay there.
     `wsd` is warm-up, stable, decay: constant until the last `decay_fraction` of the steps, then
     linear (Hu et al. 2024, MiniCPM).
     """
     warmup = min(config.warmup_steps, steps)
-    rest = max(steps - warmup, 1)
+    rest = max((config.decay_steps or steps) - warmup, 1)
     end = config.lr * config.final_lr_fraction
     if config.schedule == "constant":
         after = optax.constant_schedule(config.lr)
@@ -35,6 +37,28 @@ def make_schedule(config: Optim, steps: int) -> optax.Schedule:
     # The first step already moves: it has 1/warmup of the rate, not nothing.
     ramp = optax.linear_schedule(config.lr / warmup, config.lr, warmup - 1 or 1)
     return optax.join_schedules([ramp, after], [warmup])
+
+
+def half_cosine(start: float, end: float, steps: int) -> optax.Schedule:
+    """From start to end over so many steps by half a cosine; then it stays."""
+    fall = optax.cosine_decay_schedule(1.0, max(steps, 1))
+    return lambda step: end + (start - end) * fall(step)
+
+
+def adam_with_b2(config: Optim, b2_at: optax.Schedule) -> optax.GradientTransformation:
+    """Adam's direction under a β₂ that changes with the moves.
+
+    As in PyTorch, where a change of `betas` acts at once: the moments are corrected for their start
+    with the β₂ of now.
+    """
+
+    def at(count: jax.Array) -> optax.GradientTransformation:
+        return optax.scale_by_adam(b1=config.b1, b2=b2_at(count), eps=config.eps)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return at(state.count).update(grads, state, params)
+
+    return optax.GradientTransformation(at(jnp.int32(0)).init, update)
 
 
 def decay_mask(params: Any, embeddings: bool = False) -> Any:
@@ -100,7 +124,13 @@ def make_optimizer(
     mask = functools.partial(decay_mask, embeddings=config.decay_embeddings)
     lr, decay = per_move(schedule), dict(weight_decay=config.weight_decay, mask=mask)
     adam = dict(b1=config.b1, b2=config.b2, eps=config.eps)
-    if config.name == "adamw":
+    if config.b2_start and config.name in ("adam", "adamw"):
+        b2_at = per_move(half_cosine(config.b2_start, config.b2, config.b2_steps or steps))
+        weights = optax.add_decayed_weights(config.weight_decay, mask)
+        direction = adam_with_b2(config, b2_at)
+        first, second = (weights, direction) if config.name == "adam" else (direction, weights)
+        chain = optax.chain(first, second, optax.scale_by_learning_rate(lr))
+    elif config.name == "adamw":
         chain = optax.adamw(lr, **adam, **decay)
     elif config.name == "adam":
         # Decay as an L2 term of the gradient, which is what tells Adam from AdamW.

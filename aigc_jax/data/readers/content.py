@@ -25,6 +25,8 @@ class Content:
       holds: what an example of text has: "text" (with "label" where there are classes),
         "messages", or "words" (which have "tags").
       unlabelled: for text without labels, why it has none.
+      parts: if each colour of an image is an image of its own, such images to learn from, (N, H, W)
+        uint8, and their classes (N,); an image's class has theirs as its digits.
     """
 
     splits: dict[str, Sequence[Callable[[], Example]]]
@@ -32,6 +34,7 @@ class Content:
     class_names: tuple[str, ...] = ()
     holds: str = "text"
     unlabelled: str = ""
+    parts: tuple[Any, Any] | None = None
 
 
 class Examples(Sequence[Callable[[], Example]]):

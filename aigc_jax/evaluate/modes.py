@@ -1,0 +1,50 @@
+"""How many modes of a data set generated images have, where modes can be counted.
+
+Shapes: N images, H height, W width, C channels, K classes of one channel.
+"""
+
+import numpy as np
+
+from aigc_jax.data.dataset import Dataset
+
+
+def mode_report(dataset: Dataset, images: np.ndarray) -> dict[str, float]:
+    """`modes` found in images (N, H, W, C), and how unevenly they are hit; {} if there are none.
+
+    Only of data whose colours are images of their own (`Dataset.parts`): each channel is classified
+    for itself, by a support vector machine that has learned the training images' channels, and a
+    mode is a combination of classes, one of K^C. `modes_kl` is KL(share of each mode ‖ uniform) in
+    nats. `…_floor` is what as many real images give, by their labels: not all modes either, if they
+    are few, and about (K^C − 1) / 2N nats.
+    """
+    if dataset.parts is None:
+        return {}
+    from sklearn.svm import SVC
+
+    known, labels = dataset.parts
+    total = (int(labels.max()) + 1) ** images.shape[-1]
+    machine = SVC().fit(flat(known), labels)
+    numbers = np.zeros(len(images), np.int64)
+    for channel in range(images.shape[-1]):
+        numbers = numbers * (int(labels.max()) + 1) + machine.predict(flat(images[..., channel]))
+    train = dataset.train
+    real = np.array([train[i]["label"] for i in range(min(len(images), len(train)))])
+    found, floor = count_modes(numbers, total), count_modes(real, total)
+    return {
+        "modes": found[0],
+        "modes_kl": found[1],
+        "modes_floor": floor[0],
+        "modes_kl_floor": floor[1],
+    }
+
+
+def count_modes(numbers: np.ndarray, total: int) -> tuple[float, float]:
+    """How many different numbers there are, and KL(their shares ‖ uniform over `total`) in nats."""
+    _, counts = np.unique(numbers, return_counts=True)
+    share = counts / counts.sum()
+    return float(len(counts)), float((share * np.log(share * total)).sum())
+
+
+def flat(images: np.ndarray) -> np.ndarray:
+    """(N, H, W) uint8 → (N, H·W) in [0, 1]."""
+    return images.reshape(len(images), -1) / 255.0

@@ -1,0 +1,63 @@
+"""Spectral norm: kernels divided by their largest singular value (Miyato et al. 2018).
+
+It is found by power iteration, from a vector per kernel that is kept from step to step.
+Shapes: N inputs, M outputs of a kernel as a matrix; a convolution's N is height · width · inputs.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+START = 20  # iterations for fresh kernels; one a step is enough afterwards
+SMALL = 1e-6  # a kernel whose norm is less stays as it is
+
+Vectors = dict[str, jax.Array]
+
+
+def start(params: Any, key: jax.Array) -> Vectors:
+    """A unit vector (M,) for each kernel, close to its first right singular vector."""
+    vectors = {}
+    for i, (name, kernel) in enumerate(_kernels(params)):
+        u_M = jax.random.normal(jax.random.fold_in(key, i), kernel.shape[-1:])
+        vectors[name] = u_M / jnp.linalg.norm(u_M)
+    for _ in range(START):
+        vectors = advance(params, vectors)
+    return vectors
+
+
+def advance(params: Any, vectors: Vectors) -> Vectors:
+    """One more iteration for each kernel."""
+    new = {}
+    for name, kernel in _kernels(jax.lax.stop_gradient(params)):
+        matrix_NM = kernel.reshape(-1, kernel.shape[-1])
+        u_M = matrix_NM.T @ (matrix_NM @ vectors[name])
+        size = jnp.linalg.norm(u_M)
+        new[name] = jnp.where(size > SMALL**2, u_M / jnp.maximum(size, SMALL**2), vectors[name])
+    return new
+
+
+def normalised(params: Any, vectors: Vectors) -> Any:
+    """The parameters with each kernel W divided by σ = ‖W u‖, through which gradients flow.
+
+    For a unit vector u, σ is at most the largest singular value, and that value when the iteration
+    has converged. What is no kernel (fewer than two axes) stays as it is.
+    """
+
+    def divide(path: tuple, leaf: jax.Array) -> jax.Array:
+        if leaf.ndim < 2:
+            return leaf
+        size = jnp.square(leaf.reshape(-1, leaf.shape[-1]) @ vectors[_name(path)]).sum()
+        large = size > SMALL**2
+        return leaf / jnp.where(large, jnp.sqrt(jnp.where(large, size, 1)), 1)
+
+    return jax.tree_util.tree_map_with_path(divide, params)
+
+
+def _kernels(params: Any) -> list[tuple[str, jax.Array]]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return [(_name(path), leaf) for path, leaf in leaves if leaf.ndim >= 2]
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -1,0 +1,36 @@
+"""DCGAN at 28×28: dense 7·7·256, transposed convolutions to 128, 64 and the colours, 5×5 each.
+
+    aigc prepare --from=idx:/usr/share/datasets/fashion-mnist --name=fashion --data_dir=data
+    aigc train --config=configs/gan/dcgan28.py --workdir=runs/dcgan28 --config.data.data_dir=data
+
+Channels and strides (1, 2, 2 in the generator; 64 and 128 channels of stride 2 in the critic) are
+those of TensorFlow's DCGAN tutorial. Group norm stands for its batch norm, R1 and R2 for its
+dropout, and transposed convolutions are in sub-pixel form.
+"""
+
+import aigc_jax
+
+
+def get_config():
+    player = dict(name="adam", lr=2e-4, b1=0.0, b2=0.99, schedule="constant")
+    return aigc_jax.recipe(
+        seed=0,
+        data=dict(source="tfds:fashion", data_dir="data", batch_size=64),
+        model=dict(
+            name="dcgan",
+            plain=True,
+            latent=100,
+            generator_channels=(256, 128, 64),
+            strides=(1, 2, 2),
+            critic_channels=(64, 128),
+            kernel=5,
+            conditional=False,
+        ),
+        objective=dict(name="gan", loss="relativistic", r1=1.0, r2=1.0),
+        optim=dict(critic=player, generator=player),
+        train=dict(steps=20_000, log_every=100),
+        ema=dict(halflife=50_000.0),
+        eval=dict(every=5000),
+        checkpoint=dict(every=1000),
+        sample=dict(every=5000, num=100),
+    )
