@@ -16,17 +16,17 @@ from aigc_jax.data.spec import check_spec
 from aigc_jax.diagnose import give_up
 from aigc_jax.errors import StorageError
 from aigc_jax.evaluate.judge import Judge
+from aigc_jax.hooks import hooks
 from aigc_jax.parallel import coordination
 from aigc_jax.parallel.mesh import replicated
 from aigc_jax.parallel.monitor import Monitor
 from aigc_jax.parallel.processes import all_agree, from_first, say
 from aigc_jax.parallel.stop import Stop
-from aigc_jax.report.samples import save_samples
 from aigc_jax.sampling.generate import check_sampling
 from aigc_jax.train import checkpoint, log, memory, posthoc
 from aigc_jax.train.alarms import Alarms
 from aigc_jax.train.guard import Guard, Trouble
-from aigc_jax.train.loop import Care, Every, fit
+from aigc_jax.train.loop import Care, fit
 from aigc_jax.train.state import TrainState, copied
 from aigc_jax.train.window import Window
 from aigc_jax.trained import begin_behind, begin_from, behind_first_stage, tokenizer_of
@@ -177,6 +177,7 @@ class Training:
     def _train(self, start: int, state: TrainState, name: str, progress: bool) -> TrainState:
         c = self.config
         judge = Judge(self.parts, self.dataset, lambda: self.monitor.tick("evaluation"))
+        beside = self.parts, self.workdir, judge, self.records
         bar = log.progress(c.train.steps, start, name) if progress and self.main else None
         try:
             state = fit(
@@ -185,7 +186,7 @@ class Training:
                 self.batches,
                 start=start,
                 end=c.train.steps,
-                hooks=self._hooks(judge),
+                hooks=hooks(*beside, self._storage, self.monitor.tick),
                 flush_at=lambda step: step % c.train.log_every == 0,
                 write=self._write,
                 window=self.window,
@@ -206,47 +207,6 @@ class Training:
                 bar.close()
             self.writer.close()
             self.records.close()
-
-    def _hooks(self, judge: Judge) -> tuple[Every, ...]:
-        """What is done beside training, each when the recipe says so."""
-        c = self.config
-
-        def path(step: int) -> str:
-            suffix = ".png" if self.parts.spec.modality == "image" else ".txt"
-            return os.path.join(self.workdir, "samples", f"step_{step:07d}{suffix}")
-
-        def evaluate(step: int, state: TrainState) -> None:
-            self.monitor.tick(f"the evaluation after step {step}")
-            record = {"step": step, "kind": "eval", **judge(state)}
-            with self._storage():
-                self.records.write(record)
-
-        def sample(step: int, state: TrainState) -> None:
-            self.monitor.tick(f"sampling after step {step}")
-            if self.main:
-                with self._storage():
-                    save_samples(self.parts, state, path(step))
-
-        def snapshot(step: int, state: TrainState) -> None:
-            if self.main:
-                with self._storage():
-                    posthoc.save(self.workdir, step, state)
-
-        def kept(step: int) -> bool:
-            return bool(from_first(os.path.exists(posthoc.path_of(self.workdir, step))))
-
-        def evaluated(step: int) -> bool:
-            return bool(from_first(self.records.has(step, "eval")))
-
-        def sampled(step: int) -> bool:
-            return bool(from_first(os.path.exists(path(step))))
-
-        every = c.ema.snapshot_every if c.ema.power else 0
-        return (
-            Every(every, snapshot, done=kept),
-            Every(c.eval.every, evaluate, c.eval.every > 0, evaluated),
-            Every(c.sample.every, sample, c.sample.every > 0, sampled),
-        )
 
     def _write(self, record: dict[str, Any]) -> None:
         fired = self.alarms.check(record)

@@ -11,7 +11,7 @@ import runs
 import tiny
 from runs import final_state, records, steps_of, train
 
-from aigc_jax import training
+from aigc_jax import hooks, training
 from aigc_jax.errors import Stopped
 from aigc_jax.parallel.stop import AGAIN, SIGNALS, Stop
 from aigc_jax.streams import Steady
@@ -127,7 +127,7 @@ def in_hook(monkeypatch, hook, number, action):
         judge = training.Judge
         monkeypatch.setattr(judge, "__call__", around(judge.__call__))
     else:
-        monkeypatch.setattr(training, "save_samples", around(training.save_samples))
+        monkeypatch.setattr(hooks, "save_samples", around(hooks.save_samples))
 
 
 @pytest.mark.parametrize("number", [1, 2])
