@@ -1,5 +1,8 @@
 """Autoencoders: ladders, codes, a critic at the table, bounds, and what is measured of them."""
 
+import glob
+import os
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,9 @@ import optax
 import pytest
 import tiny
 
+from aigc_jax import build
 from aigc_jax.data.pipeline import eval_batches
+from aigc_jax.data.spec import ImageSpec
 from aigc_jax.evaluate.heldout import HeldOut
 from aigc_jax.objectives.base import Request
 from aigc_jax.objectives.latents import OneGroup
@@ -16,10 +21,12 @@ from aigc_jax.objectives.vae import VAE, VAEConfig, kl
 from aigc_jax.ops.image import psnr
 from aigc_jax.ops.random import content_keys, normal
 from aigc_jax.parallel.mesh import make_mesh
+from aigc_jax.recipes import load_recipe
 from aigc_jax.train.compile import compile_step
 from aigc_jax.train.state import init_state
 from aigc_jax.train.step import make_step
 
+FOLDER = os.path.join(os.path.dirname(__file__), "..", "configs", "vae")
 KEY_B = jax.random.split(jax.random.key(3), 8)
 BATCH = tiny.batch("vae")
 LADDER = dict(
@@ -250,6 +257,18 @@ def test_a_first_stage_encodes_and_decodes(name):
         assert int(latent.max()) < codes and len(np.unique(latent)) > 1
 
 
+def test_latents_are_shifted_and_scaled_as_the_network_says(monkeypatch):
+    run = tiny.make("vae", model=dict(spatial=True))
+    params, objective = tiny.params(run, "vae", scale=0.5), run.objective
+    plain = objective.encode(params, {}, BATCH, KEY_B)
+    images = objective.decode(params, {}, plain)
+    monkeypatch.setattr(type(run.config.model), "shift_factor", 0.5, raising=False)
+    monkeypatch.setattr(type(run.config.model), "scaling_factor", 2.0, raising=False)
+    scaled = objective.encode(params, {}, BATCH, KEY_B)
+    np.testing.assert_allclose(scaled, (plain - 0.5) * 2, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_equal(objective.decode(params, {}, scaled), images)
+
+
 def test_samples_of_codes_follow_their_frequencies():
     run = discrete()
     params, state = tiny.params(run, "vae", scale=0.5), run.objective.init(KEY_B[0], BATCH)[1]
@@ -337,6 +356,45 @@ def test_what_a_critic_adds_by_hand(adaptive):
     by_hand = 0.5 * strength * adversarial + 2.0 * np.array([0.5, 0.1])
     np.testing.assert_allclose(part_B, by_hand, rtol=1e-4)
     np.testing.assert_allclose(metrics["critic_strength"].value(), strength.mean(), rtol=1e-4)
+
+
+# Recipes ---------------------------------------------------------------------------------------
+
+# Parameters of the model, and of the critic.
+SIZES = {
+    "fashion.py": (654_802, 0),
+    "fsq.py": (366_389, 0),
+    "kl.py": (317_657, 0),
+    "ladder.py": (711_025, 0),
+    "ladder.py:static": (711_025, 0),
+    "mlp_mnist.py": (652_824, 0),
+    "mlp_mnist.py:static": (652_824, 0),
+    "vq.py": (366_649, 0),
+    "vqgan.py": (366_389, 99_809),
+    "vqgan.py:vq": (366_649, 99_809),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_recipe_for_28_by_28_images_has_the_size_that_it_says(name):
+    recipe = load_recipe(os.path.join(FOLDER, name))
+    recipe.mesh = "data=1"
+    config = build.parse_config(recipe)
+    run = build.build(config, ImageSpec((28, 28, 1), tuple("0123456789")))
+    shapes = run.state_shapes()
+    found = {p: sum(x.size for x in jax.tree.leaves(t)) for p, t in shapes.params.items()}
+    assert (found["model"], found.get("critic", 0)) == SIZES[name]
+    if name.endswith(":static"):
+        assert config.objective.binarize == "static"
+    stages = {"fsq.py": (7, 7, 1), "vq.py": (7, 7, 1), "vqgan.py": (7, 7, 1), "kl.py": (7, 7, 4)}
+    if name in stages:
+        assert run.objective.latent_shape == stages[name]
+
+
+def test_every_recipe_of_autoencoders_is_looked_at():
+    files = {os.path.basename(f) for f in glob.glob(os.path.join(FOLDER, "*.py"))}
+    small = {"mlp.py", "quickstart.py"}  # of digits
+    assert files - {name.partition(":")[0] for name in SIZES} == small
 
 
 def test_one_group_reads_shapes_without_computing():

@@ -252,17 +252,28 @@ class KLAutoencoder(VAE):
         return as_place(self.latents.shapes()[0])
 
     def encode(self, params, mutables, batch, key_B) -> jax.Array:
-        """Latents (B, h, w, c) drawn from the posterior; of unit scale as far as β has seen to."""
+        """Latents (B, h, w, c) drawn from the posterior.
+
+        They are of about unit scale if the KL term has weight enough; networks that say how theirs
+        are to be shifted and scaled for a model over them have it done.
+        """
         x = self._data(batch, key_B)
         mean, log_var = self.latents.read(params["model"], x, self._label(batch))
         noise = normal(fold(key_B, 0), mean.shape[1:])
-        return (mean + jnp.exp(log_var / 2) * noise).reshape(-1, *self.latent_shape)
+        shift, scale = self._scaling()
+        u = (mean + jnp.exp(log_var / 2) * noise - shift) * scale
+        return u.reshape(-1, *self.latent_shape)
 
     def decode(self, params, mutables, latent_N) -> jax.Array:
         """uint8 images (N, H, W, C) of latents (N, h, w, c), without a class."""
-        u = latent_N.reshape(-1, *self.latents.shapes()[0])
+        shift, scale = self._scaling()
+        u = latent_N.reshape(-1, *self.latents.shapes()[0]) / scale + shift
         x = jax.nn.sigmoid(self.latents.generate(params["model"], [u], None))
         return to_bytes(2 * self._grey(x) - 1)
+
+    def _scaling(self) -> tuple[float, float]:
+        network = self.latents.encoder.config
+        return getattr(network, "shift_factor", 0.0), getattr(network, "scaling_factor", 1.0)
 
 
 def kl(mean: jax.Array, log_var: jax.Array) -> jax.Array:

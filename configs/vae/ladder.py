@@ -16,7 +16,7 @@ def get_config(binarize="dynamic"):
     return aigc_jax.recipe(
         seed=0,
         data=dict(source="idx:/usr/share/datasets/fashion-mnist", batch_size=64),
-        model=dict(name="ladder", channels=(32, 64, 64), groups=(1, 2, 2), latent=8),
+        model=dict(name="ladder", channels=(16, 32, 64), groups=(1, 2, 2), latent=8),
         objective=dict(
             name="vae",
             likelihood="bernoulli",

@@ -4,7 +4,7 @@
     aigc eval --workdir=runs/vqgan
 
 DIR holds MNIST's four IDX files; the default is Debian's Fashion-MNIST. Two players on the one
-train step: the critic moves first, and joins in after 2,000 steps, when there is something to
+train step: the critic moves first, and joins in after 1,500 steps, when there is something to
 criticise. `vqgan.py:vq` learns the codebook instead.
 """
 
@@ -15,7 +15,7 @@ def get_config(quantizer="fsq"):
     return aigc_jax.recipe(
         seed=0,
         data=dict(source="idx:/usr/share/datasets/fashion-mnist", batch_size=64),
-        model=dict(name="conv", channels=(32, 64, 64), latent=32, spatial=True, blocks=1),
+        model=dict(name="conv", channels=(16, 32, 64), latent=32, spatial=True, blocks=1),
         objective=dict(
             name="vq",
             quantizer=quantizer or "fsq",
@@ -26,16 +26,16 @@ def get_config(quantizer="fsq"):
             critic_weight=0.1,
             critic_loss="hinge",
             critic_channels=(32, 64, 64),
-            critic_start=2000,
+            critic_start=1500,
             feature_weight=0.1,
         ),
         optim=dict(
             model=dict(name="adamw", lr=1e-3, warmup_steps=200, b1=0.5, b2=0.9),
             critic=dict(name="adamw", lr=4e-4, b1=0.5, b2=0.9),
         ),
-        train=dict(steps=10_000, log_every=100),
-        ema=dict(halflife=10_000.0),
-        eval=dict(every=2500),
+        train=dict(steps=6000, log_every=100),
+        ema=dict(halflife=5000.0),
+        eval=dict(every=2000),
         checkpoint=dict(every=1000),
         sample=dict(num=64),
     )
