@@ -28,6 +28,8 @@ FREE_FIELDS = (
     "sample.",
     "checkpoint.",
     "guard.",
+    "objective.eval_draws",
+    "objective.likelihood_steps",
     "data.data_dir",
     "data.threads",
 )
@@ -118,6 +120,7 @@ class Eval:
     batches: int = option(0, low=0)  # at most this many held-out batches; 0: all
     samples: int = option(0, low=0)  # images to judge; 0: as many as were trained on, ≤ 10,000
     generations: int = option(0, low=0)  # text: held-out texts to continue; needs the extra eval
+    likelihood: int = option(0, low=0)  # diffusion: held-out images whose exact likelihood to find
     fidelity: bool = True  # images: also the Fréchet classifier distance
 
 
@@ -270,13 +273,14 @@ def check_value(hint: Any, value: Any, where: str) -> Any:
 def check_range(field: dataclasses.Field, value: Any, where: str) -> None:
     low, high = field.metadata.get("low"), field.metadata.get("high")
     choices = field.metadata.get("choices", ())
-    if choices and value not in choices:
+    items = value if isinstance(value, tuple) else (value,)
+    if choices and not set(items) <= set(choices):
         raise UserError(
             f"{where} must be one of {', '.join(map(str, choices))}, but it is {value!r}"
         )
     if field.metadata.get("filled") and not value:
         raise UserError(f"{where} must have at least one entry")
-    for item in value if isinstance(value, tuple) else (value,):
+    for item in items:
         if low is not None and not item >= low:
             raise UserError(f"{where} must be at least {low}, but it is {item!r}")
         if high is not None and not item <= high:

@@ -20,7 +20,17 @@ from aigc_jax.models import (
     transformer,
     unet,
 )
-from aigc_jax.objectives import diffusion, discrete, gan, latents, lm, masked_lm, text_task, vae
+from aigc_jax.objectives import (
+    diffusion,
+    discrete,
+    gan,
+    latents,
+    lm,
+    masked_lm,
+    meanflow,
+    text_task,
+    vae,
+)
 from aigc_jax.objectives.base import Objective
 
 Make = Callable[[Any, Any, Any, Any], Objective]
@@ -138,7 +148,15 @@ DENOISERS = {unet.UNetConfig: unet.UNet, dit.DiTConfig: dit.DiT}
 
 def _diffusion(config: Any, model: Any, spec: ImageSpec, dtype: Any) -> Objective:
     network = DENOISERS[type(model)](model, _classes(model, spec), dtype)
-    return diffusion.Diffusion(config, network, spec.shape)
+    return diffusion.Diffusion(config, network, spec.shape, 0 if spec.continuous else spec.levels)
+
+
+def _meanflow(config: Any, model: Any, spec: ImageSpec, dtype: Any) -> Objective:
+    network = DENOISERS[type(model)](model, _classes(model, spec), dtype)
+    return meanflow.MeanFlow(config, network, spec.shape, 0 if spec.continuous else spec.levels)
+
+
+DENOISER_CONFIGS = {"unet": unet.UNetConfig, "dit": dit.DiTConfig}
 
 
 FAMILIES: dict[str, Family] = {
@@ -166,8 +184,16 @@ FAMILIES: dict[str, Family] = {
     "diffusion": Family(
         diffusion.DiffusionConfig,
         diffusion.DiffusionSample,
-        {"unet": unet.UNetConfig, "dit": dit.DiTConfig},
+        DENOISER_CONFIGS,
         _diffusion,
+        "image",
+        latents=True,
+    ),
+    "meanflow": Family(
+        meanflow.MeanFlowConfig,
+        meanflow.MeanFlowSample,
+        DENOISER_CONFIGS,
+        _meanflow,
         "image",
         latents=True,
     ),

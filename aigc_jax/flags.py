@@ -28,15 +28,20 @@ flags.DEFINE_multi_string("stop", None, "End before this text; may be given seve
 flags.DEFINE_bool("stream", False, "Show the text while it is drawn.")
 flags.DEFINE_string("system", "", "What the model is told before the chat.")
 flags.DEFINE_integer("label", None, "Class of the images; -1: all in turn.")
-flags.DEFINE_string("sampler", None, "heun, euler, ddim or ancestral.")
+flags.DEFINE_string("sampler", None, "heun, euler, ddim, ancestral, dpmpp_2m or meanflow.")
 flags.DEFINE_integer("steps", None, "Steps of the diffusion sampler.")
 flags.DEFINE_float("guidance", None, "Classifier-free guidance; 1: none.")
+flags.DEFINE_string("guide", None, "Workdir of a worse model that guides instead of no class.")
+flags.DEFINE_string("image", None, "Image file to begin with, scaled and cropped to the model's.")
+flags.DEFINE_string("mask", None, "Image file of the same size: white is drawn anew.")
+flags.DEFINE_float("strength", None, "How much of --image is drawn anew: 0 nothing, 1 all.")
 flags.DEFINE_float("ema_width", None, "Width of the average of parameters; needs ema.power.")
 flags.DEFINE_string("from", None, "KIND:PATH of data, or hf:DIR or gguf:FILE of a model.")
 flags.DEFINE_string("to", None, "hf:DIR, or peft:DIR for adapters alone.")
 flags.DEFINE_string("dtype", None, "float32, bfloat16 or float16: how weights are written.")
 flags.DEFINE_string("source", None, "Other data to evaluate on, as in data.source.")
 flags.DEFINE_integer("generations", None, "Held-out texts to write anew and compare.")
+flags.DEFINE_integer("likelihood", None, "Held-out images whose exact likelihood to find.")
 flags.DEFINE_string("name", None, "Name of the data set to write.")
 flags.DEFINE_string("data_dir", "~/tensorflow_datasets", "Folder of data sets.")
 flags.DEFINE_integer("image_size", 0, "Resize and crop images to this many pixels a side.")
@@ -62,6 +67,8 @@ SAMPLE_OPTIONS = (
     "sampler",
     "steps",
     "guidance",
+    "guide",
+    "strength",
 )
 # What each command does, the flags it needs and those it may have.
 COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
@@ -73,12 +80,15 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "eval": (
         "evaluates a trained workdir on held-out data",
         ("workdir",),
-        ("data_dir", "source", "generations", "ema_width", "deterministic"),
+        ("data_dir", "source", "generations", "likelihood", "ema_width", "deterministic"),
     ),
     "sample": (
         "draws from a trained workdir",
         ("workdir",),
-        ("num", "seed", "out", "ema_width", "deterministic", "prompt", "stream", *SAMPLE_OPTIONS),
+        (
+            *("num", "seed", "out", "ema_width", "deterministic", "prompt", "stream"),
+            *("image", "mask", *SAMPLE_OPTIONS),
+        ),
     ),
     "chat": (
         "talks with a trained language model",

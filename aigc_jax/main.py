@@ -36,7 +36,7 @@ def evaluate() -> None:
     from aigc_jax.train.log import finite_json
 
     data_dir = FLAGS.data_dir if FLAGS["data_dir"].present else ""
-    options = given(["generations", "ema_width"])
+    options = given(["generations", "likelihood", "ema_width"])
     metrics = run.evaluate(FLAGS.workdir, data_dir, FLAGS.source or "", **options)
     if "report" in metrics:
         print(Report.from_json(metrics["report"]).table(), end="\n\n")
@@ -65,7 +65,7 @@ def sample() -> None:
         FLAGS.seed,
         prompt=prompt,
         show=show if FLAGS.stream else None,
-        **given(["ema_width", *SAMPLE_OPTIONS]),
+        **given(["ema_width", "image", "mask", *SAMPLE_OPTIONS]),
     )
     out = FLAGS.out or os.path.join(FLAGS.workdir, "samples", f"seed_{FLAGS.seed}")
     path = run.save(samples, out)

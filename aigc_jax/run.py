@@ -11,6 +11,7 @@ from aigc_jax import build
 from aigc_jax.config import Eval, check_value, parse
 from aigc_jax.data import sources
 from aigc_jax.data import spec as spec_lib
+from aigc_jax.data.given import Picture, given_images
 from aigc_jax.errors import UserError
 from aigc_jax.evaluate.judge import Judge
 from aigc_jax.parallel.stop import Stop
@@ -18,7 +19,7 @@ from aigc_jax.report.samples import decode, save
 from aigc_jax.sampling.generate import generate
 from aigc_jax.sampling.watch import TextWatch
 from aigc_jax.train.posthoc import synthesize
-from aigc_jax.trained import like, restore
+from aigc_jax.trained import guide_of, like, restore
 from aigc_jax.training import Training
 
 __all__ = ["evaluate", "restore", "sample", "save", "train"]
@@ -97,6 +98,8 @@ def sample(
     *,
     prompt: str | Sequence[str] | None = None,
     show: Callable[[str], None] | None = None,
+    image: Picture | None = None,
+    mask: Picture | None = None,
     ema_width: float | None = None,
     **options: Any,
 ) -> np.ndarray | list[str]:
@@ -104,10 +107,13 @@ def sample(
 
     Args:
       workdir: a trained run's folder.
-      num: how many; if left out, one for each of several prompts, or the recipe's `sample.num`.
+      num: how many; if left out, one for each of several prompts or images, or the recipe's
+        `sample.num`.
       seed: of the samples.
       prompt: a text to continue, or several.
       show: is given the pieces of a (single) text as they are drawn.
+      image: a file or array to begin with; `strength` (0…1) says how much of it is drawn anew.
+      mask: a file or array, white where the image is drawn anew; see `data.given`.
       ema_width: of the average of parameters to use; it needs the snapshots of `ema.power`.
       **options: fields of the family's `sample` section, such as `temperature` or `guidance`.
 
@@ -124,15 +130,42 @@ def sample(
             num = len(options["prompts"])
     if show is not None:
         num = 1
+    given: dict[str, Any] = {}
+    if image is not None or mask is not None:
+        given = begin_with(run, image, mask, num)
+        num = len(given["image_NHWC"])
     if num is not None:
         options["num"] = num
     chosen = build.sample_options(run.config, options)
     watch = text_watch(run, chosen, show)
+    given |= dict(watch=watch, guide=guide_of(run, chosen))
     variables = state.sampling_params, state.mutables
-    samples = generate(run.objective, *variables, chosen, chosen.num, seed, watch=watch)
+    samples = generate(run.objective, *variables, chosen, chosen.num, seed, **given)
     if watch is not None:
         watch.close()
     return decode(run, samples, chosen)
+
+
+def begin_with(
+    run: build.Run, image: Picture | None, mask: Picture | None, num: int | None
+) -> dict[str, Any]:
+    """Images and masks for `num` samples, or for one each if it is none.
+
+    Raises:
+      UserError: if the family's samples do not begin with images, or the images do not fit.
+    """
+    if not hasattr(run.config.sample, "strength"):
+        name = run.config.raw["objective"]["name"]
+        raise UserError(f"samples of '{name}' do not begin with an image: leave out image and mask")
+    image_NHWC, mask_NHW = given_images(image, mask, run.spec.shape)
+    count = len(image_NHWC)
+    num = count if num is None else num
+    if num % count:
+        raise UserError(f"{num} samples cannot begin with {count} images: ask for a multiple")
+    repeated = (
+        a if a is None else np.resize(a, (num, *a.shape[1:])) for a in (image_NHWC, mask_NHW)
+    )
+    return dict(zip(("image_NHWC", "mask_NHW"), repeated, strict=True))
 
 
 def text_watch(

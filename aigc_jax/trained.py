@@ -1,6 +1,7 @@
 """Trained workdirs as something to go on from: their runs, parameters and tokenizers."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,6 +61,19 @@ def tokenizer_of(data: Data) -> Tokenizer | None:
     if not isinstance(spec, spec_lib.TextSpec):
         raise UserError(f"data.tokenizer={data.tokenizer}: that run has none, it models images")
     return spec.tokenizer
+
+
+def guide_of(run: build.Run, options: Any) -> Any:
+    """`Request.guide` for sampling from `run`: the workdir that `options.guide` names; or none.
+
+    Raises:
+      UserError: if it holds no checkpoint, or its model cannot guide this one.
+    """
+    workdir = getattr(options, "guide", "")
+    if not workdir:
+        return None
+    other, state, _ = restore(os.path.expanduser(workdir))
+    return run.objective.guided_by(other.objective, jax.device_get(state.sampling_params))
 
 
 def behind_first_stage(dataset: Dataset, data: Data) -> Dataset:

@@ -131,8 +131,8 @@ def final(workdir: str) -> tuple[dict, list[dict]]:
     """What a run has come to: its newest checkpoint as bytes, and its records."""
     import jax
     import numpy as np
-
     from aigc_jax.restore import load
+
     from aigc_jax.train.checkpoint import newest
     from aigc_jax.train.log import read_metrics
 

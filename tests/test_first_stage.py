@@ -14,6 +14,7 @@ from aigc_jax import build, families
 from aigc_jax.config import Sample, option
 from aigc_jax.data import spec as spec_lib
 from aigc_jax.errors import UserError
+from aigc_jax.objectives.base import Request
 from aigc_jax.objectives.first_stage import PLAYER
 from aigc_jax.ops.convolution import downsample, upsample
 from aigc_jax.ops.image import to_bytes, to_signed
@@ -115,10 +116,27 @@ def test_latents_are_normalised_and_samples_are_images(blocks):
     assert abs(latent.mean()) < 1e-5 and latent.std() == pytest.approx(0.5, rel=1e-4)
     # What the objective behind it draws comes out as if it had gone through the encoder.
     run.objective.objective.sample = lambda *_: latent[:4]
-    images = run.objective.sample(params, {}, key_B[:4], None)
+    images = run.objective.sample(params, {}, key_B[:4], Request(run.config.sample))
     np.testing.assert_array_equal(images, Blocks(BlocksConfig()).decode(
         params[PLAYER]["params"], {}, downsample(to_signed(batch["image"][:4]), 4)
         * params[PLAYER]["params"]["model"]["gain"] + 5))  # fmt: skip
+
+
+def test_an_image_is_inpainted_by_its_latents_and_keeps_its_pixels(blocks):
+    run, params, batch = parts(behind("diffusion", blocks()))
+    image, mask = batch["image"][:4], np.zeros((4, 8, 8), bool)
+    mask[:, :3, 1] = True  # within the first of 2 × 2 places
+    asked = []
+    run.objective.objective.sample = lambda p, m, k, request: (
+        asked.append(request), jnp.zeros((4, 2, 2, 1)))[1]  # fmt: skip
+    key_B = jax.random.split(jax.random.key(0), 4)
+    request = Request(run.config.sample, batch["label"][:4], image_NHWC=image, mask_NHW=mask)
+    drawn = run.objective.sample(params, {}, key_B, request)
+    np.testing.assert_array_equal(asked[0].mask_NHW, np.array([[[True, False], [False] * 2]] * 4))
+    inner = run.objective._inward(params, {k: v[:4] for k, v in batch.items()}, key_B)
+    np.testing.assert_array_equal(asked[0].image_NHWC, inner["image"])
+    np.testing.assert_array_equal(np.where(mask[..., None], image, drawn), image)
+    assert (drawn != image).any()
 
 
 @pytest.mark.parametrize("family, codes", [("diffusion", 0), ("lm", 6)])

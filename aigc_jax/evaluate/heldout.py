@@ -1,6 +1,6 @@
 """A family's own metrics over held-out data."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from aigc_jax.evaluate.interval import bootstrap
 from aigc_jax.objectives.base import Objective
 from aigc_jax.ops.random import numbered_keys
 from aigc_jax.parallel.mesh import put_batch, replicated
-from aigc_jax.train.metrics import Mean, merge, to_floats
+from aigc_jax.train.metrics import Mean, Metrics, merge, to_floats
 
 
 class HeldOut:
@@ -21,18 +21,22 @@ class HeldOut:
     Args:
       objective: the family.
       mesh: the devices over which batches are split.
+      measure: what to measure, called as `objective.evaluate` is, which it is if left out.
     """
 
-    def __init__(self, objective: Objective, mesh: Mesh):
+    def __init__(
+        self, objective: Objective, mesh: Mesh, measure: Callable[..., Metrics] | None = None
+    ):
         self._mesh = mesh
         self._summarize = getattr(objective, "summarize", lambda predictions: {})
 
         def batch_metrics(params, mutables, batch, k):
             size = batch["weight"].shape[0]
             key_B = numbered_keys(jax.random.key(0), k * size + jnp.arange(size))
-            predict = getattr(objective, "predict", None)
+            predict = None if measure else getattr(objective, "predict", None)
             predictions = predict(params, mutables, batch) if predict else {}
-            return objective.evaluate(params, mutables, batch, key_B), predictions
+            metrics = (measure or objective.evaluate)(params, mutables, batch, key_B)
+            return metrics, predictions
 
         # Whole in every process, whatever share of the batch it has.
         self._compiled = jax.jit(batch_metrics, out_shardings=replicated(mesh))

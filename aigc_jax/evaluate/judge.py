@@ -24,6 +24,7 @@ from aigc_jax.evaluate.heldout import HeldOut
 from aigc_jax.evaluate.modes import mode_report
 from aigc_jax.sampling.generate import generate
 from aigc_jax.train.state import TrainState
+from aigc_jax.trained import guide_of
 
 Found = dict[str, Any]
 
@@ -50,6 +51,14 @@ class Judge:
         self._run, self._dataset, self._tick = run, dataset, tick
         self._held_out = HeldOut(run.objective, run.mesh)
         self._references: dict[str, float] = {}
+        if run.config.eval.likelihood:
+            if not hasattr(run.objective, "likelihood"):
+                name = run.config.raw["objective"]["name"]
+                raise UserError(
+                    f"eval.likelihood asks for exact likelihoods, which '{name}' has not: set it"
+                    " to 0"
+                )
+            self._exact = HeldOut(run.objective, run.mesh, run.objective.likelihood)
 
     def __call__(self, state: TrainState) -> Found:
         """The metrics as numbers; for classes and tags also `report`, the scores of each."""
@@ -64,6 +73,8 @@ class Judge:
                 yield batch
 
         metrics, predictions = self._held_out(state.sampling_params, state.mutables, batches())
+        if c.eval.likelihood:
+            metrics |= self._likelihood(state)
         if jax.process_index() == 0:
             more: dict[str, Callable[..., Found]] = {
                 "text": self._text,
@@ -73,6 +84,16 @@ class Judge:
             }
             metrics |= more[run.spec.modality](state, metrics, predictions)
         return metrics
+
+    def _likelihood(self, state: TrainState) -> Found:
+        """Exact likelihoods of the first held-out images."""
+        count = min(self._run.config.eval.likelihood, len(self._dataset.validation))
+        images = First(self._dataset.validation, count)
+        devices = self._run.mesh.size
+        which = images, min(self._run.config.eval.batch_size, -(-count // devices) * devices)
+        batches = tqdm(eval_batches(*which), "likelihoods", num_batches(*which), leave=False)
+        found, _ = self._exact(state.sampling_params, state.mutables, batches)
+        return found
 
     def _text(self, state: TrainState, metrics: Found, predictions: Found) -> Found:
         c = self._run.config
@@ -95,8 +116,8 @@ class Judge:
         images_only = dataclasses.replace(c.data, batch_size=1, threads=0)
         judge = fidelity_of(images_only, c.eval.samples)
         variables = jax.device_get((state.sampling_params, state.mutables))
-        options, labels = c.sample, judge.label_N
-        images = generate(self._run.objective, *variables, options, judge.num, label_N=labels)
+        given = dict(label_N=judge.label_N, guide=guide_of(self._run, c.sample))
+        images = generate(self._run.objective, *variables, c.sample, judge.num, **given)
         return judge.report(images) | mode_report(self._dataset, images)
 
     def _labels(self, state: TrainState, metrics: Found, predictions: Found) -> Found:
@@ -115,6 +136,20 @@ class Judge:
 
         found = entity_report(words(predictions["true"]), words(predictions["predicted"]))
         return {**found.metrics(), "report": found.to_json()}
+
+
+@dataclasses.dataclass(frozen=True)
+class First:
+    """The first examples of a source."""
+
+    source: Any
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        return self.source[index]
 
 
 @functools.lru_cache(maxsize=2)

@@ -124,6 +124,9 @@ class Request:
       index_N: the number of each sample among all that are asked for; none: 0, 1, 2, …
       prompts: tokens for each sample of all to continue; none: those of the options.
       watch: looks at what has been drawn while it is drawn (`sampling.decode.Watch`).
+      image_NHWC: images to begin with: uint8, or floats where the data are floats.
+      mask_NHW: True where an image is to be drawn anew; none: everywhere.
+      guide: another model that guides this one (`objectives.diffusion.Guide`).
     """
 
     options: Any
@@ -131,6 +134,9 @@ class Request:
     index_N: np.ndarray | None = None
     prompts: Sequence[np.ndarray] | None = None
     watch: Callable[[np.ndarray], np.ndarray] | None = None
+    image_NHWC: np.ndarray | None = None
+    mask_NHW: np.ndarray | None = None
+    guide: Any = None
 
     def rows(self, num: int) -> list[int]:
         """The numbers of `num` samples."""

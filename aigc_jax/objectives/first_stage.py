@@ -132,11 +132,32 @@ class Latents(Behind):
         frozen = params[PLAYER]
         return {**batch, "image": (latent - frozen["shift"]) * frozen["scale"]}
 
+    def guided_by(self, other: Any, params: Variables) -> Any:
+        """`Request.guide` for guidance by another run's objective over the same latents."""
+        inner = other.objective if isinstance(other, Latents) else other
+        return self.objective.guided_by(inner, params)
+
     def sample(self, params, mutables, key_N, request: Request) -> jax.Array:
-        """uint8 images (N, H, W, C)."""
-        latent = self.objective.sample(params, mutables, key_N, request)
-        frozen = params[PLAYER]
-        return self._decode(params, latent / frozen["scale"] + frozen["shift"])
+        """uint8 images (N, H, W, C); what a given image keeps stays as it is."""
+        frozen, image = params[PLAYER], request.image_NHWC
+        inner = request if image is None else self._begin(params, key_N, request)
+        latent = self.objective.sample(params, mutables, key_N, inner)
+        drawn = self._decode(params, latent / frozen["scale"] + frozen["shift"])
+        if request.mask_NHW is None:
+            return drawn
+        return jnp.where(jnp.asarray(request.mask_NHW)[..., None], drawn, image)
+
+    def _begin(self, params: Variables, key_N: jax.Array, request: Request) -> Request:
+        """The request in latents: a place is drawn anew if any of its pixels is."""
+        batch = {"image": jnp.asarray(request.image_NHWC), "weight": jnp.ones(len(key_N))}
+        if request.label_N is not None:
+            batch["label"] = request.label_N
+        latent, mask = self._inward(params, batch, key_N)["image"], request.mask_NHW
+        if mask is not None:
+            h, w, _ = self.stage.latent_shape
+            n, height, width = mask.shape
+            mask = np.asarray(mask).reshape(n, h, height // h, w, width // w).any((2, 4))
+        return dataclasses.replace(request, image_NHWC=latent, mask_NHW=mask)
 
 
 class CodeSequences(Behind):

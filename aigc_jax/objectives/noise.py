@@ -1,12 +1,14 @@
-"""Three ways to train a diffusion model, seen as one: a denoiser D(x; σ).
+"""How a network becomes a denoiser D(x; σ), at which noise it is trained, and what errors weigh.
 
-All three are written in the coordinates of Karras et al. (2022, EDM): x = y + σ n, with y the clean
-image, n standard normal. A variance-preserving or flow-matching process is the same one rescaled:
-with σ² = (1 − ᾱ) / ᾱ for DDPM and σ = t / (1 − t) for flow matching, x_t = scale(σ) · x. So every
-sampler works with every parameterisation.
+Everything is written in the coordinates of Karras et al. (2022, EDM): x = y + σ n, with y the clean
+image and n standard normal. Four choices make a diffusion model, each independent of the others:
 
-A parameterisation says how σ is drawn in training, how a network becomes a denoiser, how errors at
-σ are weighted, and which grid of σ a sampler walks down. σ has shape (B, 1, 1, 1).
+- the prediction: what the network answers, from which D follows by three coefficients;
+- the schedule (`schedules`): which σ there are, and what time the network is told;
+- the levels: how σ is drawn in training;
+- the weighting of errors of D at σ.
+
+So every sampler works with all of them. σ has shape (B, 1, 1, 1).
 """
 
 import dataclasses
@@ -15,113 +17,124 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from aigc_jax.objectives.schedules import Schedule
+
 Network = Callable[[jax.Array, jax.Array], jax.Array]  # (x_BHWC, time_B in 0…1000) → output
+Coefficients = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def _epsilon(sigma: jax.Array, sigma_data: float) -> Coefficients:
+    """The noise n, of √ᾱ y + √(1 − ᾱ) n (Ho et al. 2020)."""
+    return jnp.ones_like(sigma), -sigma, 1 / jnp.sqrt(1 + sigma**2)
+
+
+def _v(sigma: jax.Array, sigma_data: float) -> Coefficients:
+    """√ᾱ n − √(1 − ᾱ) y (Salimans & Ho 2022, appendix D)."""
+    alpha = 1 / jnp.sqrt(1 + sigma**2)
+    return alpha**2, -sigma * alpha, alpha
+
+
+def _x(sigma: jax.Array, sigma_data: float) -> Coefficients:
+    """The clean image itself."""
+    return jnp.zeros_like(sigma), jnp.ones_like(sigma), 1 / jnp.sqrt(1 + sigma**2)
+
+
+def _edm(sigma: jax.Array, sigma_data: float) -> Coefficients:
+    """A mixture such that inputs and targets have unit variance at every σ (EDM, table 1)."""
+    square = sigma**2 + sigma_data**2
+    return sigma_data**2 / square, sigma * sigma_data / jnp.sqrt(square), 1 / jnp.sqrt(square)
+
+
+def _flow(sigma: jax.Array, sigma_data: float) -> Coefficients:
+    """The velocity n − y of (1 − t) y + t n (Lipman et al. 2023), t = σ / (1 + σ)."""
+    return 1 / (1 + sigma), -sigma / (1 + sigma), 1 / (1 + sigma)
+
+
+# c_skip, c_out, c_in of D = c_skip x + c_out F(c_in x, time), eq. 7 of EDM.
+PREDICTIONS: dict[str, Callable[[jax.Array, float], Coefficients]] = {
+    "edm": _edm,
+    "epsilon": _epsilon,
+    "v": _v,
+    "x": _x,
+    "flow": _flow,
+}
+WEIGHTINGS = ("uniform", "edm", "min_snr")
 
 
 @dataclasses.dataclass(frozen=True)
-class EDM:
-    """Preconditioning, loss weight and schedule of EDM (Karras et al. 2022, table 1)."""
+class LogNormal:
+    """ln σ is normal (EDM, section 5).
 
+    So is the logit of flow matching's t = σ / (1 + σ), which is ln σ: the logit-normal t of Esser
+    et al. (2024) is the same distribution of noise, with a mean of 0 and a deviation of 1.
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def quantile(self, u: jax.Array, schedule: Schedule) -> jax.Array:
+        """The σ below which a share u of all draws lies."""
+        normal = jax.scipy.special.ndtri(jnp.clip(u, 1e-6, 1 - 1e-6))
+        return schedule.within(jnp.exp(self.mean + self.std * normal))
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """Every time of the schedule is as likely as any other."""
+
+    def quantile(self, u: jax.Array, schedule: Schedule) -> jax.Array:
+        """The σ below which a share u of all draws lies."""
+        t = schedule.timesteps
+        return schedule.at(jnp.floor(u * t) / max(t - 1, 1) if t else u)
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """The four choices.
+
+    Attributes:
+      prediction: one of `PREDICTIONS`.
+      schedule: which σ there are.
+      levels: how σ is drawn.
+      weighting: one of `WEIGHTINGS`. "uniform": every error of the network's own answer counts
+        alike, the "simple" loss. "edm": λ(σ) = (σ² + σ_data²) / (σ σ_data)², which for EDM's
+        prediction is the same. "min_snr": min(1 / σ², γ), in which the signal-to-noise ratio is
+        1 / σ² (Hang et al. 2023).
+      sigma_data: the standard deviation of the data, for EDM's prediction and weighting.
+      gamma: of min_snr.
+    """
+
+    prediction: str
+    schedule: Schedule
+    levels: LogNormal | Uniform
+    weighting: str = "uniform"
     sigma_data: float = 0.5
-    p_mean: float = -1.2
-    p_std: float = 1.2
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
+    gamma: float = 5.0
 
-    def draw(self, key: jax.Array) -> jax.Array:
-        """σ is log-normal."""
-        return jnp.exp(self.p_mean + self.p_std * jax.random.normal(key))
+    def draw(self, u: jax.Array) -> jax.Array:
+        """σ from numbers u uniform in [0, 1): the larger u, the more noise."""
+        return self.levels.quantile(u, self.schedule)
 
     def denoise(self, network: Network, x: jax.Array, sigma: jax.Array) -> jax.Array:
-        """D = c_skip x + c_out F(c_in x, ln σ / 4), eq. 7; the time is scaled to our 0…1000."""
-        norm = jnp.sqrt(sigma**2 + self.sigma_data**2)
-        skip, out = self.sigma_data**2 / norm**2, sigma * self.sigma_data / norm
-        time_B = 250 * jnp.log(sigma[:, 0, 0, 0])
-        return skip * x + out * network(x / norm, time_B)
+        """D(x; σ)."""
+        skip, out, scale = PREDICTIONS[self.prediction](sigma, self.sigma_data)
+        return skip * x + out * network(scale * x, self.schedule.time(sigma[:, 0, 0, 0]))
 
     def weight(self, sigma: jax.Array) -> jax.Array:
-        """λ(σ) = (σ² + σ_data²) / (σ σ_data)²: every σ starts with the same error."""
-        return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
-
-    def grid(self, i: jax.Array, steps: jax.Array) -> jax.Array:
-        """σ_i of a walk of `steps` steps, eq. 5; 0 at the end."""
-        last = jnp.maximum(steps - 1, 1)
-        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
-        return jnp.where(i < steps, (high + i / last * (low - high)) ** self.rho, 0.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class FlowMatching:
-    """Rectified flow (Liu et al. 2023; Lipman et al. 2023): x_t = (1 − t) y + t n, v = n − y.
-
-    t is logit-normal (Esser et al. 2024); the loss is the squared error of v.
-    """
-
-    t_mean: float = 0.0
-    t_std: float = 1.0
-    t_max: float = 0.999  # where sampling starts: σ = t / (1 − t) must be finite
-
-    def draw(self, key: jax.Array) -> jax.Array:
-        t = jax.nn.sigmoid(self.t_mean + self.t_std * jax.random.normal(key))
-        t = jnp.clip(t, 1e-3, self.t_max)
-        return t / (1 - t)
-
-    def denoise(self, network: Network, x: jax.Array, sigma: jax.Array) -> jax.Array:
-        """D = x_t − t v."""
-        t = sigma / (1 + sigma)
-        x_t = x * (1 - t)
-        return x_t - t * network(x_t, 1000 * t[:, 0, 0, 0])
-
-    def weight(self, sigma: jax.Array) -> jax.Array:
-        """An error of v is an error of D divided by t."""
-        return ((1 + sigma) / sigma) ** 2
-
-    def grid(self, i: jax.Array, steps: jax.Array) -> jax.Array:
-        """t falls evenly from t_max to 0."""
-        t = self.t_max * (1 - i / steps)
-        return t / (1 - t)
+        """What the squared error of D counts at σ."""
+        if self.weighting == "edm":
+            return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+        if self.weighting == "min_snr":
+            return jnp.minimum(1 / sigma**2, self.gamma)
+        _, out, _ = PREDICTIONS[self.prediction](sigma, self.sigma_data)
+        return 1 / out**2
 
 
-@dataclasses.dataclass(frozen=True)
-class DDPM:
-    """ε-prediction (Ho et al. 2020) on the cosine schedule (Nichol & Dhariwal 2021), T = 1000.
-
-    Between the integer timesteps ln σ is interpolated, so that any σ has a time.
-    """
-
-    timesteps: int = 1000
-
-    def log_sigmas(self) -> jax.Array:
-        """ln σ of timesteps 1…T, increasing, (T,)."""
-        s, t = 0.008, jnp.arange(self.timesteps + 1) / self.timesteps
-        f = jnp.cos((t + s) / (1 + s) * jnp.pi / 2) ** 2
-        beta = jnp.clip(1 - f[1:] / f[:-1], 0, 0.999)
-        log_alpha_bar = jnp.cumsum(jnp.log1p(-beta))
-        # σ² = (1 − ᾱ) / ᾱ = e^(−ln ᾱ) − 1
-        return jnp.log(jnp.expm1(-log_alpha_bar)) / 2
-
-    def draw(self, key: jax.Array) -> jax.Array:
-        return jnp.exp(self.log_sigmas()[jax.random.randint(key, (), 0, self.timesteps)])
-
-    def denoise(self, network: Network, x: jax.Array, sigma: jax.Array) -> jax.Array:
-        """D = x − σ ε(x / √(1 + σ²), t)."""
-        index_B = jnp.interp(
-            jnp.log(sigma[:, 0, 0, 0]), self.log_sigmas(), jnp.arange(self.timesteps)
-        )
-        time_B = (index_B + 1) * (1000 / self.timesteps)
-        return x - sigma * network(x / jnp.sqrt(1 + sigma**2), time_B)
-
-    def weight(self, sigma: jax.Array) -> jax.Array:
-        """An error of ε is an error of D divided by σ (the "simple" loss)."""
-        return 1 / sigma**2
-
-    def grid(self, i: jax.Array, steps: jax.Array) -> jax.Array:
-        """Evenly spaced timesteps from T down to 1, then 0."""
-        last = jnp.maximum(steps - 1, 1)
-        index = (self.timesteps - 1) * (1 - i / last)
-        log_sigma = jnp.interp(index, jnp.arange(self.timesteps), self.log_sigmas())
-        return jnp.where(i < steps, jnp.exp(log_sigma), 0.0)
-
-
-Parameterisation = EDM | FlowMatching | DDPM
+# The schedule and the levels with which each prediction was published.
+USUAL = {
+    "edm": ("edm", "log_normal"),
+    "flow": ("flow", "logit_normal"),
+    "epsilon": ("cosine", "uniform"),
+    "v": ("cosine", "uniform"),
+    "x": ("cosine", "uniform"),
+}

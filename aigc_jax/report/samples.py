@@ -11,6 +11,7 @@ from aigc_jax.errors import StorageError
 from aigc_jax.report.grid import save_images, save_texts
 from aigc_jax.sampling.generate import generate
 from aigc_jax.train.state import TrainState
+from aigc_jax.trained import guide_of
 
 
 def decode(run: Run, samples: np.ndarray, options: Any) -> np.ndarray | list[str]:
@@ -36,5 +37,6 @@ def save_samples(run: Run, state: TrainState, path: str) -> str:
     """Draws and saves what the recipe's `sample` section asks for."""
     options = run.config.sample
     params, mutables = jax.device_get((state.sampling_params, state.mutables))
-    samples = generate(run.objective, params, mutables, options, options.num)
+    guide = guide_of(run, options)
+    samples = generate(run.objective, params, mutables, options, options.num, guide=guide)
     return save(decode(run, samples, options), path)

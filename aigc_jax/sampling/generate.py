@@ -26,6 +26,9 @@ def generate(
     label_N: np.ndarray | None = None,
     prompts: Sequence[np.ndarray] | None = None,
     watch: Watch | None = None,
+    image_NHWC: np.ndarray | None = None,
+    mask_NHW: np.ndarray | None = None,
+    guide: Any = None,
     batch_size: int = 256,
 ) -> np.ndarray:
     """N samples: uint8 images (N, H, W, C) or tokens (N, T).
@@ -43,6 +46,9 @@ def generate(
       label_N: a class for each sample; none: `options.label`, or all classes in turn.
       prompts: tokens for each sample to continue; none: those of the options.
       watch: looks at what is drawn while it is drawn; a copy of it at each of several batches.
+      image_NHWC: an image for each sample to begin with.
+      mask_NHW: where each of them is to be drawn anew.
+      guide: another model that guides this one.
       batch_size: samples drawn at once.
 
     Raises:
@@ -59,7 +65,8 @@ def generate(
         label = None if label_N is None else jnp.asarray(label_N[index % num], jnp.int32)
         # Each batch has a watch of its own, which knows nothing of the rows before.
         own = watch if few else copy.copy(watch)
-        request = Request(options, label, index % num, prompts, own)
+        image, mask = (a if a is None else a[index % num] for a in (image_NHWC, mask_NHW))
+        request = Request(options, label, index % num, prompts, own, image, mask, guide)
         samples = objective.sample(params, mutables, key_N, request)
         parts.append(np.asarray(samples))
     return np.concatenate(parts)[:num]
