@@ -33,11 +33,11 @@ def get_config(size=""):
         ),
         optim=dict(lr=1e-3, warmup_steps=200, schedule="cosine", b2=0.99, clip_norm=1.0),
         train=dict(
-            steps=20_000 if large else 4000,
+            steps=20_000 if large else 2000,
             log_every=100,
             compute_dtype="bfloat16" if large else "float32",
         ),
-        ema=dict(halflife=500_000.0 if large else 30_000.0),
+        ema=dict(halflife=500_000.0 if large else 20_000.0),
         eval=dict(every=5000 if large else 0, samples=10_000 if large else 2000),
         checkpoint=dict(every=500),
         sample=dict(num=100, sampler="heun", steps=18),

@@ -9,9 +9,10 @@
 
 A U-Net of about the size of the ADM network with which EDM was trained at this resolution (Karras
 et al. 2022, table 7): 4 levels, 3 blocks each, attention at 32×32 and below, 64 channels a head,
-batches of 4096 images. `:dit` is DiT-L/4 (Peebles & Xie 2023) with velocity prediction. Guidance by
-a run of fewer steps or a smaller network (`--guide`) is that of Karras et al. (2024). The averages
-of parameters are power functions, whose width can be chosen afterwards (`--ema_width=0.05`).
+284 million parameters, batches of 4096 images. `:dit` is DiT-L/4 (Peebles & Xie 2023) trained by
+flow matching. Guidance by a run of fewer steps or of a smaller network (`--guide`) is that of
+Karras et al. (2024). The averages of parameters are power functions, whose width can be chosen
+afterwards (`--ema_width=0.05`).
 """
 
 import aigc_jax
@@ -34,7 +35,7 @@ def get_config(network="unet"):
         objective=objective,
         optim=dict(name="adam", lr=1e-4, warmup_steps=2500, schedule="constant", b2=0.99),
         train=dict(steps=600_000, log_every=100, compute_dtype="bfloat16", accumulate=4),
-        ema=dict(power=(0.05, 0.1)),
+        ema=dict(power=(0.05, 0.1), snapshot_every=10_000),
         eval=dict(every=25_000, batch_size=1024, samples=10_000),
         checkpoint=dict(every=2500),
         sample=dict(every=25_000, num=64, sampler="heun", steps=32),

@@ -9,7 +9,7 @@
 
 The network learns the average velocity between two times, so one evaluation of it goes from noise
 to an image; at no distance that is the velocity of flow matching, so all other samplers, inpainting
-and the exact likelihood work too. A step of training takes about twice that of
+and the exact likelihood work too. A step of training takes a fifth longer than that of
 configs/diffusion/fashion.py, for the derivative along the path.
 """
 
@@ -22,8 +22,8 @@ def get_config():
         model=dict(name="unet", channels=(32, 64, 64), blocks=1, attention_levels=(2,)),
         objective=dict(name="meanflow", guidance=1.5),
         optim=dict(lr=1e-3, warmup_steps=200, schedule="cosine", b2=0.95, clip_norm=1.0),
-        train=dict(steps=3000, log_every=100),
-        ema=dict(halflife=30_000.0),
+        train=dict(steps=1700, log_every=100),
+        ema=dict(halflife=20_000.0),
         eval=dict(samples=2000),
         checkpoint=dict(every=500),
         sample=dict(num=100, steps=1),
