@@ -39,6 +39,7 @@ def test_fsq_by_hand():
     vectors, code = q.fsq(z, (5, 4))
     np.testing.assert_allclose(vectors, [[0, 0], [1, 0.5], [-1, -1], [0.5, 0]], atol=1e-6)
     np.testing.assert_array_equal(code, [2 + 5 * 2, 4 + 5 * 3, 0, 3 + 5 * 2])
+    np.testing.assert_allclose(q.fsq_bound(jnp.zeros((1, 2)), (5, 4)), 0, atol=1e-6)
 
 
 def test_fsq_gradient_is_that_of_the_bound():
