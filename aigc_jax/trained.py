@@ -22,7 +22,10 @@ from aigc_jax.train.state import TrainState, named
 
 WORKDIR = "workdir:"
 # Settings of a model with which the same parameters mean the same.
-HARMLESS = ("model.lora_", "model.dropout", "model.context", "model.vocab_size")
+HARMLESS = tuple(
+    f"model.{name}"
+    for name in "lora_ dropout context vocab_size head_dim init_std embedding_std zero_init".split()
+)
 NORMALISED = 512  # images whose latents say how latents are normalised
 
 

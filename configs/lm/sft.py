@@ -7,7 +7,7 @@
 
 It begins with SmolLM2-135M-Instruct in runs/smollm2 (configs/lm/lora_smollm2.py says how it gets
 there, and what a line of chats.jsonl is); for another model change `FROM` and the section `model`,
-which is in the config.json of its workdir. Conversations are packed into rows of 512 tokens and do
+which is in the config.json of its workdir. Conversations are packed into rows of 256 tokens and do
 not see each other; only what the assistant says is learned.
 """
 
@@ -23,22 +23,22 @@ def get_config():
             source="messages:chats.jsonl",
             form="chat",
             tokenizer=f"workdir:{FROM}",
-            seq_len=512,
+            seq_len=256,
             batch_size=8,
             validation_fraction=0.1,
         ),
         model=dict(SMOLLM2_135M, remat="dots"),
         objective=dict(name="lm"),
         optim=dict(
-            lr=2e-5,
+            lr=5e-5,
             b2=0.95,
             schedule="cosine",
-            warmup_steps=20,
+            warmup_steps=5,
             final_lr_fraction=0.1,
             clip_norm=1.0,
         ),
-        train=dict(steps=400, log_every=10, init_from=FROM, accumulate=2),
-        eval=dict(every=100, batch_size=8),
-        checkpoint=dict(every=200, keep=1),
+        train=dict(steps=60, log_every=5, init_from=FROM),
+        eval=dict(every=30, batch_size=8),
+        checkpoint=dict(every=0, keep=1),
         sample=dict(num=1, max_new_tokens=256, temperature=0.7, top_p=0.9),
     )
