@@ -22,9 +22,9 @@ from aigc_jax.train.state import TrainState, named
 
 WORKDIR = "workdir:"
 # Settings of a model with which the same parameters mean the same.
-HARMLESS = tuple(
-    f"model.{name}"
-    for name in "lora_ dropout context vocab_size head_dim init_std embedding_std zero_init".split()
+HARMLESS = (
+    *("model.lora_", "model.dropout", "model.context", "model.vocab_size", "model.head_dim"),
+    *("model.init_std", "model.embedding_std", "model.zero_init"),
 )
 NORMALISED = 512  # images whose latents say how latents are normalised
 

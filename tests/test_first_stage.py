@@ -192,6 +192,11 @@ def test_what_cannot_stand_behind_an_autoencoder_is_refused(blocks, tmp_path):
         aigc_jax.train(behind("gan", continuous), str(tmp_path / "a"), progress=False)
     with pytest.raises(UserError, match="is trained on image, but"):
         aigc_jax.train(behind("diffusion", codes), str(tmp_path / "b"), progress=False)
+    sample = dict(prompts=None, max_new_tokens=None)
+    with pytest.raises(UserError, match="written code by code"):
+        masked = behind("lm", codes, objective=dict(name="masked_lm"), sample=sample,
+                        model=dict(causal=False))  # fmt: skip
+        aigc_jax.train(masked, str(tmp_path / "m"), progress=False)
     gan = str(tmp_path / "gan")
     aigc_jax.train(tiny.recipe("gan", train=dict(steps=1)), gan, progress=False)
     with pytest.raises(UserError, match="is no autoencoder"):

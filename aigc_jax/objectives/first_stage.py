@@ -17,6 +17,7 @@ import numpy as np
 
 from aigc_jax.data.codes import Codes
 from aigc_jax.data.spec import ImageSpec, Spec, TextSpec
+from aigc_jax.errors import UserError
 from aigc_jax.objectives.base import Batch, Objective, Request
 from aigc_jax.ops.random import fold
 
@@ -181,7 +182,16 @@ class CodeSequences(Behind):
         return {name: mean for name, mean in metrics.items() if name != "bits_per_byte"}
 
     def sample(self, params, mutables, key_N, request: Request) -> jax.Array:
-        """uint8 images (N, H, W, C)."""
+        """uint8 images (N, H, W, C).
+
+        Raises:
+          UserError: if the objective does not write tokens one after the other.
+        """
+        if not hasattr(request.options, "max_new_tokens"):
+            raise UserError(
+                "images are written code by code, which this objective does not do: set"
+                " objective.name='lm'"
+            )
         h, w, c = self.stage.latent_shape
         n, start = key_N.shape[0], self.stage.num_codes
         label_N = np.zeros(n, int) if request.label_N is None else np.asarray(request.label_N)

@@ -8,6 +8,11 @@ The data are the files wnut17train.conll and emerging.dev.conll of the shared ta
 al. 2017) in one folder; name it with --config.data.source=conll:DIR. The model is
 SmolLM2-135M-Instruct in runs/smollm2 (configs/lm/lora_smollm2.py says how it gets there), whose
 causal mask is taken away so that a word sees those after it, with adapters on all projections.
+
+On 2 CPU cores that did other work beside, 55 minutes (3.8 seconds a step, 27 minutes in all, while
+alone): of the 836 entities of emerging.dev.conll precision 0.690, recall 0.495, F1 0.577 (micro);
+persons 0.721, locations 0.613, products 0.370, corporations 0.313, creative works 0.236, groups
+0.203.
 """
 
 import os
