@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from aigc_jax import build
+from aigc_jax import build, convert_images
+from aigc_jax.convert_images import Made
 from aigc_jax.data import tokenizer_files
 from aigc_jax.data.spec import TextSpec
 from aigc_jax.data.tokenizer_files import TOKENIZER, roles, with_settings
@@ -32,43 +33,53 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def from_other(source: str, workdir: str) -> None:
-    """Writes a workdir with the model of `hf:DIR` or `gguf:FILE`, as if trained for 0 steps.
+    """Writes a workdir with the model of `source`, as if trained for 0 steps.
+
+    Args:
+      source: hf:DIR, gguf:FILE or diffusers:DIR.
+      workdir: must hold no run.
 
     Raises:
       UserError: if there is no such model, it cannot be held, or the workdir is in use.
     """
     kind, _, path = source.partition(":")
-    if kind not in ("hf", "gguf") or not path:
+    if kind not in ("hf", "gguf", "diffusers") or not path:
         raise UserError(
-            f"--from={shown(source)} is not of the form hf:DIR or gguf:FILE:"
-            f" {nearest(kind, ['hf', 'gguf'])}"
+            f"--from={shown(source)} is not of the form hf:DIR or gguf:FILE or diffusers:DIR:"
+            f" {nearest(kind, ['hf', 'gguf', 'diffusers'])}"
         )
     if has_run(workdir):
         raise UserError(f"{workdir} holds a run already: choose another --workdir")
-    found = read_folder(path) if kind == "hf" else read_gguf(path)
-    tokenizer = _tokenizer(found, path)
-    spec = TextSpec(tokenizer, min(SEQ_LEN, found.model["context"]))
-    config = build.parse_config(_recipe(found, spec))
-    run = build.build(config, spec)
+    made = convert_images.read(path) if kind == "diffusers" else _read_text(kind, path)
+    config = build.parse_config(made.recipe)
+    run = build.build(config, made.spec)
     shapes = run.state_shapes()
     state = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
-    state = jax.device_put(state.replace(params={"model": found.params}))
+    state = jax.device_put(state.replace(params=made.params))
     open_workdir(workdir)
     writer = Writer(workdir, keep=1)
-    writer.save(0, state, {"asked": False}, {"config": config.raw, "spec": spec.to_json()})
+    writer.save(0, state, {"asked": False}, {"config": config.raw, "spec": made.spec.to_json()})
     writer.wait()
     writer.close()
     write_config(workdir, config.raw)
+    with writing(workdir):
+        write_whole(os.path.join(workdir, ORIGIN), json.dumps(made.origin, indent=2))
+    for note in made.notes:
+        say(note)
+
+
+def _read_text(kind: str, path: str) -> Made:
+    """The model of `hf:DIR` or `gguf:FILE` as a run."""
+    found = read_folder(path) if kind == "hf" else read_gguf(path)
+    tokenizer = _tokenizer(found, path)
+    spec = TextSpec(tokenizer, min(SEQ_LEN, found.model["context"]))
     origin = {
         "architecture": found.architecture,
         "dtype": found.dtype,
         "generation": found.generation,
         "specials": _named(path, tokenizer) | found.specials,
     }
-    with writing(workdir):
-        write_whole(os.path.join(workdir, ORIGIN), json.dumps(origin, indent=2))
-    for note in found.notes:
-        say(note)
+    return Made(_recipe(found, spec), spec, {"model": found.params}, origin, found.notes)
 
 
 def _tokenizer(found: Imported, path: str) -> Tokenizer:
@@ -117,8 +128,10 @@ def _recipe(found: Imported, spec: TextSpec) -> dict[str, Any]:
 def to_other(workdir: str, target: str, dtype: str | None = None) -> str:
     """Writes the workdir's model as `hf:DIR`, adapters merged, or its adapters as `peft:DIR`.
 
+    An image model is written as `diffusers:DIR`.
+
     Args:
-      workdir: a run of a transformer over text.
+      workdir: a run of a transformer over text, or of a model of images that diffusers has.
       target: where to.
       dtype: of the weights; that of the model which was converted, otherwise float32.
 
@@ -129,9 +142,15 @@ def to_other(workdir: str, target: str, dtype: str | None = None) -> str:
       UserError: if the model is none that the other library has, or the folder is in use.
     """
     kind, _, path = target.partition(":")
-    if kind not in ("hf", "peft") or not path:
-        raise UserError(f"--to={shown(target)} is not of the form hf:DIR or peft:DIR")
+    if kind not in ("hf", "peft", "diffusers") or not path:
+        raise UserError(
+            f"--to={shown(target)} is not of the form hf:DIR or peft:DIR or diffusers:DIR"
+        )
     run, state, _ = restore(workdir)
+    if kind == "diffusers":
+        dtype = dtype or _origin(workdir).get("dtype", "float32")
+        convert_images.write(path, run, jax.device_get(state.sampling_params), workdir, dtype)
+        return path
     model = getattr(run.objective, "model", None)
     if not isinstance(model, Transformer):
         raise UserError(f"{workdir} holds no transformer over text: nothing else can be given out")

@@ -13,6 +13,7 @@ from aigc_jax.models import (
     autoencoder,
     dcgan,
     dit,
+    kl_autoencoder,
     ladder,
     lstm,
     mlp_gan,
@@ -116,10 +117,15 @@ def _gan(config: Any, model: Any, spec: ImageSpec, dtype: Any) -> Objective:
     return gan.GAN(config, generator, networks.Critic(model, classes, dtype))
 
 
-AUTOENCODERS: dict[str, type] = {"conv": autoencoder.ConvConfig, "mlp": autoencoder.MLPConfig}
+AUTOENCODERS: dict[str, type] = {
+    "conv": autoencoder.ConvConfig,
+    "mlp": autoencoder.MLPConfig,
+    "kl": kl_autoencoder.KLConfig,
+}
 HALVES = {  # of autoencoders with one group of latents: encoder and decoder
     autoencoder.ConvConfig: (autoencoder.Encoder, autoencoder.Decoder),
     autoencoder.MLPConfig: (autoencoder.Encoder, autoencoder.Decoder),
+    kl_autoencoder.KLConfig: (kl_autoencoder.Encoder, kl_autoencoder.Decoder),
 }
 
 

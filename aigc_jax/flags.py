@@ -36,8 +36,10 @@ flags.DEFINE_string("image", None, "Image file to begin with, scaled and cropped
 flags.DEFINE_string("mask", None, "Image file of the same size: white is drawn anew.")
 flags.DEFINE_float("strength", None, "How much of --image is drawn anew: 0 nothing, 1 all.")
 flags.DEFINE_float("ema_width", None, "Width of the average of parameters; needs ema.power.")
-flags.DEFINE_string("from", None, "KIND:PATH of data, or hf:DIR or gguf:FILE of a model.")
-flags.DEFINE_string("to", None, "hf:DIR, or peft:DIR for adapters alone.")
+flags.DEFINE_string(
+    "from", None, "KIND:PATH of data; hf:DIR, gguf:FILE or diffusers:DIR of a model."
+)
+flags.DEFINE_string("to", None, "hf:DIR or diffusers:DIR, or peft:DIR for adapters alone.")
 flags.DEFINE_string("dtype", None, "float32, bfloat16 or float16: how weights are written.")
 flags.DEFINE_string("source", None, "Other data to evaluate on, as in data.source.")
 flags.DEFINE_integer("generations", None, "Held-out texts to write anew and compare.")

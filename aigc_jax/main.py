@@ -93,13 +93,17 @@ def convert() -> None:
 
     source, target = FLAGS["from"].value, FLAGS.to
     if bool(source) == bool(target):
-        raise UserError("'aigc convert' needs either --from=hf:DIR (or gguf:FILE) or --to=hf:DIR")
-    if FLAGS.dtype and not (target or "").startswith("hf:"):
+        raise UserError(
+            "'aigc convert' needs either --from=hf:DIR (or gguf:FILE, diffusers:DIR) or --to=hf:DIR"
+            " (or diffusers:DIR)"
+        )
+    if FLAGS.dtype and not (target or "").startswith(("hf:", "diffusers:")):
         raise UserError("--dtype says how --to=hf:DIR is written: leave it out here")
     if source:
         from_other(source, FLAGS.workdir)
         print(f"converted: {FLAGS.workdir}")
-        print(f"try it with aigc sample --workdir={FLAGS.workdir} --prompt=… --stream")
+        text = "" if source.startswith("diffusers:") else " --prompt=… --stream"
+        print(f"try it with aigc sample --workdir={FLAGS.workdir}{text}")
     else:
         print(f"converted: {to_other(FLAGS.workdir, target, FLAGS.dtype)}")
 

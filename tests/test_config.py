@@ -213,7 +213,9 @@ def test_an_unknown_registry_name_is_refused(section, name, nearest):
 
 
 def test_a_model_of_another_family_is_refused():
-    assert refusal(model=dict(name="unet")) == "model.name is 'unet': it knows: conv, ladder, mlp"
+    assert (
+        refusal(model=dict(name="unet")) == "model.name is 'unet': it knows: conv, kl, ladder, mlp"
+    )
 
 
 def test_what_only_the_model_knows_to_be_wrong_is_refused():

@@ -15,6 +15,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     diffusers = pytest.importorskip("diffusers")
 
+from aigc_jax import convert  # noqa: E402
 from aigc_jax.interop.image_folder import (  # noqa: E402
     WEIGHTS,
     read_image_folder,
@@ -23,6 +24,7 @@ from aigc_jax.interop.image_folder import (  # noqa: E402
 from aigc_jax.models.dit import DiT  # noqa: E402
 from aigc_jax.models.kl_autoencoder import Decoder, Encoder  # noqa: E402
 from aigc_jax.models.unet import UNet  # noqa: E402
+from aigc_jax.trained import restore  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CLOSE = dict(rtol=1e-4, atol=1e-4)
@@ -193,3 +195,66 @@ def test_kl_autoencoder(name, tmp_path):
         np.testing.assert_array_equal(again.decode(nchw(z)).sample, decoded)
     for key in ("scaling_factor", "latent_channels"):
         assert again.config[key] == model.config[key]
+
+
+SCHEDULERS = [
+    dict(prediction_type="epsilon", beta_schedule="linear"),
+    dict(prediction_type="v_prediction", beta_schedule="scaled_linear", beta_start=0.00085,
+         beta_end=0.012),
+    dict(prediction_type="sample", beta_schedule="squaredcos_cap_v2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", SCHEDULERS)
+def test_a_converted_model_denoises_as_theirs_does(settings, tmp_path):
+    """Through a workdir, with the time and the noise that their scheduler has."""
+    model = theirs(diffusers.UNet2DModel, PLAIN)
+    scheduler = diffusers.DDPMScheduler(**settings, clip_sample=False)
+    model.save_pretrained(tmp_path / "theirs" / "unet")
+    scheduler.save_pretrained(tmp_path / "theirs" / "scheduler")
+    convert.from_other(f"diffusers:{tmp_path}/theirs/unet", str(tmp_path / "w"))
+    run, state, _ = restore(str(tmp_path / "w"))
+    time = torch.tensor(TIME)
+    clean = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    noise = np.random.default_rng(1).normal(size=clean.shape).astype(np.float32)
+    noisy = scheduler.add_noise(nchw(clean), nchw(noise), time)
+    with torch.no_grad():
+        out = model(noisy, time).sample
+    wanted = [
+        nhwc(scheduler.step(out[i : i + 1], t, noisy[i : i + 1]).pred_original_sample)[0]
+        for i, t in enumerate(TIME)
+    ]
+    alpha = scheduler.alphas_cumprod[time].numpy().astype(np.float64)[:, None, None, None]
+    sigma = np.sqrt((1 - alpha) / alpha).astype(np.float32)
+    x = clean + sigma * noise
+    ours = jax.jit(run.objective.denoise)(state.params["model"], x, sigma, None)
+    np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
+    convert.to_other(str(tmp_path / "w"), f"diffusers:{tmp_path}/ours")
+    again = diffusers.DDPMScheduler.from_pretrained(tmp_path / "ours")
+    np.testing.assert_array_equal(again.alphas_cumprod, scheduler.alphas_cumprod)
+    assert again.config.prediction_type == scheduler.config.prediction_type
+
+
+def test_a_pipeline_of_latents_goes_there_and_back(tmp_path):
+    """A DiT with its autoencoder: one workdir here, a pipeline that diffusers loads there."""
+    model = theirs(diffusers.DiTTransformer2DModel, DITS["learned sigma"])
+    autoencoder = theirs(diffusers.AutoencoderKL, KLS["one level"])
+    model.save_pretrained(tmp_path / "theirs" / "transformer")
+    autoencoder.save_pretrained(tmp_path / "theirs" / "vae")
+    diffusers.DDPMScheduler().save_pretrained(tmp_path / "theirs" / "scheduler")
+    convert.from_other(f"diffusers:{tmp_path}/theirs/transformer", str(tmp_path / "w"))
+    run, state, _ = restore(str(tmp_path / "w"))
+    frozen = state.params["first_stage"]
+    latent = np.random.default_rng(0).normal(size=(2, 8, 8, 4)).astype(np.float32)
+    image = jax.jit(run.objective.stage.decode)(frozen["params"], {}, latent)
+    with torch.no_grad():
+        wanted = nhwc(autoencoder.decode(nchw(latent) / autoencoder.config.scaling_factor).sample)
+    wanted = np.clip(127.5 * (wanted + 1), 0, 255)
+    assert np.abs(image.astype(np.float32) - wanted).max() < 0.6  # the nearest grey level
+    convert.to_other(str(tmp_path / "w"), f"diffusers:{tmp_path}/ours")
+    loaded = diffusers.DiTPipeline.from_pretrained(tmp_path / "ours")
+    for one, other in ((loaded.transformer, model), (loaded.vae, autoencoder)):
+        assert one.state_dict().keys() == other.state_dict().keys()
+        for name, tensor in other.state_dict().items():
+            assert torch.equal(one.state_dict()[name], tensor), name
+    assert loaded.vae.config.scaling_factor == autoencoder.config.scaling_factor

@@ -32,6 +32,8 @@ class DiffusionConfig:
     t_std: float = option(1.0, low=1e-6)
     sigma_min: float = option(0.002, low=1e-9)  # edm: where sampling ends …
     sigma_max: float = option(80.0, low=1e-6)  # … and starts
+    beta_start: float = option(1e-4, low=1e-9, high=0.999)  # linear, scaled_linear: β begins here …
+    beta_end: float = option(0.02, low=1e-9, high=0.999)  # … and ends here
     min_snr_gamma: float = option(5.0, low=1e-6)
     augment: float = option(0.0, low=0.0, high=1.0)  # probability of each; the network is told
     augment_kinds: tuple[str, ...] = option(GEOMETRY, choices=AUGMENTATIONS, filled=True)
@@ -79,7 +81,8 @@ def make_noise(config: DiffusionConfig) -> Noise:
     }
     return Noise(
         config.prediction,
-        schedules.get(schedule) or Timesteps(schedule),
+        schedules.get(schedule)
+        or Timesteps(schedule, beta_start=config.beta_start, beta_end=config.beta_end),
         drawn[levels],
         config.weighting,
         config.sigma_data,

@@ -103,14 +103,19 @@ class Timesteps:
     """T levels given by how much noise each adds, β; the network is told which, 0…T − 1.
 
     Attributes:
-      betas: "linear": 10⁻⁴…0.02 for T = 1000 (Ho et al. 2020); "cosine" (Nichol & Dhariwal 2021).
+      betas: "linear" (Ho et al. 2020); "scaled_linear": √β is (Rombach et al. 2022); "cosine"
+        (Nichol & Dhariwal 2021), which has no ends to choose.
       timesteps: T.
+      beta_start: β of the first timestep, for T = 1000.
+      beta_end: of the last.
 
     Between two timesteps ln σ is interpolated, so that any σ has a time.
     """
 
     betas: str = "linear"
     timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
 
     grid = "linspace"
 
@@ -125,7 +130,7 @@ class Timesteps:
     @property
     def log_sigmas(self) -> np.ndarray:
         """ln σ, increasing, (T,)."""
-        return log_sigmas(self.betas, self.timesteps)
+        return log_sigmas(self.betas, self.timesteps, self.beta_start, self.beta_end)
 
     def at(self, share: jax.Array) -> jax.Array:
         return self.of_index(share * (self.timesteps - 1))
@@ -143,11 +148,13 @@ class Timesteps:
 
 
 @functools.cache
-def log_sigmas(betas: str, timesteps: int) -> np.ndarray:
+def log_sigmas(betas: str, timesteps: int, start: float = 1e-4, end: float = 0.02) -> np.ndarray:
     """ln σ of the timesteps, (T,); in double precision, for ᾱ is a long product."""
-    if betas == "linear":
+    if betas != "cosine":
         # The published ends are those of T = 1000; other T add as much noise in all.
-        beta = np.linspace(1e-4, 0.02, timesteps) * (1000 / timesteps)
+        power = 2 if betas == "scaled_linear" else 1
+        root = np.linspace(start ** (1 / power), end ** (1 / power), timesteps)
+        beta = root**power * (1000 / timesteps)
     else:
         s, t = 0.008, np.arange(timesteps + 1) / timesteps
         f = np.cos((t + s) / (1 + s) * np.pi / 2) ** 2
@@ -157,4 +164,4 @@ def log_sigmas(betas: str, timesteps: int) -> np.ndarray:
     return np.log(np.expm1(-log_alpha_bar)) / 2
 
 
-SCHEDULES = ("edm", "flow", "linear", "cosine")
+SCHEDULES = ("edm", "flow", "linear", "scaled_linear", "cosine")
