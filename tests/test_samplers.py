@@ -87,9 +87,9 @@ def test_samples_have_the_right_mean_and_deviation(kwargs):
 def test_ddim_is_euler_and_ancestral_is_ddim_with_eta_one():
     for kwargs in (dict(sampler="euler"), dict(sampler="ancestral")):
         eta = float(kwargs["sampler"] == "ancestral")
-        np.testing.assert_array_equal(
-            draw(Karras(), 10, **kwargs), draw(Karras(), 10, sampler="ddim", eta=eta)
-        )
+        ddim = draw(Karras(), 10, sampler="ddim", eta=eta)
+        # To rounding: Euler adds a churn of nothing.
+        np.testing.assert_allclose(draw(Karras(), 10, **kwargs), ddim, rtol=1e-4, atol=1e-5)
     assert not np.allclose(
         draw(Karras(), 10, sampler="ancestral"), draw(Karras(), 10, sampler="ddim")
     )
