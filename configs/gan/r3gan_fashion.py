@@ -29,7 +29,9 @@ def get_config():
     return aigc_jax.recipe(
         seed=0,
         data=dict(source="tfds:fashion", data_dir="data", batch_size=64),
-        model=dict(name="r3gan", latent=64, channels=(64, 48, 16), blocks=1, group_width=16),
+        model=dict(
+            name="r3gan", latent=64, channels=(96, 32, 16), blocks=1, expansion=1, group_width=16
+        ),
         objective=dict(
             name="gan",
             loss="relativistic",
