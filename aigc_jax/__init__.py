@@ -15,6 +15,7 @@ _WHERE = {
     "train": "train",  # packages that can be called: see callable_package
     "evaluate": "evaluate",
     "sample": "run",
+    "judge_images": "run",
     "restore": "run",
     "recipe": "build",
     "load_recipe": "recipes",

@@ -121,7 +121,13 @@ class Eval:
     samples: int = option(0, low=0)  # images to judge; 0: as many as were trained on, ≤ 10,000
     generations: int = option(0, low=0)  # text: held-out texts to continue; needs the extra eval
     likelihood: int = option(0, low=0)  # diffusion: held-out images whose exact likelihood to find
-    fidelity: bool = True  # images: also the Fréchet classifier distance
+    fidelity: bool = True  # images: also how far samples are from real ones, and what they copy
+    # … in whose features: classifier · efficientnet-lite0 · inception:FILE (only then it is FID)
+    features: str = option("classifier", filled=True)
+    resize: str = option("clean-fid", choices=("clean-fid", "torch-fidelity"))  # not: classifier
+    split: str = option("held-out", choices=("held-out", "train"))  # which images are the reference
+    reference: str = ""  # file of a reference's features: read, or written if it is not there
+    seed: int = option(0, low=0)  # of the samples
 
 
 @dataclasses.dataclass(frozen=True)

@@ -108,6 +108,8 @@ def show(family: str, workdir: str) -> tuple[Section, float]:
         real = held_out_images(workdir, len(samples))
         section.pictures["generated"] = saved
         section.pictures["held-out images, for comparison"] = real
+        near = os.path.join(workdir, "samples", "neighbours.png")
+        section.pictures["generated images beside the training images nearest to them"] = near
     section.pictures["curves"] = curves
     return section, seconds
 

@@ -42,6 +42,11 @@ flags.DEFINE_string(
 flags.DEFINE_string("to", None, "hf:DIR or diffusers:DIR, or peft:DIR for adapters alone.")
 flags.DEFINE_string("dtype", None, "float32, bfloat16 or float16: how weights are written.")
 flags.DEFINE_string("source", None, "Other data to evaluate on, as in data.source.")
+flags.DEFINE_string("images", None, "Folder or file of any library's images to judge instead.")
+flags.DEFINE_string("features", None, "classifier, efficientnet-lite0 or inception:FILE.")
+flags.DEFINE_string("resize", None, "clean-fid or torch-fidelity: how a network's input is made.")
+flags.DEFINE_string("reference", None, "File of a reference's features: read, or else written.")
+flags.DEFINE_integer("samples", None, "How many images to draw and judge.")
 flags.DEFINE_integer("generations", None, "Held-out texts to write anew and compare.")
 flags.DEFINE_integer("likelihood", None, "Held-out images whose exact likelihood to find.")
 flags.DEFINE_string("name", None, "Name of the data set to write.")
@@ -72,6 +77,9 @@ SAMPLE_OPTIONS = (
     "guide",
     "strength",
 )
+IMAGE_OPTIONS = ("features", "resize", "reference", "samples")
+# What may be given in the place of a flag that a command needs.
+INSTEAD = {("eval", "workdir"): "images"}
 # What each command does, the flags it needs and those it may have.
 COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "train": (
@@ -82,7 +90,18 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "eval": (
         "evaluates a trained workdir on held-out data",
         ("workdir",),
-        ("data_dir", "source", "generations", "likelihood", "ema_width", "deterministic"),
+        (
+            "data_dir",
+            "source",
+            "generations",
+            "likelihood",
+            "ema_width",
+            "images",
+            "out",
+            "seed",
+            *IMAGE_OPTIONS,
+            "deterministic",
+        ),
     ),
     "sample": (
         "draws from a trained workdir",
@@ -152,8 +171,9 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         if FLAGS[name].present and name not in needed + optional:
             raise UserError(f"--{name} is not a flag of 'aigc {command}'")
     for name in needed:
-        if not FLAGS[name].present or not FLAGS[name].value:
-            raise UserError(f"'aigc {command}' needs --{name}=…")
+        names = [name, *([INSTEAD[command, name]] if (command, name) in INSTEAD else [])]
+        if not any(FLAGS[n].present and FLAGS[n].value for n in names):
+            raise UserError(f"'aigc {command}' needs {' or '.join(f'--{n}=…' for n in names)}")
     return [argv[0], command]
 
 

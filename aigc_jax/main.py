@@ -10,7 +10,7 @@ from typing import Any
 from absl import app, logging
 
 from aigc_jax.errors import Stopped, UserError
-from aigc_jax.flags import FLAGS, SAMPLE_OPTIONS, TEXT_OPTIONS, parse_flags
+from aigc_jax.flags import FLAGS, IMAGE_OPTIONS, SAMPLE_OPTIONS, TEXT_OPTIONS, parse_flags
 from aigc_jax.parallel import coordination
 from aigc_jax.parallel.stop import Stop
 from aigc_jax.streams import make_steady
@@ -36,11 +36,27 @@ def evaluate() -> None:
     from aigc_jax.train.log import finite_json
 
     data_dir = FLAGS.data_dir if FLAGS["data_dir"].present else ""
-    options = given(["generations", "likelihood", "ema_width"])
-    metrics = run.evaluate(FLAGS.workdir, data_dir, FLAGS.source or "", **options)
+    options = given(IMAGE_OPTIONS)
+    if FLAGS.images:
+        metrics = judge_images(data_dir, options)
+    else:
+        if FLAGS.out:
+            raise UserError("--out is for --images=…: other pictures go into the workdir")
+        options |= given(["generations", "likelihood", "ema_width"])
+        options |= {"seed": FLAGS.seed} if FLAGS["seed"].present else {}
+        metrics = run.evaluate(FLAGS.workdir, data_dir, FLAGS.source or "", **options)
     if "report" in metrics:
         print(Report.from_json(metrics["report"]).table(), end="\n\n")
     print(json.dumps(finite_json(metrics)))
+
+
+def judge_images(data_dir: str, options: dict[str, Any]) -> dict[str, Any]:
+    from aigc_jax import run
+
+    if "samples" in options or FLAGS["seed"].present:
+        raise UserError("--samples and --seed are for drawing: --images=… are judged as they are")
+    where = dict(workdir=FLAGS.workdir or "", data_dir=data_dir, out=FLAGS.out or "")
+    return run.judge_images(FLAGS.images, FLAGS.source or "", **where, **options)
 
 
 def sample() -> None:

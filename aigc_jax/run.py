@@ -1,6 +1,7 @@
 """Train, evaluate and sample: what the command line and a notebook both call."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from aigc_jax.data import sources
 from aigc_jax.data import spec as spec_lib
 from aigc_jax.data.given import Picture, given_images
 from aigc_jax.errors import UserError
+from aigc_jax.evaluate.images import judge_images
 from aigc_jax.evaluate.judge import Judge
 from aigc_jax.parallel.stop import Stop
 from aigc_jax.report.samples import decode, save
@@ -22,7 +24,7 @@ from aigc_jax.train.posthoc import synthesize
 from aigc_jax.trained import guide_of, like, restore
 from aigc_jax.training import Training
 
-__all__ = ["evaluate", "restore", "sample", "save", "train"]
+__all__ = ["evaluate", "judge_images", "restore", "sample", "save", "train"]
 
 Recipe = Mapping[str, Any] | ml_collections.ConfigDict
 
@@ -60,11 +62,12 @@ def evaluate(
     source: str = "",
     *,
     ema_width: float | None = None,
-    **options: int,
+    **options: Any,
 ) -> dict[str, Any]:
     """The held-out metrics of a workdir's newest checkpoint, `loss` among them.
 
-    For classes and tags, `report` holds the scores of each.
+    For classes and tags, `report` holds the scores of each. Samples of images are shown beside
+    their nearest training images in `samples/neighbours.png`.
 
     Args:
       workdir: a trained run's folder.
@@ -88,7 +91,8 @@ def evaluate(
     dataset = sources.load(data, text and text.tokenizer, text if source else None)
     dataset = like(dataset, run.spec)
     spec_lib.check_spec(workdir, run.spec.to_json(), dataset.spec, data.source)
-    return {"step": step, **Judge(run, dataset)(state)}
+    judge = Judge(run, dataset, source=data.source, folder=os.path.expanduser(workdir))
+    return {"step": step, **judge(state)}
 
 
 def sample(

@@ -6,6 +6,8 @@ import shutil
 import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# The workers share the cores: threads of linear algebra would only wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Compiling takes most of the time, and many tests compile the same tiny programs: the workers and
 # the processes that tests start share one cache for as long as the tests run.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

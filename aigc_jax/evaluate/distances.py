@@ -7,10 +7,12 @@ no N × M matrix is ever held.
 import dataclasses
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 SUBSETS, SUBSET_SIZE, SUBSET_SEED = 100, 1000, 2020  # of the kernel distance: torch-fidelity's
 PRECISION_K, DENSITY_K = 3, 5  # neighbours: Kynkäänniemi et al. 2019, Naeem et al. 2020
 ROWS = 1024  # of a chunk
+SMALL = 100_000_000  # multiplications of a matrix product
 NORMAL = 1.959964  # deviations within which 95% of a normal distribution lie
 
 
@@ -89,7 +91,9 @@ def _root(cov_FF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def kernel(x_NF: np.ndarray, y_MF: np.ndarray) -> np.ndarray:
     """(xᵀy / F + 1)³, the kernel of Bińkowski et al. 2018."""
-    return (x_NF @ y_MF.T / x_NF.shape[1] + 1) ** 3
+    k_NM = x_NF @ (y_MF.T / x_NF.shape[1])
+    k_NM += 1
+    return k_NM * k_NM * k_NM  # a power takes ten times as long
 
 
 def squared_mmd(x_NF: np.ndarray, y_MF: np.ndarray) -> float:
@@ -117,9 +121,11 @@ def kernel_distance(
     x, y = np.asarray(x_NF, np.float64), np.asarray(y_MF, np.float64)
     rng, size = np.random.RandomState(SUBSET_SEED), min(size, len(x), len(y))
     found = []
-    for _ in range(subsets):
-        first = x[rng.choice(len(x), size, replace=False)]
-        found.append(squared_mmd(first, y[rng.choice(len(y), size, replace=False)]))
+    # Products so small are not worth a second thread, which waits on a busy machine.
+    with threadpool_limits(1 if size**2 * x.shape[1] < SMALL else None, "blas"):
+        for _ in range(subsets):
+            first = x[rng.choice(len(x), size, replace=False)]
+            found.append(squared_mmd(first, y[rng.choice(len(y), size, replace=False)]))
     return float(np.mean(found)), float(np.std(found))
 
 

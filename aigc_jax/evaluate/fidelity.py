@@ -1,144 +1,278 @@
-"""How far generated images are from held-out ones: the Fréchet classifier distance.
+"""How far generated images are from real ones, in the features of a network.
 
-The features are those of a small classifier trained on the same training images with a fixed seed,
-by the same train step. This is not FID: there is no Inception network in it, and its numbers only
-compare within one data set.
-Shapes: N images, F features, D pixels.
+The reference is the held-out images unless `eval.split` says otherwise; beside each metric stands
+its floor, that of as many real images of the other split: what a perfect model would get.
+Shapes: N generated, M real and P training images, F features.
 """
 
-from collections.abc import Callable
+import dataclasses
+import functools
+import os
 from typing import Any
 
-import jax
 import numpy as np
-from tqdm import tqdm
 
-from aigc_jax.config import Optim
-from aigc_jax.data.pipeline import TrainIterator
+from aigc_jax.config import Eval
 from aigc_jax.data.sources import Dataset, Source
-from aigc_jax.errors import UserError
+from aigc_jax.errors import StorageError, UserError, shown
+from aigc_jax.evaluate import neighbours, reference
+from aigc_jax.evaluate.comparison import FEWEST, NEAR, Real, compare, metric_names
 from aigc_jax.evaluate.distances import frechet, moments
-from aigc_jax.models.classifier import Classifier
-from aigc_jax.objectives.classifier import Classification
-from aigc_jax.ops.image import to_signed
-from aigc_jax.parallel.mesh import local_mesh
-from aigc_jax.train.compile import compile_step
-from aigc_jax.train.loop import fit
-from aigc_jax.train.optim import make_optimizer
-from aigc_jax.train.state import init_state
-from aigc_jax.train.step import make_step
+from aigc_jax.evaluate.features import CLASSIFIER, Network, check_features, open_network
+from aigc_jax.evaluate.features.classifier import Learned, cluster, train_classifier
+from aigc_jax.evaluate.neighbours import Space
+from aigc_jax.evaluate.reference import Provenance, Reference
 
-LIMIT = 10_000  # images on either side; of a larger training set, the classifier sees the first
-STEPS, BATCH = 600, 128
-CLUSTERS = 10
+POOL, POOL_VALUES = 100_000, 1 << 27  # training images, and their pixels, to find neighbours among
 
 Images = np.ndarray
+Found = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class RealImages:
+    """A data set's images as the judge sees them: in an order of its own, so that any first few of
+    them are of all classes.
+
+    Attributes:
+      train, held_out: uint8 (P, H, W, C) and (M, H, W, C).
+      train_labels, held_out_labels: their classes, if they have any.
+    """
+
+    train: Images
+    train_labels: np.ndarray | None
+    held_out: Images
+    held_out_labels: np.ndarray | None
+
+    @classmethod
+    def of(cls, dataset: Dataset, few: int) -> "RealImages":
+        """At most `few` held-out images, and as many training images as neighbours need."""
+        values = int(np.prod(dataset.spec.shape))
+        pool = max(few, min(POOL, POOL_VALUES // values))
+        return cls(*gather(dataset.train, pool), *gather(dataset.validation, few))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return reference.fingerprint(self.train, self.held_out)
+
+
+def gather(source: Source, limit: int) -> tuple[Images, np.ndarray | None]:
+    """Images of a source in random order, with their labels if it has any."""
+    order = np.random.default_rng(0).permutation(len(source))[:limit]
+    examples = [source[int(i)] for i in order]
+    labels = [e["label"] for e in examples if "label" in e]
+    return np.stack([e["image"] for e in examples]), np.array(labels) if labels else None
 
 
 class Fidelity:
     """Judges generated images of one data set.
 
-    Images without labels are first grouped by k-means, and the classifier learns the groups.
+    Args:
+      images: its images.
+      source: what it is called.
+      terms: the section `eval`; what it says of images.
+      network: that of `terms.features`; none: a classifier, to be trained.
+      cache: a reference file that may be there, and is written anew if it does not fit; "": none.
 
     Attributes:
-      floor: the distance of training images from held-out ones: what a perfect model would get.
-      baseline: the distance of samples of a Gaussian fitted to the pixels of each class.
-      accuracy: of the classifier, on held-out images.
       num: how many images to generate.
       label_N: classes to generate, those of the training images.
+      provenance: what the numbers are measured with.
+
+    Raises:
+      UserError: if there are too few images, or the reference file does not fit.
     """
 
-    def __init__(self, dataset: Dataset, samples: int = 0):
-        train, train_labels = gather(dataset.train, LIMIT)
-        held_out, labels = gather(dataset.validation, LIMIT)
-        self.num = min(samples or len(train), len(train))
-        self.label_N = None if train_labels is None else train_labels[: self.num]
-        # One class teaches a classifier nothing.
-        if train_labels is None or train_labels.max() == 0:
-            train_labels, labels = cluster(train, held_out)
-        if min(len(train), len(held_out)) < 2:
+    def __init__(
+        self, images: RealImages, source: str, terms: Eval, network: Network | None, cache: str = ""
+    ):
+        self.images, self._terms = images, terms
+        self._few = Learned.few if network is None else network.few
+        usual = 0 if network is None else network.samples
+        self.num = terms.samples or usual or min(len(images.train), self._few)
+        labels = images.train_labels
+        self.label_N = None if labels is None else np.resize(labels, self.num)
+        if min(len(images.train), len(images.held_out), self.num) < FEWEST:
             raise UserError(
-                f"{len(train)} training and {len(held_out)} held-out images are too few for a"
-                " Fréchet distance: add images or set eval.fidelity=False"
+                f"{len(images.train)} training and {len(images.held_out)} held-out images and"
+                f" {self.num} samples are too few to compare: add some, or set eval.fidelity=False"
             )
-        self._features, predict = train_classifier(train, train_labels)
-        self._held_out = moments(self._features(held_out))
-        self.floor = self.distance(train[: self.num])
-        self.baseline = self.distance(gaussian_samples(train, train_labels)[: self.num])
-        self.accuracy = float((predict(held_out) == labels).mean())
+        self._network, self._source = network, source
+        self._ours = self._stored(cache) or self._measured()
+        self.provenance = self._ours.provenance
+        self._names = metric_names(self._network.name)
+        path = terms.reference or cache
+        if path and not os.path.exists(os.path.expanduser(path)):
+            reference.save(self._ours, path)
 
-    def distance(self, images: Images) -> float:
-        """Fréchet distance of images (N, H, W, C) uint8 from the held-out ones."""
-        return frechet(moments(self._features(images)), self._held_out)
+    # References ------------------------------------------------------------------------------
 
-    def report(self, images: Images) -> dict[str, float]:
-        """The distance beside its references."""
+    def _stored(self, cache: str) -> Reference | None:
+        """What the reference file holds, if there is one that fits."""
+        path = self._terms.reference or cache
+        if not path or not os.path.exists(os.path.expanduser(path)):
+            return None
+        try:
+            found = reference.load(path)
+            network, shape = self._network, self.images.train.shape[1:]
+            if network is None and found.provenance.features == CLASSIFIER:
+                network = Learned(found.network, shape)
+            ours = (
+                (network.name, network.digest, network.resize) if network else (CLASSIFIER, "", "")
+            )
+            reference.check_same(path, found.provenance, self._provenance(*ours))
+            width = network(self.images.train[:1]).shape[1]
+            if found.train_PF.shape[1] != width or len(found.train_PF) > len(self.images.train):
+                raise UserError(f"{shown(path)} is damaged: write another file")
+        except UserError:
+            if self._terms.reference:
+                raise
+            os.remove(os.path.expanduser(path))
+            return None
+        self._network = network
+        return found
+
+    def _provenance(self, network: str, weights: str, rule: str) -> Provenance:
+        return Provenance(
+            dataset=self._source,
+            fingerprint=self.images.fingerprint,
+            split=self._terms.split,
+            shape=tuple(self.images.train.shape[1:]),
+            count=len(self._sides()[0]),
+            samples=self.num,
+            features=network,
+            weights=weights,
+            resize=rule,
+        )
+
+    def _sides(self) -> tuple[Images, Images]:
+        """The reference's images, and those of the other split."""
+        train, held_out = self.images.train[: self._few], self.images.held_out
+        return (train, held_out) if self._terms.split == "train" else (held_out, train)
+
+    def _measured(self) -> Reference:
+        train, labels = self.images.train, self.images.train_labels
+        trained = self._network is None
+        if trained:
+            held_out_labels = self.images.held_out_labels
+            # One class teaches a classifier nothing.
+            if labels is None or labels.max() == 0:
+                labels, held_out_labels = cluster(train, self.images.held_out)
+            self._network = train_classifier(train[: self._few], labels[: self._few])
+        network = self._network
+        real_images, others = self._sides()
+        real = Real.of(network(real_images))
+        train_PF = network(train if trained else train[:NEAR])
+        others = others[: self.num]
+        known = train_PF[: len(others)] if self._terms.split != "train" else ()
+        other_NF = known if len(known) == len(others) else network(others)
+        figures, _ = compare(other_NF, real)
+        floor = {name: figure.value for name, figure in figures.items()}
+        floor["samples"] = len(others)
+        if trained:
+            drawn = gaussian_samples(train[: self._few], labels[: self._few])[: self.num]
+            floor["gaussian"] = frechet(moments(network(drawn)), real.moments)
+            right = network.predict(self.images.held_out) == held_out_labels
+            floor["accuracy"] = float(right.mean())
+        arrays = network.arrays if trained else {}
+        provenance = self._provenance(network.name, network.digest, network.resize)
+        return Reference(provenance, real, train_PF, floor, arrays)
+
+    # Reports ---------------------------------------------------------------------------------
+
+    def report(self, images: Images, out: str = "") -> Found:
+        """The metrics of generated images, each with its interval and its floor.
+
+        Args:
+          images: uint8 (N, H, W, C).
+          out: where to write the picture of nearest training images; "": nowhere.
+        """
+        feature_NF = self._network(images)
+        floor = self._ours.floor
+        found = self._figures(feature_NF, self._ours.real)
+        for name, called in self._names.items():
+            found[f"{called}_floor"] = floor[name]
+        if "gaussian" in floor:
+            found[f"{self._names['frechet']}_gaussian"] = floor["gaussian"]
+            found["classifier_accuracy"] = floor["accuracy"]
+        spaces = self._spaces
+        vectors = {self._network.name: feature_NF, "pixels": neighbours.pixels(images)}
+        nearest = {name: spaces[name].nearest(vectors[name]) for name in spaces}
+        found |= neighbours.metrics(nearest, spaces)
+        if out:
+            try:
+                neighbours.save(neighbours.picture(images, self.images.train, nearest), out)
+            except OSError as e:
+                raise StorageError(f"{out} cannot be written: {e.strerror or e}") from e
+        p = self.provenance
+        return found | {
+            "samples": len(images),
+            "floor_samples": int(floor["samples"]),
+            "reference_samples": p.count,
+            "reference_split": p.split,
+            "features": p.features,
+            "features_weights": p.weights[:16],
+            "resize": p.resize,
+            "dataset_fingerprint": p.fingerprint[:16],
+        }
+
+    def report_reconstructions(self, images: Images) -> Found:
+        """The metrics of reconstructions of `self.images.held_out` beside those images."""
+        found = self._figures(self._network(images), self._held_out)
+        return {f"reconstruction_{name}": value for name, value in found.items()}
+
+    def _figures(self, feature_NF: np.ndarray, real: Real) -> Found:
+        figures, spread = compare(feature_NF, real)
+        found = {}
+        for name, called in self._names.items():
+            found[called], found[f"{called}_low"], found[f"{called}_high"] = figures[name]
+        return found | {f"{self._names[name]}_std": value for name, value in spread.items()}
+
+    @functools.cached_property
+    def _held_out(self) -> Real:
+        if self._terms.split != "train":
+            return self._ours.real
+        return Real.of(self._network(self.images.held_out))
+
+    @functools.cached_property
+    def _spaces(self) -> dict[str, Space]:
+        near, train = self.images.held_out[: neighbours.LOOKED_AT], self.images.train
         return {
-            "frechet_classifier": self.distance(images),
-            "frechet_classifier_floor": self.floor,
-            "frechet_classifier_gaussian": self.baseline,
-            "classifier_accuracy": self.accuracy,
+            self._network.name: Space.of(self._ours.train_PF, self._network(near)),
+            "pixels": Space.of(neighbours.pixels(train), neighbours.pixels(near)),
         }
 
 
-def gather(source: Source, limit: int) -> tuple[Images, np.ndarray | None]:
-    """The first images of a source, with their labels if it has any."""
-    examples = [source[i] for i in range(min(len(source), limit))]
-    labels = [e["label"] for e in examples if "label" in e]
-    return np.stack([e["image"] for e in examples]), np.array(labels) if labels else None
+_judges: dict[tuple[str, Eval, str], Fidelity] = {}
 
 
-def cluster(train: Images, held_out: Images) -> tuple[np.ndarray, np.ndarray]:
-    """Groups of images without labels: k-means on the pixels."""
-    from sklearn.cluster import MiniBatchKMeans
+def fidelity_of(dataset: Dataset, source: str, terms: Eval, cache: str = "") -> Fidelity:
+    """The judge of a data set's images; one that this process has made before is not made again.
 
-    means = MiniBatchKMeans(min(CLUSTERS, len(train)), random_state=0, n_init=3)
-    flat = train.reshape(len(train), -1).astype(np.float32)
-    return means.fit_predict(flat), means.predict(
-        held_out.reshape(len(held_out), -1).astype(np.float32)
-    )
+    Args:
+      dataset: the images.
+      source: what it is called.
+      terms: the section `eval`.
+      cache: a folder in which a published network's reference may be kept; "": nowhere.
 
-
-class Labelled:
-    """Arrays as a source of training examples."""
-
-    def __init__(self, images: Images, labels: np.ndarray):
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        label = np.int32(self.labels[i])
-        return {"image": self.images[i], "label": label, "weight": np.float32(1)}
-
-
-def train_classifier(
-    images: Images, labels: np.ndarray
-) -> tuple[Callable[[Images], np.ndarray], Callable[[Images], np.ndarray]]:
-    """Functions to features (N, F) and to predicted labels (N,), trained with a fixed seed."""
-    model = Classifier(int(labels.max()) + 1)
-    objective = Classification(model)
-    optimizer, _ = make_optimizer(Optim(lr=2e-3, weight_decay=1e-3), STEPS)
-    step = compile_step(make_step(objective, {"model": optimizer}), local_mesh())
-    source = Labelled(images, labels)
-    example = {"image": images[:1], "label": labels[:1], "weight": np.ones(1, np.float32)}
-    state = init_state(objective, {"model": optimizer}, example, jax.numpy.int32(0), ema=False)
-    batches = TrainIterator(source, BATCH, seed=0, threads=1, alone=True)
-    with tqdm(total=STEPS, desc="judge", unit="step", leave=False, delay=2) as bar:
-        state = fit(step, step.put_state(state), batches, start=0, end=STEPS, progress=bar)
-    params = jax.device_get(state.params["model"])
-    outputs = jax.jit(lambda x: model.apply({"params": params}, to_signed(x)))
-
-    def batched(images: Images, which: int) -> np.ndarray:
-        parts = []
-        for i in range(0, len(images), 500):
-            part = images[i : i + 500]
-            full = np.concatenate([part, np.zeros((500 - len(part), *part.shape[1:]), np.uint8)])
-            parts.append(np.asarray(outputs(full)[which])[: len(part)])
-        return np.concatenate(parts)
-
-    return lambda x: batched(x, 0).astype(np.float64), lambda x: batched(x, 1).argmax(-1)
+    Raises:
+      UserError: as `Fidelity`, or if there is no such network.
+    """
+    check_features(terms.features)
+    asked = ("features", "resize", "split", "samples", "reference")
+    terms = Eval(**{name: getattr(terms, name) for name in asked})
+    trained = terms.features == CLASSIFIER
+    network = None if trained else open_network(terms.features, terms.resize)
+    images = RealImages.of(dataset, Learned.few if network is None else network.few)
+    key = (images.fingerprint, terms, "" if network is None else network.digest)
+    if key not in _judges:
+        # Looking at thousands of images takes a published network minutes.
+        keep = cache and network and not terms.reference
+        path = os.path.join(cache, f"reference_{network.name}.npz") if keep else ""
+        while len(_judges) > 1:
+            del _judges[next(iter(_judges))]
+        _judges[key] = Fidelity(images, source, terms, network, path)
+    return _judges[key]
 
 
 def gaussian_samples(images: Images, labels: np.ndarray) -> Images:

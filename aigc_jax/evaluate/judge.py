@@ -1,8 +1,8 @@
 """Evaluating a run's states: held-out metrics, and references that are computed once."""
 
 import dataclasses
-import functools
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,17 +11,17 @@ import numpy as np
 from tqdm import tqdm
 
 from aigc_jax.build import Run
-from aigc_jax.config import Data
-from aigc_jax.data import sources
 from aigc_jax.data.pipeline import eval_batches, num_batches
 from aigc_jax.data.sources import Dataset
 from aigc_jax.errors import UserError
 from aigc_jax.evaluate import text as text_eval
 from aigc_jax.evaluate.answers import score_answers
 from aigc_jax.evaluate.classification import entity_report, is_bio, report
-from aigc_jax.evaluate.fidelity import Fidelity
+from aigc_jax.evaluate.features import check_features
+from aigc_jax.evaluate.fidelity import Fidelity, fidelity_of
 from aigc_jax.evaluate.heldout import HeldOut
 from aigc_jax.evaluate.modes import mode_report
+from aigc_jax.evaluate.reconstruct import reconstructed
 from aigc_jax.sampling.generate import generate
 from aigc_jax.train.state import TrainState
 from aigc_jax.trained import guide_of
@@ -36,12 +36,25 @@ class Judge:
       run: its parts.
       dataset: its data.
       tick: called after each batch.
+      source: what the data are called, if they are not the run's own.
+      folder: where to show samples beside their nearest training images; "": nowhere.
 
     Raises:
-      UserError: if texts are to be written that the family does not write.
+      UserError: if texts are to be written that the family does not write, or there is no such
+        feature network.
     """
 
-    def __init__(self, run: Run, dataset: Dataset, tick: Callable[[], None] = lambda: None):
+    def __init__(
+        self,
+        run: Run,
+        dataset: Dataset,
+        tick: Callable[[], None] = lambda: None,
+        source: str = "",
+        folder: str = "",
+    ):
+        check_features(run.config.eval.features)
+        self._source, self._folder = source or run.config.data.source, folder
+        self._fidelity: Fidelity | None = None
         if run.config.eval.generations and not hasattr(run.config.sample, "stop"):
             name = run.config.raw["objective"]["name"]
             raise UserError(
@@ -112,13 +125,24 @@ class Judge:
         c = self._run.config
         if not c.eval.fidelity:
             return {}
-        # Runs on the same images share their judge, whatever their batches.
-        images_only = dataclasses.replace(c.data, batch_size=1, threads=0)
-        judge = fidelity_of(images_only, c.eval.samples)
+        if self._fidelity is None:
+            self._fidelity = fidelity_of(self._dataset, self._source, c.eval, self._folder)
+        judge, objective = self._fidelity, self._run.objective
         variables = jax.device_get((state.sampling_params, state.mutables))
-        given = dict(label_N=judge.label_N, guide=guide_of(self._run, c.sample))
-        images = generate(self._run.objective, *variables, c.sample, judge.num, **given)
-        return judge.report(images) | mode_report(self._dataset, images)
+        drawn = dict(
+            num=judge.num,
+            seed=c.eval.seed,
+            label_N=judge.label_N,
+            guide=guide_of(self._run, c.sample),
+        )
+        images = generate(objective, *variables, c.sample, **drawn)
+        out = os.path.join(self._folder, "samples", "neighbours.png") if self._folder else ""
+        found = judge.report(images, out) | {"seed": c.eval.seed}
+        found |= mode_report(self._dataset, images)
+        if hasattr(objective, "reconstruct"):
+            real = judge.images.held_out, judge.images.held_out_labels
+            found |= judge.report_reconstructions(reconstructed(objective, *variables, *real))
+        return found
 
     def _labels(self, state: TrainState, metrics: Found, predictions: Found) -> Found:
         real = predictions["true"] >= 0
@@ -150,9 +174,3 @@ class First:
 
     def __getitem__(self, index: int) -> Any:
         return self.source[index]
-
-
-@functools.lru_cache(maxsize=2)
-def fidelity_of(data: Data, samples: int) -> Fidelity:
-    """The judge of a data set's images, trained once per process."""
-    return Fidelity(sources.load(data), samples)

