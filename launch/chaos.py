@@ -48,13 +48,13 @@ def around(owner, name, phase):
         return inner(*args, **kwargs)
     setattr(owner, name, wrapped)
 def patch():
-    from aigc_jax import training
+    from aigc_jax import hooks, training
     from aigc_jax.train import checkpoint, compile
     around(training.Training, "_begin", "begin")
     around(training.Training, "_train", "compile")
     around(compile.CompiledStep, "__call__", "step")
     around(training.Judge, "__call__", "evaluate")
-    around(training, "save_samples", "sample")
+    around(hooks, "save_samples", "sample")
     around(checkpoint.Writer, "save", "save")
     around(checkpoint.Writer, "wait", "wait")
 inner = main.RUN["train"]
@@ -131,10 +131,10 @@ def final(workdir: str) -> tuple[dict, list[dict]]:
     """What a run has come to: its newest checkpoint as bytes, and its records."""
     import jax
     import numpy as np
-    from aigc_jax.restore import load
 
     from aigc_jax.train.checkpoint import newest
     from aigc_jax.train.log import read_metrics
+    from aigc_jax.trained import load
 
     def everything(reader, step, contents):
         _, state = load(reader, step, contents)

@@ -200,6 +200,7 @@ def test_meanflow_samples_exactly_in_any_number_of_steps():
         np.testing.assert_allclose(x, goal, rtol=1e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_meanflow_trains_on_the_same_step_and_is_a_flow_too():
     run = tiny.make("diffusion", **MEANFLOW)
     state = run.step.put_state(tiny.state(run))

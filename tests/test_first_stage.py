@@ -139,7 +139,9 @@ def test_an_image_is_inpainted_by_its_latents_and_keeps_its_pixels(blocks):
     assert (drawn != image).any()
 
 
-@pytest.mark.parametrize("family, codes", [("diffusion", 0), ("lm", 6)])
+@pytest.mark.parametrize(
+    "family, codes", [pytest.param("diffusion", 0, marks=pytest.mark.slow), ("lm", 6)]
+)
 def test_a_run_behind_an_autoencoder_needs_only_its_own_workdir(blocks, tmp_path, family, codes):
     stage, workdir = blocks(codes), str(tmp_path / "run")
     sizes = dict(train=dict(steps=2), eval=dict(batches=1))

@@ -14,7 +14,7 @@ import runs
 import tiny
 from runs import files, final_state, records, said, steps_of, train
 
-from aigc_jax import build, doctor, restore
+from aigc_jax import build, doctor, trained
 from aigc_jax.config import Guard as GuardConfig
 from aigc_jax.data import sources
 from aigc_jax.data.pipeline import TrainIterator
@@ -51,7 +51,7 @@ def workdir(saved, tmp_path):
 
 def state_at(workdir, step):
     with contextlib.closing(Reader(str(workdir))) as reader:
-        return jax.device_get(restore.load(reader, step, reader.contents(step))[1])
+        return jax.device_get(trained.load(reader, step, reader.contents(step))[1])
 
 
 # The guard alone -----------------------------------------------------------------------------
@@ -272,7 +272,7 @@ def with_parameter(workdir, key, value):
     """Saves step 7 of a run as step 6 with another value in the parameters below `key`."""
     with contextlib.closing(Reader(str(workdir))) as reader:
         contents = reader.contents(6)
-        _, state = restore.load(reader, 6, contents)
+        _, state = trained.load(reader, 6, contents)
 
     def change(path, x):
         return jnp.full_like(x, value) if key in jax.tree_util.keystr(path) else x

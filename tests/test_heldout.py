@@ -8,7 +8,7 @@ from hostile import refusal
 from own_texts import chat
 from table_model import BYTE, PARAMS, Table, masked
 
-from aigc_jax.config import Eval
+from aigc_jax.config import Data, Eval
 from aigc_jax.data.pipeline import eval_batches
 from aigc_jax.data.spec import TextSpec
 from aigc_jax.evaluate.answers import score_answers
@@ -100,7 +100,7 @@ def test_tags_that_mark_entities_are_judged_as_entities():
     state = types.SimpleNamespace(sampling_params=PARAMS, mutables={})
     for kind, classes in names.items():
         spec = TextSpec(BYTE, T, "tags", classes)
-        config = types.SimpleNamespace(eval=Eval(batch_size=8))
+        config = types.SimpleNamespace(eval=Eval(batch_size=8), data=Data())
         run = types.SimpleNamespace(
             config=config,
             spec=spec,
@@ -131,7 +131,10 @@ def test_tags_that_mark_entities_are_judged_as_entities():
 
 def test_texts_cannot_be_asked_of_a_family_that_writes_none():
     config = types.SimpleNamespace(
-        eval=Eval(generations=3), sample=MaskedLMSample(), raw={"objective": {"name": "masked_lm"}}
+        data=Data(),
+        eval=Eval(generations=3),
+        sample=MaskedLMSample(),
+        raw={"objective": {"name": "masked_lm"}},
     )
     message = refusal(Judge, types.SimpleNamespace(config=config), None)
     assert "eval.generations" in message and "'masked_lm' cannot" in message

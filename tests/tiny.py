@@ -34,9 +34,7 @@ SECTIONS = {
     ),
     "diffusion": dict(
         data=dict(source="digits", batch_size=8),
-        model=dict(
-            name="unet", channels=(4,), blocks=1, attention_levels=(0,), embedding=8, heads=2
-        ),
+        model=dict(name="unet", channels=(4,), blocks=1, attention_levels=(), embedding=8, heads=2),
         objective=dict(name="diffusion", eval_draws=2),
         sample=dict(num=3, steps=3),
     ),
