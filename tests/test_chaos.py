@@ -73,6 +73,7 @@ def test_a_run_killed_at_random_instants(chaos, config, tmp_path, capsys):
     assert chaos.compare(str(tmp_path / "chaos" / "whole"), str(tmp_path / "chaos" / "killed"))
 
 
+@pytest.mark.slow
 def test_two_processes_of_which_one_is_killed(chaos, config, tmp_path):
     survives(chaos, config, tmp_path, "lm", kills=1, seed=5, processes=2, steps=120)
     # What two processes have saved, one goes on with. Its arrays are checked by fingerprint.

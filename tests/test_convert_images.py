@@ -35,7 +35,9 @@ def contents(folder):
     return {os.path.relpath(path, folder): c for path, c in runs.files(str(folder)).items()}
 
 
-@pytest.mark.parametrize("name", ["unet by class", "dit", "kl"])
+@pytest.mark.parametrize(
+    "name", ["dit", *(pytest.param(n, marks=pytest.mark.slow) for n in ("unet by class", "kl"))]
+)
 def test_a_model_goes_through_a_workdir_without_a_changed_bit(name, tmp_path):
     write(tmp_path / "first", name, None if name == "kl" else LINEAR)
     workdir = str(tmp_path / "w")
@@ -73,6 +75,7 @@ def test_an_autoencoder_decodes_what_its_network_gives(tmp_path):
     assert encoded.shape == latent.shape
 
 
+@pytest.mark.slow
 def test_a_network_beside_its_autoencoder_is_one_of_latents(tmp_path):
     pipeline = tmp_path / "pipeline"
     write(pipeline / "transformer", "dit of own embedders")

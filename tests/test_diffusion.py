@@ -282,6 +282,7 @@ def workdirs(monkeypatch):
         monkeypatch.setattr(module, "restore", restore)
 
 
+@pytest.mark.slow
 def test_a_run_inpaints_with_a_guide(workdirs):
     image = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
     mask = np.arange(64).reshape(8, 8) % 8 < 4

@@ -114,7 +114,7 @@ def test_remat_and_the_form_of_the_loop_change_nothing(changes):
     chex.assert_trees_all_close(out, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("embedders", ["shared", "per_block"])
+@pytest.mark.parametrize("embedders", ["shared", pytest.param("per_block", marks=pytest.mark.slow)])
 def test_span_and_augmentation_have_parameters_only_if_they_are_given(embedders):
     config = small(embedders=embedders)
     plain = made(config)[1]

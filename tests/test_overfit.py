@@ -37,7 +37,7 @@ def run_steps(family, steps, **changes):
     return [{k: float(m.value()) for k, m in jax.device_get(v).items()} for v in values], state, run
 
 
-@pytest.mark.parametrize("family", GOALS)
+@pytest.mark.parametrize("family", ["lm", "vae", pytest.param("diffusion", marks=pytest.mark.slow)])
 def test_one_batch_is_learned_by_heart(family):
     key, goal = GOALS[family]
     values, state, _ = run_steps(family, 400, **CHANGES[family])
@@ -46,6 +46,7 @@ def test_one_batch_is_learned_by_heart(family):
     assert int(state.skipped) == 0
 
 
+@pytest.mark.slow
 def test_the_gan_makes_its_batch():
     """Generated pixels come near those of the batch; the critic cannot tell them apart for long."""
     changes = dict(model=dict(generator_channels=(32, 16), critic_channels=(16, 32)))

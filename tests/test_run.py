@@ -93,10 +93,10 @@ def test_resuming_is_bitwise_equal(family, tmp_path, monkeypatch):
     assert records(tmp_path / "whole") == records(tmp_path / "cut")
 
 
-SLOW = [pytest.param(f, marks=pytest.mark.slow) for f in ("gan", "diffusion")]
+SLOW = [pytest.param(f, marks=pytest.mark.slow) for f in ("gan", "vae", "diffusion")]
 
 
-@pytest.mark.parametrize("family", ["lm", "vae", *SLOW])
+@pytest.mark.parametrize("family", ["lm", *SLOW])
 def test_bfloat16_computes_and_float32_keeps(family, tmp_path):
     train(family, tmp_path, train=dict(compute_dtype="bfloat16", steps=2), checkpoint=dict(every=0))
     state, _ = final_state(tmp_path)
@@ -139,6 +139,7 @@ def test_what_cannot_be_sampled_is_said_before_training(tmp_path):
         assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.slow
 def test_a_run_moves_to_other_devices(tmp_path):
     """Saved on one device, continued on four, evaluated on one: nothing but the sums' order."""
     train("vae", tmp_path / "one")
@@ -231,6 +232,7 @@ def test_labels_reach_the_model(tmp_path):
     assert (three != four).any()
 
 
+@pytest.mark.slow
 def test_pmap_and_four_devices_train_alike(tmp_path):
     """Whole runs, with saving and evaluation, in the three ways to compile."""
     watched = dict(eval=dict(every=3))

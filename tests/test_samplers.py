@@ -42,7 +42,11 @@ SCHEDULES = [Karras(), Flow(), Timesteps("cosine")]
 ORDERS = (("euler", 1), ("heun", 2), ("dpmpp_2m", 2))
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda n: type(n).__name__)
+@pytest.mark.parametrize(
+    "schedule",
+    [SCHEDULES[0], *(pytest.param(s, marks=pytest.mark.slow) for s in SCHEDULES[1:])],
+    ids=lambda n: type(n).__name__,
+)
 def test_samplers_converge_at_their_order(schedule):
     """Doubling the steps divides Euler's error by 2, Heun's and DPM-Solver++(2M)'s by 4."""
     goal = exact(schedule)

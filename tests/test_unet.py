@@ -73,6 +73,7 @@ def test_span_and_augmentation_have_parameters_only_if_they_are_given():
     assert set(told["augment"]) == {"kernel"}
 
 
+@pytest.mark.slow
 def test_tangents_pass_through():
     """As MeanFlow needs them, agreeing with a difference quotient."""
     config = dict(channels=(4,), blocks=1, attention_levels=(0,), heads=1, embedding=4)

@@ -51,6 +51,7 @@ def values(metrics):
 # Bounds --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_ladder_has_groups_of_several_sizes_and_bounds_in_order():
     run = ladder(objective=dict(importance_samples=8))
     objective = run.objective
