@@ -10,12 +10,13 @@ import ml_collections
 from jax.sharding import Mesh
 
 from aigc_jax import families
-from aigc_jax.config import Config, Sample, parse
+from aigc_jax.config import Config, Sample
 from aigc_jax.data.spec import ImageSpec, Spec
 from aigc_jax.errors import UserError, nearest
 from aigc_jax.families import Family
 from aigc_jax.objectives import first_stage
 from aigc_jax.objectives.base import Objective
+from aigc_jax.options import parse
 from aigc_jax.parallel.mesh import check_batch, make_mesh
 from aigc_jax.train.compile import CompiledStep, compile_step
 from aigc_jax.train.optim import Optimizers, make_optimizer

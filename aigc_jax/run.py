@@ -9,13 +9,14 @@ import ml_collections
 import numpy as np
 
 from aigc_jax import build
-from aigc_jax.config import Eval, check_value, parse
+from aigc_jax.config import Eval
 from aigc_jax.data import sources
 from aigc_jax.data import spec as spec_lib
 from aigc_jax.data.given import Picture, given_images
 from aigc_jax.errors import UserError
 from aigc_jax.evaluate.images import judge_images
 from aigc_jax.evaluate.judge import Judge
+from aigc_jax.options import check_value, parse
 from aigc_jax.parallel.stop import Stop
 from aigc_jax.report.samples import decode, save
 from aigc_jax.sampling.generate import generate

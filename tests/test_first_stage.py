@@ -11,13 +11,14 @@ import tiny
 
 import aigc_jax
 from aigc_jax import build, families
-from aigc_jax.config import Sample, option
+from aigc_jax.config import Sample
 from aigc_jax.data import spec as spec_lib
 from aigc_jax.errors import UserError
 from aigc_jax.objectives.base import Request
 from aigc_jax.objectives.first_stage import PLAYER
 from aigc_jax.ops.convolution import downsample, upsample
 from aigc_jax.ops.image import to_bytes, to_signed
+from aigc_jax.options import option
 from aigc_jax.train.metrics import Mean
 from aigc_jax.trained import begin_behind
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from aigc_jax import build
-from aigc_jax.config import Data, Eval, parse
+from aigc_jax.config import Data, Eval
 from aigc_jax.data import readers, sources
 from aigc_jax.errors import UserError, shown
 from aigc_jax.evaluate.fidelity import fidelity_of
 from aigc_jax.evaluate.modes import mode_report
+from aigc_jax.options import parse
 from aigc_jax.workdir import read_config
 
 

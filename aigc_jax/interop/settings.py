@@ -9,7 +9,6 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from aigc_jax.config import check_range, check_value
 from aigc_jax.errors import UserError, nearest, shown
 from aigc_jax.interop import rope
 from aigc_jax.interop.architectures import ARCHITECTURES
@@ -23,6 +22,7 @@ from aigc_jax.interop.schema import (
     Setting,
 )
 from aigc_jax.models.transformer import TransformerConfig
+from aigc_jax.options import check_range, check_value
 
 FIELDS = {field.name: field for field in dataclasses.fields(TransformerConfig)}
 WINDOW_KEYS = {

@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.config import option
 from aigc_jax.models.layers import Residual, SubPixelConv, check_size, label_one_hot
+from aigc_jax.options import option
 
 
 @dataclasses.dataclass(frozen=True)

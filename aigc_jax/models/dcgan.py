@@ -10,10 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.config import option
 from aigc_jax.errors import UserError
 from aigc_jax.models.layers import SubPixelConv, group_norm, label_one_hot
 from aigc_jax.models.sizes import coarse_size, crop
+from aigc_jax.options import option
 
 
 @dataclasses.dataclass(frozen=True)

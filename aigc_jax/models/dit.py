@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.config import option
 from aigc_jax.errors import UserError
 from aigc_jax.models.blocks import ACTIVATIONS
 from aigc_jax.models.layers import ClassEmbedding, Dropout, Norm, time_embedding
 from aigc_jax.ops.attention import attention, rotary_frequencies, rotate
 from aigc_jax.ops.convolution import depth_to_space
+from aigc_jax.options import option
 
 ROTARY_BASE = 100.0  # patches are few along a side, so the frequencies are high (Heo et al. 2024)
 

@@ -9,10 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.config import option
 from aigc_jax.errors import UserError
 from aigc_jax.models.conv_blocks import Down, ResBlock, SelfAttention, Up
 from aigc_jax.models.layers import check_size, group_norm
+from aigc_jax.options import option
 
 MOST = 0.9999  # of a signed output, a fortieth of a grey level below white; logits are finite
 

@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.config import option
 from aigc_jax.models.layers import Dropout, Linear
 from aigc_jax.ops.attention import positions_of
+from aigc_jax.options import option
 
 Cache = dict[str, jax.Array]  # "c", "h" (L, B, W)
 

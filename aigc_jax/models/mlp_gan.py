@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.config import option
 from aigc_jax.models.dcgan import score
 from aigc_jax.models.layers import label_one_hot
+from aigc_jax.options import option
 
 
 @dataclasses.dataclass(frozen=True)

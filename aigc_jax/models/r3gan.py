@@ -13,11 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.config import option
 from aigc_jax.errors import UserError
 from aigc_jax.models.layers import label_one_hot
 from aigc_jax.models.sizes import coarse_size, crop, fill
 from aigc_jax.ops.convolution import bilinear_half, bilinear_twice, grouped_convolution
+from aigc_jax.options import option
 
 SLOPE = 0.2
 GAIN = math.sqrt(2 / (1 + SLOPE**2))  # of a kernel before a leaky ReLU (He et al. 2015)

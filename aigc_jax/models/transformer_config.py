@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from aigc_jax.config import option
 from aigc_jax.errors import UserError
+from aigc_jax.options import option
 
 PROJECTIONS = ("query", "key", "value", "out", "gate", "in", "down")
 

@@ -11,11 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.config import option
 from aigc_jax.errors import UserError
 from aigc_jax.models.conv_blocks import Down, ResBlock, SelfAttention, Up
 from aigc_jax.models.layers import ClassEmbedding, check_size, group_norm, time_embedding
 from aigc_jax.ops.convolution import downsample, upsample
+from aigc_jax.options import option
 
 
 @dataclasses.dataclass(frozen=True)

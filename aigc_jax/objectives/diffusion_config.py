@@ -3,12 +3,12 @@
 import dataclasses
 
 from aigc_jax import config
-from aigc_jax.config import option
 from aigc_jax.errors import UserError
 from aigc_jax.objectives import noise as noise_lib
 from aigc_jax.objectives.noise import LogNormal, Noise, Uniform
 from aigc_jax.objectives.schedules import SCHEDULES, Flow, Karras, Timesteps
 from aigc_jax.ops import augment as augment_lib
+from aigc_jax.options import option
 from aigc_jax.sampling import diffusion as samplers
 from aigc_jax.sampling import grids
 
@@ -52,7 +52,6 @@ class DiffusionSample(config.Sample):
     guidance_low: float = option(0.0, low=0.0)  # guidance only above this σ …
     guidance_high: float = option(0.0, low=0.0)  # … and up to this one; 0: no bound
     guide: str = ""  # workdir of a worse model, which guides instead of the unconditional one
-    label: int = option(-1, low=-1)  # one class for all; −1: all in turn
     eta: float = option(0.0, low=0.0, high=1.0)  # ddim: the share of fresh noise
     churn: float = option(0.0, low=0.0)  # heun, euler: S_churn …
     churn_low: float = option(0.0, low=0.0)  # … above this σ …

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax import config
-from aigc_jax.config import option
 from aigc_jax.models.layers import Linear
 from aigc_jax.models.patch_critic import PatchCritic
 from aigc_jax.objectives.base import Batch, Request
@@ -21,6 +20,7 @@ from aigc_jax.objectives.gan import LOSSES
 from aigc_jax.objectives.latents import as_place, latent_shape
 from aigc_jax.ops.image import psnr, to_bytes, to_signed
 from aigc_jax.ops.random import fold, uniform
+from aigc_jax.options import option
 from aigc_jax.train.metrics import Mean
 
 PIXELS = (1, 2, 3)
@@ -49,7 +49,7 @@ class DiscreteConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DiscreteSample(config.Sample):
-    label: int = option(-1, low=-1)  # one class for all; −1: all in turn
+    """What every family has."""
 
 
 class Discrete:

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax import config
-from aigc_jax.config import option
 from aigc_jax.errors import UserError, nearest
 from aigc_jax.objectives import critic_state
 from aigc_jax.objectives.base import Alarm, Batch, Request
@@ -21,6 +20,7 @@ from aigc_jax.ops.augment import KINDS, augment
 from aigc_jax.ops.image import to_bytes, to_signed
 from aigc_jax.ops.random import fold, normal, uniform
 from aigc_jax.ops.spectral import normalised
+from aigc_jax.options import option
 from aigc_jax.train.metrics import Mean
 
 softplus, relu = jax.nn.softplus, jax.nn.relu
@@ -92,7 +92,6 @@ class GANConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GANSample(config.Sample):
-    label: int = option(-1, low=-1)  # one class for all; −1: all in turn
     truncation: float = option(1.0, low=0.0)  # scale of the latent
 
 

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax import config
-from aigc_jax.config import option
 from aigc_jax.errors import UserError
 from aigc_jax.objectives import adapters
 from aigc_jax.objectives.base import Batch, Request
 from aigc_jax.objectives.lm import training_nats
 from aigc_jax.objectives.text import TextObjective, Tokenizer, shift
 from aigc_jax.ops.random import fold, uniform
+from aigc_jax.options import option
 from aigc_jax.sampling.decode import Choice, bucket, draw
 from aigc_jax.train.metrics import Mean
 

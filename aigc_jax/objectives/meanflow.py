@@ -14,7 +14,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.config import option
 from aigc_jax.errors import UserError
 from aigc_jax.objectives.base import Request
 from aigc_jax.objectives.diffusion import Diffusion
@@ -22,6 +21,7 @@ from aigc_jax.objectives.diffusion_config import AUGMENTATIONS, GEOMETRY, Diffus
 from aigc_jax.objectives.noise import LogNormal, Noise
 from aigc_jax.objectives.schedules import Flow
 from aigc_jax.ops.random import fold, normal, uniform
+from aigc_jax.options import option
 from aigc_jax.sampling import diffusion as samplers
 from aigc_jax.train.metrics import Mean
 

@@ -15,10 +15,10 @@ import numpy as np
 import optax
 
 from aigc_jax import config
-from aigc_jax.config import option
 from aigc_jax.errors import UserError
 from aigc_jax.objectives.base import Batch, Request
 from aigc_jax.objectives.text import TextObjective, shift
+from aigc_jax.options import option
 from aigc_jax.train.metrics import Mean
 
 

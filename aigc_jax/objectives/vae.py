@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax import config
-from aigc_jax.config import option
 from aigc_jax.objectives.base import Batch, Request
 from aigc_jax.objectives.latents import Latents, OneGroup, as_place, noises
 from aigc_jax.ops.image import psnr, to_bytes
 from aigc_jax.ops.random import content_keys, fold, normal, uniform
+from aigc_jax.options import option
 from aigc_jax.train.metrics import Mean
 
 PIXELS = (1, 2, 3)
@@ -47,7 +47,6 @@ class VAEConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VAESample(config.Sample):
-    label: int = option(-1, low=-1)  # one class for all; −1: all in turn
     temperature: float = option(1.0, low=0.0)  # scale of the latent
     pixel_noise: bool = False  # draw pixels from p(x | z) instead of showing their mean
 
