@@ -34,6 +34,8 @@ RECIPES = {
     "diffusion/latent": "vae/kl",
     "lm/image_codes": "vae/fsq",
 }
+# Lengths of schedules, which follow the number of steps.
+LENGTHS = ("warmup_steps", "decay_steps", "b2_steps", "burn_in_steps", "kl_warmup_steps")
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 
 FLAGS = flags.FLAGS
@@ -75,12 +77,23 @@ def steps_in_time(recipe: Any, workdir: str, minutes: float) -> int:
         return json.load(f)["steps"]
 
 
+def stretch(section: Any, factor: float) -> None:
+    """Makes all schedules of a recipe longer or shorter."""
+    for key, value in section.items():
+        if hasattr(value, "items"):
+            stretch(value, factor)
+        elif key in LENGTHS:
+            section[key] = round(value * factor)
+
+
 def train(name: str, seed: int, minutes: float, stage: str = "") -> str:
     """Trains a recipe with a seed; returns its workdir."""
     workdir = os.path.join(FLAGS.folder, name.replace("/", "_"), str(seed))
     recipe = recipe_of(name, seed, stage)
     if minutes:
-        recipe.train.steps = steps_in_time(recipe, workdir, minutes)
+        steps = steps_in_time(recipe, workdir, minutes)
+        stretch(recipe, steps / recipe.train.steps)
+        recipe.train.steps = steps
     aigc_jax.train(recipe, workdir, name=f"{name} {seed}")
     return workdir
 
