@@ -8,9 +8,10 @@ BIN = $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/aigc demo --workdir=runs/demo
 
-# The default tests, on all cores.
+# The default tests, on all cores, and one worker more: some tests wait for processes.
+WORKERS = $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)")
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q -n auto --dist=loadfile
+	PYTEST_XDIST_AUTO_NUM_WORKERS=$(WORKERS) $(BIN)/python -m pytest -q -n auto --dist=loadfile
 
 # Our models against PyTorch's; PyTorch comes first where a build without CUDA is wanted.
 test-parity: $(VENV)/.installed-parity

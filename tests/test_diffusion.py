@@ -195,7 +195,7 @@ def test_meanflow_samples_exactly_in_any_number_of_steps():
     noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), (8, 8, 1)))(KEY_B)
     goal = flow_map(t * noise, t, 0.0)
     for steps in (1, 2, 5):
-        options = dataclasses.replace(run.config.sample, steps=steps)
+        options = dataclasses.replace(run.config.sample, steps=steps, sampler="meanflow")
         x = objective.sample({"model": {}}, {}, KEY_B, Request(options))
         np.testing.assert_allclose(x, goal, rtol=1e-3, atol=2e-3)
 
