@@ -52,19 +52,19 @@ def test_a_fresh_network_gives_zeros_and_what_it_is_told_matters():
     model = UNet(UNetConfig(**DDPM), 3)
     params = jax.jit(lambda: model.init(KEY, X, TIME, LABEL, None, *MORE)["params"])()
     apply = jax.jit(lambda params, *args: model.apply({"params": params}, *args))
-    assert not apply(params, X, TIME, LABEL).any()
+    nothing = jnp.zeros((2, 5))
+    assert not apply(params, X, TIME, LABEL, None, TIME, nothing).any()
     params = tiny.perturbed(params)
-    plain = apply(params, X, TIME, LABEL)
-    nothing = apply(params, X, TIME, LABEL, None, None, jnp.zeros((2, 5)))
-    chex.assert_trees_all_close(plain, nothing, atol=1e-5)
+    plain = apply(params, X, TIME, LABEL, None, TIME, nothing)
     for told in (
-        (TIME + 9, LABEL), (TIME, LABEL - 1), (TIME, LABEL, None, TIME),
-        (TIME, LABEL, None, None, jnp.ones((2, 5))),
+        (TIME + 9, LABEL, None, TIME, nothing), (TIME, LABEL - 1, None, TIME, nothing),
+        (TIME, LABEL, None, TIME + 9, nothing), (TIME, LABEL, None, TIME, nothing + 1),
     ):  # fmt: skip
         assert np.abs(apply(params, X, *told) - plain).max() > 1e-3
     # Without a vector of its own, "no class" (here the second label) adds nothing.
     assert jnp.isfinite(plain).all()
-    chex.assert_trees_all_close(apply(params, X, TIME)[1], plain[1], atol=1e-5)
+    free = apply(params, X, TIME, None, None, TIME, nothing)
+    chex.assert_trees_all_close(free[1], plain[1], atol=1e-5)
 
 
 def test_span_and_augmentation_have_parameters_only_if_they_are_given():
