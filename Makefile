@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 # The default tests, on all cores, and one worker more: some tests wait for processes.
 WORKERS = $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)")
 test: $(VENV)/.installed-test
-	PYTEST_XDIST_AUTO_NUM_WORKERS=$(WORKERS) $(BIN)/python -m pytest -q -n auto --dist=loadfile
+	PYTEST_XDIST_AUTO_NUM_WORKERS=$(WORKERS) $(BIN)/python -m pytest -q -n auto --dist=loadfile --no-loadscope-reorder
 
 # Our models against PyTorch's; PyTorch comes first where a build without CUDA is wanted.
 test-parity: $(VENV)/.installed-parity
