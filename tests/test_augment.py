@@ -40,6 +40,7 @@ def test_whole_pixels_move_as_numpy_moves_them():
         np.testing.assert_allclose(moved[i], expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_affine_by_known_results():
     """A quarter turn is rot90; the identity is exact; twice as large and back is the middle."""
     quarter = jnp.broadcast_to(jnp.array([[0.0, -1], [1, 0]]), (16, 2, 2))

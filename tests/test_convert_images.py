@@ -52,6 +52,7 @@ def test_a_model_goes_through_a_workdir_without_a_changed_bit(name, tmp_path):
     assert contents(tmp_path / "first") == contents(tmp_path / "again")
 
 
+@pytest.mark.slow
 def test_an_autoencoder_decodes_what_its_network_gives(tmp_path):
     params = write(tmp_path / "first", "kl")
     workdir = str(tmp_path / "w")

@@ -60,6 +60,7 @@ def test_guidance_is_traced_and_linear():
     assert objective._sample._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_autoguidance_is_linear_in_the_worse_model():
     """D₀ + g (D − D₀) with another network, of another prediction, without classes."""
     run, params = made()
@@ -88,6 +89,7 @@ def test_a_guide_of_other_images_is_refused():
 # Training and evaluation ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_augmented_training_tells_the_network_and_sampling_tells_it_nothing():
     changes = dict(objective=dict(augment=1.0, augment_kinds=("translate", "flip")))
     run, params = made(changes)

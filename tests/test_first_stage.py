@@ -160,6 +160,7 @@ def test_a_run_behind_an_autoencoder_needs_only_its_own_workdir(blocks, tmp_path
     assert np.isfinite(aigc_jax.evaluate(workdir)["loss"])
 
 
+@pytest.mark.slow
 def test_a_token_model_sees_the_class_and_then_the_codes(blocks):
     run, params, batch = parts(behind("lm", blocks(6)))
     key_B = jax.random.split(jax.random.key(0), 512)

@@ -107,6 +107,7 @@ def test_r3gan_begins_as_its_skeleton():
         r3gan.R3GANConfig(channels=(20,), group_width=16)
 
 
+@pytest.mark.slow
 def test_grouped_convolution_and_resampling():
     x = jax.random.normal(KEY, (2, 6, 4, 8))
     kernel = jax.random.normal(KEY, (3, 3, 2, 16))
@@ -224,6 +225,7 @@ def test_microbatches_are_one_big_batch_for_a_critic_that_remembers():
     chex.assert_trees_all_close(*ends, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_evaluation_leaves_the_vectors_and_does_not_augment():
     """The score of a held-out image is that of the normalised critic, whatever the probability."""
     run = everything()

@@ -22,10 +22,7 @@ STEP = jnp.int32(0)
 CASES = [
     ("lm", dict(objective=dict(z_loss=0.1))),
     ("lm", dict(model=dict(positions="learned", dropout=0.2))),
-    *[
-        ("gan", dict(objective=dict(loss=name, r1=0.0, r2=0.0)))
-        for name in ("relativistic", "hinge")
-    ],
+    ("gan", dict(objective=dict(loss="relativistic", r1=0.0, r2=0.0))),
     ("gan", dict(objective=dict(loss="wasserstein", gradient_penalty=10.0))),
     ("vae", dict(objective=dict(free_bits=0.3, beta=2.0, kl_warmup_steps=5))),
     ("vae", dict(objective=dict(likelihood="bernoulli", binarize="dynamic"))),

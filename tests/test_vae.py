@@ -202,6 +202,7 @@ def test_active_units_by_hand():
     assert found["active_units"] == 32 + 128 == found["active_units_0"] + found["active_units_2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flat", "fsq"])
 def test_set_statistics_do_not_depend_on_batches(kind):
     """Every real image once, none that fills up; codes by counting them here."""
