@@ -109,15 +109,14 @@ def _named(path: str, tokenizer: Tokenizer) -> dict[str, int]:
 
 def _recipe(found: Imported, spec: TextSpec) -> dict[str, Any]:
     """The config of a run that does not train: what a person fine-tunes has one of its own."""
-    family = "lm" if found.model["causal"] else "masked_lm"
-    sample = {"num": 1}
-    if family == "lm" and found.generation.get("do_sample"):
+    causal, sample = found.model["causal"], {"num": 1}
+    if causal and found.generation.get("do_sample"):
         sample |= {k: v for k in SAMPLING if (v := found.generation.get(k)) is not None}
     return dict(
         mesh="data=1",  # batches of one do not divide by many devices
         data=dict(source="python_docs", seq_len=spec.seq_len, tokenizer="byte", batch_size=1),
         model=dict(name="transformer", **found.model),
-        objective=dict(name=family),
+        objective=dict(name="lm" if causal else "masked_lm"),
         optim=dict(name="none"),
         train=dict(steps=0),
         eval=dict(batch_size=4),

@@ -16,8 +16,9 @@ from aigc_jax.data.spec import ImageSpec, Spec
 from aigc_jax.errors import UserError, shown
 from aigc_jax.interop.export import appearing, write_json
 from aigc_jax.interop.image_folder import ImportedImages, read_image_folder, write_image_folder
-from aigc_jax.interop.image_models import MODELS
+from aigc_jax.interop.image_models import BY_CONFIG
 from aigc_jax.interop.image_schedule import CONFIG, read_schedule, write_schedule
+from aigc_jax.objectives.diffusion_config import DiffusionConfig
 from aigc_jax.objectives.first_stage import PLAYER
 from aigc_jax.parallel.processes import say
 
@@ -60,7 +61,7 @@ def read(folder: str) -> Made:
       UserError: if there is none that can be held.
     """
     found = read_image_folder(folder)
-    if found.kind.objective == "vae":
+    if not found.kind.denoises:
         return _made(found, _recipe(found, {}), _spec(found), {"model": found.params}, ())
     noise, notes = read_schedule(folder)
     recipe, vae = _recipe(found, noise), _beside(folder)
@@ -74,7 +75,7 @@ def read(folder: str) -> Made:
     stage = read_image_folder(vae)
     config = stage.kind.config(**stage.model)
     height, width, colours = found.shape
-    if stage.kind.objective != "vae" or config.latent != colours:
+    if stage.kind.denoises or config.latent != colours:
         raise UserError(
             f"{shown(vae)} does not make the latents of {colours} channels that {shown(folder)} is"
             " for: put the right autoencoder there, or none"
@@ -112,15 +113,11 @@ def _beside(folder: str) -> str:
 
 def _recipe(found: ImportedImages, noise: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a run that does not train: what a person fine-tunes has one of its own."""
-    objective = dict(name=found.kind.objective, **noise)
-    if found.kind.objective == "vae":
-        # Grey values as they are: what is decoded is the image itself.
-        objective |= dict(likelihood="bernoulli", binarize="none")
     return dict(
         mesh="data=1",  # batches of one do not divide by many devices
         data=dict(source="digits", batch_size=1),
         model=dict(name=found.kind.ours, **found.model),
-        objective=objective,
+        objective={**found.kind.objective, **noise},
         optim=dict(name="none"),
         train=dict(steps=0),
         eval=dict(batch_size=4),
@@ -146,10 +143,10 @@ def write(folder: str, run: Any, params: Mapping[str, Any], workdir: str, dtype:
       StorageError: if it cannot be written.
     """
     config, objective = run.config.model, run.objective
-    if type(config) not in {kind.config for kind in MODELS.values()}:
+    if type(config) not in BY_CONFIG:
         raise UserError(
             f"{workdir} holds a model that diffusers does not have: only model.name of"
-            f" {', '.join(kind.ours for kind in MODELS.values())} can be written"
+            f" {', '.join(kind.ours for kind in BY_CONFIG.values())} can be written"
         )
     if PLAYER not in params:
         shape, classes = run.spec.shape, objective.num_classes
@@ -180,7 +177,7 @@ def _write(
     dtype: str,
 ) -> None:
     scheduler = None
-    if config.raw["objective"]["name"] == "diffusion":
+    if isinstance(config.objective, DiffusionConfig):
         scheduler = write_schedule(config.objective)
         if scheduler is None:
             say(f"diffusers has no scheduler for this kind of noise: there is no {CONFIG}")
@@ -190,7 +187,7 @@ def _write(
 
 def _with_scale(model: Any, frozen: Mapping[str, Any]) -> Any:
     """The autoencoder's config with the factors by which its latents are normalised."""
-    if type(model) not in {kind.config for kind in MODELS.values()}:
+    if type(model) not in BY_CONFIG:
         raise UserError(
             "its first stage is an autoencoder that diffusers does not have: only model.name=kl can"
             " be written"

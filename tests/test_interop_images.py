@@ -23,7 +23,7 @@ from aigc_jax.interop.image_folder import (
     read_image_folder,
     write_image_folder,
 )
-from aigc_jax.interop.image_models import MODELS
+from aigc_jax.interop.image_models import BY_CONFIG, MODELS
 from aigc_jax.models.dit import DiTConfig
 from aigc_jax.models.kl_autoencoder import KLConfig
 from aigc_jax.models.unet import UNetConfig
@@ -48,8 +48,7 @@ CONFIGS = {
 
 
 def random_params(config, colours, classes):
-    kind = next(kind for kind in MODELS.values() if kind.config is type(config))
-    rng, shapes = np.random.default_rng(0), kind.init(config, colours, classes)
+    rng, shapes = np.random.default_rng(0), BY_CONFIG[type(config)].init(config, colours, classes)
     return names.nested({k: rng.normal(size=v).astype(np.float32) for k, v in shapes.items()})
 
 

@@ -13,7 +13,7 @@ from aigc_jax.interop import image_names, names
 from aigc_jax.interop.export import DTYPES as WRITTEN
 from aigc_jax.interop.export import appearing, write_json, write_weights
 from aigc_jax.interop.folder import check_dtypes
-from aigc_jax.interop.image_models import MODELS
+from aigc_jax.interop.image_models import BY_CONFIG, MODELS
 from aigc_jax.interop.image_schema import Fields, Model
 from aigc_jax.interop.schema import IGNORED, REQUIRED, setting, words
 from aigc_jax.interop.settings import read_row, write
@@ -257,7 +257,7 @@ def write_image_folder(
       UserError: if no class holds the model, or the folder is in use.
       StorageError: if it cannot be written.
     """
-    kind = next(kind for kind in MODELS.values() if kind.config is type(config))
+    kind = BY_CONFIG[type(config)]
     if dtype not in WRITTEN:
         raise UserError(f"dtype must be one of {', '.join(WRITTEN)}, but it is {dtype}")
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}

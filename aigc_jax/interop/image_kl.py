@@ -57,7 +57,8 @@ KL = Model(
     theirs="AutoencoderKL",
     ours="kl",
     config=kl_autoencoder.KLConfig,
-    objective="vae",
+    # Grey values as they are: what is decoded is the image itself.
+    objective={"name": "vae", "likelihood": "bernoulli", "binarize": "none"},
     settings=(
         setting("block_out_channels", "channels", default=(64,)),
         setting("layers_per_block", "blocks", default=1),

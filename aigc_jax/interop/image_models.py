@@ -5,3 +5,4 @@ from aigc_jax.interop.image_kl import KL
 from aigc_jax.interop.image_unet import UNET
 
 MODELS = {model.theirs: model for model in (UNET, KL, DIT)}
+BY_CONFIG = {model.config: model for model in MODELS.values()}

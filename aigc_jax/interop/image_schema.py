@@ -29,7 +29,7 @@ class Model:
       theirs: `_class_name`.
       ours: `model.name`.
       config: the dataclass of our section `model`.
-      objective: what it is for, `objective.name`.
+      objective: what it is for: the section `objective` of a run of it, or the start of it.
       settings: keys of config.json that set fields.
       pairs: (config) → modules.
       init: (config, colours, classes) → what our parameters are, by shapes.
@@ -51,7 +51,7 @@ class Model:
     theirs: str
     ours: str
     config: type
-    objective: str
+    objective: Mapping[str, Any]
     settings: tuple[Setting, ...]
     pairs: Callable[[Any], list[Pair]]
     init: Callable[[Any, int, int], dict[str, Shape]]
@@ -67,6 +67,11 @@ class Model:
     classes: str = ""
     default_classes: int = 0
     settle: Callable[[Any, Get], Fields] = lambda config, get: {}
+
+    @property
+    def denoises(self) -> bool:
+        """Whether there is a schedule of noise beside it; otherwise it is an autoencoder."""
+        return self.objective["name"] == "diffusion"
 
 
 RESNET = (
