@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from aigc_jax.data.pipeline import TrainIterator, eval_batches, local_size
+from aigc_jax.data.pipeline import Order, TrainIterator, eval_batches, local_size, rows
+from aigc_jax.data.readers.content import Columns
 from aigc_jax.data.sources import Images
 from aigc_jax.data.text import Windows
 from aigc_jax.errors import UserError
@@ -21,6 +22,16 @@ def images(count):
 
 def windows(seq_len=4, stride=None):
     return Windows(STREAM, seq_len, stride)
+
+
+class Rows:
+    """A source that knows nothing of batches."""
+
+    def __init__(self, source):
+        self._source = source
+
+    def __getitem__(self, index):
+        return self._source[index]
 
 
 SOURCES = {"images": lambda: images(10), "text": windows}
@@ -72,6 +83,29 @@ def test_every_epoch_and_every_seed_has_its_own_order():
         orders += [tuple(got[10 * epoch : 10 * (epoch + 1)]) for epoch in range(3)]
     assert len(set(orders)) == 6
     assert tuple(range(10)) not in orders
+
+
+@pytest.mark.parametrize("small", [9, 10])
+def test_every_place_of_the_order_has_its_example(small, monkeypatch):
+    """Whether an epoch's order is held or each place is found alone."""
+    monkeypatch.setattr(Order, "SMALL", small)
+    order = Order(10, seed=3)
+    got = order(np.arange(30)).reshape(3, 10)
+    assert (np.sort(got) == np.arange(10)).all()
+    assert len(set(map(tuple, got.tolist()))) == 3
+    assert order(np.array([25, 7])).tolist() == [got[2, 5], got[0, 7]]
+    assert (Order(10, seed=4)(np.arange(10)) != got[0]).any()
+
+
+def test_a_batch_in_memory_is_its_examples_stacked():
+    columns = Columns(image=np.arange(40, dtype=np.uint8).reshape(10, 2, 2, 1), label=range(10, 20))
+    whole = {key: np.asarray(values) for key, values in columns.values.items()}
+    indices = np.array([7, 2, 9])
+    source = Images(lambda i: (columns[i]()["image"], columns[i]()["label"]), indices, whole)
+    index_B = np.array([2, 0, 0])
+    assert_same([source.batch(index_B)], [rows(Rows(source), index_B)])
+    unlabelled = Images(lambda i: (whole["image"][i], None), indices, {"image": whole["image"]})
+    assert_same([unlabelled.batch(index_B)], [rows(Rows(unlabelled), index_B)])
 
 
 @pytest.mark.parametrize("kind", SOURCES)

@@ -15,7 +15,11 @@ T = TypeVar("T", bound=Sequence)
 
 
 class Source(Protocol):
-    """Examples by index, as Grain reads them."""
+    """Examples by index.
+
+    One that is quicker at many examples at once also has `batch(index_B)`, which returns the same
+    as these examples stacked.
+    """
 
     def __len__(self) -> int: ...
 

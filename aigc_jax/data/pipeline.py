@@ -4,7 +4,8 @@ Each process reads only its share. Batch k of the run is the same examples in th
 any number of processes: process p of P reads rows p·B/P … (p+1)·B/P − 1 of it.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
@@ -31,6 +32,9 @@ def local_size(batch_size: int, processes: int) -> int:
 class TrainIterator:
     """Endless shuffled batches of this process, and how far they have come.
 
+    Grain makes whole batches ahead, each from its number alone: its threads and its position are
+    used, not its stacking of examples, which takes longer than a small model's step.
+
     Args:
       source: the training examples.
       batch_size: examples of a step over all processes.
@@ -44,18 +48,13 @@ class TrainIterator:
     ):
         process, processes = (0, 1) if alone else (jax.process_index(), jax.process_count())
         local = local_size(batch_size, processes)
-        # As good as endless; Grain cannot take the length of an endless one in batches of 1.
-        epochs = 2**53 // max(len(source), 1)
+        self._order = Order(len(source), seed)
+        read = _reader(source, self._order, seed)
 
-        def shuffled(examples: Any) -> grain.MapDataset:
-            return grain.MapDataset.source(examples).seed(seed).shuffle().repeat(epochs)
+        def batch(number: int) -> HostBatch:
+            return read(number * batch_size + process * local + np.arange(local))
 
-        if isinstance(source, Windows):
-            data = shuffled(range(len(source))).map_with_index(_Cut(source, seed))
-        else:
-            data = shuffled(source)
-        data = data.batch(local)[process::processes]
-        self._ids = shuffled(range(len(source))).batch(batch_size)
+        data = grain.MapDataset.range(self._order.places // batch_size).map(batch)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * max(threads, 1))
         self._iterator = iter(data.to_iter_dataset(options))
         self.batch_size = batch_size
@@ -81,22 +80,71 @@ class TrainIterator:
 
     def example_ids(self, batch: int) -> list[int]:
         """Which of the source's examples make up a batch of the run, counted from 0."""
-        return np.asarray(self._ids[batch]).tolist()
+        return self._order(batch * self.batch_size + np.arange(self.batch_size)).tolist()
 
 
-class _Cut(grain.transforms.MapWithIndex):
-    """Cuts a stream into windows, at other places in every epoch: each token is seen once."""
+class Order:
+    """Which example stands at each place of an endless shuffled sequence.
 
-    def __init__(self, windows: Windows, seed: int):
-        self._windows, self._seed = windows, seed
+    Args:
+      count: examples; each stands once in every epoch.
+      seed: of the order.
 
-    def map_with_index(self, index: int, window: int) -> HostBatch:
-        stream, length = self._windows.stream, self._windows.seq_len
-        epoch = index // len(self._windows)
-        offset = np.random.default_rng([self._seed, epoch]).integers(length)
-        start = min(window * length + offset, len(stream) - length - 1)
-        tokens = stream[start : start + length + 1].astype(np.int32)
-        return {"tokens": tokens, "weight": np.ones(length, np.float32)}
+    Attributes:
+      count: the same.
+      places: how many there are: as good as endless.
+    """
+
+    SMALL = 1 << 16  # below, an epoch's order is held: finding single places of it takes longer
+
+    def __init__(self, count: int, seed: int):
+        self.count = count
+        epochs = 2**53 // max(count, 1)
+        self.places = epochs * count
+        self._epoch = _remembered(
+            lambda epoch: np.random.default_rng([seed, epoch, count]).permutation(count)
+        )
+        # Needs no memory, however many examples there are.
+        self._single = grain.MapDataset.range(count).seed(seed).shuffle().repeat(epochs)
+
+    def __call__(self, place_B: np.ndarray) -> np.ndarray:
+        """The examples (B,) at these places."""
+        if self.count > self.SMALL:
+            return np.array([self._single[place] for place in place_B.tolist()])
+        epoch_B, inside_B = np.divmod(place_B, self.count)
+        example_B = np.empty_like(inside_B)
+        for epoch in np.unique(epoch_B).tolist():
+            here = epoch_B == epoch
+            example_B[here] = self._epoch(epoch)[inside_B[here]]
+        return example_B
+
+
+def _remembered(of_epoch: Callable[[int], Any]) -> Callable[[int], Any]:
+    """Keeps the last few epochs' values: reader threads can be in two epochs at once."""
+    return functools.lru_cache(maxsize=4)(of_epoch)
+
+
+def _reader(source: Source, order: Order, seed: int) -> Callable[[np.ndarray], HostBatch]:
+    """What makes the batch of the examples at some places (B,) of the order."""
+    if not isinstance(source, Windows):
+        return lambda place_B: rows(source, order(place_B))
+    length = source.seq_len
+    # Windows are cut at other places in every epoch: each token is seen once.
+    offset = _remembered(lambda epoch: np.random.default_rng([seed, epoch]).integers(length))
+
+    def windows(place_B: np.ndarray) -> HostBatch:
+        offset_B = np.array([offset(epoch) for epoch in (place_B // order.count).tolist()])
+        return source.cut(order(place_B) * length + offset_B)
+
+    return windows
+
+
+def rows(source: Source, index_B: np.ndarray) -> HostBatch:
+    """The examples of these numbers (B,) as one batch."""
+    if hasattr(source, "batch"):
+        return source.batch(index_B)
+    examples = [source[i] for i in index_B.tolist()]
+    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
 
 
 def num_batches(source: Source, batch_size: int, limit: int = 0) -> int:
@@ -118,10 +166,8 @@ def eval_batches(source: Source, batch_size: int, limit: int = 0) -> Iterator[Ho
     local, count = local_size(batch_size, jax.process_count()), len(source)
     for k in range(num_batches(source, batch_size, limit)):
         first = k * batch_size + jax.process_index() * local
-        rows = [_row(source, first + i, count) for i in range(local)]
-        yield {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-
-
-def _row(source: Source, index: int, count: int) -> HostBatch:
-    example = source[min(index, count - 1)]
-    return example if index < count else {**example, "weight": np.zeros_like(example["weight"])}
+        index_B = np.arange(first, first + local)
+        batch = rows(source, np.minimum(index_B, count - 1))
+        weight = batch["weight"]
+        inside = (index_B < count).reshape(-1, *[1] * (weight.ndim - 1))
+        yield {**batch, "weight": np.where(inside, weight, np.zeros_like(weight))}

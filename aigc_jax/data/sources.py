@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from aigc_jax.data.chat import check_messages
 from aigc_jax.data.dataset import Dataset, Source, held_out_split, hold_out, limited
 from aigc_jax.data.forms import check_form, text_dataset, to_judge
 from aigc_jax.data.readers.conll import check_sentence
-from aigc_jax.data.readers.content import Content, Example, Examples, columns, parse_json
+from aigc_jax.data.readers.content import Columns, Content, Example, Examples, parse_json
 from aigc_jax.data.spec import ImageSpec, TextSpec
 from aigc_jax.data.tfds_folder import (
     Records,
@@ -36,10 +36,24 @@ MESSAGES_KEY, WORDS_KEY, TAGS_KEY = "messages", "words", "tags"
 
 
 class Images:
-    """Examples `{"image", "label", "weight"}` out of any indexable of `(image, label)`."""
+    """Examples `{"image", "label", "weight"}` out of any indexable of `(image, label)`.
 
-    def __init__(self, get: Callable[[int], tuple[np.ndarray, int | None]], indices: Sequence[int]):
+    Args:
+      get: index → image and label, if there are any.
+      indices: which of them are the examples.
+      whole: all of them in memory, `{"image": (N, H, W, C)}` and perhaps `"label"`: batches are
+        then taken at once.
+    """
+
+    def __init__(
+        self,
+        get: Callable[[int], tuple[np.ndarray, int | None]],
+        indices: Sequence[int],
+        whole: Mapping[str, np.ndarray] | None = None,
+    ):
         self._get, self._indices = get, indices
+        if whole is not None:
+            self.batch = functools.partial(self._batch, whole)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -48,6 +62,13 @@ class Images:
         image, label = self._get(int(self._indices[index]))
         example = {"image": image, "weight": np.float32(1)}
         return example if label is None else example | {"label": np.int32(label)}
+
+    def _batch(self, whole: Mapping[str, np.ndarray], index_B: np.ndarray) -> dict[str, np.ndarray]:
+        chosen_B = np.asarray(self._indices)[index_B]
+        batch = {"image": whole["image"][chosen_B], "weight": np.ones(len(index_B), np.float32)}
+        if "label" in whole:
+            batch["label"] = whole["label"][chosen_B].astype(np.int32)
+        return batch
 
 
 def load(
@@ -105,7 +126,7 @@ def digits() -> tuple[Content, int]:
 
     found = load_digits()
     images = np.round(found.images * (255 / 16)).astype(np.uint8)[..., None]
-    splits = {"train": columns(image=images, label=found.target)}
+    splits = {"train": Columns(image=images, label=found.target)}
     return Content(splits, images.shape[1:], tuple(map(str, found.target_names))), 17
 
 
@@ -120,29 +141,29 @@ def python_docs() -> tuple[Content, int]:
     from pydoc_data.topics import topics
 
     documents = [topics[name] for name in sorted(topics)]
-    return Content({"train": columns(text=documents)}), 0
+    return Content({"train": Columns(text=documents)}), 0
 
 
 def image_dataset(content: Content, levels: int, config: Data) -> Dataset:
     """Images as they are; some held out where the source has no split."""
 
-    def getter(examples: Sequence[Callable[[], Example]]) -> Callable[[int], Any]:
+    def images(examples: Sequence[Callable[[], Example]], indices: np.ndarray) -> Images:
         def get(i: int) -> tuple[np.ndarray, int | None]:
             example = examples[i]()
             return example[IMAGE_KEY], example.get(LABEL_KEY)
 
-        return get
+        return Images(get, indices, getattr(examples, "values", None))
 
     held = held_out_split(content.splits)
     train = content.splits["train"]
     if held is None:
         indices, held_out = hold_out(len(train), config, "images")
-        validation = Images(getter(train), held_out)
+        validation = images(train, held_out)
     else:
         indices = np.arange(len(train))
-        validation = Images(getter(content.splits[held]), np.arange(len(content.splits[held])))
+        validation = images(content.splits[held], np.arange(len(content.splits[held])))
     spec = ImageSpec(tuple(content.image_shape), content.class_names, levels)
-    own = Images(getter(train), limited(indices, config))
+    own = images(train, limited(indices, config))
     return Dataset(spec, own, validation, parts=content.parts)
 
 
@@ -214,7 +235,7 @@ def _picker(records: Records, keys: Sequence[str]) -> Callable[[int], Example]:
 def _texts(records: Records, where: str) -> Examples:
     """All examples of a split of text."""
     rows = [_plain(record, f"record {i} of {where}") for i, record in enumerate(records)]
-    return columns(**{key: [row[key] for row in rows] for key in rows[0]})
+    return Columns(**{key: [row[key] for row in rows] for key in rows[0]})
 
 
 def _plain(record: Example, where: str) -> Example:

@@ -94,6 +94,13 @@ class Windows:
         tokens[: len(piece)] = piece
         return {"tokens": tokens, "weight": weight}
 
+    def cut(self, start_B: np.ndarray) -> dict[str, np.ndarray]:
+        """Whole windows from these places on (B,), or from the last one that has room for one."""
+        last = len(self.stream) - self.seq_len - 1
+        at_BT = np.minimum(start_B, last)[:, None] + np.arange(self.seq_len + 1)
+        weight_BT = np.ones((len(start_B), self.seq_len), np.float32)
+        return {"tokens": self.stream[at_BT].astype(np.int32), "weight": weight_BT}
+
 
 def cut(document: str, pieces: int) -> list[str]:
     """A document cut at line ends into about equal pieces."""

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from aigc_jax.data.readers.content import Content, Example
+from aigc_jax.data.readers.content import Columns, Content
 from aigc_jax.data.readers.tensors import open_npz, open_safetensors
 from aigc_jax.errors import UserError, reason, shown
 from aigc_jax.files import check_memory, file_size, open_file
@@ -133,17 +133,14 @@ def _array_content(splits: dict[str, tuple[np.ndarray, np.ndarray | None]], path
     labelled = all(labels is not None for _, labels in checked.values())
     names = sorted(classes) if labelled else []
     return Content(
-        {s: _lazy(x, y if labelled else None, names) for s, (x, y) in checked.items()},
+        {s: _columns(x, y if labelled else None, names) for s, (x, y) in checked.items()},
         shapes.pop(),
         tuple(map(str, names)),
     )
 
 
-def _lazy(images: np.ndarray, labels: np.ndarray | None, names: list[int]) -> list:
-    index = {name: i for i, name in enumerate(names)}
-
-    def example(i: int) -> Example:
-        label = {} if labels is None else {"label": index[int(labels[i])]}
-        return {"image": images[i], **label}
-
-    return [lambda i=i: example(i) for i in range(len(images))]
+def _columns(images: np.ndarray, labels: np.ndarray | None, names: list[int]) -> Columns:
+    """The examples of a split; a label is its place among the names."""
+    if labels is None:
+        return Columns(image=images)
+    return Columns(image=images, label=np.searchsorted(names, labels))

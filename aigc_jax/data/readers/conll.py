@@ -4,7 +4,7 @@ import os
 import re
 from typing import Any
 
-from aigc_jax.data.readers.content import Content, columns, is_unicode, read_lines
+from aigc_jax.data.readers.content import Columns, Content, is_unicode, read_lines
 from aigc_jax.errors import UserError, reason, shown
 
 TAG = re.compile(r"O|[BI]-\S+")
@@ -36,7 +36,7 @@ def read_conll(path: str) -> Content:
         if not sentences:
             raise UserError(f"{shown(paths[0])} holds no words with tags")
         words, tags = zip(*sentences, strict=True)
-        splits[split] = columns(words=words, tags=tags)
+        splits[split] = Columns(words=words, tags=tags)
     return Content(splits, holds="words")
 
 

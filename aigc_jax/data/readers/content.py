@@ -55,10 +55,17 @@ class Examples(Sequence[Callable[[], Example]]):
         return functools.partial(self._make, self._indices[index])
 
 
-def columns(**values: Sequence[Any]) -> Examples:
-    """Examples from one sequence per key, all equally long."""
-    count = len(next(iter(values.values())))
-    return Examples(lambda i: {key: column[i] for key, column in values.items()}, count)
+class Columns(Examples):
+    """Examples from one sequence per key, all equally long.
+
+    Attributes:
+      values: these sequences.
+    """
+
+    def __init__(self, **values: Sequence[Any]):
+        self.values = values
+        count = len(next(iter(values.values())))
+        super().__init__(lambda i: {key: column[i] for key, column in values.items()}, count)
 
 
 def decode(data: bytes, where: str) -> str:

@@ -1,7 +1,7 @@
 """Conversations, one a line of JSON."""
 
 from aigc_jax.data.chat import check_messages
-from aigc_jax.data.readers.content import Content, columns, parse_json, read_lines
+from aigc_jax.data.readers.content import Columns, Content, parse_json, read_lines
 from aigc_jax.errors import UserError, shown
 
 
@@ -19,4 +19,4 @@ def read_messages(path: str) -> Content:
             dialogues.append(check_messages(record, where, training=False))
     if not dialogues:
         raise UserError(f"{shown(path)} holds no conversations")
-    return Content({"train": columns(messages=dialogues)}, holds="messages")
+    return Content({"train": Columns(messages=dialogues)}, holds="messages")

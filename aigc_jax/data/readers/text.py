@@ -5,8 +5,8 @@ import os
 from typing import Any
 
 from aigc_jax.data.readers.content import (
+    Columns,
     Content,
-    columns,
     decode,
     is_unicode,
     parse_json,
@@ -84,7 +84,7 @@ def read_jsonl(path: str, text_field: str = "text", label_field: str = "label") 
     content = _text_content(documents, path)
     names = sorted(set(labels))
     index = {name: i for i, name in enumerate(names)}
-    content.splits = {"train": columns(text=documents, label=[index[label] for label in labels])}
+    content.splits = {"train": Columns(text=documents, label=[index[label] for label in labels])}
     content.class_names = tuple(names)
     return content
 
@@ -114,4 +114,4 @@ def _text_content(documents: list[str], where: str, unlabelled: str = "") -> Con
     documents = [d for d in documents if d.strip()]
     if not documents:
         raise UserError(f"{shown(where)} holds no text")
-    return Content({"train": columns(text=documents)}, unlabelled=unlabelled)
+    return Content({"train": Columns(text=documents)}, unlabelled=unlabelled)
