@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,15 +70,7 @@ def read_folder(folder: str) -> Imported:
     if fields["tie_embeddings"]:
         _drop_copies(found, arch, stored)
     notes += _check_rest(found, {tensor.name for tensor in wanted}, arch, folder)
-    dtypes = {stored.dtypes[found[tensor.name]] for tensor in wanted if tensor.name in found}
-    check_dtypes(dtypes, folder)
-    params = names.gather(
-        wanted,
-        ours,
-        {full: stored.shapes[name] for full, name in found.items()},
-        lambda full: stored.read(found[full]),
-        folder,
-    )
+    params, dtype = gathered(wanted, ours, stored, found, folder)
     generation, path = {}, os.path.join(folder, "generation_config.json")
     if os.path.exists(path):
         generation = read_json(path)
@@ -86,7 +78,7 @@ def read_folder(folder: str) -> Imported:
         model=fields,
         params=params,
         architecture=arch.name,
-        dtype=DTYPES[dtypes.pop()] if len(dtypes) == 1 else "float32",
+        dtype=dtype,
         generation=generation,
         specials=_specials(config, fields["vocab_size"])
         | _specials(generation, fields["vocab_size"]),
@@ -137,13 +129,36 @@ def _check_rest(
     return list(notes.values())
 
 
-def check_dtypes(dtypes: set[str], folder: str) -> None:
-    """Raises UserError for weights of a safetensors type that is not read."""
+def gathered(
+    wanted: Sequence[Any],
+    ours: Mapping[str, names.Shape],
+    stored: Tensors,
+    found: Mapping[str, str],
+    folder: str,
+    put: names.Put = names.fill,
+) -> tuple[dict[str, Any], str]:
+    """Our parameters, float32, from a folder's tensors, and the type in which these are stored.
+
+    Args:
+      wanted: their tensors.
+      ours: the shape of each parameter, by path.
+      stored: what the folder holds.
+      found: the name there of each of their tensors.
+      folder: for messages.
+      put: writes a tensor to its places in our parameters.
+
+    Raises:
+      UserError: if a tensor is missing, or of another shape or a type that is not read.
+    """
+    dtypes = {stored.dtypes[found[tensor.name]] for tensor in wanted if tensor.name in found}
     for dtype in sorted(dtypes - set(DTYPES)):
         raise UserError(
             f"{shown(folder)} has weights of the type {dtype}: convert them to one of"
             f" {', '.join(DTYPES)}"
         )
+    shapes = {full: stored.shapes[name] for full, name in found.items()}
+    params = names.gather(wanted, ours, shapes, lambda full: stored.read(found[full]), folder, put)
+    return params, DTYPES[dtypes.pop()] if len(dtypes) == 1 else "float32"
 
 
 def _specials(content: Mapping[str, Any], size: int) -> dict[str, Any]:

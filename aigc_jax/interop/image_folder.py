@@ -12,12 +12,12 @@ from aigc_jax.errors import UserError, nearest, shown
 from aigc_jax.interop import image_names, names
 from aigc_jax.interop.export import DTYPES as WRITTEN
 from aigc_jax.interop.export import appearing, write_json, write_weights
-from aigc_jax.interop.folder import check_dtypes
+from aigc_jax.interop.folder import gathered
 from aigc_jax.interop.image_models import BY_CONFIG, MODELS
 from aigc_jax.interop.image_schema import Fields, Model
 from aigc_jax.interop.schema import IGNORED, REQUIRED, setting, words
 from aigc_jax.interop.settings import read_row, write
-from aigc_jax.interop.weights import DTYPES, open_folder, read_json
+from aigc_jax.interop.weights import open_folder, read_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PIPELINE = "model_index.json"
@@ -83,20 +83,10 @@ def read_image_folder(folder: str) -> ImportedImages:
             f"{shown(folder)} has the tensor {shown(found[name], 100)}, which the {kind.theirs}"
             " that its config.json describes does not have"
         )
-    dtypes = {stored.dtypes[found[tensor.name]] for tensor in wanted if tensor.name in found}
-    check_dtypes(dtypes, folder)
-    params = names.gather(
-        wanted,
-        ours,
-        {full: stored.shapes[name] for full, name in found.items()},
-        lambda full: stored.read(found[full]),
-        folder,
-        image_names.fill,
-    )
+    params, dtype = gathered(wanted, ours, stored, found, folder, image_names.fill)
     notes = []
     if theirs.get("sample_size") is None:
         notes.append(f"config.json has no sample_size: images of {shape[0]}×{shape[1]} are taken")
-    dtype = DTYPES[dtypes.pop()] if len(dtypes) == 1 else "float32"
     return ImportedImages(kind, fields, params, shape, classes, dtype, tuple(notes))
 
 
@@ -147,16 +137,16 @@ def _read_settings(
     for name, value in more.items():  # of the right types, and in range
         fields[name] = read_row(setting(name, name), {name: value}, name, where, kind.config)
     channels = fields.get("channels", ())
-    largest = {name: fields[name] for name in LARGEST.keys() & fields.keys()}
-    over = [name for name, value in largest.items() if value > LARGEST[name]]
+    over = [name for name in LARGEST.keys() & fields.keys() if fields[name] > LARGEST[name]]
     if len(channels) > MOST_LEVELS or max(channels, default=0) > LARGEST_CHANNELS or over:
         raise UserError(f"{where} describes a model that is too large: none has such sizes")
     shape, outputs = _shape(kind, theirs, where)
-    if outputs not in (shape[2], 2 * shape[2]) or (outputs > shape[2] and kind.ours == "kl"):
+    learns = "learned_sigma" in kind.config.__dataclass_fields__
+    if outputs not in (shape[2], shape[2] * (1 + learns)):
         raise UserError(
             f"{where} has out_channels={outputs} for in_channels={shape[2]}, which is not supported"
         )
-    if "learned_sigma" in kind.config.__dataclass_fields__:
+    if learns:
         fields["learned_sigma"] = outputs > shape[2]
     classes = theirs.get(kind.classes, kind.default_classes)
     classes = _whole(classes, where, kind.classes, MOST_CLASSES, 0)
@@ -172,7 +162,7 @@ def _shape(kind: Model, theirs: Mapping[str, Any], where: str) -> tuple[tuple[in
     sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
     height, width = (_whole(n, where, "sample_size", LARGEST_SIDE, 32) for n in sides)
     colours = _whole(theirs.get("in_channels"), where, "in_channels", 4096, kind.colours)
-    usual = colours if kind.ours == "dit" else 3
+    usual = kind.outputs or colours
     outputs = _whole(theirs.get("out_channels"), where, "out_channels", 8192, usual)
     return (height, width, colours), outputs
 
@@ -257,10 +247,9 @@ def write_image_folder(
       UserError: if no class holds the model, or the folder is in use.
       StorageError: if it cannot be written.
     """
-    kind = BY_CONFIG[type(config)]
+    kind, fields = BY_CONFIG[type(config)], dataclasses.asdict(config)
     if dtype not in WRITTEN:
         raise UserError(f"dtype must be one of {', '.join(WRITTEN)}, but it is {dtype}")
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     lacking = obstacles(kind, fields, shape, classes)
     if lacking:
         raise UserError(
@@ -287,11 +276,8 @@ def obstacles(kind: Model, fields: Fields, shape: tuple[int, int, int], classes:
     for row in kind.settings:
         if write(row, fields) is REQUIRED:
             found.append(f"another model.{row.ours[0]} than {fields[row.ours[0]]}")
-    found += [need for need, holds in kind.needs if not holds(fields)]
-    if kind.ours == "dit" and not classes:
-        found.append("classes")
-    if kind.ours == "dit" and shape[0] != shape[1]:
-        found.append("square images")
+    given = fields | dict(shape=shape, classes=classes)
+    found += [need for need, holds in kind.needs if not holds(given)]
     return found
 
 
@@ -304,8 +290,8 @@ def _write_settings(
     config |= {key: values[0] for key, values in kind.fixed.items()} | kind.write(fields)
     height, width, colours = shape
     config["sample_size"] = height if height == width else [height, width]
-    config["in_channels"] = colours
-    config["out_channels"] = colours * (1 + fields.get("learned_sigma", False))
+    outputs = colours * (1 + fields.get("learned_sigma", False))
+    config |= dict(in_channels=colours, out_channels=outputs)
     if kind.classes and classes:
         null = fields.get("null_class", False)
         config[kind.classes] = classes + null

@@ -39,10 +39,11 @@ class Model:
       read: (config.json) → fields that no table can say; ValueError, in words, for what cannot be
         said in our fields.
       write: (fields) → keys that no table can say.
-      needs: what must hold of the fields besides, in words.
+      needs: what must hold of the fields, `shape` and `classes` besides, in words.
       idle: fields of ours that do not change what is computed.
       buffers: tensors that are no parameters.
       colours: of the input, the key in_channels' default.
+      outputs: channels, the key out_channels' default; 0: as many as of the input.
       classes: the key for the number of classes; "": it has none.
       default_classes: how many without the key.
       settle: (config, their tensors) → fields that only the tensors tell.
@@ -64,6 +65,7 @@ class Model:
     idle: frozenset[str]
     buffers: tuple[str, ...] = ()
     colours: int = 3
+    outputs: int = 3
     classes: str = ""
     default_classes: int = 0
     settle: Callable[[Any, Get], Fields] = lambda config, get: {}

@@ -20,6 +20,7 @@ from aigc_jax.interop.schema import Architecture, Weight
 from aigc_jax.models.transformer import Transformer, TransformerConfig
 
 Shape = tuple[int, ...]
+Put = Callable[[Any, np.ndarray, Mapping[str, np.ndarray]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +122,7 @@ def gather(
     found: Mapping[str, Shape],
     get: Callable[[str], np.ndarray],
     where: str,
-    put: Callable[[Any, np.ndarray, Mapping[str, np.ndarray]], None] = fill,
+    put: Put = fill,
 ) -> dict[str, Any]:
     """Our parameters, float32, from tensors that are got one at a time.
 
