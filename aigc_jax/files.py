@@ -1,8 +1,12 @@
-"""Files that people name: only regular ones are opened, and no more is read than memory holds."""
+"""Files that people name: only regular ones are opened, and no more is read than memory holds.
+
+What is written appears whole or not at all.
+"""
 
 import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from typing import BinaryIO
 
 from aigc_jax.errors import UserError, reason, shown
@@ -52,3 +56,19 @@ def check_memory(size: int, what: str) -> None:
             f"{what} needs {size / 1e9:.3g} GB, more than the {memory / 1e9:.3g} GB of memory that"
             " this machine has: make it smaller"
         )
+
+
+@contextlib.contextmanager
+def whole(path: str) -> Iterator[str]:
+    """A path to write a file at, which becomes `path` once the block has ended well.
+
+    After a crash at any instant either the old file or the new one is at `path`.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    temporary = path + ".tmp"
+    yield temporary
+    with open(temporary, "rb") as f:
+        os.fsync(f.fileno())  # the contents are on the disk before the name is
+    os.replace(temporary, path)

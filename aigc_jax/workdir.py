@@ -10,7 +10,7 @@ from typing import Any
 
 from aigc_jax.config import differences
 from aigc_jax.errors import StorageError, UserError
-from aigc_jax.files import open_file
+from aigc_jax.files import open_file, whole
 
 CONFIG, LOCK = "config.json", "lock"
 CHECKPOINTS, SAVED, DAMAGED = "checkpoints", "saved.json", "damaged"
@@ -69,12 +69,8 @@ def writing(workdir: str) -> Iterator[None]:
 
 def write_whole(path: str, text: str) -> None:
     """Writes a file so that after a crash either the old one or the new one is there."""
-    temporary = path + ".tmp"
-    with open(temporary, "w", encoding="utf-8") as f:
+    with whole(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
         f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
 
 
 class Lock:

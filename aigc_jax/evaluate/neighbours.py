@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from aigc_jax.evaluate import distances
 from aigc_jax.evaluate.comparison import Figure, around
+from aigc_jax.files import whole
 
 LOOKED_AT = 2000  # generated and held-out images whose neighbours are searched
 SIDE = 32  # pixels to which larger images are shrunk before their pixels are compared
@@ -123,8 +124,8 @@ def picture(
 def save(sheet: Image.Image, path: str) -> None:
     """Writes a PNG, whole or not at all."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    sheet.save(path + ".tmp", format="PNG")
-    os.replace(path + ".tmp", path)
+    with whole(path) as temporary:
+        sheet.save(temporary, format="PNG")
 
 
 def metrics(

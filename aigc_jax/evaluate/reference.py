@@ -18,6 +18,7 @@ from aigc_jax.data.readers.tensors import open_npz
 from aigc_jax.errors import StorageError, UserError, reason, shown
 from aigc_jax.evaluate.comparison import Real
 from aigc_jax.evaluate.distances import Moments
+from aigc_jax.files import whole
 
 FORMAT = 1
 HEADER, NETWORK = "header", "network/"  # names of the JSON text and, before theirs, of weights
@@ -131,11 +132,8 @@ def save(reference: Reference, path: str) -> str:
     path = os.path.expanduser(path)
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(path + ".tmp", "wb") as f:
+        with whole(path) as temporary, open(temporary, "wb") as f:
             np.savez(f, **arrays)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(path + ".tmp", path)
     except OSError as e:
         raise StorageError(f"{shown(path)} cannot be written: {e.strerror or e}") from e
     return path

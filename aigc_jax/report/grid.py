@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from aigc_jax.files import whole
+
 TALLEST = 96  # pixels to which small images are enlarged
 
 
@@ -39,19 +41,16 @@ def image_grid(images_NHWC: np.ndarray, columns: int = 0, gap: int = 2) -> Image
 def save_images(images_NHWC: np.ndarray, path: str) -> str:
     """Writes a PNG grid, whole or not at all; returns its path."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = path + ".tmp"
-    image_grid(images_NHWC).save(temporary, format="PNG")
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        image_grid(images_NHWC).save(temporary, format="PNG")
     return path
 
 
 def save_texts(texts: Sequence[str], path: str) -> str:
     """Writes text samples under numbered rules; returns the path."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = path + ".tmp"
-    with open(temporary, "w", encoding="utf-8") as f:
+    with whole(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
         f.write(join_texts(texts) + "\n")
-    os.replace(temporary, path)
     return path
 
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from aigc_jax.errors import UserError, reason
+from aigc_jax.files import whole
 from aigc_jax.train.ema import exponent
 from aigc_jax.train.state import TrainState, named
 
@@ -35,8 +36,8 @@ def save(workdir: str, step: int, state: TrainState) -> None:
     path = path_of(workdir, step)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     arrays = {key: np.array(x, order="C") for key, x in named(jax.device_get(state.profiles))}
-    save_file(arrays, path + ".tmp")
-    os.replace(path + ".tmp", path)
+    with whole(path) as temporary:
+        save_file(arrays, temporary)
 
 
 def forget(workdir: str, after: int) -> None:
