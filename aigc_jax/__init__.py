@@ -9,7 +9,11 @@ aigc_jax.sample(workdir, num=64)        # images as an array, or texts
 import importlib
 from typing import Any
 
+from aigc_jax import start
+
 __version__ = "0.1.0"
+
+start.prepare()
 
 _WHERE = {
     "train": "train",  # packages that can be called: see callable_package

@@ -1,0 +1,84 @@
+"""What is set before JAX starts, and what is left as the user has it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from aigc_jax import start
+
+FLAG = " ".join(["=".join(start.CONVOLUTIONS)])
+
+
+@pytest.fixture
+def bare(monkeypatch, tmp_path):
+    """Nothing is set, and home is a fresh folder."""
+    for name in ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR", *start.CACHE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delitem(sys.modules, "jax")
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    "version, platforms, given, expected",
+    [
+        ((0, 10, 2), "", "", FLAG),
+        ((0, 12, 0), "cpu", "--xla_dump_to=here", f"--xla_dump_to=here {FLAG}"),
+        ((0, 12, 0), "cuda,cpu", f"{start.CONVOLUTIONS[0]}=dot", f"{start.CONVOLUTIONS[0]}=dot"),
+        ((0, 12, 0), "tpu", "", ""),
+        ((0, 10, 1), "", "", ""),
+        ((0, 13, 0), "", "", ""),
+        ((), "", "", ""),
+    ],
+)
+def test_the_flag_is_set_for_versions_that_know_it(bare, version, platforms, given, expected):
+    bare.setattr(start, "jaxlib_version", lambda: version)
+    bare.setenv("JAX_PLATFORMS", platforms)
+    bare.setenv("XLA_FLAGS", given)
+    start.set_flags()
+    assert os.environ["XLA_FLAGS"] == expected
+
+
+def test_programs_are_kept_in_the_users_cache_folder(bare, tmp_path):
+    start.keep_programs()
+    folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    assert folder.startswith(str(tmp_path / "cache" / "aigc_jax")) and os.path.isdir(folder)
+    assert os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] == str(4 << 30)
+
+
+@pytest.mark.parametrize("given", ["", "/elsewhere"])
+def test_the_users_folder_or_his_wish_for_none_stands(bare, tmp_path, given):
+    bare.setenv("JAX_COMPILATION_CACHE_DIR", given)
+    start.keep_programs()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == given
+    assert not os.path.exists(tmp_path / "cache")
+
+
+def test_a_home_that_cannot_be_written_to_keeps_nothing(bare, tmp_path):
+    (tmp_path / "file").write_text("")
+    bare.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    start.keep_programs()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+CHECK = """
+import {first}
+import {second}
+import os, jax
+jax.jit(lambda x: x * 2).lower(1.0).compile()
+assert "ynn_fusion" in os.environ["XLA_FLAGS"]
+print(jax.config.jax_compilation_cache_dir, jax.config.jax_compilation_cache_max_size)
+"""
+
+
+@pytest.mark.parametrize("order", [("aigc_jax", "jax"), ("jax", "aigc_jax")])
+def test_the_installed_jax_takes_it_all(bare, tmp_path, order):
+    code = CHECK.format(first=order[0], second=order[1])
+    env = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert got.returncode == 0, got.stderr
+    folder, size = got.stdout.split()
+    assert folder.startswith(str(tmp_path)) and int(size) == 4 << 30
+    assert [name for name in os.listdir(folder) if name.endswith("-cache")]
