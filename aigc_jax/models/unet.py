@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from aigc_jax.errors import UserError
 from aigc_jax.models.conv_blocks import Down, ResBlock, SelfAttention, Up
 from aigc_jax.models.layers import ClassEmbedding, check_size, group_norm, time_embedding
-from aigc_jax.ops.convolution import downsample, upsample
+from aigc_jax.ops.convolution import depth_to_space, downsample, space_to_depth, upsample
 from aigc_jax.options import option
 
 
@@ -25,6 +25,7 @@ class UNetConfig:
     )  # one entry per level, fine to coarse
     blocks: int = option(2, low=1)  # residual blocks per level
     attention_levels: tuple[int, ...] = option((1,), low=0)  # 0 is the finest
+    patch_size: int = option(1, low=1)  # p × p pixels are one place of the finest level
     heads: int = option(4, low=1)
     embedding: int = option(128, low=4)
     dropout: float = option(0.0, low=0.0, high=0.99)
@@ -118,8 +119,8 @@ class UNet(nn.Module):
         The parameters of `span_B` and `augment_BA` exist if `init` is given them.
         """
         c = self.config
-        levels, colours = range(len(c.channels)), x_BHWC.shape[-1]
-        check_size(x_BHWC.shape[1:3], len(c.channels), "model.channels")
+        levels = range(len(c.channels))
+        self._check_sides(x_BHWC.shape[1:3])
         embedding = self._embedding(time_B, label_B, span_B, augment_BA)
         res_block, attend = self._blocks(embedding, key_B)
 
@@ -128,6 +129,8 @@ class UNet(nn.Module):
             return attend(x, level, name) if level in c.attention_levels else x
 
         x = 2 * x_BHWC - 1 if c.center_input else x_BHWC
+        x = space_to_depth(x, c.patch_size)
+        outputs = x.shape[-1]
         x = nn.Conv(c.channels[0], (3, 3), dtype=self.dtype, name="conv_in")(x)
         skips = [x]
         for level in levels:
@@ -145,13 +148,22 @@ class UNet(nn.Module):
                 x = self._up(x, level, res_block)
         norm = group_norm(x.shape[-1], self.dtype, "norm_out", c.norm_groups, c.norm_eps)
         x = nn.Conv(
-            colours * (1 + c.learned_sigma),
+            outputs * (1 + c.learned_sigma),
             (3, 3),
             kernel_init=nn.initializers.zeros,
             dtype=self.dtype,
             name="conv_out",
         )(jax.nn.silu(norm(x)))
-        return x[..., :colours].astype(jnp.float32)
+        return depth_to_space(x[..., :outputs], c.patch_size).astype(jnp.float32)
+
+    def _check_sides(self, size: tuple[int, int]) -> None:
+        patch = self.config.patch_size
+        if any(side % patch for side in size):
+            raise UserError(
+                f"images of {size[0]}×{size[1]} cannot be cut into patches of model.patch_size="
+                f"{patch}: choose one that divides both sides"
+            )
+        check_size((size[0] // patch, size[1] // patch), len(self.config.channels), "model.channels")
 
     def _embedding(self, time_B, label_B, span_B, augment_BA):
         """What the blocks are conditioned on, (B, E), through SiLU."""

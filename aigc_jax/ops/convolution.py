@@ -18,6 +18,13 @@ def depth_to_space(x_BHWC: jax.Array, factor: int = 2) -> jax.Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * factor, w * factor, c // factor**2)
 
 
+def space_to_depth(x_BHWC: jax.Array, factor: int = 2) -> jax.Array:
+    """(B, H, W, C) → (B, H/r, W/r, C·r²), which `depth_to_space` undoes."""
+    b, h, w, c = x_BHWC.shape
+    x = x_BHWC.reshape(b, h // factor, factor, w // factor, factor, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // factor, w // factor, c * factor**2)
+
+
 def upsample(x_BHWC: jax.Array, factor: int = 2) -> jax.Array:
     """Each pixel repeated r × r times."""
     return x_BHWC.repeat(factor, axis=1).repeat(factor, axis=2)
