@@ -14,6 +14,7 @@ from aigc_jax.models import kl_autoencoder
 from aigc_jax.models.kl_autoencoder import KLConfig
 from aigc_jax.models.layers import time_embedding
 from aigc_jax.models.unet import UNet, UNetConfig
+from aigc_jax.ops.convolution import depth_to_space, space_to_depth
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (2, 4, 4, 3))
@@ -30,6 +31,7 @@ FORMS = {
     "blocks": DDPM | dict(resample="block", middle_groups=-1, condition="scale_shift"),
     "bare": SMALL | dict(attention_levels=(), middle_blocks=0, learned_sigma=True, sin_first=True,
         frequency_shift=1.0, center_input=True, frequencies=7),
+    "patches": SMALL | dict(patch_size=2, attention_levels=()),
 }  # fmt: skip
 
 
@@ -124,6 +126,24 @@ def test_time_embedding_by_its_formula():
 def test_sizes_that_cannot_be_are_named(changes, words):
     with pytest.raises(UserError, match=words):
         UNetConfig(**SMALL | changes)
+
+
+def test_patches_are_places_of_the_finest_level():
+    config = SMALL | dict(channels=(6,), attention_levels=(), middle_blocks=0, patch_size=2)
+    model = UNet(UNetConfig(**config), 0)
+    params = jax.eval_shape(model.init, KEY, X, TIME)["params"]
+    assert params["conv_in"]["kernel"].shape == (3, 3, 3 * 4, 6)
+    assert params["conv_out"]["kernel"].shape == (3, 3, 6, 3 * 4)
+    with pytest.raises(UserError, match="patch_size=3"):
+        UNet(UNetConfig(**config | dict(patch_size=3)), 0).init(KEY, X, TIME)
+
+
+def test_space_to_depth_is_undone_by_depth_to_space():
+    x = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
+    deep = space_to_depth(x)
+    chex.assert_shape(deep, (2, 2, 3, 12))
+    np.testing.assert_array_equal(deep[1, 1, 2].reshape(2, 2, 3), x[1, 2:4, 4:6])
+    chex.assert_trees_all_equal(depth_to_space(deep), x)
 
 
 @pytest.mark.parametrize("changes", [

@@ -126,7 +126,7 @@ UNET = Model(
         "act_fn": ("silu", "swish"),
         "class_embed_type": (None,),
     },
-    ours_fixed={"residual_scale": 1.0},
+    ours_fixed={"residual_scale": 1.0, "patch_size": 1},
     ignored=words(
         "num_train_timesteps down_block_types up_block_types downsample_type upsample_type"
         " attention_head_dim attn_norm_num_groups time_embedding_dim mid_block_type"

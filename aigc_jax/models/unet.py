@@ -163,7 +163,9 @@ class UNet(nn.Module):
                 f"images of {size[0]}×{size[1]} cannot be cut into patches of model.patch_size="
                 f"{patch}: choose one that divides both sides"
             )
-        check_size((size[0] // patch, size[1] // patch), len(self.config.channels), "model.channels")
+        check_size(
+            (size[0] // patch, size[1] // patch), len(self.config.channels), "model.channels"
+        )
 
     def _embedding(self, time_B, label_B, span_B, augment_BA):
         """What the blocks are conditioned on, (B, E), through SiLU."""
