@@ -4,9 +4,10 @@
     aigc prepare --from=idx:/usr/share/datasets/fashion-mnist --name=fashion --data_dir=data
     python benchmarks/results.py --minutes=10 --seeds=0,1,2
 
-Each recipe is trained for each seed, for as many steps as the machine makes in the given time (its
-schedules follow), and judged by `aigc eval`. What is there already is not done again, so the
-command can be stopped and given again. A model behind an autoencoder has half of the time for that.
+Each recipe is trained for each seed, for as many steps as the machine makes in the given time by
+a short trial before the first seed (its schedules follow), and judged by `aigc eval`. What is there
+already is not done again, so the command can be stopped and given again; other work beside it makes
+it longer, not worse. A model behind an autoencoder has half of the time for that.
 """
 
 import datetime
@@ -61,20 +62,19 @@ def recipe_of(name: str, seed: int, stage: str) -> Any:
     return recipe
 
 
-def steps_in_time(recipe: Any, workdir: str, minutes: float) -> int:
-    """How many steps the machine makes in that time, by the middle one of a few short records."""
-    note = os.path.join(workdir, "steps.json")
+def speed(name: str, recipe: Any) -> float:
+    """Steps per second by a short trial, which is done once for all seeds."""
+    trial_dir = os.path.join(FLAGS.folder, name.replace("/", "_"), "trial")
+    note = os.path.join(trial_dir, "speed.json")
     if not os.path.exists(note):
         trial = recipe.copy_and_resolve_references()
         trial.train.steps, trial.train.log_every, trial.checkpoint.every = 60, 10, 0
-        aigc_jax.train(trial, workdir + ".trial", name="speed")
-        rates = [r["steps_per_second"] for r in read_metrics(workdir + ".trial")
-                 if r["kind"] == "train"]  # fmt: skip
-        os.makedirs(workdir, exist_ok=True)
+        aigc_jax.train(trial, trial_dir, name="speed")
+        rates = [r["steps_per_second"] for r in read_metrics(trial_dir) if r["kind"] == "train"]
         with open(note, "w") as f:
-            json.dump({"steps": round(60 * minutes * statistics.median(rates[1:]))}, f)
+            json.dump({"steps_per_second": statistics.median(rates[1:])}, f)
     with open(note) as f:
-        return json.load(f)["steps"]
+        return json.load(f)["steps_per_second"]
 
 
 def stretch(section: Any, factor: float) -> None:
@@ -91,7 +91,7 @@ def train(name: str, seed: int, minutes: float, stage: str = "") -> str:
     workdir = os.path.join(FLAGS.folder, name.replace("/", "_"), str(seed))
     recipe = recipe_of(name, seed, stage)
     if minutes:
-        steps = steps_in_time(recipe, workdir, minutes)
+        steps = round(60 * minutes * speed(name, recipe))
         stretch(recipe, steps / recipe.train.steps)
         recipe.train.steps = steps
     aigc_jax.train(recipe, workdir, name=f"{name} {seed}")
@@ -109,19 +109,9 @@ def judge(name: str, seed: int) -> None:
     metrics = aigc_jax.evaluate(workdir)
     images = aigc_jax.sample(workdir, num=100)
     aigc_jax.run.save(images, os.path.join(workdir, "samples", "result.png"))
-    seconds = training_seconds(workdir) + (training_seconds(behind) if behind else 0)
+    steps = max(r["step"] for r in read_metrics(workdir) if r["kind"] == "train")
     with open(path, "w") as f:
-        json.dump(finite_json({**metrics, "training_seconds": seconds}), f, indent=1)
-
-
-def training_seconds(workdir: str) -> float:
-    """The time that the steps of a run took, without evaluations and interruptions."""
-    seconds, last = 0.0, 0
-    for record in read_metrics(workdir):
-        if record["kind"] == "train":
-            seconds += (record["step"] - last) / record["steps_per_second"]
-            last = record["step"]
-    return seconds
+        json.dump(finite_json({**metrics, "steps": steps, "minutes": minutes}), f, indent=1)
 
 
 def results(name: str) -> list[dict[str, Any]]:
@@ -161,20 +151,22 @@ def cell(runs: list[dict[str, Any]], key: str, scale: float) -> str:
 def table() -> str:
     """The Markdown table of all results."""
     lines = [
-        f"| recipe | seeds | minutes | {' | '.join(COLUMNS)} |",
-        "|---|---|---|" + "---|" * len(COLUMNS),
+        f"| recipe | seeds | minutes | steps | {' | '.join(COLUMNS)} |",
+        "|---|---|---|---|" + "---|" * len(COLUMNS),
     ]
     everything = []
     for name in FLAGS.recipes:
         runs = results(name)
         everything += runs
         if runs:
-            minutes = statistics.mean(run["training_seconds"] for run in runs) / 60
+            minutes, steps = runs[0]["minutes"], runs[0]["steps"]
             cells = [cell(runs, key, 1000 if "·10³" in c else 1) for c, key in COLUMNS.items()]
-            lines.append(f"| `{name}` | {len(runs)} | {minutes:.1f} | {' | '.join(cells)} |")
+            lines.append(
+                f"| `{name}` | {len(runs)} | {minutes:g} | {steps:,} | {' | '.join(cells)} |"
+            )
     floors = [cell(everything[:1], f"{key}_floor", 1000 if "·10³" in c else 1)
               for c, key in COLUMNS.items()]  # fmt: skip
-    lines.append(f"| training images themselves | | | {' | '.join(floors)} |")
+    lines.append(f"| training images themselves | | | | {' | '.join(floors)} |")
     return "\n".join(lines)
 
 
