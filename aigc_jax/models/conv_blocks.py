@@ -3,13 +3,25 @@
 Shapes: B batch, H height, W width, C channels, E embedding size.
 """
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from aigc_jax.errors import UserError
 from aigc_jax.models.layers import Dropout, group_norm
 from aigc_jax.ops.attention import attention
 from aigc_jax.ops.convolution import downsample, upsample
+
+
+def check_norm_groups(channels: Sequence[int], groups: int) -> None:
+    """Raises UserError if a level's channels do not divide into so many groups; 0: any will do."""
+    for level, width in enumerate(channels):
+        if groups and width % groups:
+            raise UserError(
+                f"model.channels[{level}]={width} must be divisible by model.norm_groups={groups}"
+            )
 
 
 class ResBlock(nn.Module):

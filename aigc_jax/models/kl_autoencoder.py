@@ -9,8 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.errors import UserError
-from aigc_jax.models.conv_blocks import Down, ResBlock, SelfAttention, Up
+from aigc_jax.models.conv_blocks import Down, ResBlock, SelfAttention, Up, check_norm_groups
 from aigc_jax.models.layers import check_size, group_norm
 from aigc_jax.options import option
 
@@ -41,12 +40,7 @@ class KLConfig:
     conditional = False  # it does not know the class
 
     def __post_init__(self):
-        for level, channels in enumerate(self.channels):
-            if self.norm_groups and channels % self.norm_groups:
-                raise UserError(
-                    f"model.channels[{level}]={channels} must be divisible by"
-                    f" model.norm_groups={self.norm_groups}"
-                )
+        check_norm_groups(self.channels, self.norm_groups)
 
     @property
     def factor(self) -> int:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.errors import UserError
-from aigc_jax.models.conv_blocks import Down, ResBlock, SelfAttention, Up
+from aigc_jax.models.conv_blocks import Down, ResBlock, SelfAttention, Up, check_norm_groups
 from aigc_jax.models.layers import ClassEmbedding, check_size, group_norm, time_embedding
 from aigc_jax.ops.convolution import depth_to_space, downsample, space_to_depth, upsample
 from aigc_jax.options import option
@@ -66,12 +66,7 @@ class UNetConfig:
                     f"model.channels[{level}]={self.channels[level]} must be divisible by"
                     f" model.{name}={self.head_size or self.heads}, since that level has attention"
                 )
-        for level, channels in enumerate(self.channels):
-            if self.norm_groups and channels % self.norm_groups:
-                raise UserError(
-                    f"model.channels[{level}]={channels} must be divisible by"
-                    f" model.norm_groups={self.norm_groups}"
-                )
+        check_norm_groups(self.channels, self.norm_groups)
 
     @property
     def attends_in_middle(self) -> bool:
