@@ -18,6 +18,7 @@ from aigc_jax.objectives import critic_state
 from aigc_jax.objectives.base import Alarm, Batch, Request
 from aigc_jax.ops.augment import KINDS, augment
 from aigc_jax.ops.image import to_bytes, to_signed
+from aigc_jax.ops.ramps import half_cosine
 from aigc_jax.ops.random import fold, normal, uniform
 from aigc_jax.ops.spectral import normalised
 from aigc_jax.options import option
@@ -74,20 +75,14 @@ class GANConfig:
     augment_start: float = option(0.0, low=0.0, high=1.0)  # when burn-in or ADA begins
     ada_target: float = option(0.0, low=0.0, high=1.0)  # ADA: E[sign(D(real))]; 0: burn-in instead
     ada_steps: int = option(2000, low=1)  # in which ADA's probability can go from 0 to 1
-    burn_in_steps: int = option(0, low=0)  # half a cosine, for γ and augmentation; 0: none
+    # Half a cosine, for γ and augmentation (Huang et al. 2024); 0: none.
+    burn_in_steps: int = option(0, low=0)
     gamma_start: float = option(1.0, low=0.0)  # R1 and R2 begin so many times as strong
 
     def __post_init__(self):
         for kind in self.augment:
             if kind not in KINDS:
                 raise UserError(f"objective.augment has '{kind}': {nearest(kind, KINDS)}")
-
-    def burnt_in(self, start: float, end: float, step: jax.Array) -> jax.Array | float:
-        """From start to end over `burn_in_steps`, by half a cosine (Huang et al. 2024)."""
-        if not self.burn_in_steps:
-            return end
-        share = jnp.minimum(step / self.burn_in_steps, 1)
-        return end + (start - end) * (1 + jnp.cos(jnp.pi * share)) / 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +150,8 @@ class GAN:
         critic, fake = self._critic(params, state), self._fake(params, fold(key_B, 0), label_B)
         probability = state["probability"]
         if not c.ada_target:
-            probability = c.burnt_in(c.augment_start, c.augment_probability, step)
+            ends = c.augment_start, c.augment_probability
+            probability = half_cosine(*ends, c.burn_in_steps)(step)
 
         def scored(number: int) -> Callable[[jax.Array], jax.Array]:
             def score(at_BHWC: jax.Array) -> jax.Array:
@@ -171,7 +167,7 @@ class GAN:
         if player == "generator":
             loss = Mean.of(generator_loss(real_B, fake_B), weight_B)
             return loss, ({}, {**mutables, "critic": state})
-        gamma = c.burnt_in(c.gamma_start, 1.0, step)
+        gamma = half_cosine(c.gamma_start, 1.0, c.burn_in_steps)(step)
         penalty_B, metrics = self._penalties(
             score_real, score_fake, x, fake, key_B, weight_B, gamma
         )

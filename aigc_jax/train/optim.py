@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from aigc_jax.config import Optim
+from aigc_jax.ops.ramps import half_cosine
 
 Optimizers = Mapping[str, optax.GradientTransformation]
 
@@ -37,12 +38,6 @@ def make_schedule(config: Optim, steps: int) -> optax.Schedule:
     # The first step already moves: it has 1/warmup of the rate, not nothing.
     ramp = optax.linear_schedule(config.lr / warmup, config.lr, warmup - 1 or 1)
     return optax.join_schedules([ramp, after], [warmup])
-
-
-def half_cosine(start: float, end: float, steps: int) -> optax.Schedule:
-    """From start to end over so many steps by half a cosine; then it stays."""
-    fall = optax.cosine_decay_schedule(1.0, max(steps, 1))
-    return lambda step: end + (start - end) * fall(step)
 
 
 def adam_with_b2(config: Optim, b2_at: optax.Schedule) -> optax.GradientTransformation:
