@@ -18,6 +18,7 @@ import safetensors.numpy
 from hostile import damaged, refusal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from model_folders import edit, put, weights
 
 from aigc_jax import interop
 from aigc_jax.errors import StorageError, UserError
@@ -81,24 +82,6 @@ def folder_of(tmp_path, name="llama", **changes):
     folder = str(tmp_path / "model")
     interop.write_folder(folder, config, random_params(config))
     return folder
-
-
-def edit(folder, drop=(), **changes):
-    """Changes keys of config.json."""
-    path = os.path.join(folder, "config.json")
-    with open(path, encoding="utf-8") as f:
-        content = json.load(f)
-    content = {key: value for key, value in (content | changes).items() if key not in drop}
-    with open(path, "w", encoding="utf-8") as f:
-        json.dump(content, f)
-
-
-def weights(folder):
-    return safetensors.numpy.load_file(os.path.join(folder, "model.safetensors"))
-
-
-def put(folder, arrays, name="model.safetensors"):
-    safetensors.numpy.save_file(arrays, os.path.join(folder, name))
 
 
 # There and back ------------------------------------------------------------------------------
@@ -597,7 +580,7 @@ A = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
 ])  # fmt: skip
 def test_factors_that_do_not_fit_are_refused(change, word, tmp_path):
     folder, _, _ = adapter_of(tmp_path)
-    arrays = safetensors.numpy.load_file(Path(folder, "adapter_model.safetensors"))
+    arrays = weights(folder, "adapter_model.safetensors")
     change(arrays)
     put(folder, arrays, "adapter_model.safetensors")
     assert word in refusal(interop.read_adapter, folder)

@@ -4,16 +4,15 @@ Whether the numbers are diffusers' is `test_parity_images`'s business; nothing h
 """
 
 import dataclasses
-import json
 import math
 import os
 
 import numpy as np
 import pytest
-import safetensors.numpy
 from hostile import damaged, refusal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from model_folders import edit, put, weights
 
 from aigc_jax.errors import UserError
 from aigc_jax.interop import image_names, names
@@ -58,23 +57,6 @@ def folder_of(tmp_path, name="unet"):
     params = random_params(config, shape[2], classes)
     write_image_folder(folder, config, params, shape, classes)
     return folder
-
-
-def edit(folder, drop=(), **changes):
-    path = os.path.join(folder, "config.json")
-    with open(path, encoding="utf-8") as f:
-        content = json.load(f)
-    content = {key: value for key, value in (content | changes).items() if key not in drop}
-    with open(path, "w", encoding="utf-8") as f:
-        json.dump(content, f)
-
-
-def weights(folder):
-    return safetensors.numpy.load_file(os.path.join(folder, WEIGHTS))
-
-
-def put(folder, arrays):
-    safetensors.numpy.save_file(arrays, os.path.join(folder, WEIGHTS))
 
 
 # There and back -----------------------------------------------------------------------------------
@@ -152,22 +134,21 @@ def test_old_names_and_buffers_are_understood(tmp_path):
     wanted = read_image_folder(folder)
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     arrays = {}
-    for name, array in weights(folder).items():
+    for name, array in weights(folder, WEIGHTS).items():
         for new, before in old.items():
             name = name.replace(f".{new}.", f".{before}.")
         arrays[name] = array
     assert any(".proj_attn." in name for name in arrays)
-    put(folder, arrays)
+    put(folder, arrays, WEIGHTS)
     again = read_image_folder(folder)
     np.testing.assert_equal(again.params, wanted.params)
-    put(
-        folder,
-        arrays | {n: a for n, a in weights(folder_of(tmp_path / "b")).items() if "to_q" in n},
-    )
+    new = weights(folder_of(tmp_path / "b"), WEIGHTS)
+    put(folder, arrays | {n: a for n, a in new.items() if "to_q" in n}, WEIGHTS)
     assert "twice" in refusal(read_image_folder, folder)
 
     folder = folder_of(tmp_path / "c", "dit")
-    put(folder, weights(folder) | {"pos_embed.pos_embed": np.zeros((1, 4, 8), np.float32)})
+    buffer = {"pos_embed.pos_embed": np.zeros((1, 4, 8), np.float32)}
+    put(folder, weights(folder, WEIGHTS) | buffer, WEIGHTS)
     read_image_folder(folder)
 
 
@@ -253,16 +234,16 @@ def test_folders_that_hold_no_such_model_are_refused(tmp_path):
 
 def test_tensors_that_do_not_fit_are_refused(tmp_path):
     folder = folder_of(tmp_path)
-    arrays = weights(folder)
+    arrays = weights(folder, WEIGHTS)
     some = "mid_block.attentions.0.to_q.weight"
     for change, word in (
         ({some: np.zeros((8, 9), np.float32)}, "shape"), ({"extra": arrays[some]}, "extra"),
         ({some: np.zeros((8, 8), np.int32)}, "I32"),
     ):  # fmt: skip
-        put(folder, arrays | change)
+        put(folder, arrays | change, WEIGHTS)
         assert word in refusal(read_image_folder, folder)
     del arrays[some]
-    put(folder, arrays)
+    put(folder, arrays, WEIGHTS)
     assert some in refusal(read_image_folder, folder)
 
 
