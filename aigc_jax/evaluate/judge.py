@@ -55,6 +55,7 @@ class Judge:
         check_features(run.config.eval.features)
         self._source, self._folder = source or run.config.data.source, folder
         self._fidelity: Fidelity | None = None
+        self._guide: Any = None
         if run.config.eval.generations and not hasattr(run.config.sample, "stop"):
             name = run.config.raw["objective"]["name"]
             raise UserError(
@@ -127,14 +128,10 @@ class Judge:
             return {}
         if self._fidelity is None:
             self._fidelity = fidelity_of(self._dataset, self._source, c.eval, self._folder)
+            self._guide = guide_of(self._run, c.sample)
         judge, objective = self._fidelity, self._run.objective
         variables = jax.device_get((state.sampling_params, state.mutables))
-        drawn = dict(
-            num=judge.num,
-            seed=c.eval.seed,
-            label_N=judge.label_N,
-            guide=guide_of(self._run, c.sample),
-        )
+        drawn = dict(num=judge.num, seed=c.eval.seed, label_N=judge.label_N, guide=self._guide)
         images = generate(objective, *variables, c.sample, **drawn)
         out = os.path.join(self._folder, "samples", "neighbours.png") if self._folder else ""
         found = judge.report(images, out) | {"seed": c.eval.seed}
