@@ -64,11 +64,6 @@ class Packed:
             at = end
         return {"tokens": tokens, "segments": segments, "weight": weight}
 
-    @property
-    def efficiency(self) -> float:
-        """The share of all places in the rows that hold a token."""
-        return float(self._length.sum() / max(len(self) * (self.seq_len + 1), 1))
-
 
 def pack(documents: Iterable[Document], seq_len: int, vocab_size: int = 1 << 31) -> Packed:
     """Documents in as few rows of T + 1 tokens as best fit finds.

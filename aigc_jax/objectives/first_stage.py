@@ -8,6 +8,7 @@ knows nothing of images.
 Shapes: B batch, N samples, h × w places, c latent channels or codes per place, T = h·w·c.
 """
 
+import abc
 import dataclasses
 from typing import Any, Protocol
 
@@ -60,7 +61,7 @@ def inner_spec(stage: Autoencoder, spec: ImageSpec) -> Spec:
     return ImageSpec(stage.latent_shape, spec.class_names, continuous=True)
 
 
-class Behind:
+class Behind(abc.ABC):
     """An objective behind an autoencoder; `Latents` and `CodeSequences` say what goes between.
 
     Args:
@@ -111,8 +112,9 @@ class Behind:
         frozen = params[PLAYER]
         return method(frozen["params"], frozen["mutables"], *args)
 
+    @abc.abstractmethod
     def _inward(self, params: Variables, batch: Batch, key_B: jax.Array) -> Batch:
-        raise NotImplementedError
+        """The batch of images as the objective knows it."""
 
     def loss(self, player, params, mutables, batch, key_B, step):
         """The objective's own, of the batch in latents or codes."""
