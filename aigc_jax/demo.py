@@ -2,18 +2,20 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from aigc_jax import run
+from aigc_jax.config import Data
 from aigc_jax.data import sources
 from aigc_jax.errors import UserError
 from aigc_jax.recipes import load_recipe
-from aigc_jax.report.curves import save_curves, side_by_side
+from aigc_jax.report.curves import further, save_curves, side_by_side
 from aigc_jax.report.grid import save_images
 from aigc_jax.report.page import Row, Section, terminal_table, write_page
+from aigc_jax.train.alarms import Raised, raised
 from aigc_jax.train.log import read_metrics
 
 RECIPES = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
@@ -96,28 +98,40 @@ def show(family: str, workdir: str) -> tuple[Section, float]:
     records = read_metrics(workdir)
     # The last evaluation belongs to the curves too.
     records.append({**metrics, "kind": "eval"})
-    curves = save_curves(records, os.path.join(workdir, "curves.png"), CURVES)
+    trained = run.restore(workdir)[0]
+    alarms = raised(getattr(trained.objective, "alarms", ()), records)
     title, about = FAMILIES[family]
-    section = Section(title, about, rows(metrics), facts=[
+    section = Section(title, about, rows(metrics), alarms, facts=[
         f"aigc train --config=configs/{family}/quickstart.py --workdir={workdir}"
         f" · {recipe.train.steps} steps · {seconds:.0f} s",
     ])  # fmt: skip
     if isinstance(samples, list):
         section.texts = samples
     else:
-        real = held_out_images(workdir, len(samples))
+        real = held_out_images(workdir, trained.config.data, len(samples))
         section.pictures["generated"] = saved
         section.pictures["held-out images, for comparison"] = real
         near = os.path.join(workdir, "samples", "neighbours.png")
         section.pictures["generated images beside the training images nearest to them"] = near
-    section.pictures["curves"] = curves
+    section.pictures |= curves(workdir, records, alarms)
     return section, seconds
 
 
-def held_out_images(workdir: str, num: int) -> str:
+def curves(
+    workdir: str, records: Sequence[dict[str, Any]], alarms: Sequence[Raised]
+) -> dict[str, str]:
+    """`{caption: PNG}`: how well the run did, and whatever else it wrote down of its training."""
+    path = os.path.join(workdir, "curves.png")
+    found = {"curves": save_curves(records, path, CURVES, alarms)}
+    if rest := further(records, CURVES):
+        path = os.path.join(workdir, "further_curves.png")
+        found["the other metrics of the run"] = save_curves(records, path, rest, alarms)
+    return found
+
+
+def held_out_images(workdir: str, data: Data, num: int) -> str:
     """A grid of real images, sorted by class like the generated ones."""
-    config = run.restore(workdir)[0].config
-    validation = sources.load(config.data).validation
+    validation = sources.load(data).validation
     examples = [validation[i] for i in range(min(num * 3, len(validation)))]
     classes = sorted({int(e.get("label", 0)) for e in examples})
     queues = {c: [e["image"] for e in examples if int(e.get("label", 0)) == c] for c in classes}

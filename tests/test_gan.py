@@ -28,7 +28,7 @@ from aigc_jax.objectives.gan import GANConfig, GANSample, scores
 from aigc_jax.ops import convolution, spectral
 from aigc_jax.ops.ramps import half_cosine
 from aigc_jax.recipes import load_recipe
-from aigc_jax.train.alarms import Alarms
+from aigc_jax.train.alarms import Alarms, raised
 from aigc_jax.train.log import read_metrics
 from aigc_jax.train.metrics import Mean
 from aigc_jax.train.optim import make_optimizer
@@ -296,6 +296,15 @@ def test_an_alarm_goes_off_after_so_many_records_and_only_then():
     assert again.check(records[5]) == [alarm] and not again.check(records[6])
 
 
+def test_alarms_are_found_again_in_the_records():
+    alarms = [Alarm("a", 0.2, 1.0, 1, "it is low"), Alarm("a", 0.0, 0.8, 1, "it is high")]
+    records = [{"step": 1, "a": 0.5}, {"step": 2, "a": 0.9, "alarm": "a"}]
+    records += [{"step": 3, "a": 0.1, "b": 9.0, "alarm": "a, b"}]
+    assert [r[:2] for r in raised([], records)] == [(2, "a"), (3, "a"), (3, "b")]
+    words = [r.message for r in raised(alarms, records)]
+    assert words[:2] == ["it is high", "it is low"] and len(words) == 3
+
+
 class Falling:
     """A number that falls by itself, and an alarm that knows how far it may."""
 
@@ -330,6 +339,7 @@ def test_training_says_an_alarm_once_and_writes_it_down(tmp_path, capsys, monkey
     records = [r for r in read_metrics(str(tmp_path / "run")) if r["kind"] == "train"]
     assert [r["place"] for r in records] == [0, -1, -2, -3, -4, -5]
     assert [(r["step"], r["alarm"]) for r in records if "alarm" in r] == [(4, "place")]
+    assert raised(Falling.alarms, records) == [(4, "place", "it has fallen too far: catch it")]
     out = capsys.readouterr()
     assert (out.err + out.out).count("it has fallen too far") == 1
 

@@ -1,27 +1,71 @@
 """A run's records as curves, and pictures in a row."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+COLUMNS = 4
+# What a record says of itself and of the machine.
+ABOUT = {"step", "time", "seed", "compiles", "data_wait", "steps_per_second", "examples_per_second"}
 
-def save_curves(records: Sequence[dict[str, Any]], path: str, keys: Sequence[str]) -> str:
+
+def further(records: Sequence[Mapping[str, Any]], shown: Sequence[str]) -> list[str]:
+    """The metrics of a run beside those that are shown anyway, whatever they are.
+
+    What accompanies another metric is left out: the ends of its interval, and the references of
+    evaluations, which stay as they are where the metric itself moves. So is what was never anything
+    but 0.
+
+    Args:
+      records: of metrics.jsonl.
+      shown: metrics that are shown anyway.
+    """
+    values: dict[str, set[float]] = {}
+    trained = set()
+    for record in records:
+        for key, value in record.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                values.setdefault(key, set()).add(value)
+                if record["kind"] == "train":
+                    trained.add(key)
+
+    def beside(key: str) -> bool:
+        parts = key.split("_")
+        above = ["_".join(parts[:n]) for n in range(1, len(parts))]
+        above = [values[name] for name in above if name in values]
+        if parts[-1] in ("low", "high"):
+            return bool(above)
+        return key not in trained and len(values[key]) == 1 < max(map(len, above), default=0)
+
+    left_out = ABOUT.union(shown)
+    return [key for key in values if key not in left_out and any(values[key]) and not beside(key)]
+
+
+def save_curves(
+    records: Sequence[dict[str, Any]],
+    path: str,
+    keys: Sequence[str],
+    alarms: Sequence[tuple[int, str, str]] = (),
+) -> str:
     """Draws `keys` over steps, training and held-out, one panel each; returns the PNG's path.
 
     Args:
       records: of metrics.jsonl.
       path: where the picture goes.
       keys: the metrics to show; those that no record has are left out.
+      alarms: (step, metric, message); a line in the metric's panel says when each went off.
     """
     # The object interface draws without a display and leaves a notebook's pyplot alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     shown = [k for k in keys if any(r.get(k) is not None for r in records)]
-    figure = Figure(figsize=(3.6 * max(len(shown), 1), 2.6), layout="constrained")
+    columns, rows = min(max(len(shown), 1), COLUMNS), max(math.ceil(len(shown) / COLUMNS), 1)
+    figure = Figure(figsize=(3.6 * columns, 2.6 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     for i, key in enumerate(shown):
-        axes = figure.add_subplot(1, len(shown), i + 1)
+        axes = figure.add_subplot(rows, columns, i + 1)
         for kind, style in (("train", "-"), ("eval", "o-")):
             points = [
                 (r["step"], r[key]) for r in records if r["kind"] == kind and r.get(key) is not None
@@ -29,6 +73,8 @@ def save_curves(records: Sequence[dict[str, Any]], path: str, keys: Sequence[str
             if points:
                 label = {"train": "training", "eval": "held out"}[kind]
                 axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2)
+        for step in (step for step, metric, _ in alarms if metric == key):
+            axes.axvline(step, color="tab:red", linestyle="--", linewidth=1, label="alarm")
         axes.set_title(key, fontsize=10)
         axes.set_xlabel("step", fontsize=9)
         axes.grid(alpha=0.3)

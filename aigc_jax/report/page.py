@@ -31,6 +31,7 @@ class Section:
       title: the heading.
       about: one or two sentences.
       rows: its numbers.
+      alarms: (step, metric, message) of those that training raised, which come first.
       pictures: `{caption: path of a PNG}`.
       texts: text samples.
       facts: small print, such as the command and the time it took.
@@ -39,6 +40,7 @@ class Section:
     title: str
     about: str
     rows: Sequence[Row] = ()
+    alarms: Sequence[tuple[int, str, str]] = ()
     pictures: dict[str, str] = dataclasses.field(default_factory=dict)
     texts: Sequence[str] = ()
     facts: Sequence[str] = ()
@@ -57,6 +59,7 @@ img { max-width: 100%; image-rendering: pixelated; }
 img.curves { image-rendering: auto; }
 pre { background: #f6f6f4; padding: .8rem; overflow-x: auto; white-space: pre-wrap;
       font-size: .85rem; }
+.alarms { border-left: 4px solid #c33; background: #fdf0f0; padding: .6rem 2rem; }
 .facts { color: #666; font-size: .9rem; }
 """
 
@@ -77,6 +80,13 @@ def write_page(path: str, title: str, about: str, sections: Sequence[Section]) -
 
 def _section(section: Section) -> str:
     parts = [f"<section><h2>{html.escape(section.title)}</h2><p>{html.escape(section.about)}</p>"]
+    if section.alarms:
+        parts.append('<ul class="alarms">')
+        parts += [
+            f"<li>step {step}: {html.escape(message)} ({html.escape(metric)})</li>"
+            for step, metric, message in section.alarms
+        ]
+        parts.append("</ul>")
     if section.rows:
         parts.append("<table><tr><th>held-out measure</th><th>this run</th><th>beside it</th></tr>")
         parts += [_row(row) for row in section.rows]

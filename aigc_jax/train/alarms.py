@@ -1,9 +1,44 @@
 """Watches the records of training for what an objective calls a bad sign."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from aigc_jax.objectives.base import Alarm
+
+
+class Raised(NamedTuple):
+    """An alarm that went off.
+
+    Attributes:
+      step: of the record that set it off.
+      metric: as it is called in the records of training.
+      message: what that means and what to do.
+    """
+
+    step: int
+    metric: str
+    message: str
+
+
+def raised(alarms: Sequence[Alarm], records: Iterable[Mapping[str, Any]]) -> list[Raised]:
+    """The alarms that went off in a run, as its records say.
+
+    Args:
+      alarms: the objective's, which have the messages.
+      records: of metrics.jsonl.
+    """
+    found = []
+    for record in records:
+        for metric in record["alarm"].split(", ") if "alarm" in record else ():
+            # One metric may have an alarm on either side.
+            messages = [a.message for a in alarms if a.metric == metric and _outside(a, record)]
+            for message in messages or ["it was not as it should be"]:
+                found.append(Raised(record["step"], metric, message))
+    return found
+
+
+def _outside(alarm: Alarm, record: Mapping[str, Any]) -> bool:
+    return not alarm.low <= record[alarm.metric] <= alarm.high
 
 
 class Alarms:
@@ -36,8 +71,7 @@ class Alarms:
             value = record.get(alarm.metric)
             if value is None or value != value:
                 continue
-            outside = not alarm.low <= value <= alarm.high
-            self._rows[i] = self._rows[i] + 1 if outside else 0
+            self._rows[i] = self._rows[i] + 1 if _outside(alarm, record) else 0
             if self._rows[i] == alarm.records:
                 fired.append(alarm)
         return fired
