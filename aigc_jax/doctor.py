@@ -4,7 +4,6 @@ import glob
 import os
 import platform
 import shutil
-import time
 from importlib import metadata
 
 from aigc_jax.errors import UserError
@@ -19,12 +18,14 @@ PACKAGES = (
     "tensorflow-datasets",
     "numpy",
 )
-SIZE, REPEATS = 1024, 10
+SIZE = 1024  # of the product
 
 
 def examine() -> int:
     """Prints the findings; 1 if an accelerator seems to be there but JAX does not see it."""
     import jax
+
+    from aigc_jax.bench.hardware import matmul_times
 
     print(f"python {platform.python_version()} on {platform.platform()}")
     print("   ".join(f"{name} {metadata.version(name)}" for name in PACKAGES))
@@ -36,7 +37,7 @@ def examine() -> int:
     for device in devices:
         print(f"device {device.id}: {device.platform} {device.device_kind}")
     print(f"{os.cpu_count()} CPU cores; {jax.process_count()} process(es)")
-    seconds = matmul_seconds()
+    seconds = matmul_times(SIZE).median
     print(
         f"matmul {SIZE}×{SIZE} float32, jitted: {seconds * 1e3:.2f} ms,"
         f" {2 * SIZE**3 / seconds / 1e9:.0f} GFLOP/s"
@@ -130,22 +131,6 @@ def _checkpoints(workdir: str, steps: list[int]) -> int:
             print(f"checkpoint {step}: damaged ({e})")
     reader.close()
     return damaged
-
-
-def matmul_seconds() -> float:
-    """The median time of one product of two square matrices on the default device."""
-    import jax
-    import jax.numpy as jnp
-
-    product = jax.jit(lambda a: a @ a)
-    a = jnp.ones((SIZE, SIZE)) / SIZE
-    product(a).block_until_ready()
-    times = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        product(a).block_until_ready()
-        times.append(time.perf_counter() - began)
-    return sorted(times)[REPEATS // 2]
 
 
 def unseen_accelerator(backend: str) -> str:

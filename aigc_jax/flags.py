@@ -54,6 +54,12 @@ flags.DEFINE_string("data_dir", "~/tensorflow_datasets", "Folder of data sets.")
 flags.DEFINE_integer("image_size", 0, "Resize and crop images to this many pixels a side.")
 flags.DEFINE_string("text_field", "text", "Field of a JSONL record that holds its text.")
 flags.DEFINE_string("label_field", "label", "Field of a JSONL record that holds its class, if any.")
+flags.DEFINE_float("seconds", 10.0, "How long to take steps.")
+flags.DEFINE_string("synthetic", None, "Random data: text, or HxWxC as in 32x32x3, :CLASSES after.")
+flags.DEFINE_string("json", None, "File for the figures.")
+flags.DEFINE_string("profile", None, "Folder for a trace; shows the dearest operations.")
+flags.DEFINE_string("check", None, "Baseline to compare with: is anything slower?")
+flags.DEFINE_string("write_baseline", None, "Baseline to measure and write.")
 flags.DEFINE_bool("deterministic", False, "Only operations that repeat bit for bit, on a GPU too.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, or auto on a cluster that tells.")
 flags.DEFINE_integer("num_processes", None, "How many processes train together.")
@@ -77,9 +83,10 @@ SAMPLE_OPTIONS = (
     "guide",
     "strength",
 )
+BENCH_OPTIONS = ("config", "seconds", "synthetic", "json", "profile")
 IMAGE_OPTIONS = ("features", "resize", "reference", "samples")
 # What may be given in the place of a flag that a command needs.
-INSTEAD = {("eval", "workdir"): "images"}
+INSTEAD = {("eval", "workdir"): ("images",), ("bench", "config"): ("check", "write_baseline")}
 # What each command does, the flags it needs and those it may have.
 COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "train": (
@@ -126,6 +133,11 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("from", "name"),
         ("data_dir", "image_size", "text_field", "label_field"),
     ),
+    "bench": (
+        "times a recipe on this machine",
+        ("config",),
+        (*BENCH_OPTIONS[1:], "check", "write_baseline"),
+    ),
     "doctor": ("shows what this machine has, or how a workdir is", (), ("workdir",)),
     "demo": ("trains all four families and writes a page", ("workdir",), ()),
 }
@@ -171,7 +183,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         if FLAGS[name].present and name not in needed + optional:
             raise UserError(f"--{name} is not a flag of 'aigc {command}'")
     for name in needed:
-        names = [name, *([INSTEAD[command, name]] if (command, name) in INSTEAD else [])]
+        names = [name, *INSTEAD.get((command, name), ())]
         if not any(FLAGS[n].present and FLAGS[n].value for n in names):
             raise UserError(f"'aigc {command}' needs {' or '.join(f'--{n}=…' for n in names)}")
     return [argv[0], command]

@@ -10,7 +10,14 @@ from typing import Any
 from absl import app, logging
 
 from aigc_jax.errors import Stopped, UserError
-from aigc_jax.flags import FLAGS, IMAGE_OPTIONS, SAMPLE_OPTIONS, TEXT_OPTIONS, parse_flags
+from aigc_jax.flags import (
+    BENCH_OPTIONS,
+    FLAGS,
+    IMAGE_OPTIONS,
+    SAMPLE_OPTIONS,
+    TEXT_OPTIONS,
+    parse_flags,
+)
 from aigc_jax.parallel import coordination
 from aigc_jax.parallel.stop import Stop
 from aigc_jax.streams import make_steady
@@ -142,6 +149,35 @@ def prepare() -> None:
           f" --config.data.data_dir={FLAGS.data_dir}{form.get(kind, '')}")  # fmt: skip
 
 
+def bench() -> int | None:
+    from aigc_jax import build
+    from aigc_jax.bench import check
+    from aigc_jax.bench.measure import measure
+    from aigc_jax.bench.table import table
+    from aigc_jax.workdir import write_whole
+
+    baselines = [name for name in ("check", "write_baseline") if FLAGS[name].present]
+    if baselines:
+        others = [n for n in BENCH_OPTIONS if FLAGS[n].present]
+        if others or len(baselines) > 1:
+            raise UserError(
+                f"--{baselines[0]} times the recipes of a baseline: leave out"
+                f" --{(others or baselines[1:])[0]}"
+            )
+        if FLAGS.check:
+            return check.check(FLAGS.check)
+        check.write(FLAGS.write_baseline)
+        print(f"written: {FLAGS.write_baseline}")
+        return None
+    options = dict(shape=FLAGS.synthetic or "", folder=FLAGS.profile or "")
+    report = measure(build.parse_config(FLAGS.config), seconds=FLAGS.seconds, **options)
+    print(table(report))
+    if FLAGS.json:
+        write_whole(FLAGS.json, json.dumps(report, indent=1) + "\n")
+        print(f"saved: {FLAGS.json}")
+    return None
+
+
 def doctor() -> int:
     from aigc_jax.doctor import examine, examine_workdir
 
@@ -161,13 +197,21 @@ RUN: dict[str, Callable[[], int | None]] = dict(
     chat=chat,
     convert=convert,
     prepare=prepare,
+    bench=bench,
     doctor=doctor,
     demo=demo,
 )
 
 
 def main(argv: Sequence[str]) -> int | None:
-    for name in ("workdir", "out"):  # a shell leaves the ~ of --workdir=~/w alone
+    for name in (
+        "workdir",
+        "out",
+        "json",
+        "profile",
+        "check",
+        "write_baseline",
+    ):  # a shell leaves the ~ of --workdir=~/w alone
         if FLAGS[name].value:
             FLAGS[name].value = os.path.expanduser(FLAGS[name].value)
     if FLAGS.deterministic:

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 from aigc_jax.errors import UserError
 from aigc_jax.options import option
 
@@ -130,3 +132,11 @@ class TransformerConfig:
         """How many positions each layer sees; 0: all."""
         every = self.global_every
         return [0 if every and (i + 1) % every == 0 else self.window for i in range(self.layers)]
+
+    def seen(self, length: int) -> float:
+        """Of all pairs of so many tokens, the share that see each other, on average over layers."""
+        before = np.arange(length)
+        after = 0 if self.causal else before[::-1]
+        reach = [(window or length) - 1 for window in self.windows()]
+        pairs = [(np.minimum(before, r) + np.minimum(after, r) + 1).sum() for r in reach]
+        return float(np.mean(pairs)) / length**2

@@ -32,6 +32,10 @@ class CompiledStep:
         """One step; gives `state` away (its buffers are donated)."""
         return self._compiled(state, batch)
 
+    def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
+        """The step for XLA, of a state and a batch as they are put, or of their shapes."""
+        return self._compiled.lower(state, batch)
+
 
 class JitStep(CompiledStep):
     """`jit` with `NamedSharding`: the batch is split over the mesh's data axis."""
