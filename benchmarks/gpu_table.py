@@ -60,8 +60,10 @@ def main(paths: list[str]) -> int:
     for name, report in reports.items():
         for found in report.get("decoding", ()):
             print(decoding_line(name, found))
-    print("MFU: of a large matrix product's speed here; causal attention counted once, nothing that"
-          " remat computes again; busy: the share of a step in which the device computes")  # fmt: skip
+    print(
+        "MFU: of a large matrix product's speed here, causal attention counted once, without"
+        " what remat repeats; busy: the share of a step in which the device computes"
+    )
     return 0
 
 

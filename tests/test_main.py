@@ -21,6 +21,7 @@ from aigc_jax.errors import UserError
 
 # What people have in their scripts: a flag may be added here, but not renamed or taken away.
 FLAG_NAMES = [
+    "check",
     "config",
     "coordinator",
     "data_dir",
@@ -35,6 +36,7 @@ FLAG_NAMES = [
     "image",
     "image_size",
     "images",
+    "json",
     "label",
     "label_field",
     "likelihood",
@@ -46,18 +48,21 @@ FLAG_NAMES = [
     "num_processes",
     "out",
     "process_id",
+    "profile",
     "prompt",
     "reference",
     "repetition_penalty",
     "resize",
     "sampler",
     "samples",
+    "seconds",
     "seed",
     "source",
     "steps",
     "stop",
     "stream",
     "strength",
+    "synthetic",
     "system",
     "temperature",
     "text_field",
@@ -65,8 +70,9 @@ FLAG_NAMES = [
     "top_k",
     "top_p",
     "workdir",
+    "write_baseline",
 ]
-COMMANDS = ["chat", "convert", "demo", "doctor", "eval", "prepare", "sample", "train"]
+COMMANDS = ["bench", "chat", "convert", "demo", "doctor", "eval", "prepare", "sample", "train"]
 
 # A recipe without the library, so that loading it takes no time.
 RECIPE = """
@@ -294,6 +300,8 @@ def test_check_overrides_alone(recipe):
         (["prepare", "--name=x"], "'aigc prepare' needs --from=…"),
         (["eval", "--wokdir=w"], "there is no flag --wokdir: did you mean 'workdir'?"),
         (["eval", "--workdir=w", "--num=3"], "--num is not a flag of 'aigc eval'"),
+        (["bench"], "'aigc bench' needs --config=… or --check=… or --write_baseline=…"),
+        (["bench", "--check=x", "--steps=3"], "--steps is not a flag of 'aigc bench'"),
         (["doctor", "--seed=0"], "--seed is not a flag of 'aigc doctor'"),
         (["eval", "--workdir=w", "stray"], "'stray' is not a flag: write --flag=value"),
         (["eval", "w"], "'w' is not a flag: write --flag=value"),
