@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.models.layers import Residual, SubPixelConv, check_size, label_one_hot
+from aigc_jax.models.layers import Conv, Dense, Residual, SubPixelConv, check_size, label_one_hot
+from aigc_jax.ops.activation import gelu
 from aigc_jax.options import option
 
 
@@ -46,18 +47,18 @@ class Encoder(nn.Module):
             check_size(x.shape[1:3], len(c.channels), "model.channels")
             for i, channels in enumerate(c.channels):
                 strides = (2, 2) if i else (1, 1)
-                x = nn.Conv(channels, (3, 3), strides, dtype=self.dtype, name=f"down_{i}")(x)
-                x = jax.nn.gelu(x)
+                x = Conv(channels, (3, 3), strides, dtype=self.dtype, name=f"down_{i}")(x)
+                x = gelu(x)
                 for j in range(c.blocks):
                     x = Residual(channels, self.dtype, name=f"block_{i}_{j}")(x)
         if is_spatial(c):
             x = with_label(x, label_B, self.num_classes)
-            head = nn.Conv(2 * c.latent, (3, 3), dtype=self.dtype, name="latent")
+            head = Conv(2 * c.latent, (3, 3), dtype=self.dtype, name="latent")
         else:
             x = with_label(x.reshape(x.shape[0], -1), label_B, self.num_classes)
             for i, size in enumerate(hidden_sizes(c)):
-                x = jax.nn.gelu(nn.Dense(size, dtype=self.dtype, name=f"hidden_{i}")(x))
-            head = nn.Dense(2 * c.latent, dtype=self.dtype, name="latent")
+                x = gelu(Dense(size, dtype=self.dtype, name=f"hidden_{i}")(x))
+            head = Dense(2 * c.latent, dtype=self.dtype, name="latent")
         mean, log_var = jnp.split(head(x).astype(jnp.float32), 2, -1)
         # e^±12 is far outside what training visits; it keeps a wild first step finite.
         return mean, jnp.clip(log_var, -12.0, 12.0)
@@ -77,24 +78,24 @@ class Decoder(nn.Module):
         c, (height, width, colours) = self.config, self.shape
         x = with_label(z, label_B, self.num_classes)
         if is_spatial(c):
-            x = nn.Conv(c.channels[-1], (3, 3), dtype=self.dtype, name="spread")(x)
+            x = Conv(c.channels[-1], (3, 3), dtype=self.dtype, name="spread")(x)
         else:
             for i, size in enumerate(reversed(hidden_sizes(c))):
-                x = jax.nn.gelu(nn.Dense(size, dtype=self.dtype, name=f"hidden_{i}")(x))
+                x = gelu(Dense(size, dtype=self.dtype, name=f"hidden_{i}")(x))
         if isinstance(c, ConvConfig):
             if not c.spatial:
                 factor = 2 ** (len(c.channels) - 1)
                 h, w = height // factor, width // factor
-                x = nn.Dense(h * w * c.channels[-1], dtype=self.dtype, name="spread")(x)
+                x = Dense(h * w * c.channels[-1], dtype=self.dtype, name="spread")(x)
                 x = x.reshape(-1, h, w, c.channels[-1])
-            x = self._blocks(jax.nn.gelu(x), "block_in")
+            x = self._blocks(gelu(x), "block_in")
             for i, channels in enumerate(reversed(c.channels[:-1])):
-                x = jax.nn.gelu(SubPixelConv(channels, dtype=self.dtype, name=f"up_{i}")(x))
+                x = gelu(SubPixelConv(channels, dtype=self.dtype, name=f"up_{i}")(x))
                 x = self._blocks(x, f"block_{i}")
-            x = nn.Conv(colours * self.outputs, (3, 3), dtype=self.dtype, name="image")(x)
+            x = Conv(colours * self.outputs, (3, 3), dtype=self.dtype, name="image")(x)
         else:
             size = height * width * colours * self.outputs
-            x = nn.Dense(size, dtype=self.dtype, name="image")(x)
+            x = Dense(size, dtype=self.dtype, name="image")(x)
         return x.astype(jnp.float32).reshape(-1, height, width, colours, self.outputs)
 
     def _blocks(self, x: jax.Array, name: str) -> jax.Array:

@@ -13,19 +13,12 @@ import jax.numpy as jnp
 
 from aigc_jax.models.layers import Dropout, Linear, Lora, Norm
 from aigc_jax.models.transformer_config import TransformerConfig
+from aigc_jax.ops.activation import ACTIVATIONS
 from aigc_jax.ops.attention import attention, rotary_frequencies, rotate, visible
 
 # "k", "v" (L, B, S, K, D); "position" (B, S), −1: empty; the inputs of short convolutions
 # "attention_conv", "mlp_conv" (L, B, conv_width − 1, W), if there are any.
 Cache = dict[str, jax.Array]
-
-ACTIVATIONS = {
-    "gelu": jax.nn.gelu,
-    "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
-    "silu": jax.nn.silu,
-    "relu": jax.nn.relu,
-    "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021
-}
 
 
 @flax.struct.dataclass

@@ -6,6 +6,7 @@ Shapes: B batch, H height, W width, C channels, F features, K classes.
 import flax.linen as nn
 import jax
 
+from aigc_jax.models.layers import Conv, Dense
 from aigc_jax.ops.convolution import downsample
 
 
@@ -20,7 +21,7 @@ class Classifier(nn.Module):
     def __call__(self, x_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = x_BHWC
         for i, channels in enumerate(self.channels):
-            x = jax.nn.relu(nn.Conv(channels, (3, 3), name=f"conv_{i}")(x))
+            x = jax.nn.relu(Conv(channels, (3, 3), name=f"conv_{i}")(x))
             # Halve while it goes in, whatever the size: an odd last row or column is cut off.
             if min(x.shape[1:3]) >= 2:
                 x = downsample(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
@@ -29,5 +30,5 @@ class Classifier(nn.Module):
             halves = tuple(2 if n > 7 else 1 for n in x.shape[1:3])
             x = nn.avg_pool(x, halves, halves)
         x = x.reshape(x.shape[0], -1)
-        feature_BF = jax.nn.relu(nn.Dense(self.features, name="features")(x))
-        return feature_BF, nn.Dense(self.num_classes, name="logits")(feature_BF)
+        feature_BF = jax.nn.relu(Dense(self.features, name="features")(x))
+        return feature_BF, Dense(self.num_classes, name="logits")(feature_BF)

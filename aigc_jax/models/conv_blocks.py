@@ -6,11 +6,11 @@ Shapes: B batch, H height, W width, C channels, E embedding size.
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from aigc_jax.errors import UserError
-from aigc_jax.models.layers import Dropout, group_norm
+from aigc_jax.models.layers import Conv, Dense, Dropout, group_norm
+from aigc_jax.ops.activation import silu
 from aigc_jax.ops.attention import attention
 from aigc_jax.ops.convolution import downsample, upsample
 
@@ -56,12 +56,12 @@ class ResBlock(nn.Module):
             return group_norm(x.shape[-1], self.dtype, name, self.groups, self.eps)(x)
 
         resize = {"down": downsample, "up": upsample, "": lambda x: x}[self.resample]
-        skip, x = resize(x_BHWC), resize(jax.nn.silu(norm(x_BHWC, "norm_in")))
-        x = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_in")(x)
+        skip, x = resize(x_BHWC), resize(silu(norm(x_BHWC, "norm_in")))
+        x = Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_in")(x)
         shift = scale = None
         if embedding_BE is not None:
             both = self.condition == "scale_shift"
-            condition = nn.Dense(self.channels * (1 + both), dtype=self.dtype, name="condition")
+            condition = Dense(self.channels * (1 + both), dtype=self.dtype, name="condition")
             shift = condition(embedding_BE)[:, None, None]
             if both:
                 scale, shift = jnp.split(shift, 2, -1)
@@ -70,8 +70,8 @@ class ResBlock(nn.Module):
         x = norm(x, "norm_out")
         if scale is not None:
             x = x * (1 + scale) + shift
-        x = Dropout(self.dropout, name="dropout")(jax.nn.silu(x), key_B)
-        x = nn.Conv(
+        x = Dropout(self.dropout, name="dropout")(silu(x), key_B)
+        x = Conv(
             self.channels,
             (3, 3),
             kernel_init=nn.initializers.zeros,
@@ -79,7 +79,7 @@ class ResBlock(nn.Module):
             name="conv_out",
         )(x)
         if skip.shape[-1] != self.channels:
-            skip = nn.Conv(self.channels, (1, 1), dtype=self.dtype, name="skip")(skip)
+            skip = Conv(self.channels, (1, 1), dtype=self.dtype, name="skip")(skip)
         return (skip + x) * jnp.asarray(self.residual_scale, x.dtype)
 
 
@@ -104,10 +104,10 @@ class SelfAttention(nn.Module):
         x = x_BHWC
         if self.groups >= 0:
             x = group_norm(c, self.dtype, "norm", self.groups, self.eps)(x)
-        qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(x.reshape(b, h * w, c))
+        qkv = Dense(3 * c, dtype=self.dtype, name="qkv")(x.reshape(b, h * w, c))
         q, k, v = jnp.split(qkv.reshape(b, h * w, 3 * self.heads, c // self.heads), 3, 2)
         y = attention(q, k, v).reshape(b, h * w, c)
-        y = nn.Dense(c, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="out")(y)
+        y = Dense(c, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="out")(y)
         return x_BHWC + y.reshape(b, h, w, c)
 
 
@@ -125,7 +125,7 @@ class Down(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC):
         pad = (self.before, 1 - self.before)  # as many as an even side has use for
-        conv = nn.Conv(x_BHWC.shape[-1], (3, 3), 2, (pad, pad), dtype=self.dtype, name="conv")
+        conv = Conv(x_BHWC.shape[-1], (3, 3), (2, 2), (pad, pad), dtype=self.dtype, name="conv")
         return conv(x_BHWC)
 
 
@@ -136,5 +136,5 @@ class Up(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC):
-        conv = nn.Conv(x_BHWC.shape[-1], (3, 3), dtype=self.dtype, name="conv")
+        conv = Conv(x_BHWC.shape[-1], (3, 3), dtype=self.dtype, name="conv")
         return conv(upsample(x_BHWC))

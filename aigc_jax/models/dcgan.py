@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.errors import UserError
-from aigc_jax.models.layers import SubPixelConv, group_norm, label_one_hot
+from aigc_jax.models.layers import Conv, Dense, SubPixelConv, group_norm, label_one_hot
 from aigc_jax.models.sizes import coarse_size, crop
 from aigc_jax.options import option
 
@@ -65,7 +65,7 @@ class Generator(nn.Module):
             one_hot = label_one_hot(label_B, z_BZ.shape[0], self.num_classes)
             z_BZ = jnp.concatenate([z_BZ, one_hot], -1)
         first = c.generator_channels[0]
-        x = nn.Dense(h * w * first, dtype=self.dtype, name="stem")(z_BZ)
+        x = Dense(h * w * first, dtype=self.dtype, name="stem")(z_BZ)
         x = x.reshape(-1, h, w, first)
         x = self._plain(x, colours) if c.plain else self._deep(x, colours)
         return jnp.tanh(crop(x, (height, width)).astype(jnp.float32))
@@ -77,9 +77,9 @@ class Generator(nn.Module):
                 x = SubPixelConv(channels, c.kernel, self.dtype, name=f"up_{i}")(x)
             x = group_norm(channels, self.dtype, name=f"norm_{i}")(x) if c.norm else x
             x = jax.nn.leaky_relu(x, 0.2)
-            x = nn.Conv(channels, (c.kernel, c.kernel), dtype=self.dtype, name=f"conv_{i}")(x)
+            x = Conv(channels, (c.kernel, c.kernel), dtype=self.dtype, name=f"conv_{i}")(x)
             x = jax.nn.leaky_relu(x, 0.2)
-        return nn.Conv(colours, (c.kernel, c.kernel), dtype=self.dtype, name="image")(x)
+        return Conv(colours, (c.kernel, c.kernel), dtype=self.dtype, name="image")(x)
 
     def _plain(self, x: jax.Array, colours: int) -> jax.Array:
         """A transposed convolution after each entry, the last one to colours.
@@ -93,7 +93,7 @@ class Generator(nn.Module):
             x = group_norm(x.shape[-1], self.dtype, name=f"norm_{i}")(x) if c.norm else x
             x, name = jax.nn.leaky_relu(x, 0.2), "image" if i == len(outputs) - 1 else f"up_{i + 1}"
             if stride == 1:
-                x = nn.Conv(channels, (c.kernel, c.kernel), dtype=self.dtype, name=name)(x)
+                x = Conv(channels, (c.kernel, c.kernel), dtype=self.dtype, name=name)(x)
             else:
                 half = -(-c.kernel // 2)
                 x = SubPixelConv(channels, half + 1 - half % 2, self.dtype, name=name)(x)
@@ -114,17 +114,17 @@ class Critic(nn.Module):
         coarse_size(x.shape[1:3], halved, "model.critic_channels")
         for i, channels in enumerate(c.critic_channels):
             stride = 2 if i or c.plain else 1
-            x = nn.Conv(
+            x = Conv(
                 channels, (c.kernel, c.kernel), (stride, stride), dtype=self.dtype, name=f"down_{i}"
             )(x)
             x = jax.nn.leaky_relu(x, 0.2)
             if not c.plain:
-                x = nn.Conv(channels, (c.kernel, c.kernel), dtype=self.dtype, name=f"conv_{i}")(x)
+                x = Conv(channels, (c.kernel, c.kernel), dtype=self.dtype, name=f"conv_{i}")(x)
                 x = jax.nn.leaky_relu(x, 0.2)
         x = x.reshape(x.shape[0], -1)
         if not c.plain:
             x = jax.nn.leaky_relu(
-                nn.Dense(2 * c.critic_channels[-1], dtype=self.dtype, name="features")(x), 0.2
+                Dense(2 * c.critic_channels[-1], dtype=self.dtype, name="features")(x), 0.2
             )
         return score(x, label_B, self.num_classes, self.dtype)
 
@@ -136,10 +136,10 @@ def score(
 
     Called within a module: `score` and `class_embedding` are its parameters.
     """
-    score_B = nn.Dense(1, dtype=dtype, name="score")(feature_BF)[:, 0]
+    score_B = Dense(1, dtype=dtype, name="score")(feature_BF)[:, 0]
     if num_classes:
         one_hot = label_one_hot(label_B, feature_BF.shape[0], num_classes)
-        direction = nn.Dense(
+        direction = Dense(
             feature_BF.shape[-1], use_bias=False, dtype=dtype, name="class_embedding"
         )(one_hot)
         score_B += (feature_BF * direction).sum(-1) / jnp.sqrt(feature_BF.shape[-1])

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.errors import UserError
-from aigc_jax.models.blocks import ACTIVATIONS
-from aigc_jax.models.layers import ClassEmbedding, Dropout, Norm, time_embedding
+from aigc_jax.models.layers import ClassEmbedding, Conv, Dense, Dropout, Norm, time_embedding
+from aigc_jax.ops.activation import ACTIVATIONS, silu
 from aigc_jax.ops.attention import attention, rotary_frequencies, rotate
 from aigc_jax.ops.convolution import depth_to_space
 from aigc_jax.options import option
@@ -75,13 +75,10 @@ def sincos_positions(height: int, width: int, size: int) -> jax.Array:
     return jnp.concatenate([waves(column), waves(row)], -1)
 
 
-def dense(features: int, dtype: jnp.dtype, name: str, init: Any = None, **kw: Any) -> nn.Dense:
-    """Xavier's initialisation unless `init` says otherwise.
-
-    Flax's own layer and not `layers.Linear`, through which no tangents pass: MeanFlow needs them.
-    """
+def dense(features: int, dtype: jnp.dtype, name: str, init: Any = None, **kw: Any) -> Dense:
+    """Xavier's initialisation unless `init` says otherwise."""
     init = init or nn.initializers.xavier_uniform()
-    return nn.Dense(features, kernel_init=init, dtype=dtype, name=name, **kw)
+    return Dense(features, kernel_init=init, dtype=dtype, name=name, **kw)
 
 
 def layer_norm(eps: float = 1e-6) -> Norm:
@@ -103,7 +100,7 @@ class TimeEmbedder(nn.Module):
     def __call__(self, time_B):
         c, init = self.config, nn.initializers.normal(0.02)
         y = time_embedding(time_B, c.frequencies, shift=c.frequency_shift)
-        y = jax.nn.silu(dense(c.width, self.dtype, "in", init)(y))
+        y = silu(dense(c.width, self.dtype, "in", init)(y))
         return dense(c.width, self.dtype, "out", init)(y)
 
 
@@ -171,7 +168,7 @@ class Block(nn.Module):
         if key_B is not None:  # every layer drops its own
             key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, layer)
         zeros = nn.initializers.zeros
-        modulation = dense(6 * c.width, self.dtype, "modulation", zeros)(jax.nn.silu(condition_BD))
+        modulation = dense(6 * c.width, self.dtype, "modulation", zeros)(silu(condition_BD))
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(modulation, 6, -1)
 
         y = modulate(layer_norm()(x_BTD), shift, scale)
@@ -226,7 +223,7 @@ class DiT(nn.Module):
         x, conditions = self._layers()(x, jnp.arange(c.depth), *given)
         condition = conditions[0]  # that of the first block also ends the network
         zeros = nn.initializers.zeros
-        last = dense(2 * c.width, self.dtype, "final_modulation", zeros)(jax.nn.silu(condition))
+        last = dense(2 * c.width, self.dtype, "final_modulation", zeros)(silu(condition))
         x = modulate(layer_norm()(x), *jnp.split(last, 2, -1))
         outputs = colours * (1 + c.learned_sigma)
         x = dense(p * p * outputs, self.dtype, "final", zeros)(x)
@@ -238,9 +235,7 @@ class DiT(nn.Module):
         c = self.config
         init = nn.initializers.xavier_uniform(in_axis=(0, 1, 2), out_axis=3)
         size = (c.patch_size, c.patch_size)
-        conv = nn.Conv(
-            c.width, size, size, "VALID", kernel_init=init, dtype=self.dtype, name="patch"
-        )
+        conv = Conv(c.width, size, size, "VALID", kernel_init=init, dtype=self.dtype, name="patch")
         return conv(x_BHWC).reshape(x_BHWC.shape[0], -1, c.width)
 
     def _condition(self, batch, time_B, label_B, span_B, augment_BA):

@@ -8,6 +8,7 @@ Shapes: B batch, H height, W width, C channels.
 import flax.linen as nn
 import jax
 
+from aigc_jax.models.layers import Conv, Dense
 from aigc_jax.ops.convolution import depthwise
 
 SIZE = 224  # pixels a side that it was trained on
@@ -53,9 +54,9 @@ class Block(nn.Module):
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         x, channels = x_BHWC, x_BHWC.shape[-1]
         if self.expansion > 1:
-            x = nn.relu6(nn.Conv(channels * self.expansion, (1, 1), name="expand")(x))
+            x = nn.relu6(Conv(channels * self.expansion, (1, 1), name="expand")(x))
         x = nn.relu6(Depthwise(self.kernel, self.stride, name="depthwise")(x))
-        x = nn.Conv(self.channels, (1, 1), name="project")(x)
+        x = Conv(self.channels, (1, 1), name="project")(x)
         return x + x_BHWC if self.stride == 1 and channels == self.channels else x
 
 
@@ -64,13 +65,13 @@ class EfficientNetLite0(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x = nn.relu6(nn.Conv(STEM, (3, 3), (2, 2), name="stem")(x_BHWC))
+        x = nn.relu6(Conv(STEM, (3, 3), (2, 2), name="stem")(x_BHWC))
         number = 0
         for repeats, kernel, stride, expansion, channels in STAGES:
             for i in range(repeats):
                 step = stride if i == 0 else 1
                 x = Block(kernel, step, expansion, channels, name=f"block_{number}")(x)
                 number += 1
-        x = nn.relu6(nn.Conv(FEATURES, (1, 1), name="head")(x))
+        x = nn.relu6(Conv(FEATURES, (1, 1), name="head")(x))
         feature_BF = x.mean((1, 2))
-        return feature_BF, nn.Dense(1000, name="logits")(feature_BF)
+        return feature_BF, Dense(1000, name="logits")(feature_BF)

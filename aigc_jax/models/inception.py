@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from aigc_jax.models.layers import Conv
+
 SIZE = 299  # pixels a side that it looks at
 FEATURES = 2048  # of its last pool, "pool3"
 EPSILON = 1e-3  # of the batch norms that were folded
@@ -29,9 +31,7 @@ class Convolution(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         strides = (self.stride, self.stride)
-        return nn.relu(
-            nn.Conv(self.channels, self.kernel, strides, self.padding, name="conv")(x_BHWC)
-        )
+        return nn.relu(Conv(self.channels, self.kernel, strides, self.padding, name="conv")(x_BHWC))
 
 
 Branch = tuple[tuple[str, int, tuple[int, int]], ...]  # (name, channels, kernel) of convolutions

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.models.conv_blocks import Down, ResBlock, SelfAttention, Up, check_norm_groups
-from aigc_jax.models.layers import check_size, group_norm
+from aigc_jax.models.layers import Conv, check_size, group_norm
+from aigc_jax.ops.activation import silu
 from aigc_jax.options import option
 
 MOST = 0.9999  # of a signed output, a fortieth of a grey level below white; logits are finite
@@ -70,8 +71,8 @@ class _Parts:
     def last(self, x, channels):
         c = self.config
         norm = group_norm(x.shape[-1], self.dtype, "norm_out", c.norm_groups, c.norm_eps)
-        conv = nn.Conv(channels, (3, 3), dtype=self.dtype, name="conv_out")
-        return conv(jax.nn.silu(norm(x)))
+        conv = Conv(channels, (3, 3), dtype=self.dtype, name="conv_out")
+        return conv(silu(norm(x)))
 
 
 class Encoder(nn.Module):
@@ -85,7 +86,7 @@ class Encoder(nn.Module):
     def __call__(self, x_BHWC: jax.Array, label_B: jax.Array | None = None):
         c, parts = self.config, _Parts(self.config, self.dtype)
         check_size(x_BHWC.shape[1:3], len(c.channels), "model.channels")
-        x = nn.Conv(c.channels[0], (3, 3), dtype=self.dtype, name="conv_in")(2 * x_BHWC - 1)
+        x = Conv(c.channels[0], (3, 3), dtype=self.dtype, name="conv_in")(2 * x_BHWC - 1)
         for level, channels in enumerate(c.channels):
             if level:
                 x = Down(self.dtype, 0, name=f"down_{level}")(x)
@@ -93,7 +94,7 @@ class Encoder(nn.Module):
                 x = parts.block(x, channels, f"down_{level}_{i}")
         x = parts.last(parts.middle(x), 2 * c.latent)
         if c.quant_conv:
-            x = nn.Conv(2 * c.latent, (1, 1), dtype=self.dtype, name="quant_conv")(x)
+            x = Conv(2 * c.latent, (1, 1), dtype=self.dtype, name="quant_conv")(x)
         mean, log_var = jnp.split(x.astype(jnp.float32), 2, -1)
         return mean, jnp.clip(log_var, -30.0, 20.0)  # as diffusers does; far outside of training
 
@@ -112,8 +113,8 @@ class Decoder(nn.Module):
         c, parts = self.config, _Parts(self.config, self.dtype)
         x = z_BHWZ
         if c.post_quant_conv:
-            x = nn.Conv(c.latent, (1, 1), dtype=self.dtype, name="post_quant_conv")(x)
-        x = nn.Conv(c.channels[-1], (3, 3), dtype=self.dtype, name="conv_in")(x)
+            x = Conv(c.latent, (1, 1), dtype=self.dtype, name="post_quant_conv")(x)
+        x = Conv(c.channels[-1], (3, 3), dtype=self.dtype, name="conv_in")(x)
         x = parts.middle(x)
         for level in reversed(range(len(c.channels))):
             for i in range(c.blocks + 1):

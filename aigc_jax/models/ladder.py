@@ -15,7 +15,16 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.errors import UserError
-from aigc_jax.models.layers import Residual, SubPixelConv, check_size, group_norm, label_one_hot
+from aigc_jax.models.layers import (
+    Conv,
+    Dense,
+    Residual,
+    SubPixelConv,
+    check_size,
+    group_norm,
+    label_one_hot,
+)
+from aigc_jax.ops.activation import gelu
 from aigc_jax.options import option
 
 
@@ -48,7 +57,7 @@ class BottomUp(nn.Module):
         check_size(x.shape[1:3], len(c.channels), "model.channels")
         for i, channels in enumerate(c.channels):
             strides = (2, 2) if i else (1, 1)
-            x = nn.Conv(channels, (3, 3), strides, dtype=self.dtype, name=f"down_{i}")(x)
+            x = Conv(channels, (3, 3), strides, dtype=self.dtype, name=f"down_{i}")(x)
             for j in range(c.blocks):
                 x = Residual(channels, self.dtype, name=f"block_{i}_{j}")(x)
             features.append(x)
@@ -94,7 +103,7 @@ class TopDown(nn.Module):
         x = jnp.broadcast_to(top, (noise[0].shape[0], *size))
         if self.num_classes:
             one_hot = label_one_hot(label_B, len(x), self.num_classes)
-            x += nn.Dense(size[-1], dtype=self.dtype, name="label")(one_hot)[:, None, None]
+            x += Dense(size[-1], dtype=self.dtype, name="label")(one_hot)[:, None, None]
         for level in reversed(range(len(c.channels))):
             if level < coarsest:
                 x = SubPixelConv(c.channels[level], dtype=self.dtype, name=f"up_{level}")(x)
@@ -104,8 +113,8 @@ class TopDown(nn.Module):
                 groups += [group] if group else []
             for i in range(0 if c.groups[level] else c.blocks):
                 x = Residual(c.channels[level], self.dtype, name=f"block_{level}_{i}")(x)
-        x = jax.nn.gelu(group_norm(x.shape[-1], self.dtype, name="norm_out")(x))
-        x = nn.Conv(colours, (3, 3), dtype=self.dtype, name="image")(x)
+        x = gelu(group_norm(x.shape[-1], self.dtype, name="norm_out")(x))
+        x = Conv(colours, (3, 3), dtype=self.dtype, name="image")(x)
         return x.astype(jnp.float32), groups
 
     def _group(self, x, noise, read, name):
@@ -123,7 +132,7 @@ class TopDown(nn.Module):
         mean, log_scale = jnp.split(prior[..., : 2 * c.latent], 2, -1)
         z = mean + jnp.exp(jnp.clip(log_scale, -6.0, 6.0)) * u
         x += prior[..., 2 * c.latent :].astype(x.dtype)
-        x += nn.Conv(width, (1, 1), dtype=self.dtype, name=f"{name}_in")(z)
+        x += Conv(width, (1, 1), dtype=self.dtype, name=f"{name}_in")(z)
         for i in range(c.blocks):
             x = Residual(width, self.dtype, name=f"{name}_block_{i}")(x)
         return x, group
@@ -138,8 +147,8 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        x = jax.nn.gelu(group_norm(x_BHWC.shape[-1], self.dtype, name="norm")(x_BHWC))
-        x = jax.nn.gelu(nn.Conv(self.hidden, (3, 3), dtype=self.dtype, name="conv")(x))
+        x = gelu(group_norm(x_BHWC.shape[-1], self.dtype, name="norm")(x_BHWC))
+        x = gelu(Conv(self.hidden, (3, 3), dtype=self.dtype, name="conv")(x))
         zeros = nn.initializers.zeros
-        out = nn.Conv(self.features, (1, 1), kernel_init=zeros, dtype=self.dtype, name="out")(x)
+        out = Conv(self.features, (1, 1), kernel_init=zeros, dtype=self.dtype, name="out")(x)
         return out.astype(jnp.float32)

@@ -9,8 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.errors import UserError
-from aigc_jax.ops.convolution import depth_to_space
+from aigc_jax.ops import norm
+from aigc_jax.ops.activation import gelu
+from aigc_jax.ops.convolution import Padding, convolution, depth_to_space
 from aigc_jax.ops.dense import dense
+from aigc_jax.ops.norm import layer_norm, rms_norm
 
 
 class Dropout(nn.Module):
@@ -40,30 +43,39 @@ class Lora:
     dropout: float = 0.0
 
 
-class Linear(nn.Module):
-    """x @ kernel + bias, and a low-rank change of it where there is one.
+class Dense(nn.Module):
+    """x @ kernel + bias."""
+
+    features: int
+    use_bias: bool = True
+    kernel_init: Any = nn.initializers.lecun_normal()
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        y = dense(x.astype(self.dtype), kernel.astype(self.dtype))
+        if not self.use_bias:
+            return y
+        return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+
+
+class Linear(Dense):
+    """A dense layer and, where there is one, a low-rank change of it.
 
     The change's factors are the collection "lora", so that the kernel can stay frozen.
     """
 
-    features: int
     use_bias: bool = False
-    kernel_init: Any = nn.initializers.lecun_normal()
-    dtype: jnp.dtype = jnp.float32
     lora: Lora | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, key_B: jax.Array | None = None) -> jax.Array:
-        width = x.shape[-1]
-        kernel = self.param("kernel", self.kernel_init, (width, self.features))
-        x = x.astype(self.dtype)
-        y = dense(x, kernel.astype(self.dtype))
-        if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        y = super().__call__(x)
         if self.lora is None:
             return y
-        rank = self.lora.rank
-        a = self.variable("lora", "lora_a", lambda: self._uniform((width, rank))).value
+        rank, x = self.lora.rank, x.astype(self.dtype)
+        a = self.variable("lora", "lora_a", lambda: self._uniform((x.shape[-1], rank))).value
         b = self.variable("lora", "lora_b", jnp.zeros, (rank, self.features)).value
         x = Dropout(self.lora.dropout, name="lora_dropout")(x, key_B)
         return y + (x @ a.astype(self.dtype)) @ b.astype(self.dtype) * (self.lora.alpha / rank)
@@ -71,6 +83,24 @@ class Linear(nn.Module):
     def _uniform(self, shape: tuple[int, int]) -> jax.Array:
         limit = shape[0] ** -0.5  # a is random and b is zero: the change begins as none
         return jax.random.uniform(self.make_rng("params"), shape, minval=-limit, maxval=limit)
+
+
+class Conv(nn.Module):
+    """A convolution of images (B, H, W, C) and a bias."""
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    padding: Padding = "SAME"
+    kernel_init: Any = nn.initializers.lecun_normal()
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        shape = (*self.kernel_size, x_BHWC.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        y = convolution(x_BHWC.astype(self.dtype), kernel, self.strides, self.padding)
+        return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
 
 
 class Bias(nn.Module):
@@ -106,13 +136,31 @@ class Norm(nn.Module):
         if self.learned:
             start = nn.initializers.zeros if self.offset else nn.initializers.ones
             scale = self.param("scale", start, shape) + float(self.offset)
-        x = x.astype(jnp.float32)
-        if self.kind == "layernorm":
-            x -= x.mean(-1, keepdims=True)
-        x *= jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps) * scale
+        x = (layer_norm if self.kind == "layernorm" else rms_norm)(x, self.eps) * scale
         if self.kind == "layernorm" and self.use_bias:
             x += self.param("bias", nn.initializers.zeros, shape)
         return x.astype(self.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group norm with a learned scale and bias, in float32.
+
+    Attributes:
+      groups: of neighbouring channels.
+      eps: added to the variance.
+      dtype: of the result.
+    """
+
+    groups: int
+    eps: float
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BC: jax.Array) -> jax.Array:
+        shape = x_BC.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        return norm.group_norm(x_BC, scale, bias, self.groups, self.eps).astype(self.dtype)
 
 
 class SubPixelConv(nn.Module):
@@ -124,7 +172,7 @@ class SubPixelConv(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        conv = nn.Conv(4 * self.features, (self.kernel, self.kernel), dtype=self.dtype, name="conv")
+        conv = Conv(4 * self.features, (self.kernel, self.kernel), dtype=self.dtype, name="conv")
         return depth_to_space(conv(x_BHWC))
 
 
@@ -136,21 +184,21 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        x = jax.nn.gelu(group_norm(self.channels, self.dtype, name="norm_in")(x_BHWC))
-        x = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_in")(x)
-        x = jax.nn.gelu(group_norm(self.channels, self.dtype, name="norm_out")(x))
+        x = gelu(group_norm(self.channels, self.dtype, name="norm_in")(x_BHWC))
+        x = Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_in")(x)
+        x = gelu(group_norm(self.channels, self.dtype, name="norm_out")(x))
         start = nn.initializers.zeros
-        conv = nn.Conv(self.channels, (3, 3), kernel_init=start, dtype=self.dtype, name="conv_out")
+        conv = Conv(self.channels, (3, 3), kernel_init=start, dtype=self.dtype, name="conv_out")
         return x_BHWC + conv(x)
 
 
 def group_norm(
     channels: int, dtype: jnp.dtype, name: str | None = None, groups: int = 0, eps: float = 1e-5
-) -> nn.GroupNorm:
+) -> GroupNorm:
     """Group norm; 0 groups: up to 32 of at least 4 channels, which divide the channels."""
     if not groups:
         groups = next(g for g in range(min(32, max(channels // 4, 1)), 0, -1) if channels % g == 0)
-    return nn.GroupNorm(groups, epsilon=eps, dtype=dtype, name=name)
+    return GroupNorm(groups, eps, dtype, name=name)
 
 
 def time_embedding(

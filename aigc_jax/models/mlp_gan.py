@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.models.dcgan import score
-from aigc_jax.models.layers import label_one_hot
+from aigc_jax.models.layers import Dense, label_one_hot
 from aigc_jax.options import option
 
 
@@ -37,9 +37,9 @@ class Generator(nn.Module):
             one_hot = label_one_hot(label_B, z_BZ.shape[0], self.num_classes)
             x = jnp.concatenate([x, one_hot], -1)
         for i, size in enumerate(self.config.hidden):
-            x = nn.Dense(size, dtype=self.dtype, name=f"hidden_{i}")(x)
+            x = Dense(size, dtype=self.dtype, name=f"hidden_{i}")(x)
             x = jax.nn.leaky_relu(x, 0.2)
-        x = nn.Dense(height * width * colours, dtype=self.dtype, name="image")(x)
+        x = Dense(height * width * colours, dtype=self.dtype, name="image")(x)
         return jnp.tanh(x.astype(jnp.float32)).reshape(-1, height, width, colours)
 
 
@@ -54,6 +54,6 @@ class Critic(nn.Module):
     def __call__(self, x_BHWC: jax.Array, label_B: jax.Array | None = None) -> jax.Array:
         x = x_BHWC.reshape(x_BHWC.shape[0], -1)
         for i, size in enumerate(reversed(self.config.hidden)):
-            x = nn.Dense(size, dtype=self.dtype, name=f"hidden_{i}")(x)
+            x = Dense(size, dtype=self.dtype, name=f"hidden_{i}")(x)
             x = jax.nn.leaky_relu(x, 0.2)
         return score(x, label_B, self.num_classes, self.dtype)

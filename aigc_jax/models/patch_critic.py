@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.models.layers import group_norm
+from aigc_jax.models.layers import Conv, group_norm
 
 
 class PatchCritic(nn.Module):
@@ -25,9 +25,9 @@ class PatchCritic(nn.Module):
     def __call__(self, x_BHWC: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         x, features = x_BHWC, []
         for i, channels in enumerate(self.channels):
-            x = nn.Conv(channels, (4, 4), (2, 2), dtype=self.dtype, name=f"down_{i}")(x)
+            x = Conv(channels, (4, 4), (2, 2), dtype=self.dtype, name=f"down_{i}")(x)
             x = group_norm(channels, self.dtype, name=f"norm_{i}")(x) if i else x
             x = jax.nn.leaky_relu(x, 0.2)
             features.append(x.astype(jnp.float32))
-        score_Bhw1 = nn.Conv(1, (3, 3), dtype=self.dtype, name="score")(x)
+        score_Bhw1 = Conv(1, (3, 3), dtype=self.dtype, name="score")(x)
         return score_Bhw1[..., 0].astype(jnp.float32), features

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.errors import UserError
-from aigc_jax.models.layers import label_one_hot
+from aigc_jax.models.layers import Dense, label_one_hot
 from aigc_jax.models.sizes import coarse_size, crop, fill
 from aigc_jax.ops.convolution import bilinear_half, bilinear_twice, grouped_convolution
 from aigc_jax.options import option
@@ -63,7 +63,7 @@ class PointConv(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         init = kernel_init(self.gain) if self.gain else nn.initializers.zeros
-        return nn.Dense(self.features, use_bias=False, kernel_init=init, dtype=self.dtype)(x_BHWC)
+        return Dense(self.features, use_bias=False, kernel_init=init, dtype=self.dtype)(x_BHWC)
 
 
 class Block(nn.Module):

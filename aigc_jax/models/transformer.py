@@ -14,6 +14,7 @@ import numpy as np
 from aigc_jax.models.blocks import Block, Cache, Place, linear, norm
 from aigc_jax.models.layers import Bias, Dropout
 from aigc_jax.models.transformer_config import TransformerConfig
+from aigc_jax.ops.activation import gelu_exact
 from aigc_jax.ops.attention import positions_of
 
 __all__ = ["Cache", "Transformer", "TransformerConfig"]
@@ -138,7 +139,7 @@ class Transformer(nn.Module):
         """Of the next token, or of the masked one: (…, V) in float32."""
         c = self.config
         if c.head_transform:
-            x_BTW = self.head_norm(jax.nn.gelu(self.head_transform(x_BTW), approximate=False))
+            x_BTW = self.head_norm(gelu_exact(self.head_transform(x_BTW)))
         if c.tie_embeddings:
             logits_BTV = self.token_embedding.attend(x_BTW)
         else:

@@ -13,7 +13,15 @@ import jax.numpy as jnp
 
 from aigc_jax.errors import UserError
 from aigc_jax.models.conv_blocks import Down, ResBlock, SelfAttention, Up, check_norm_groups
-from aigc_jax.models.layers import ClassEmbedding, check_size, group_norm, time_embedding
+from aigc_jax.models.layers import (
+    ClassEmbedding,
+    Conv,
+    Dense,
+    check_size,
+    group_norm,
+    time_embedding,
+)
+from aigc_jax.ops.activation import silu
 from aigc_jax.ops.convolution import depth_to_space, downsample, space_to_depth, upsample
 from aigc_jax.options import option
 
@@ -126,7 +134,7 @@ class UNet(nn.Module):
         x = 2 * x_BHWC - 1 if c.center_input else x_BHWC
         x = space_to_depth(x, c.patch_size)
         outputs = x.shape[-1]
-        x = nn.Conv(c.channels[0], (3, 3), dtype=self.dtype, name="conv_in")(x)
+        x = Conv(c.channels[0], (3, 3), dtype=self.dtype, name="conv_in")(x)
         skips = [x]
         for level in levels:
             if level:
@@ -142,13 +150,13 @@ class UNet(nn.Module):
             if level:
                 x = self._up(x, level, res_block)
         norm = group_norm(x.shape[-1], self.dtype, "norm_out", c.norm_groups, c.norm_eps)
-        x = nn.Conv(
+        x = Conv(
             outputs * (1 + c.learned_sigma),
             (3, 3),
             kernel_init=nn.initializers.zeros,
             dtype=self.dtype,
             name="conv_out",
-        )(jax.nn.silu(norm(x)))
+        )(silu(norm(x)))
         return depth_to_space(x[..., :outputs], c.patch_size).astype(jnp.float32)
 
     def _check_sides(self, size: tuple[int, int]) -> None:
@@ -169,21 +177,21 @@ class UNet(nn.Module):
         def embed(time_B, name):
             size = c.frequencies or c.embedding
             y = time_embedding(time_B, size, shift=c.frequency_shift, sin_first=c.sin_first)
-            y = nn.Dense(c.embedding, dtype=self.dtype, name=f"{name}_in")(y)
-            return nn.Dense(c.embedding, dtype=self.dtype, name=f"{name}_out")(jax.nn.silu(y))
+            y = Dense(c.embedding, dtype=self.dtype, name=f"{name}_in")(y)
+            return Dense(c.embedding, dtype=self.dtype, name=f"{name}_out")(silu(y))
 
         embedding = embed(time_B, "time")
         if span_B is not None:
             embedding += embed(span_B, "span")
         if augment_BA is not None:
-            augment = nn.Dense(c.embedding, use_bias=False, dtype=self.dtype, name="augment")
+            augment = Dense(c.embedding, use_bias=False, dtype=self.dtype, name="augment")
             embedding += augment(augment_BA)
         if self.num_classes and label_B is not None:
             table = ClassEmbedding(
                 self.num_classes, c.embedding, c.null_class, name="class_embedding"
             )
             embedding += table(label_B).astype(self.dtype)
-        return jax.nn.silu(embedding)
+        return silu(embedding)
 
     def _blocks(self, embedding, key_B):
         """Functions of (x, level, name): a residual block, and attention after the block `name`."""

@@ -1,10 +1,50 @@
-"""Resizing by rearranging or by weighted means, and convolutions of groups of channels.
+"""Convolutions, plain and of groups of channels, and resizing by rearranging or weighted means.
 
-Shapes: B batch, H height, W width, C channels, r the factor.
+Shapes: B batch, H height, W width, C and I channels in, O channels out, r the factor.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+
+from aigc_jax.ops import platform
+from aigc_jax.ops.dense import dense
+
+Padding = str | Sequence[tuple[int, int]]  # "SAME", "VALID", or zeros before and after each side
+
+
+def convolution(
+    x_BHWC: jax.Array,
+    kernel_HWIO: jax.Array,
+    strides: tuple[int, int] = (1, 1),
+    padding: Padding = "SAME",
+    groups: int = 1,
+) -> jax.Array:
+    """A convolution, (B, H, W, C) → (B, H', W', O); what is a matrix product is computed as one.
+
+    Args:
+      x_BHWC: the images.
+      kernel_HWIO: height, width, C / groups, O.
+      strides: of rows and columns.
+      padding: "SAME" as in TensorFlow, "VALID", or given.
+      groups: of channels, each of which sees itself only.
+    """
+    sizes = kernel_HWIO.shape[:2]
+    exact = all(side % n == 0 for side, n in zip(x_BHWC.shape[1:3], sizes, strict=True))
+    if sizes == tuple(strides) and groups == 1 and exact and padding in ("SAME", "VALID"):
+        return _patches_times(x_BHWC, kernel_HWIO)
+    form = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x_BHWC, kernel_HWIO, strides, padding, dimension_numbers=form, feature_group_count=groups
+    )
+
+
+def _patches_times(x_BHWC: jax.Array, kernel_HWIO: jax.Array) -> jax.Array:
+    """A convolution whose steps are as large as its kernel: a product of each patch, or pixel."""
+    (b, h, w, c), (p, q, _, o) = x_BHWC.shape, kernel_HWIO.shape
+    patches = x_BHWC.reshape(b, h // p, p, w // q, q, c).transpose(0, 1, 3, 2, 4, 5)
+    return dense(patches.reshape(b, h // p, w // q, p * q * c), kernel_HWIO.reshape(-1, o))
 
 
 def depth_to_space(x_BHWC: jax.Array, factor: int = 2) -> jax.Array:
@@ -82,24 +122,11 @@ def grouped_convolution(x_BHWC: jax.Array, kernel_HWIO: jax.Array) -> jax.Array:
     """
     height, width, i, outputs = kernel_HWIO.shape
     groups = x_BHWC.shape[-1] // i
-
-    def convolve(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
-        form = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=form, feature_group_count=groups
-        )
-
-    def whole(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        blocks = kernel.reshape(height, width, 1, i, groups, outputs // groups)
-        kernel = jnp.eye(groups, dtype=kernel.dtype)[:, None, :, None] * blocks
-        return convolve(x, kernel.reshape(height, width, groups * i, outputs), 1)
-
-    def grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return convolve(x, kernel, groups)
-
-    if groups == 1:
-        return convolve(x_BHWC, kernel_HWIO, 1)
-    return jax.lax.platform_dependent(x_BHWC, kernel_HWIO, cpu=whole, default=grouped)
+    if groups == 1 or platform.form("grouped_convolution") == "reference":
+        return convolution(x_BHWC, kernel_HWIO, groups=groups)
+    blocks = kernel_HWIO.reshape(height, width, 1, i, groups, outputs // groups)
+    whole = jnp.eye(groups, dtype=blocks.dtype)[:, None, :, None] * blocks
+    return convolution(x_BHWC, whole.reshape(height, width, groups * i, outputs))
 
 
 def depthwise(x_BHWC: jax.Array, kernel_khwC: jax.Array, stride: int = 1) -> jax.Array:
@@ -114,21 +141,13 @@ def depthwise(x_BHWC: jax.Array, kernel_khwC: jax.Array, stride: int = 1) -> jax
       stride: of the rows and columns of the result.
     """
     sizes, strides = kernel_khwC.shape[:2], (stride, stride)
-
-    def grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        form = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(
-            x, kernel, strides, "SAME", dimension_numbers=form, feature_group_count=x.shape[-1]
-        )
-
-    def shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        pads = jax.lax.padtype_to_pads(x.shape[1:3], sizes, strides, "SAME")
-        rows, columns = (-(-n // stride) for n in x.shape[1:3])
-        x, total = jnp.pad(x, [(0, 0), *pads, (0, 0)]), jnp.zeros((), x.dtype)
-        for i in range(sizes[0]):
-            for j in range(sizes[1]):
-                bottom, right = i + (rows - 1) * stride + 1, j + (columns - 1) * stride + 1
-                total += x[:, i:bottom:stride, j:right:stride] * kernel[i, j, 0]
-        return total
-
-    return jax.lax.platform_dependent(x_BHWC, kernel_khwC, cpu=shifted, default=grouped)
+    if platform.form("depthwise") == "reference":
+        return convolution(x_BHWC, kernel_khwC, strides, groups=x_BHWC.shape[-1])
+    pads = jax.lax.padtype_to_pads(x_BHWC.shape[1:3], sizes, strides, "SAME")
+    rows, columns = (-(-n // stride) for n in x_BHWC.shape[1:3])
+    x, total = jnp.pad(x_BHWC, [(0, 0), *pads, (0, 0)]), jnp.zeros((), x_BHWC.dtype)
+    for i in range(sizes[0]):
+        for j in range(sizes[1]):
+            bottom, right = i + (rows - 1) * stride + 1, j + (columns - 1) * stride + 1
+            total += x[:, i:bottom:stride, j:right:stride] * kernel_khwC[i, j, 0]
+    return total

@@ -1,0 +1,78 @@
+"""Activations by name, with their slopes written out.
+
+The slope of a plain form keeps intermediate results of the forward pass for the backward one; these
+keep the input alone.
+"""
+
+from collections.abc import Callable
+from math import pi, sqrt
+
+import jax
+import jax.numpy as jnp
+
+from aigc_jax.ops import platform
+
+Function = Callable[[jax.Array], jax.Array]
+
+
+def with_slope(plain: Function, slope: Function) -> Function:
+    """`plain`, whose derivative is `slope`, computed in float32."""
+
+    @jax.custom_jvp
+    def handwritten(x: jax.Array) -> jax.Array:
+        return plain(x)
+
+    @handwritten.defjvp
+    def _(primals, tangents):
+        (x,), (dx,) = primals, tangents
+        return plain(x), slope(x.astype(jnp.float32)).astype(x.dtype) * dx
+
+    def chosen(x: jax.Array) -> jax.Array:
+        return handwritten(x) if platform.form("activation") == "handwritten" else plain(x)
+
+    chosen.__doc__ = plain.__doc__
+    return chosen
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+    """x · Φ(x) with tanh(√(2/π) · (x + 0.044715 x³)) for the normal distribution's Φ."""
+    return jax.nn.gelu(x)
+
+
+def _gelu_slope(x: jax.Array) -> jax.Array:
+    a, b = sqrt(2 / pi), 0.044715
+    t = jnp.tanh(a * (x + b * x**3))
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t**2) * a * (1 + 3 * b * x**2)
+
+
+def _gelu_exact(x: jax.Array) -> jax.Array:
+    """x · Φ(x), the normal distribution's Φ (Hendrycks & Gimpel 2016)."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_exact_slope(x: jax.Array) -> jax.Array:
+    density = jnp.exp(-0.5 * x**2) / sqrt(2 * pi)
+    return 0.5 * (1 + jax.lax.erf(x / sqrt(2))) + x * density
+
+
+def _silu(x: jax.Array) -> jax.Array:
+    """x · sigmoid(x)."""
+    return jax.nn.silu(x)
+
+
+def _silu_slope(x: jax.Array) -> jax.Array:
+    s = jax.nn.sigmoid(x)
+    return s * (1 + x * (1 - s))
+
+
+gelu = with_slope(_gelu, _gelu_slope)
+gelu_exact = with_slope(_gelu_exact, _gelu_exact_slope)
+silu = with_slope(_silu, _silu_slope)
+
+ACTIVATIONS: dict[str, Function] = {
+    "gelu": gelu,
+    "gelu_exact": gelu_exact,
+    "silu": silu,
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021
+}

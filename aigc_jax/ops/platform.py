@@ -1,0 +1,70 @@
+"""Which form of a primitive runs where: the one table that knows platforms.
+
+A primitive has a plain form that is its definition, "reference", and others that are equal to it in
+value and gradient and faster somewhere. The form is chosen while a function is traced.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
+import jax
+
+# What a platform is not named for has the reference form.
+FORMS: dict[str, dict[str, str]] = {
+    "activation": {"cpu": "handwritten"},
+    "attention": {"cpu": "blockwise", "gpu": "cudnn", "tpu": "splash"},
+    "decoding_layers": {"cpu": "unrolled"},
+    "dense": {"cpu": "guarded"},
+    "depthwise": {"cpu": "shifted"},
+    "grouped_convolution": {"cpu": "whole"},
+    "norm": {"cpu": "handwritten"},
+}
+
+_FORCED: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("forms", default={})  # noqa: B039
+_PLATFORM: contextvars.ContextVar[str] = contextvars.ContextVar("platform", default="")
+
+
+def form(primitive: str) -> str:
+    """The name of the form that is to be traced now."""
+    return _FORCED.get().get(primitive) or FORMS[primitive].get(platform(), "reference")
+
+
+def platform() -> str:
+    """cpu, gpu or tpu: that of the default device, unless `compiling_for` says otherwise."""
+    device = jax.config.jax_default_device
+    name = _PLATFORM.get() or getattr(device, "platform", device) or jax.default_backend()
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+@contextlib.contextmanager
+def compiling_for(name: str) -> Iterator[None]:
+    """What is traced inside is for another platform than that of the default device."""
+    token = _PLATFORM.set(name)
+    try:
+        yield
+    finally:
+        _PLATFORM.reset(token)
+
+
+@contextlib.contextmanager
+def using(**forms: str) -> Iterator[None]:
+    """What is traced inside has these forms, by primitive.
+
+    A function that `jax.jit` has traced already keeps the forms that it was traced with.
+
+    Raises:
+      KeyError: if there is no such primitive.
+    """
+    for primitive in forms:
+        FORMS[primitive]
+    token = _FORCED.set(_FORCED.get() | forms)
+    try:
+        yield
+    finally:
+        _FORCED.reset(token)
+
+
+def all_reference() -> contextlib.AbstractContextManager[None]:
+    """The plain form of every primitive."""
+    return using(**dict.fromkeys(FORMS, "reference"))
