@@ -16,6 +16,7 @@ from aigc_jax.bench.synthetic import synthetic
 from aigc_jax.bench.timing import Times, interleaved, ratio
 from aigc_jax.errors import UserError
 from aigc_jax.models.transformer_config import TransformerConfig
+from aigc_jax.train.metrics import Mean
 
 
 def zeros(*shape):
@@ -97,12 +98,25 @@ def test_what_a_transformer_needs(changes):
     assert flops.model_flops(config, tiny.TEXT) == expected
 
 
-def test_a_gan_needs_all_of_its_turns():
+class Players:
+    """A game of two players, of whom one moves twice; each has one matrix."""
+
+    turns, num_classes = ("a", "a", "b"), 0
+
+    def init(self, rng, batch):
+        return {"a": jnp.zeros((64, 3)), "b": jnp.zeros((64, 5))}, {}
+
+    def loss(self, player, params, mutables, batch, key_B, step):
+        x = batch["image"].reshape(-1, 64) / 255
+        return Mean.of(((x @ params[player]) ** 2).sum(-1), batch["weight"]), ({}, mutables)
+
+
+def test_every_turn_of_a_game_counts(monkeypatch):
+    """Forwards and backwards to the weights, but not to the data."""
+    monkeypatch.setattr(build, "make_objective", lambda config, spec: Players())
     config = build.parse_config(tiny.recipe("gan"))
-    run = build.build(config, tiny.IMAGES)
-    step = flops.count(run.step, run.state_shapes(), tiny.IMAGES.example_batch(8))
-    needed = flops.model_flops(config, tiny.IMAGES)
-    assert needed == step.total > 0
+    once = 2 * 8 * 64
+    assert flops.model_flops(config, tiny.IMAGES) == 2 * once * (3 + 3 + 5)
 
 
 @pytest.mark.parametrize("causal, window", [(True, 0), (True, 3), (False, 0), (False, 2)])
@@ -156,8 +170,7 @@ def report(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hardware, "matmul_ceiling", lambda dtype: 1e11)
         patch.setattr(hardware, "bandwidth_ceiling", lambda: 1e10)
-        patch.setattr(measure, "BATCHES", (2,))
-        patch.setattr(decoding, "NEW_TOKENS", 4)
+        patch.setattr(measure, "can_decode", lambda run: False)
         patch.setattr(measure, "records_per_second", lambda config, dataset: 1e5)
         config = lm(layers=1)
         return measure.measure(config, seconds=0.01, shape="text", folder=str(folder))
@@ -175,9 +188,6 @@ def test_a_report_holds_every_figure(report):
     assert work["model"] == flops.model_flops(lm(layers=1), tiny.TEXT)
     assert work["mfu"] == pytest.approx(work["model"] / step["median"] / 1e11)
     assert work["computed"] >= work["model"] and work["xla"] > 0
-    (found,) = report["decoding"]
-    assert found["share"] == pytest.approx(found["bytes_per_second"] / 1e10)
-    assert found["tokens_per_second"] == pytest.approx(2 / found["seconds_per_step"])
 
 
 def test_a_trace_names_the_dearest_operations(report):
@@ -190,9 +200,24 @@ def test_a_trace_names_the_dearest_operations(report):
 
 def test_the_table_says_it_all(report):
     text = table.table(report)
-    for word in ("tokens/s", "MFU", "decoding, batch 2", "waiting for data", "synthetic text"):
+    for word in ("tokens/s", "MFU", "waiting for data", "synthetic text", "peak memory"):
         assert word in text
     assert report["profile"]["operations"][0]["name"] in text
+    found = dict(batch=2, tokens_per_second=1e3, spread=0.1, bytes_per_second=5e8, share=0.5)
+    text = table.table(report | {"decoding": [found | dict(ceiling=1e9)]})
+    assert "decoding, batch 2" in text and "50% of 1 GB/s" in text
+
+
+@pytest.mark.slow
+def test_decoding_is_timed_and_its_bandwidth_told(monkeypatch):
+    monkeypatch.setattr(decoding, "NEW_TOKENS", 4)
+    run = tiny.make("lm")
+    assert decoding.can_decode(run) and not decoding.can_decode(tiny.make("vae"))
+    found = decoding.decoding(run, tiny.state(run), 2, times=2)
+    assert found["tokens_per_second"] == pytest.approx(2 / found["seconds_per_step"])
+    assert found["bytes_per_second"] * found["seconds_per_step"] == pytest.approx(
+        found["bytes_per_step"]
+    )
 
 
 def test_a_step_of_decoding_reads_the_weights_and_what_the_cache_holds():

@@ -1,6 +1,7 @@
 """What the device can do at most: measured, and by its data sheet."""
 
 import dataclasses
+import functools
 import os
 import platform
 import resource
@@ -55,6 +56,11 @@ def data_sheet(kind: str) -> DataSheet | None:
     return next((sheet for name, sheet in DATA_SHEETS.items() if kind.startswith(name)), None)
 
 
+@functools.partial(jax.jit, static_argnames="chain")
+def _product(a: jax.Array, b: jax.Array, chain: int) -> jax.Array:
+    return jax.lax.fori_loop(0, chain, lambda _, x: x @ b, a) if chain > 1 else a @ b
+
+
 def matmul_times(size: int, dtype: Any = jnp.float32, *, chain: int = 1, times: int = 10) -> Times:
     """Times of `chain` products of two square matrices, one after the other, on one device.
 
@@ -64,13 +70,8 @@ def matmul_times(size: int, dtype: Any = jnp.float32, *, chain: int = 1, times: 
       chain: products in one program, so that starting it does not count on a fast device.
       times: how often.
     """
-
-    @jax.jit
-    def product(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(0, chain, lambda _, x: x @ b, a) if chain > 1 else a @ b
-
     a = jnp.full((size, size), 1 / size, dtype)
-    return repeated(product, a, a, times=times)
+    return repeated(functools.partial(_product, chain=chain), a, a, times=times)
 
 
 def matmul_ceiling(dtype: Any) -> float:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax import build
+from aigc_jax import config as config_lib
 from aigc_jax.bench import flops, hardware, trace
 from aigc_jax.bench.decoding import BATCHES, can_decode, decoding
 from aigc_jax.bench.synthetic import synthetic
@@ -20,6 +21,7 @@ from aigc_jax.data.pipeline import TrainIterator
 from aigc_jax.errors import UserError
 from aigc_jax.parallel.mesh import replicated
 from aigc_jax.train import memory
+from aigc_jax.train.guard import Guard
 from aigc_jax.train.loop import fit
 from aigc_jax.train.window import Window
 from aigc_jax.trained import behind_first_stage, tokenizer_of
@@ -59,16 +61,19 @@ class Steps:
         self.config = config
         self.run = build.build(config, dataset.spec)
         step, size = self.run.step, config.data.batch_size
-        memory.check(self.run.state_shapes(), dataset.spec.example_batch(size))
-        init = jax.jit(self.run.init, out_shardings=replicated(self.run.mesh))
-        self._state = step.put_state(init(jnp.int32(config.seed)))
+        self._shapes = self.run.state_shapes(), dataset.spec.example_batch(size)
+        memory.check(*self._shapes)
         self._batches = TrainIterator(dataset.train, size, config.seed, config.data.threads)
-        self._window = Window(0, size)
+        # Random data may well be learned with numbers that are not finite: that is no trouble here.
+        self._window = Window(0, size, Guard(config_lib.Guard(max_skipped=0)))
         self._taken, self.data_wait = 0, 0.0
-        batch = step.put_batch(next(self._batches))
-        began = time.perf_counter()
-        self.compiled = step.lower(self._state, batch).compile()
-        self.compile_seconds = time.perf_counter() - began
+        with memory.explained(*self._shapes):
+            init = jax.jit(self.run.init, out_shardings=replicated(self.run.mesh))
+            self._state = step.put_state(init(jnp.int32(config.seed)))
+            batch = step.put_batch(next(self._batches))
+            began = time.perf_counter()
+            self.compiled = step.lower(self._state, batch).compile()
+            self.compile_seconds = time.perf_counter() - began
         self.flops = flops.count(step, self._state, batch)
 
     @property
@@ -85,16 +90,17 @@ class Steps:
         """
         clock, records = Clock(), []
         self._window.seek(self._taken, self._window.position())
-        state = fit(
-            self.run.step,
-            self._state,
-            self._batches,
-            start=self._taken,
-            end=self._taken + number,
-            write=records.append,
-            window=self._window,
-            progress=clock,
-        )
+        with memory.explained(*self._shapes):
+            state = fit(
+                self.run.step,
+                self._state,
+                self._batches,
+                start=self._taken,
+                end=self._taken + number,
+                write=records.append,
+                window=self._window,
+                progress=clock,
+            )
         self._taken += number
         self._state = self.run.step.put_state(state)
         self.data_wait = records[-1]["data_wait"]

@@ -13,6 +13,7 @@ from jax.profiler import ProfileData
 
 # An instruction of compiled HLO and the line of JAX that it comes from.
 INSTRUCTION = re.compile(r'%?([\w.\-]+) = .*metadata=\{[^}]*op_name="([^"]*)"')
+WRAPPERS = ("", "while", "body", "closed_call", "checkpoint", "rematted_computation")
 DEVICE = "/device:"  # how the planes of accelerators begin; a CPU's operations stand in its threads
 
 
@@ -155,8 +156,8 @@ def covered(events: Iterable[Event]) -> float:
 
 
 def shorter(source: str) -> str:
-    """An operation's path without what `jit` and differentiation wrap around its parts."""
+    """An operation's path in the model, without what loops and differentiation put around it."""
     source = re.sub(r"^jit\([^)]*\)/", "", source)
-    for wrapper in ("jvp", "transpose", "checkpoint", "rematted_computation", "vmap"):
-        source = re.sub(rf"{wrapper}\(([^()]*)\)", r"\1", source)
-    return re.sub(r"/+", "/", source.replace("()", "")).strip("/")
+    while (bare := re.sub(r"\b(?:jvp|transpose|vmap)\(([^()]*)\)", r"\1", source)) != source:
+        source = bare
+    return "/".join(part for part in source.split("/") if part not in WRAPPERS)

