@@ -10,20 +10,17 @@ already is not done again, so the command can be stopped and given again; other 
 it longer, not worse. A model behind an autoencoder has half of the time for that.
 """
 
-import datetime
 import json
 import os
-import platform
 import statistics
-import sys
 from typing import Any
 
-import jax
 from absl import app, flags
 
 import aigc_jax
 from aigc_jax.recipes import load_recipe
 from aigc_jax.report.curves import side_by_side
+from aigc_jax.report.marked import provenance, replace_between
 from aigc_jax.train.log import finite_json, read_metrics
 
 # Each recipe, and the autoencoder behind which it stands, if it does.
@@ -172,18 +169,7 @@ def table() -> str:
 
 def write_page() -> None:
     """Puts the table, and how it came about, between the marks of the page."""
-    device = jax.devices()[0]
-    machine = f"{os.cpu_count()} CPU cores" if device.platform == "cpu" else device.device_kind
-    made = (
-        f"`python {' '.join(sys.argv)}`, {datetime.date.today()}, {machine}, Python"
-        f" {platform.python_version()}, JAX {jax.__version__}:"
-    )
-    with open(FLAGS.page, encoding="utf-8") as f:
-        page = f.read()
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    with open(FLAGS.page, "w", encoding="utf-8") as f:
-        f.write(f"{before}{BEGIN}\n{made}\n\n{table()}\n{END}{after}")
+    replace_between(FLAGS.page, BEGIN, END, f"{provenance()}\n\n{table()}")
 
 
 def pictures() -> None:

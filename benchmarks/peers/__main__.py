@@ -1,0 +1,59 @@
+"""The command: `python -m benchmarks.peers`."""
+
+import gc
+import importlib.util
+import os
+import sys
+import time
+
+from absl import app, flags
+
+from benchmarks.peers.cases import CASES
+from benchmarks.peers.rows import Row, table
+
+BEGIN, END = "<!-- peers -->", "<!-- end of peers -->"
+PACKAGES = ("torch", "transformers", "diffusers")
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("cases", list(CASES), "What to measure.")
+flags.DEFINE_integer("slots", 7, "Slots of each side.", lower_bound=1)
+flags.DEFINE_string("page", "", "Whose table is replaced; none: it is only printed.")
+flags.register_validator("cases", lambda names: all(name in CASES for name in names),
+                         f"there are only {', '.join(CASES)}")  # fmt: skip
+
+
+def write_page(page: str, rows: list[Row]) -> None:
+    """Puts the table, and how it came about, between the marks of the page."""
+    from aigc_jax.report.marked import provenance, replace_between
+
+    given = [f"--{name}={FLAGS[name].value}" for name in ("slots", "page") if FLAGS[name].present]
+    if FLAGS["cases"].present:
+        given.insert(0, f"--cases={','.join(FLAGS.cases)}")
+    command = " ".join(["python -m benchmarks.peers", *given])
+    replace_between(page, BEGIN, END, f"{provenance(PACKAGES, command)}\n\n{table(rows)}")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    lacking = [name for name in PACKAGES if not importlib.util.find_spec(name)]
+    if lacking:
+        sys.exit(f"{' and '.join(lacking)} must be there: pip install 'aigc-jax[peers]'")
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)  # as many as XLA has
+    rows = []
+    for name in FLAGS.cases:
+        began = time.perf_counter()
+        found = CASES[name](FLAGS.slots, lambda note, name=name: print(f"{name}: {note}"))
+        for row in found:
+            print(f"{name}: {row.verdict()}", flush=True)
+        print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
+        rows += found
+        gc.collect()
+    print(table(rows))
+    if FLAGS.page:
+        write_page(FLAGS.page, rows)
+
+
+if __name__ == "__main__":
+    app.run(main)

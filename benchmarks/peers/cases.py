@@ -1,0 +1,166 @@
+"""The cases: which work both sides do, how often, and the ratio that ours was to reach.
+
+A case imports its sides' libraries when it is measured.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.peers import work
+from benchmarks.peers.rows import Row
+from benchmarks.peers.sides import Sides
+from benchmarks.peers.timing import alternate
+
+Report = Callable[[str], None]
+Case = Callable[[int, Report], list[Row]]  # (slots of each side, what is told meanwhile) → rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """A case of one row.
+
+    Attributes:
+      work: in words.
+      peer: whose model the other one is.
+      make: both sides.
+      target: the ratio to reach.
+      unit: of what `Sides.per` counts.
+      seconds: that a slot takes; 0: the work is long, and done once.
+      most: slots of each side, of long work.
+    """
+
+    work: str
+    peer: str
+    make: Callable[[], Sides]
+    target: float
+    unit: str = ""
+    seconds: float = 1.0
+    most: int = 1000
+
+    def __call__(self, slots: int, report: Report) -> list[Row]:
+        sides = self.make()
+        report(sides.note)
+        slots = min(slots, self.most)
+        found = alternate((sides.ours, sides.theirs), slots, self.seconds)
+        more = dict(per=sides.per, unit=self.unit, disturbed=found.disturbed)
+        return [Row(self.work, self.peer, *found.seconds, self.target, **more)]
+
+
+def from_(module: str, function: str, *arguments: Any) -> Callable[[], Sides]:
+    """A call of a function of this package, whose module is imported then."""
+
+    def make() -> Sides:
+        return getattr(importlib.import_module(f"benchmarks.peers.{module}"), function)(*arguments)
+
+    return make
+
+
+def _starts(name: str, words: str, peer: str, warm: float, cold: float) -> Case:
+    """Three rows: the start with a warm and with a cold cache, and memory.
+
+    Args:
+      name: of the work, "lm" or "unet".
+      words: the same in words.
+      peer: whose model the other one is.
+      warm, cold: the ratios to reach.
+    """
+
+    def measure(slots: int, report: Report) -> list[Row]:
+        from benchmarks.peers.processes import starts
+
+        with starts(name) as sides:
+            found = alternate(sides, min(slots, 3))
+        seconds, more = found.seconds, dict(disturbed=found.disturbed)
+        memory = [side.bytes[-len(seconds[0]) :] for side in sides]
+        start = f"process start to first step, {words}"
+        report(f"memory of a cold start: {max(memory[2]) / 1e9:.2f} GB")
+        return [
+            Row(f"{start}, warm cache", peer, seconds[0], seconds[1], warm, **more),
+            Row(f"{start}, cold cache", peer, seconds[2], seconds[1], cold, **more),
+            Row(f"peak memory of training, {words}", peer, memory[0], memory[1], 1.0, unit="bytes"),
+        ]
+
+    return measure
+
+
+GPT2, UNET = "GPT-2 of transformers", "UNet2DModel of diffusers"
+WRITE = "`generate` of transformers, with cache"
+CASES: dict[str, Case] = {
+    "lm_small": Compared(
+        "train step, LM, 4 layers of 128, context 64, batch 12",
+        GPT2,
+        from_("lm", "training", work.NANOGPT),
+        1.0,
+    ),
+    "lm": Compared(
+        "train step, LM, 6 layers of 384, context 256, batch 8",
+        GPT2,
+        from_("lm", "training", work.MEDIUM),
+        1.0,
+    ),
+    "unet": Compared(
+        "train step, U-Net of 6.5 M parameters, 32×32×3, batch 32",
+        UNET,
+        from_("unet", "training"),
+        1.0,
+    ),
+    "ddim": Compared(
+        "DDIM, 50 steps, batch 16, the same U-Net",
+        "DDIMPipeline of diffusers",
+        from_("unet", "sampling"),
+        0.8,
+        seconds=0.0,
+        most=4,
+    ),
+    "gan": Compared(
+        "train step, DCGAN 28×28, batch 64",
+        "PyTorch, as its example: 5×5, batch norm",
+        from_("gan", "training", True),
+        0.9,
+    ),
+    "gan_same": Compared(
+        "train step, DCGAN 28×28, batch 64",
+        "PyTorch, the same function as ours",
+        from_("gan", "training", False),
+        0.9,
+    ),
+    "vae": Compared(
+        "train step, VAE 784-400-20, batch 128", "PyTorch's example", from_("vae", "training"), 0.45
+    ),
+    "write_1": Compared(
+        "128 tokens, LM, 4 layers of 128, batch 1",
+        WRITE,
+        from_("generation", "generation", work.WRITER, 1, 128),
+        0.08,
+        "tokens",
+    ),
+    "write_8": Compared(
+        "128 tokens, LM, 4 layers of 128, batch 8",
+        WRITE,
+        from_("generation", "generation", work.WRITER, 8, 128),
+        0.15,
+        "tokens",
+    ),
+    "gpt2_1": Compared(
+        "64 tokens, GPT-2 124M, batch 1",
+        WRITE,
+        from_("generation", "generation", work.GPT2, 1, 64),
+        0.5,
+        "tokens",
+        0.0,
+        5,
+    ),
+    "gpt2_8": Compared(
+        "64 tokens, GPT-2 124M, batch 8",
+        WRITE,
+        from_("generation", "generation", work.GPT2, 8, 64),
+        0.35,
+        "tokens",
+        0.0,
+        5,
+    ),
+    "start_lm": _starts("lm", "LM of 6 layers of 384", GPT2, 0.65, 1.4),
+    "start_unet": _starts("unet", "U-Net", UNET, 0.9, 2.0),
+}

@@ -1,0 +1,71 @@
+"""Writing text token by token, beside `generate` of transformers with its cache.
+
+The weights are random: both must write the same, the likeliest token each time.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from aigc_jax import interop
+from aigc_jax.data.tokenizers import ByteTokenizer
+from aigc_jax.objectives.base import Request
+from aigc_jax.ops.random import numbered_keys
+from benchmarks.peers import ours
+from benchmarks.peers.sides import Sides, carried, check_count, repeated, size_of
+from benchmarks.peers.theirs.lm import gpt2
+from benchmarks.peers.work import Text
+
+PROMPT = 16  # tokens
+
+
+def generation(size: Text, rows: int, new: int) -> Sides:
+    """Texts from their own prompts at once.
+
+    Args:
+      size: of the model.
+      rows: how many texts.
+      new: tokens that each gets.
+    """
+    model = gpt2(size).eval()
+    spread(model)
+    run = ours.lm(size, max_new_tokens=new, temperature=0.0)
+    params = {"model": jax.device_put(carried(model, interop.read_folder).params)}
+    prompts_NP = np.random.default_rng(0).integers(0, 256, (rows, PROMPT)).astype(np.int32)
+    key_N = numbered_keys(jax.random.key(0), np.arange(rows))
+    request = Request(run.config.sample, prompts=list(prompts_NP))
+
+    def mine() -> np.ndarray:
+        return np.asarray(run.objective.sample(params, {}, key_N, request))
+
+    given = torch.from_numpy(prompts_NP).long()
+    asked = dict(attention_mask=torch.ones_like(given), max_new_tokens=new, min_new_tokens=new)
+
+    def peer() -> np.ndarray:
+        with torch.no_grad():
+            text = model.generate(given, do_sample=False, use_cache=True, **asked)
+        return text[:, PROMPT:].numpy()
+
+    notes = [check_count(ours.count(params), size_of(model)), check_texts(mine(), peer())]
+    return Sides(repeated(mine), repeated(peer), "; ".join(notes), rows * new)
+
+
+def spread(model: Any) -> None:
+    """Moves the weights off their start, or the likeliest token is always the one before.
+
+    The separator, which would end our texts, becomes an unlikely token.
+    """
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.2)
+        model.get_input_embeddings().weight[ByteTokenizer.separator] = 0
+
+
+def check_texts(ours_NT: np.ndarray, theirs_NT: np.ndarray) -> str:
+    """Says that both wrote the same; ValueError if they did not."""
+    if ours_NT.shape != theirs_NT.shape or (ours_NT != theirs_NT).any():
+        raise ValueError(f"ours wrote {ours_NT.tolist()}, theirs {theirs_NT.tolist()}")
+    return f"{ours_NT.size} tokens equal, {len(np.unique(ours_NT))} different ones"

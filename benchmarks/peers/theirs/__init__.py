@@ -1,0 +1,1 @@
+"""The peers' side, which needs PyTorch and nothing of ours: models and loops of their examples."""
