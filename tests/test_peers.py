@@ -5,83 +5,54 @@ import itertools
 import numpy as np
 import pytest
 
+from aigc_jax.bench.timing import interleaved
 from aigc_jax.report.marked import provenance, replace_between
 from benchmarks.peers import ours, work
-from benchmarks.peers.rows import Row, table, three
-from benchmarks.peers.timing import TRIES, Others, alternate, is_disturbed, ratio
+from benchmarks.peers.rows import Row, disturbed, table, three
+from benchmarks.peers.timing import Slot, probe, ratio
 
 
-class Machine:
-    """A clock that the sides move, and other processes that come and go."""
+class Clocked:
+    """Work that moves a clock by the next of some costs, the last one again and again."""
 
-    def __init__(self, foreign=()):
-        self.now, self.log, self.foreign = 0.0, [], itertools.chain(foreign, itertools.repeat(0.0))
+    def __init__(self, *costs):
+        self.now, self.log = 0.0, []
+        self.costs = itertools.chain(costs, itertools.repeat(costs[-1]))
 
-    def side(self, name, seconds):
-        """Takes the next of `seconds` for each piece of work, the last one again and again."""
-        costs = itertools.chain(seconds, itertools.repeat(seconds[-1]))
+    def __call__(self, times):
+        self.log.append(times)
+        self.now += sum(next(self.costs) for _ in range(times))
 
-        def work(times):
-            self.log.append((name, times))
-            self.now += sum(next(costs) for _ in range(times))
-
-        return work
-
-    def alternate(self, *sides, **options):
-        foreign = lambda: next(self.foreign)  # noqa: E731
-        return alternate(sides, **options, clock=lambda: self.now, foreign=foreign)
+    def slot(self, seconds):
+        return Slot(self, seconds, lambda: self.now)
 
 
-def test_sides_take_turns_in_slots_of_the_same_length():
-    machine = Machine()
-    sides = machine.side("a", [0.5]), machine.side("b", [0.125])
-    found = machine.alternate(*sides, slots=2, seconds=2.0)
-    assert found.seconds == ((0.5, 0.5), (0.125, 0.125)) and found.disturbed == 0
-    slot = [("a", 1), ("a", 4), ("b", 1), ("b", 16)]  # each warms up first
-    assert machine.log == [("a", 1), ("b", 1), *slot, *slot]
+def test_slots_are_of_the_same_length_and_give_the_time_for_once():
+    for cost, times in ((0.5, 4), (0.125, 16)):
+        work = Clocked(cost)
+        slot = work.slot(2.0)
+        assert [slot(), slot(), slot()] == [cost] * 3
+        assert work.log == [1, 1, times, 1, times]  # each but the first warms up
+
+
+def test_what_warms_up_does_not_count():
+    slot = Clocked(1.0, 100.0, 0.5).slot(4.0)
+    assert [slot(), slot()] == [1.0, 0.5]
 
 
 def test_long_work_is_done_once_and_not_warmed_up():
-    machine = Machine()
-    machine.alternate(machine.side("a", [3.0]), machine.side("b", [9.0]), slots=2)
-    assert machine.log == [("a", 1), ("b", 1)] * 2
+    for seconds in (0.0, 1.0):
+        work = Clocked(9.0)
+        slot = work.slot(seconds)
+        assert [slot(), slot()] == [9.0, 9.0] and work.log == [1, 1]
 
 
-def test_a_slow_slot_is_repeated_but_not_for_ever():
-    machine = Machine()
-    found = machine.alternate(machine.side("a", [1.0, 1.0, 5.0, 1.25]), slots=4)
-    assert found.seconds == ((1.0, 1.0, 1.25, 1.25),) and found.disturbed == 0
-    machine = Machine()
-    found = machine.alternate(machine.side("a", [1.0, *[5.0] * TRIES, 1.0]), slots=3)
-    assert found.seconds == ((1.0, 5.0, 1.0),) and found.disturbed == 1
-
-
-def test_a_slot_beside_others_is_repeated():
-    # Others are asked before and after each slot.
-    machine = Machine(foreign=[0.9, 0.5, 0.9, 0.05])
-    found = machine.alternate(machine.side("a", [1.0, 2.0]), slots=1)
-    assert found.seconds == ((2.0,),) and found.disturbed == 0
-
-
-def test_what_a_side_says_it_took_counts():
-    machine = Machine()
-
-    def side(times):
-        machine.now += 100.0
-        return 2.0 * times
-
-    assert machine.alternate(side, slots=2).seconds == ((2.0, 2.0),)
-
-
-def test_the_first_slot_has_nothing_to_be_compared_with():
-    assert not is_disturbed(1e9, [], 0.0)
-    assert is_disturbed(1.4, [1.0, 1.0, 9.0], 0.0) and not is_disturbed(1.2, [1.0], 0.0)
-
-
-def test_others_do_something_between_nothing_and_everything():
-    others = Others()
-    sum(i * i for i in range(200_000))
-    assert 0 <= others.share() <= 1
+def test_sides_take_turns():
+    sides = {"ours": Clocked(0.5).slot(2.0), "theirs": Clocked(1.0).slot(2.0)}
+    found = interleaved(sides, 3, lambda: 1.0)
+    row = Row.of("work", "peer", found, 1.0)
+    assert row.ours == (0.5,) * 3 and row.theirs == (1.0,) * 3 and row.disturbed == 0
+    assert 0 < probe()() < 60
 
 
 def test_ratio_is_that_of_medians_and_lies_in_its_interval():
@@ -108,6 +79,7 @@ def test_table_has_medians_with_their_units():
     assert "| 1.00 GB | 1.20 GB | **1.20**" in lines[4]
     assert "to reach 1.0: reached; 0 of 6 slots" in ROWS[0].verdict()
     assert "NOT reached; 1 of 2" in ROWS[2].verdict()
+    assert "1 of 12 slots" in disturbed(ROWS) and not disturbed(ROWS[:2])
     assert [three(x) for x in (0.123456, 12.345, 3375.4)] == ["0.123", "12.3", "3375"]
 
 

@@ -1,6 +1,5 @@
 """Tables in pages that people write: replaced between two marks, with how they came about."""
 
-import contextlib
 import datetime
 import os
 import platform
@@ -9,6 +8,8 @@ from collections.abc import Sequence
 from importlib import metadata
 
 import jax
+
+from aigc_jax.bench.hardware import cpu_name
 
 
 def replace_between(path: str, begin: str, end: str, text: str) -> None:
@@ -44,10 +45,4 @@ def machine() -> str:
     device = jax.devices()[0]
     if device.platform != "cpu":
         return device.device_kind
-    known = []
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as f:
-        fields = dict(line.split(":", 1) for line in f.read().partition("\n\n")[0].splitlines())
-        fields = {name.strip(): value.strip() for name, value in fields.items()}
-        known += [fields["model name"]] if "model name" in fields else []
-        known += ["AVX-512"] if "avx512f" in fields.get("flags", "").split() else []
-    return f"{os.cpu_count()} CPU cores" + (f" ({', '.join(known)})" if known else "")
+    return f"{os.cpu_count()} CPU cores ({cpu_name()})"

@@ -6,10 +6,10 @@ import os
 import sys
 import time
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from benchmarks.peers.cases import CASES
-from benchmarks.peers.rows import Row, table
+from benchmarks.peers.rows import Row, disturbed, table
 
 BEGIN, END = "<!-- peers -->", "<!-- end of peers -->"
 PACKAGES = ("torch", "transformers", "diffusers")
@@ -30,11 +30,13 @@ def write_page(page: str, rows: list[Row]) -> None:
     if FLAGS["cases"].present:
         given.insert(0, f"--cases={','.join(FLAGS.cases)}")
     command = " ".join(["python -m benchmarks.peers", *given])
-    replace_between(page, BEGIN, END, f"{provenance(PACKAGES, command)}\n\n{table(rows)}")
+    parts = provenance(PACKAGES, command), table(rows), disturbed(rows)
+    replace_between(page, BEGIN, END, "\n\n".join(filter(None, parts)))
 
 
 def main(argv: list[str]) -> None:
     del argv
+    logging.set_verbosity(logging.ERROR)  # JAX says which devices it does not find
     lacking = [name for name in PACKAGES if not importlib.util.find_spec(name)]
     if lacking:
         sys.exit(f"{' and '.join(lacking)} must be there: pip install 'aigc-jax[peers]'")

@@ -8,10 +8,11 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from aigc_jax.bench.timing import interleaved
 from benchmarks.peers import work
 from benchmarks.peers.rows import Row
 from benchmarks.peers.sides import Sides
-from benchmarks.peers.timing import alternate
+from benchmarks.peers.timing import Slot, probe
 
 Report = Callable[[str], None]
 Case = Callable[[int, Report], list[Row]]  # (slots of each side, what is told meanwhile) → rows
@@ -42,10 +43,9 @@ class Compared:
     def __call__(self, slots: int, report: Report) -> list[Row]:
         sides = self.make()
         report(sides.note)
-        slots = min(slots, self.most)
-        found = alternate((sides.ours, sides.theirs), slots, self.seconds)
-        more = dict(per=sides.per, unit=self.unit, disturbed=found.disturbed)
-        return [Row(self.work, self.peer, *found.seconds, self.target, **more)]
+        works = dict(ours=Slot(sides.ours, self.seconds), theirs=Slot(sides.theirs, self.seconds))
+        found = interleaved(works, min(slots, self.most), probe())
+        return [Row.of(self.work, self.peer, found, self.target, per=sides.per, unit=self.unit)]
 
 
 def from_(module: str, function: str, *arguments: Any) -> Callable[[], Sides]:
@@ -70,16 +70,16 @@ def _starts(name: str, words: str, peer: str, warm: float, cold: float) -> Case:
     def measure(slots: int, report: Report) -> list[Row]:
         from benchmarks.peers.processes import starts
 
-        with starts(name) as sides:
-            found = alternate(sides, min(slots, 3))
-        seconds, more = found.seconds, dict(disturbed=found.disturbed)
-        memory = [side.bytes[-len(seconds[0]) :] for side in sides]
+        with starts(name) as processes:
+            found = interleaved(processes, min(slots, 3), probe())
         start = f"process start to first step, {words}"
-        report(f"memory of a cold start: {max(memory[2]) / 1e9:.2f} GB")
+        for kind, process in processes.items():
+            report(f"{kind}: {max(process.bytes) / 1e9:.2f} GB")
+        ours, theirs = (processes[kind].bytes[1:] for kind in ("ours", "theirs"))  # cache is warm
         return [
-            Row(f"{start}, warm cache", peer, seconds[0], seconds[1], warm, **more),
-            Row(f"{start}, cold cache", peer, seconds[2], seconds[1], cold, **more),
-            Row(f"peak memory of training, {words}", peer, memory[0], memory[1], 1.0, unit="bytes"),
+            Row.of(f"{start}, warm cache", peer, found, warm),
+            Row.of(f"{start}, cold cache", peer, {**found, "ours": found["cold"]}, cold),
+            Row(f"peak memory of training, {words}", peer, ours, theirs, 1.0, unit="bytes"),
         ]
 
     return measure

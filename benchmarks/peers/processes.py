@@ -1,6 +1,7 @@
 """How long a process of each side takes to its first train step, and the most memory it needs.
 
-Ours starts twice each time: with a compilation cache that has all it needs, and with an empty one.
+Ours starts twice each time: with a cache of compiled programs that has all it needs, and with an
+empty one.
 """
 
 import os
@@ -11,8 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from benchmarks.peers.timing import Side
-
 
 class Process:
     """Starts of one side.
@@ -20,7 +19,7 @@ class Process:
     Args:
       side: "ours" or "theirs".
       work: "lm" or "unet".
-      cache: the folder of the compilation cache; "": a fresh one each time.
+      cache: the folder for what is kept between starts; "": a fresh one each time.
     """
 
     def __init__(self, side: str, work: str, cache: str = ""):
@@ -28,13 +27,12 @@ class Process:
         self.cache = cache
         self.bytes: list[int] = []  # the most memory of each start
 
-    def __call__(self, times: int) -> float:
-        """Seconds to the first step, of so many starts."""
-        return sum(self._start() for _ in range(times))
-
-    def _start(self) -> float:
+    def __call__(self) -> float:
+        """Seconds from a start to the first step."""
         with tempfile.TemporaryDirectory() as fresh:
-            environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": self.cache or fresh}
+            # Below this folder our compiled programs are kept.
+            environment = {**os.environ, "XDG_CACHE_HOME": self.cache or fresh}
+            environment.pop("JAX_COMPILATION_CACHE_DIR", None)
             began = time.perf_counter()
             with subprocess.Popen(
                 self.command, stdout=subprocess.PIPE, text=True, env=environment
@@ -50,10 +48,11 @@ class Process:
 
 
 @contextmanager
-def starts(work: str) -> Iterator[tuple[Process, Process, Process]]:
-    """Ours with a warm cache, theirs, and ours with an empty one."""
+def starts(work: str) -> Iterator[dict[str, Process]]:
+    """Both sides; ours with a cache that its first start fills, and "cold" with an empty one."""
     with tempfile.TemporaryDirectory() as cache:
-        warm = Process("ours", work, cache)
-        fill: Side = Process("ours", work, cache)
-        fill(1)
-        yield warm, Process("theirs", work), Process("ours", work)
+        yield {
+            "ours": Process("ours", work, cache),
+            "theirs": Process("theirs", work),
+            "cold": Process("ours", work),
+        }

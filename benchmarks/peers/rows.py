@@ -2,8 +2,10 @@
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from aigc_jax.bench.timing import Times
 from benchmarks.peers.timing import ratio
 
 COLUMNS = ("work", "beside", "PyTorch", "ours", "ours / PyTorch (95%)")
@@ -32,6 +34,16 @@ class Row:
     unit: str = ""
     disturbed: int = 0
 
+    @classmethod
+    def of(
+        cls, work: str, peer: str, found: Mapping[str, tuple[Times, Times]], target: float, **more: Any
+    ) -> "Row":
+        """What `interleaved` found of the sides "ours" and "theirs"."""
+        (ours, _), (theirs, _) = found["ours"], found["theirs"]
+        disturbed = ours.disturbed + theirs.disturbed
+        seconds = ours.seconds, theirs.seconds
+        return cls(work, peer, *seconds, target, disturbed=disturbed, **more)
+
     def cells(self) -> list[str]:
         middle, low, high = ratio(self.ours, self.theirs)
         sides = [self.shown(statistics.median(side)) for side in (self.theirs, self.ours)]
@@ -51,6 +63,12 @@ class Row:
         slots = f"{self.disturbed} of {2 * len(self.ours)} slots disturbed"
         reached = "reached" if middle <= self.target else "NOT reached"
         return f"{' | '.join(self.cells())} | to reach {self.target}: {reached}; {slots}"
+
+
+def disturbed(rows: Sequence[Row]) -> str:
+    """A sentence on what else the machine did; "" if nothing."""
+    bad, slots = sum(row.disturbed for row in rows), sum(2 * len(row.ours) for row in rows)
+    return f"Other work disturbed {bad} of {slots} slots, again and again." if bad else ""
 
 
 def three(value: float) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.timing import Side
+from benchmarks.peers.timing import Work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,20 +20,20 @@ class Sides:
       per: how many tokens or images the work makes; 0: its time is what counts.
     """
 
-    ours: Side
-    theirs: Side
+    ours: Work
+    theirs: Work
     note: str
     per: int = 0
 
 
-def repeated(work: Callable[[], Any]) -> Side:
-    """Work that is done when it returns, as a side."""
+def repeated(once: Callable[[], Any]) -> Work:
+    """What is done when it returns, as work that can be done several times."""
 
-    def side(times: int) -> None:
+    def work(times: int) -> None:
         for _ in range(times):
-            work()
+            once()
 
-    return side
+    return work
 
 
 def size_of(*modules: Any) -> int:
