@@ -1,6 +1,7 @@
 """The comparison with PyTorch takes turns fairly and writes its table; needs no PyTorch."""
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from aigc_jax.bench.timing import interleaved
 from aigc_jax.report.marked import provenance, replace_between
 from benchmarks.peers import ours, work
-from benchmarks.peers.rows import Row, disturbed, table, three
+from benchmarks.peers.others import Others
+from benchmarks.peers.processes import starts
+from benchmarks.peers.rows import Row, disturbances, table, three
 from benchmarks.peers.timing import Slot, probe, ratio
 
 
@@ -55,6 +58,24 @@ def test_sides_take_turns():
     assert 0 < probe()() < 60
 
 
+def test_others_do_something_between_nothing_and_everything():
+    others = Others()
+    sum(i * i for i in range(100_000))
+    assert 0 <= others.share() <= 1
+
+
+def test_a_process_tells_when_its_first_step_was_done_and_its_memory():
+    code = "import os; print(os.environ['XDG_CACHE_HOME'], flush=True); print(123)"
+    with starts("lm") as processes:
+        assert processes["ours"].cache and not processes["cold"].cache
+        for process in processes.values():
+            process.command = [sys.executable, "-c", code]
+            assert 0 < process() < 60 and process.bytes == [123]
+            process.command[-1] = "raise SystemExit(1)"
+            with pytest.raises(RuntimeError, match="failed"):
+                process()
+
+
 def test_ratio_is_that_of_medians_and_lies_in_its_interval():
     middle, low, high = ratio([1.0, 2.0, 30.0], [4.0, 4.0, 4.0])
     assert middle == 0.5 and low == 0.25 and high == 7.5
@@ -79,7 +100,9 @@ def test_table_has_medians_with_their_units():
     assert "| 1.00 GB | 1.20 GB | **1.20**" in lines[4]
     assert "to reach 1.0: reached; 0 of 6 slots" in ROWS[0].verdict()
     assert "NOT reached; 1 of 2" in ROWS[2].verdict()
-    assert "1 of 12 slots" in disturbed(ROWS) and not disturbed(ROWS[:2])
+    assert disturbances(ROWS, 0.0).startswith("1 of 12 slots")
+    assert disturbances(ROWS[:2], 0.01) == ""
+    assert "other processes had 30% of its cores" in disturbances(ROWS, 0.3)
     assert [three(x) for x in (0.123456, 12.345, 3375.4)] == ["0.123", "12.3", "3375"]
 
 

@@ -9,7 +9,8 @@ import time
 from absl import app, flags, logging
 
 from benchmarks.peers.cases import CASES
-from benchmarks.peers.rows import Row, disturbed, table
+from benchmarks.peers.others import Others
+from benchmarks.peers.rows import disturbances, table
 
 BEGIN, END = "<!-- peers -->", "<!-- end of peers -->"
 PACKAGES = ("torch", "transformers", "diffusers")
@@ -22,7 +23,7 @@ flags.register_validator("cases", lambda names: all(name in CASES for name in na
                          f"there are only {', '.join(CASES)}")  # fmt: skip
 
 
-def write_page(page: str, rows: list[Row]) -> None:
+def write_page(page: str, text: str) -> None:
     """Puts the table, and how it came about, between the marks of the page."""
     from aigc_jax.report.marked import provenance, replace_between
 
@@ -30,8 +31,7 @@ def write_page(page: str, rows: list[Row]) -> None:
     if FLAGS["cases"].present:
         given.insert(0, f"--cases={','.join(FLAGS.cases)}")
     command = " ".join(["python -m benchmarks.peers", *given])
-    parts = provenance(PACKAGES, command), table(rows), disturbed(rows)
-    replace_between(page, BEGIN, END, "\n\n".join(filter(None, parts)))
+    replace_between(page, BEGIN, END, f"{provenance(PACKAGES, command)}\n\n{text}")
 
 
 def main(argv: list[str]) -> None:
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)  # as many as XLA has
-    rows = []
+    rows, others = [], Others()
     for name in FLAGS.cases:
         began = time.perf_counter()
         found = CASES[name](FLAGS.slots, lambda note, name=name: print(f"{name}: {note}"))
@@ -52,9 +52,10 @@ def main(argv: list[str]) -> None:
         print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
         rows += found
         gc.collect()
-    print(table(rows))
+    text = "\n\n".join(filter(None, (table(rows), disturbances(rows, others.share()))))
+    print(text)
     if FLAGS.page:
-        write_page(FLAGS.page, rows)
+        write_page(FLAGS.page, text)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aigc_jax.bench.timing import Times
+from benchmarks.peers.others import BUSY
 from benchmarks.peers.timing import ratio
 
 COLUMNS = ("work", "beside", "PyTorch", "ours", "ours / PyTorch (95%)")
@@ -36,7 +37,12 @@ class Row:
 
     @classmethod
     def of(
-        cls, work: str, peer: str, found: Mapping[str, tuple[Times, Times]], target: float, **more: Any
+        cls,
+        work: str,
+        peer: str,
+        found: Mapping[str, tuple[Times, Times]],
+        target: float,
+        **more: Any,
     ) -> "Row":
         """What `interleaved` found of the sides "ours" and "theirs"."""
         (ours, _), (theirs, _) = found["ours"], found["theirs"]
@@ -65,10 +71,18 @@ class Row:
         return f"{' | '.join(self.cells())} | to reach {self.target}: {reached}; {slots}"
 
 
-def disturbed(rows: Sequence[Row]) -> str:
-    """A sentence on what else the machine did; "" if nothing."""
+def disturbances(rows: Sequence[Row], others: float) -> str:
+    """What else the machine did meanwhile; "" if nothing.
+
+    Args:
+      rows: what was measured.
+      others: the share of all cores that other processes had.
+    """
     bad, slots = sum(row.disturbed for row in rows), sum(2 * len(row.ours) for row in rows)
-    return f"Other work disturbed {bad} of {slots} slots, again and again." if bad else ""
+    said = [f"The machine was not idle: other processes had {others:.0%} of its cores."]
+    said = said if others > BUSY else []
+    said += [f"{bad} of {slots} slots were disturbed at every try."] if bad else []
+    return " ".join(said)
 
 
 def three(value: float) -> str:

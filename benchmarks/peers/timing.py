@@ -30,9 +30,7 @@ class Slot:
       clock: in seconds.
     """
 
-    def __init__(
-        self, work: Work, seconds: float, clock: Callable[[], float] = time.perf_counter
-    ):
+    def __init__(self, work: Work, seconds: float, clock: Callable[[], float] = time.perf_counter):
         self.work, self.seconds, self.clock = work, seconds, clock
         self.times = 0
 
