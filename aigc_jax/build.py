@@ -17,7 +17,9 @@ from aigc_jax.families import Family
 from aigc_jax.objectives import first_stage
 from aigc_jax.objectives.base import Objective
 from aigc_jax.options import parse
-from aigc_jax.parallel.mesh import check_batch, make_mesh
+from aigc_jax.parallel.mesh import check_batch, make_mesh, size_of
+from aigc_jax.parallel.rules import on
+from aigc_jax.parallel.sharding import splits_state, state_shardings, whole_state
 from aigc_jax.train.compile import CompiledStep, compile_step
 from aigc_jax.train.optim import Optimizers, make_optimizer
 from aigc_jax.train.state import TrainState, init_state
@@ -82,6 +84,7 @@ class Run:
       init: seed → a fresh state; pure.
       step: the compiled train step.
       mesh: the devices.
+      shardings: where the state's arrays lie; one for a whole part of it is for all below.
       optimizers: `{player: Optax transformation}`.
       schedules: `{player: learning rate at a training step}`.
     """
@@ -92,12 +95,18 @@ class Run:
     init: Callable[[jax.Array], TrainState]
     step: CompiledStep
     mesh: Mesh
+    shardings: TrainState
     optimizers: Optimizers
     schedules: Mapping[str, Callable[[jax.Array], jax.Array]]
 
     def state_shapes(self) -> TrainState:
         """The state's shapes; nothing is computed."""
         return jax.eval_shape(self.init, jnp.int32(0))
+
+    def fresh_state(self) -> TrainState:
+        """A state to begin with, each array made where it lies."""
+        init = jax.jit(on(self.mesh, self.init), out_shardings=self.shardings)
+        return init(jnp.int32(self.config.seed))
 
 
 def make_objective(config: Config, spec: Spec) -> Objective:
@@ -137,8 +146,19 @@ def _make_objective(config: Config, spec: Spec) -> Objective:
     return family.make(config.objective, config.model, spec, dtype)
 
 
-def build(config: Config, spec: Spec) -> Run:
-    """Everything that a run needs, from its config and what its data looks like."""
+def build(config: Config, spec: Spec, mesh: Mesh | None = None, trains: bool = True) -> Run:
+    """Everything that a run needs, from its config and what its data looks like.
+
+    Args:
+      config: of the run.
+      spec: what its data looks like.
+      mesh: the devices, which need not be there to lower the step for them; those that the config
+        asks for if left out.
+      trains: whether batches are to be trained on, so that their size has to fit.
+
+    Raises:
+      UserError: if the parts do not fit together, or not on the mesh.
+    """
     objective = make_objective(config, spec)
     players = tuple(dict.fromkeys(objective.turns))
     unknown = set(config.optim) - {"", *players}
@@ -152,9 +172,11 @@ def build(config: Config, spec: Spec) -> Run:
         for p in players
     }
     optimizers = {p: chain for p, (chain, _) in made.items()}
-    mesh = make_mesh(config.mesh)
-    check_batch(config.data.batch_size, mesh, config.train.accumulate, "data.batch_size")
+    mesh = make_mesh(config.mesh) if mesh is None else mesh
+    if trains:
+        check_batch(config.data.batch_size, mesh, config.train.accumulate, "data.batch_size")
     check_batch(config.eval.batch_size, mesh, 1, "eval.batch_size")
+    check_length(config, spec, mesh)
     ema = config.ema
     example = spec.example_batch(2)
 
@@ -162,17 +184,44 @@ def build(config: Config, spec: Spec) -> Run:
         averaged = dict(ema=ema.halflife > 0, profiles=ema.power)
         return init_state(objective, optimizers, example, seed, **averaged)
 
+    shardings = whole_state(mesh)
+    if splits_state(mesh):
+        shapes = jax.eval_shape(init, jnp.int32(0))
+        shardings = state_shardings(shapes, mesh, families.axes())
     step = make_step(objective, optimizers, ema, config.train.accumulate)
     return Run(
         config=config,
         spec=spec,
         objective=objective,
         init=init,
-        step=compile_step(step, mesh, config.train.compile),
+        step=compile_step(step, mesh, config.train.compile, shardings),
         mesh=mesh,
+        shardings=shardings,
         optimizers=optimizers,
         schedules={p: schedule for p, (_, schedule) in made.items()},
     )
+
+
+def check_length(config: Config, spec: Spec, mesh: Mesh) -> None:
+    """Raises UserError unless the mesh's axis `sequence` can share out what the model reads."""
+    parts, name = size_of(mesh, "sequence"), config.raw["model"]["name"]
+    if parts == 1:
+        return
+    length_of = getattr(config.model, "length_of", None)
+    if length_of is None:
+        raise UserError(
+            f"sequence={parts} in mesh splits long sequences, which model.name='{name}' does not"
+            " read at once: use fsdp or tensor instead"
+        )
+    if isinstance(spec, ImageSpec) and spec.stage is not None:
+        stage = make_objective(parse_config(spec.stage), dataclasses.replace(spec, stage=None))
+        spec = first_stage.inner_spec(stage, spec)
+    length = length_of(spec)
+    if length % parts:
+        raise UserError(
+            f"sequence={parts} in mesh does not divide the {length} places that model.name="
+            f"'{name}' reads at once: change data.seq_len, the size of the images, or sequence"
+        )
 
 
 def sample_options(config: Config, overrides: Mapping[str, Any]) -> Sample:

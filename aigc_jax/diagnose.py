@@ -13,6 +13,7 @@ from aigc_jax.build import Run
 from aigc_jax.data.pipeline import TrainIterator
 from aigc_jax.errors import NotFinite
 from aigc_jax.models.inspect import bad_activations, finite
+from aigc_jax.parallel.gather import on_host
 from aigc_jax.train.guard import Trouble
 from aigc_jax.train.state import TrainState, named
 from aigc_jax.train.step import example_keys, gradients
@@ -42,7 +43,7 @@ def give_up(
     batches.seek_batch(number)
     batch = next(batches)
     state = state.replace(step=np.int32(trouble.step - 1))
-    state = jax.device_get(state)
+    state = on_host(state)
     report = {
         "step": trouble.step,
         "reason": trouble.reason,

@@ -11,12 +11,16 @@ from aigc_jax.data.spec import ImageSpec, TextSpec
 from aigc_jax.errors import UserError
 from aigc_jax.models import (
     autoencoder,
+    classifier,
+    conv_blocks,
     dcgan,
     dit,
     kl_autoencoder,
     ladder,
+    layers,
     lstm,
     mlp_gan,
+    patch_critic,
     r3gan,
     transformer,
     unet,
@@ -24,6 +28,7 @@ from aigc_jax.models import (
 from aigc_jax.objectives import (
     diffusion,
     discrete,
+    first_stage,
     gan,
     latents,
     lm,
@@ -33,6 +38,7 @@ from aigc_jax.objectives import (
     vae,
 )
 from aigc_jax.objectives.base import Objective
+from aigc_jax.parallel.sharding import Table
 
 Make = Callable[[Any, Any, Any, Any], Objective]
 
@@ -48,6 +54,7 @@ class Family:
       make: (objective config, model config, data spec, dtype) → the objective.
       modality: what it can be trained on: "image", "text", "labelled text" or "tagged text".
       latents: whether its images may be continuous latents of an autoencoder.
+      axes: names of its parameters' axes, if they are not those of the models here.
     """
 
     objective: type
@@ -56,6 +63,7 @@ class Family:
     make: Make
     modality: str
     latents: bool = False
+    axes: Table = ()
 
 
 TEXT_MODELS = {"transformer": transformer.TransformerConfig, "lstm": lstm.LSTMConfig}
@@ -204,6 +212,18 @@ FAMILIES: dict[str, Family] = {
         latents=True,
     ),
 }
+
+
+MODULES = (
+    *(layers, conv_blocks, transformer, lstm, unet, dit, dcgan, mlp_gan, r3gan, autoencoder),
+    *(kl_autoencoder, ladder, patch_critic, classifier, first_stage, discrete),
+)
+
+
+def axes() -> Table:
+    """The names of the axes of all models' parameters."""
+    tables = (*(module.AXES for module in MODULES), *(f.axes for f in FAMILIES.values()))
+    return tuple(row for table in tables for row in table)
 
 
 def register(name: str, family: Family) -> None:

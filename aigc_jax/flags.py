@@ -60,6 +60,7 @@ flags.DEFINE_string("json", None, "File for the figures.")
 flags.DEFINE_string("profile", None, "Folder for a trace; shows the dearest operations.")
 flags.DEFINE_string("check", None, "Baseline to compare with: is anything slower?")
 flags.DEFINE_string("write_baseline", None, "Baseline to measure and write.")
+flags.DEFINE_string("mesh", None, "Devices to share the work, as in the config; one if left out.")
 flags.DEFINE_bool("deterministic", False, "Only operations that repeat bit for bit, on a GPU too.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, or auto on a cluster that tells.")
 flags.DEFINE_integer("num_processes", None, "How many processes train together.")
@@ -106,6 +107,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
             "images",
             "out",
             "seed",
+            "mesh",
             *IMAGE_OPTIONS,
             "deterministic",
         ),
@@ -115,7 +117,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("workdir",),
         (
             *("num", "seed", "out", "ema_width", "deterministic", "prompt", "stream"),
-            *("image", "mask", *SAMPLE_OPTIONS),
+            *("image", "mask", "mesh", *SAMPLE_OPTIONS),
         ),
     ),
     "chat": (

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from aigc_jax.build import Run
 from aigc_jax.evaluate.judge import Judge
 from aigc_jax.parallel import coordination
+from aigc_jax.parallel.gather import for_sampling, on_host
 from aigc_jax.parallel.processes import from_first
 from aigc_jax.report.samples import save_samples
 from aigc_jax.train import log, posthoc
@@ -46,14 +47,16 @@ def hooks(
 
     def sample(step: int, state: TrainState) -> None:
         tick(f"sampling after step {step}")
+        state = for_sampling(state)
         if main:
             with storage():
                 save_samples(run, state, path(step))
 
     def snapshot(step: int, state: TrainState) -> None:
+        profiles = on_host(state.profiles)
         if main:
             with storage():
-                posthoc.save(workdir, step, state)
+                posthoc.save(workdir, step, profiles)
 
     def kept(step: int) -> bool:
         return bool(from_first(os.path.exists(posthoc.path_of(workdir, step))))

@@ -49,7 +49,7 @@ def evaluate() -> None:
     else:
         if FLAGS.out:
             raise UserError("--out is for --images=…: other pictures go into the workdir")
-        options |= given(["generations", "likelihood", "ema_width"])
+        options |= given(["generations", "likelihood", "ema_width", "mesh"])
         options |= {"seed": FLAGS.seed} if FLAGS["seed"].present else {}
         metrics = run.evaluate(FLAGS.workdir, data_dir, FLAGS.source or "", **options)
     if "report" in metrics:
@@ -88,7 +88,7 @@ def sample() -> None:
         FLAGS.seed,
         prompt=prompt,
         show=show if FLAGS.stream else None,
-        **given(["ema_width", "image", "mask", *SAMPLE_OPTIONS]),
+        **given(["ema_width", "image", "mask", "mesh", *SAMPLE_OPTIONS]),
     )
     out = FLAGS.out or os.path.join(FLAGS.workdir, "samples", f"seed_{FLAGS.seed}")
     path = run.save(samples, out)

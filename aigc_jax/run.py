@@ -17,6 +17,7 @@ from aigc_jax.errors import UserError
 from aigc_jax.evaluate.images import judge_images
 from aigc_jax.evaluate.judge import Judge
 from aigc_jax.options import check_value, parse
+from aigc_jax.parallel.gather import for_sampling
 from aigc_jax.parallel.stop import Stop
 from aigc_jax.report.samples import decode, save
 from aigc_jax.sampling.generate import generate
@@ -63,6 +64,7 @@ def evaluate(
     source: str = "",
     *,
     ema_width: float | None = None,
+    mesh: str = "",
     **options: Any,
 ) -> dict[str, Any]:
     """The held-out metrics of a workdir's newest checkpoint, `loss` among them.
@@ -75,12 +77,13 @@ def evaluate(
       data_dir: where its prepared data set lies now; where it lay in training if left out.
       source: other data to evaluate on, as in `data.source`.
       ema_width: of the average of parameters to use; it needs the snapshots of `ema.power`.
+      mesh: over which devices, as in a config; one if left out.
       **options: fields of the section `eval`, such as `generations`.
 
     Raises:
       UserError: if there is no checkpoint, or its data cannot be found.
     """
-    run, state, step = restore(workdir)
+    run, state, step = restore(workdir, mesh)
     if ema_width is not None:
         state = synthesize(workdir, state, ema_width)
     section = parse(Eval, {**dataclasses.asdict(run.config.eval), **options}, "eval")
@@ -106,6 +109,7 @@ def sample(
     image: Picture | None = None,
     mask: Picture | None = None,
     ema_width: float | None = None,
+    mesh: str = "",
     **options: Any,
 ) -> np.ndarray | list[str]:
     """Samples from a workdir's newest checkpoint: uint8 images (N, H, W, C), or texts.
@@ -120,13 +124,14 @@ def sample(
       image: a file or array to begin with; `strength` (0…1) says how much of it is drawn anew.
       mask: a file or array, white where the image is drawn anew; see `data.given`.
       ema_width: of the average of parameters to use; it needs the snapshots of `ema.power`.
+      mesh: over which devices, as in a config; one if left out.
       **options: fields of the family's `sample` section, such as `temperature` or `guidance`.
 
     Raises:
       UserError: if there is no checkpoint, or the family has no such option.
     """
     check_value(int, seed, "seed")
-    run, state, _ = restore(workdir)
+    run, state, _ = restore(workdir, mesh)
     if ema_width is not None:
         state = synthesize(workdir, state, ema_width)
     if prompt is not None:
@@ -144,6 +149,7 @@ def sample(
     chosen = build.sample_options(run.config, options)
     watch = text_watch(run, chosen, show)
     given |= dict(watch=watch, guide=guide_of(run, chosen))
+    state = for_sampling(state)
     variables = state.sampling_params, state.mutables
     samples = generate(run.objective, *variables, chosen, chosen.num, seed, **given)
     if watch is not None:

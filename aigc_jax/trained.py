@@ -1,6 +1,7 @@
 """Trained workdirs as something to go on from: their runs, parameters and tokenizers."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.tokenizers import Tokenizer
 from aigc_jax.errors import UserError
 from aigc_jax.objectives.first_stage import PLAYER, Behind
-from aigc_jax.parallel.mesh import replicated
+from aigc_jax.parallel.mesh import local_mesh, make_mesh
 from aigc_jax.parallel.processes import say
 from aigc_jax.train.checkpoint import Contents, Reader, newest
 from aigc_jax.train.state import TrainState, named
@@ -29,24 +30,31 @@ HARMLESS = (
 NORMALISED = 512  # images whose latents say how latents are normalised
 
 
-def restore(workdir: str) -> tuple[build.Run, TrainState, int]:
+def restore(workdir: str, mesh: str = "") -> tuple[build.Run, TrainState, int]:
     """The run and the newest state of a workdir that is whole; only the workdir is needed.
 
+    Args:
+      workdir: a trained run's folder.
+      mesh: over which devices, as in a config; this process's first one if left out.
+
     Raises:
-      UserError: if it holds no checkpoint.
+      UserError: if it holds no checkpoint, or the mesh does not fit.
     """
-    step, (run, state) = newest(workdir, load)
+    step, (run, state) = newest(workdir, functools.partial(load, mesh=mesh))
     return run, state, step
 
 
-def load(reader: Reader, step: int, contents: Contents) -> tuple[build.Run, TrainState]:
+def load(
+    reader: Reader, step: int, contents: Contents, mesh: str = ""
+) -> tuple[build.Run, TrainState]:
     """The run and the state of one checkpoint; Damaged if it is not whole."""
     saved = contents["config"]
     # On whatever devices there are now, and with no batch to train on.
-    one = {"mesh": "data=1", "train": {**saved["config"]["train"], "accumulate": 1}}
-    config = build.parse_config({**saved["config"], **one})
-    run = build.build(config, spec_lib.from_json(saved["spec"]))
-    return run, reader.state(step, run.state_shapes(), replicated(run.mesh), contents)
+    now = {"mesh": mesh or "data=1", "train": {**saved["config"]["train"], "compile": "jit"}}
+    config = build.parse_config({**saved["config"], **now})
+    devices = make_mesh(mesh) if mesh else local_mesh()
+    run = build.build(config, spec_lib.from_json(saved["spec"]), devices, trains=False)
+    return run, reader.state(step, run.state_shapes(), run.shardings, contents)
 
 
 def tokenizer_of(data: Data) -> Tokenizer | None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from aigc_jax import build
 from aigc_jax.config import Config
@@ -18,9 +17,10 @@ from aigc_jax.errors import StorageError
 from aigc_jax.evaluate.judge import Judge
 from aigc_jax.hooks import hooks
 from aigc_jax.parallel import coordination
-from aigc_jax.parallel.mesh import replicated
+from aigc_jax.parallel.mesh import share
 from aigc_jax.parallel.monitor import Monitor
 from aigc_jax.parallel.processes import all_agree, from_first, say
+from aigc_jax.parallel.sharding import per_device
 from aigc_jax.parallel.stop import Stop
 from aigc_jax.sampling.generate import check_sampling
 from aigc_jax.train import checkpoint, log, memory, posthoc
@@ -72,7 +72,7 @@ class Training:
         try:
             with self.stop.free(lambda: None):
                 self._prepare()
-            with memory.explained(self.shapes, self.example):
+            with memory.explained(per_device(self.shapes, self.parts.shardings), self.example):
                 with self.stop.free(lambda: None):
                     start, state = self._begin()
                 state = self._train(start, state, name, progress)
@@ -100,8 +100,8 @@ class Training:
         self.parts = build.build(c, self.dataset.spec)
         self.shapes = self.parts.state_shapes()
         self.example = self.dataset.spec.example_batch(c.data.batch_size)
-        memory.check(self.shapes, self.example)
         shapes = self.shapes
+        memory.check(per_device(shapes, self.parts.shardings), self.example)
         check_sampling(self.parts.objective, shapes.sampling_params, shapes.mutables, c.sample)
         if self.main:
             open_workdir(self.workdir)
@@ -111,7 +111,9 @@ class Training:
         c = self.config
         if self.main:
             self.lock = Lock(self.workdir)
-        self.batches = TrainIterator(self.dataset.train, c.data.batch_size, c.seed, c.data.threads)
+        self.batches = TrainIterator(
+            self.dataset.train, c.data.batch_size, c.seed, c.data.threads, share(self.parts.mesh)
+        )
         self.window = Window(0, c.data.batch_size, Guard(c.guard))
         start, state = self._newest_or_fresh()
         if start:
@@ -134,8 +136,7 @@ class Training:
         if not from_first(has_run(self.workdir)):
             self.batches.seek_batch(0)
             self.window.reset()
-            init = jax.jit(self.parts.init, out_shardings=replicated(self.parts.mesh))
-            return 0, self._given(init(jnp.int32(self.config.seed)))
+            return 0, self._given(self.parts.fresh_state())
 
         def load(
             reader: checkpoint.Reader, step: int, contents: checkpoint.Contents
@@ -143,8 +144,8 @@ class Training:
             saved = contents["config"]
             check_same(self.workdir, saved["config"], self.config.raw)
             check_spec(self.workdir, saved["spec"], self.parts.spec, self.config.data.source)
-            sharding = replicated(self.parts.mesh)
-            return reader.state(step, self.shapes, sharding, contents), contents["data"]
+            state = reader.state(step, self.shapes, self.parts.shardings, contents)
+            return state, contents["data"]
 
         def asked(contents: checkpoint.Contents) -> bool:
             if back and contents["data"]["asked"]:
@@ -166,7 +167,7 @@ class Training:
             params = begin_from(c.train.init_from, params, c.raw["model"])
         if params is state.params:
             return state
-        params = jax.device_put(params, replicated(self.parts.mesh))
+        params = jax.device_put(params, self.parts.shardings.params)
         moving = {player: params[player] for player in state.opt_state}
         return state.replace(
             params=params,

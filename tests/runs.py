@@ -37,16 +37,17 @@ def shared_programs():
         yield
 
 
-def _build_once(config, spec):
+def _build_once(config, spec, mesh=None, trains=True):
     raw = config.raw
     parts = {k: raw[k] for k in ("mesh", "model", "objective", "optim", "ema")}
+    parts["given"] = mesh and [[str(d) for d in mesh.devices.flat], dict(mesh.shape)]
     parts["batch"] = [config.data.batch_size, spec.to_json()]
     parts["train"] = {k: v for k, v in raw["train"].items() if k != "log_every"}
     if '"schedule": "constant"' in json.dumps(raw["optim"]):
         del parts["train"]["steps"]
     key = json.dumps(parts, sort_keys=True)
     if key not in _built:
-        _built[key] = _build(config, spec)
+        _built[key] = _build(config, spec, mesh, trains)
     return dataclasses.replace(_built[key], config=config)
 
 

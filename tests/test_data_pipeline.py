@@ -260,7 +260,7 @@ def test_a_run_goes_on_with_another_number_of_processes(monkeypatch):
 def test_work_done_alone_is_not_shared(monkeypatch):
     expected = take(TrainIterator(images(10), 8, seed=5), 3)
     as_process(monkeypatch, 1, 2)
-    assert_same(take(TrainIterator(images(10), 8, seed=5, alone=True), 3), expected)
+    assert_same(take(TrainIterator(images(10), 8, seed=5, share=(0, 1)), 3), expected)
 
 
 def test_processes_share_the_evaluation_in_equally_many_batches(monkeypatch):
@@ -285,7 +285,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
 def test_an_epoch_of_windows_sees_each_token_once_from_another_offset():
     stream = np.arange(161, dtype=np.int32)
     windows = Windows(stream, 8)
-    batches = TrainIterator(windows, 4, seed=1, threads=0, alone=True)
+    batches = TrainIterator(windows, 4, seed=1, threads=0, share=(0, 1))
     offsets = []
     for _ in range(6):
         epoch = [row for _ in range(len(windows) // 4) for row in next(batches)["tokens"]]

@@ -42,6 +42,7 @@ FLAG_NAMES = [
     "likelihood",
     "mask",
     "max_new_tokens",
+    "mesh",
     "min_p",
     "name",
     "num",

@@ -192,7 +192,7 @@ def test_another_config_is_refused_and_nothing_is_lost(tmp_path):
             "optim.critic",
         ),
         ("diffusion", dict(mesh="data=3"), "data.batch_size=8"),
-        ("diffusion", dict(mesh="tensor=2"), "unknown axis 'tensor'"),
+        ("diffusion", dict(mesh="tensr=2"), "did you mean 'tensor'"),
         ("diffusion", dict(train=dict(accumulate=3)), "train.accumulate"),
     ],
     ids=str,

@@ -19,7 +19,8 @@ from aigc_jax.data import sources
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.pipeline import TrainIterator
 from aigc_jax.errors import UserError
-from aigc_jax.parallel.mesh import replicated
+from aigc_jax.parallel.mesh import share
+from aigc_jax.parallel.sharding import per_device
 from aigc_jax.train import memory
 from aigc_jax.train.guard import Guard
 from aigc_jax.train.loop import fit
@@ -61,15 +62,18 @@ class Steps:
         self.config = config
         self.run = build.build(config, dataset.spec)
         step, size = self.run.step, config.data.batch_size
-        self._shapes = self.run.state_shapes(), dataset.spec.example_batch(size)
+        self._shapes = (
+            per_device(self.run.state_shapes(), self.run.shardings),
+            dataset.spec.example_batch(size),
+        )
         memory.check(*self._shapes)
-        self._batches = TrainIterator(dataset.train, size, config.seed, config.data.threads)
+        part = share(self.run.mesh)
+        self._batches = TrainIterator(dataset.train, size, config.seed, config.data.threads, part)
         # Random data may well be learned with numbers that are not finite: that is no trouble here.
         self._window = Window(0, size, Guard(config_lib.Guard(max_skipped=0)))
         self._taken, self.data_wait = 0, 0.0
         with memory.explained(*self._shapes):
-            init = jax.jit(self.run.init, out_shardings=replicated(self.run.mesh))
-            self._state = step.put_state(init(jnp.int32(config.seed)))
+            self._state = step.put_state(self.run.fresh_state())
             batch = step.put_batch(next(self._batches))
             began = time.perf_counter()
             self.compiled = step.lower(self._state, batch).compile()

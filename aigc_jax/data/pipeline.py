@@ -40,13 +40,19 @@ class TrainIterator:
       batch_size: examples of a step over all processes.
       seed: of the order; every epoch has its own.
       threads: reader threads.
-      alone: all batches whole for this process, for work that it does without the others.
+      share: which part of each batch to read, and of how many; this process's of all processes' if
+        left out. (0, 1) is all of it.
     """
 
     def __init__(
-        self, source: Source, batch_size: int, seed: int, threads: int = 4, alone: bool = False
+        self,
+        source: Source,
+        batch_size: int,
+        seed: int,
+        threads: int = 4,
+        share: tuple[int, int] | None = None,
     ):
-        process, processes = (0, 1) if alone else (jax.process_index(), jax.process_count())
+        process, processes = share or (jax.process_index(), jax.process_count())
         local = local_size(batch_size, processes)
         self._order = Order(len(source), seed)
         read = _reader(source, self._order, seed)
@@ -153,7 +159,9 @@ def num_batches(source: Source, batch_size: int, limit: int = 0) -> int:
     return min(limit, batches) if limit else batches
 
 
-def eval_batches(source: Source, batch_size: int, limit: int = 0) -> Iterator[HostBatch]:
+def eval_batches(
+    source: Source, batch_size: int, limit: int = 0, share: tuple[int, int] | None = None
+) -> Iterator[HostBatch]:
     """Every example once, in order; the last batch is filled up with examples of weight 0.
 
     All processes make equally many batches.
@@ -162,10 +170,12 @@ def eval_batches(source: Source, batch_size: int, limit: int = 0) -> Iterator[Ho
       source: held-out examples.
       batch_size: over all processes.
       limit: at most this many batches; 0: all.
+      share: as for `TrainIterator`.
     """
-    local, count = local_size(batch_size, jax.process_count()), len(source)
+    process, processes = share or (jax.process_index(), jax.process_count())
+    local, count = local_size(batch_size, processes), len(source)
     for k in range(num_batches(source, batch_size, limit)):
-        first = k * batch_size + jax.process_index() * local
+        first = k * batch_size + process * local
         index_B = np.arange(first, first + local)
         batch = rows(source, np.minimum(index_B, count - 1))
         weight = batch["weight"]

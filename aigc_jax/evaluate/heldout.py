@@ -12,6 +12,7 @@ from aigc_jax.evaluate.interval import bootstrap
 from aigc_jax.objectives.base import Objective
 from aigc_jax.ops.random import numbered_keys
 from aigc_jax.parallel.mesh import put_batch, replicated
+from aigc_jax.parallel.rules import on
 from aigc_jax.train.metrics import Mean, Metrics, merge, to_floats
 
 
@@ -39,7 +40,7 @@ class HeldOut:
             return metrics, predictions
 
         # Whole in every process, whatever share of the batch it has.
-        self._compiled = jax.jit(batch_metrics, out_shardings=replicated(mesh))
+        self._compiled = jax.jit(on(mesh, batch_metrics), out_shardings=replicated(mesh))
 
     def __call__(
         self, params: Any, mutables: Any, batches: Iterable[Any]

@@ -22,6 +22,8 @@ from aigc_jax.evaluate.fidelity import Fidelity, fidelity_of
 from aigc_jax.evaluate.heldout import HeldOut
 from aigc_jax.evaluate.modes import mode_report
 from aigc_jax.evaluate.reconstruct import reconstructed
+from aigc_jax.parallel.gather import for_sampling
+from aigc_jax.parallel.mesh import BATCH, share, size_of
 from aigc_jax.sampling.generate import generate
 from aigc_jax.train.state import TrainState
 from aigc_jax.trained import guide_of
@@ -63,8 +65,10 @@ class Judge:
                 " 0"
             )
         self._run, self._dataset, self._tick = run, dataset, tick
-        self._held_out = HeldOut(run.objective, run.mesh)
+        self._held_out, self._share = HeldOut(run.objective, run.mesh), share(run.mesh)
         self._references: dict[str, float] = {}
+        image = run.spec.modality == "image"
+        self._samples = run.config.eval.fidelity if image else run.config.eval.generations > 0
         if run.config.eval.likelihood:
             if not hasattr(run.objective, "likelihood"):
                 name = run.config.raw["objective"]["name"]
@@ -79,7 +83,14 @@ class Judge:
         run, c = self._run, self._run.config
         which = self._dataset.validation, c.eval.batch_size, c.eval.batches
         total = num_batches(*which)
-        bar = tqdm(eval_batches(*which), "evaluating", total, leave=False, unit="batch", delay=5)
+        bar = tqdm(
+            eval_batches(*which, self._share),
+            "evaluating",
+            total,
+            leave=False,
+            unit="batch",
+            delay=5,
+        )
 
         def batches():
             for batch in bar:
@@ -89,6 +100,7 @@ class Judge:
         metrics, predictions = self._held_out(state.sampling_params, state.mutables, batches())
         if c.eval.likelihood:
             metrics |= self._likelihood(state)
+        state = for_sampling(state) if self._samples else state
         if jax.process_index() == 0:
             more: dict[str, Callable[..., Found]] = {
                 "text": self._text,
@@ -103,9 +115,10 @@ class Judge:
         """Exact likelihoods of the first held-out images."""
         count = min(self._run.config.eval.likelihood, len(self._dataset.validation))
         images = First(self._dataset.validation, count)
-        devices = self._run.mesh.size
+        devices = size_of(self._run.mesh, *BATCH)
         which = images, min(self._run.config.eval.batch_size, -(-count // devices) * devices)
-        batches = tqdm(eval_batches(*which), "likelihoods", num_batches(*which), leave=False)
+        which = *which, 0, self._share
+        batches = tqdm(eval_batches(*which), "likelihoods", num_batches(*which[:2]), leave=False)
         found, _ = self._exact(state.sampling_params, state.mutables, batches)
         return found
 
@@ -130,7 +143,7 @@ class Judge:
             self._fidelity = fidelity_of(self._dataset, self._source, c.eval, self._folder)
             self._guide = guide_of(self._run, c.sample)
         judge, objective = self._fidelity, self._run.objective
-        variables = jax.device_get((state.sampling_params, state.mutables))
+        variables = state.sampling_params, state.mutables
         drawn = dict(num=judge.num, seed=c.eval.seed, label_N=judge.label_N, guide=self._guide)
         images = generate(objective, *variables, c.sample, **drawn)
         out = os.path.join(self._folder, "samples", "neighbours.png") if self._folder else ""

@@ -12,6 +12,20 @@ import jax.numpy as jnp
 from aigc_jax.models.layers import Conv, Dense, Residual, SubPixelConv, check_size, label_one_hot
 from aigc_jax.ops.activation import gelu
 from aigc_jax.options import option
+from aigc_jax.parallel.rules import split
+
+AXES = (
+    ("down_0/kernel", (None, None, "colours", "first")),
+    ("down_*/kernel", (None, None, "conv_in", "conv_out")),
+    ("hidden_0/kernel", ("inputs", "first")),
+    ("hidden_*/kernel", ("dense_in", "dense_out")),
+    ("latent/kernel", ("dense_in", "latent")),
+    ("latent/kernel", (None, None, "conv_in", "latent")),
+    ("spread/kernel", ("dense_in", "dense_out")),
+    ("spread/kernel", (None, None, "latent", "first")),
+    ("image/kernel", ("dense_in", "outputs")),
+    ("image/kernel", (None, None, "conv_in", "colours")),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +56,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, label_B: jax.Array | None = None):
-        c, x = self.config, 2 * x_BHWC - 1
+        c, x = self.config, split(2 * x_BHWC - 1, "batch")
         if isinstance(c, ConvConfig):
             check_size(x.shape[1:3], len(c.channels), "model.channels")
             for i, channels in enumerate(c.channels):
@@ -76,7 +90,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array, label_B: jax.Array | None = None) -> jax.Array:
         c, (height, width, colours) = self.config, self.shape
-        x = with_label(z, label_B, self.num_classes)
+        x = with_label(split(z, "batch"), label_B, self.num_classes)
         if is_spatial(c):
             x = Conv(c.channels[-1], (3, 3), dtype=self.dtype, name="spread")(x)
         else:

@@ -15,6 +15,7 @@ from aigc_jax.models.layers import Dropout, Linear, Lora, Norm
 from aigc_jax.models.transformer_config import TransformerConfig
 from aigc_jax.ops.activation import ACTIVATIONS
 from aigc_jax.ops.attention import attention, rotary_frequencies, rotate, visible
+from aigc_jax.parallel.rules import split
 
 # "k", "v" (L, B, S, K, D); "position" (B, S), −1: empty; the inputs of short convolutions
 # "attention_conv", "mlp_conv" (L, B, conv_width − 1, W), if there are any.
@@ -126,6 +127,9 @@ class Attention(nn.Module):
             )
             q = rotate(q, place.query_BT, frequencies, scale)
             k = rotate(k, place.query_BT, frequencies, scale)
+        # Each device has queries of its part of the text, and the keys and values of all of it.
+        q = split(q, "batch", "length", "heads", None)
+        k, v = (split(y, "batch", None, "kv", None) for y in (k, v))
         if kv is not None:
             # Into the cache of all layers, in place: nothing but the new keys is written.
             at = (layer, jnp.arange(batch)[:, None], place.slot_BT)
@@ -163,6 +167,7 @@ class MLP(nn.Module):
 
         y = project("in", c.hidden, "in")(x_BTW, key_B)
         y = act(project("gate", c.hidden, "gate")(x_BTW, key_B)) * y if c.gated else act(y)
+        y = split(y, "batch", "length", "mlp")
         return project("down", c.width, "out")(y, key_B)
 
 
@@ -214,4 +219,5 @@ class Block(nn.Module):
 
         x_BTW = beside(x_BTW, "attention", attend)
         x_BTW = beside(x_BTW, "mlp", lambda y: MLP(c, self.dtype, name="mlp")(y, place.key_B))
+        x_BTW = split(x_BTW, "batch", "length", None)
         return (x_BTW, kv), None

@@ -9,6 +9,13 @@ import jax
 from aigc_jax.models.layers import Conv, Dense
 from aigc_jax.ops.convolution import downsample
 
+AXES = (
+    ("model/conv_0/kernel", (None, None, "colours", "first")),
+    ("conv_*/kernel", (None, None, "conv_in", "conv_out")),
+    ("features/kernel", ("dense_in", "dense_out")),
+    ("logits/kernel", ("dense_in", "outputs")),
+)
+
 
 class Classifier(nn.Module):
     """Images (B, H, W, C) in [−1, 1] → features (B, F) and logits (B, K)."""

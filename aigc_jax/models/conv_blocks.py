@@ -13,6 +13,14 @@ from aigc_jax.models.layers import Conv, Dense, Dropout, group_norm
 from aigc_jax.ops.activation import silu
 from aigc_jax.ops.attention import attention
 from aigc_jax.ops.convolution import downsample, upsample
+from aigc_jax.parallel.rules import split
+
+AXES = (
+    ("skip/kernel", (None, None, "conv_in", "conv_out")),
+    ("condition/kernel", ("embed", "conv_out")),
+    ("*attention/qkv/kernel", ("embed", "heads")),
+    ("*attention/out/kernel", ("heads", "embed")),
+)
 
 
 def check_norm_groups(channels: Sequence[int], groups: int) -> None:
@@ -54,6 +62,8 @@ class ResBlock(nn.Module):
 
         def norm(x, name):
             return group_norm(x.shape[-1], self.dtype, name, self.groups, self.eps)(x)
+
+        x_BHWC = split(x_BHWC, "batch")
 
         resize = {"down": downsample, "up": upsample, "": lambda x: x}[self.resample]
         skip, x = resize(x_BHWC), resize(silu(norm(x_BHWC, "norm_in")))

@@ -14,6 +14,20 @@ from aigc_jax.errors import UserError
 from aigc_jax.models.layers import Conv, Dense, SubPixelConv, group_norm, label_one_hot
 from aigc_jax.models.sizes import coarse_size, crop
 from aigc_jax.options import option
+from aigc_jax.parallel.rules import split
+
+AXES = (
+    ("stem/kernel", ("latent", "first")),
+    ("up_*/kernel", (None, None, "conv_in", "conv_out")),
+    ("conv_*/kernel", (None, None, "conv_in", "conv_out")),
+    ("image/kernel", (None, None, "conv_in", "colours")),
+    ("image/conv/kernel", (None, None, "conv_in", "colours")),
+    ("down_0/kernel", (None, None, "colours", "first")),
+    ("down_*/kernel", (None, None, "conv_in", "conv_out")),
+    ("features/kernel", ("dense_in", "dense_out")),
+    ("score/kernel", ("dense_in", "outputs")),
+    ("class_embedding/kernel", ("classes", "dense_in")),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +80,7 @@ class Generator(nn.Module):
             z_BZ = jnp.concatenate([z_BZ, one_hot], -1)
         first = c.generator_channels[0]
         x = Dense(h * w * first, dtype=self.dtype, name="stem")(z_BZ)
-        x = x.reshape(-1, h, w, first)
+        x = split(x.reshape(-1, h, w, first), "batch")
         x = self._plain(x, colours) if c.plain else self._deep(x, colours)
         return jnp.tanh(crop(x, (height, width)).astype(jnp.float32))
 
@@ -109,7 +123,7 @@ class Critic(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, label_B: jax.Array | None = None) -> jax.Array:
-        c, x = self.config, x_BHWC
+        c, x = self.config, split(x_BHWC, "batch")
         halved = len(c.critic_channels) - (0 if c.plain else 1)
         coarse_size(x.shape[1:3], halved, "model.critic_channels")
         for i, channels in enumerate(c.critic_channels):

@@ -20,8 +20,26 @@ from aigc_jax.ops.activation import ACTIVATIONS, silu
 from aigc_jax.ops.attention import attention, rotary_frequencies, rotate
 from aigc_jax.ops.convolution import depth_to_space
 from aigc_jax.options import option
+from aigc_jax.parallel.rules import split
 
 ROTARY_BASE = 100.0  # patches are few along a side, so the frequencies are high (Heo et al. 2024)
+
+AXES = (
+    ("patch/kernel", (None, None, "colours", "embed")),
+    ("time/in/kernel", ("inputs", "first")),
+    ("time/out/kernel", ("mlp", "embed")),
+    ("span/in/kernel", ("inputs", "first")),
+    ("span/out/kernel", ("mlp", "embed")),
+    ("augment/kernel", ("inputs", "embed")),
+    ("modulation/kernel", ("embed", "mlp")),
+    ("final_modulation/kernel", ("embed", "mlp")),
+    ("attention/qkv/kernel", ("embed", "heads")),
+    ("attention/out/kernel", ("heads", "embed")),
+    ("mlp_in/kernel", ("embed", "mlp")),
+    ("mlp_in/bias", ("mlp",)),
+    ("mlp_out/kernel", ("mlp", "embed")),
+    ("final/kernel", ("embed", "outputs")),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +70,11 @@ class DiTConfig:
                 f"model.width={self.width} must be divisible by 4 · model.heads={4 * self.heads}:"
                 " positions turn pairs of columns and of rows"
             )
+
+    def length_of(self, spec: Any) -> int:
+        """Patches of an image."""
+        height, width, _ = spec.shape
+        return (height // self.patch_size) * (width // self.patch_size)
 
     @property
     def hidden(self) -> int:
@@ -139,6 +162,9 @@ class Attention(nn.Module):
             )
         if c.positions == "rotary":
             q, k = turned(q, place), turned(k, place)
+        # Each device has queries of its patches, and the keys and values of all.
+        q = split(q, "batch", "length", "heads", None)
+        k, v = (split(y, "batch", None, "heads", None) for y in (k, v))
         y = attention(q, k, v).reshape(batch, length, width)
         return dense(width, self.dtype, "out")(y)
 
@@ -178,7 +204,8 @@ class Block(nn.Module):
         y = modulate(layer_norm(c.mlp_norm_eps)(x_BTD), mlp_shift, mlp_scale)
         y = ACTIVATIONS[c.activation](dense(c.hidden, self.dtype, "mlp_in")(y))
         y = dense(c.width, self.dtype, "mlp_out")(Dropout(c.dropout, name="mlp_dropout")(y, key_B))
-        return x_BTD + mlp_gate[:, None] * y, condition_BD
+        x_BTD = split(x_BTD + mlp_gate[:, None] * y, "batch", "length", None)
+        return x_BTD, condition_BD
 
 
 class DiT(nn.Module):
@@ -216,6 +243,7 @@ class DiT(nn.Module):
         x = self._patches(x_BHWC)
         if c.positions == "sincos":
             x += sincos_positions(rows, columns, c.width).astype(self.dtype)
+        x = split(x, "batch", "length", None)
         condition = self._condition(batch, time_B, label_B, span_B, augment_BA)
         row, column = jnp.mgrid[:rows, :columns].reshape(2, 1, -1)
         place = (column, row)

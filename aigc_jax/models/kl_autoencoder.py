@@ -16,6 +16,14 @@ from aigc_jax.options import option
 
 MOST = 0.9999  # of a signed output, a fortieth of a grey level below white; logits are finite
 
+AXES = (
+    ("encoder/conv_in/kernel", (None, None, "colours", "first")),
+    ("encoder/conv_out/kernel", (None, None, "conv_in", "latent")),
+    ("*quant_conv/kernel", (None, None, "latent", "latent")),
+    ("decoder/conv_in/kernel", (None, None, "latent", "first")),
+    ("decoder/conv_out/kernel", (None, None, "conv_in", "colours")),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class KLConfig:

@@ -26,6 +26,17 @@ from aigc_jax.models.layers import (
 )
 from aigc_jax.ops.activation import gelu
 from aigc_jax.options import option
+from aigc_jax.parallel.rules import split
+
+AXES = (
+    ("down_0/kernel", (None, None, "colours", "first")),
+    ("down_*/kernel", (None, None, "conv_in", "conv_out")),
+    ("top", (None, None, "conv_in")),
+    ("label/kernel", ("classes", "conv_in")),
+    ("group_*_in/kernel", (None, None, "latent", "first")),
+    ("group_*_p*/out/kernel", (None, None, "conv_in", "outputs")),
+    ("image/kernel", (None, None, "conv_in", "colours")),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +64,7 @@ class BottomUp(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, label_B: jax.Array | None = None) -> list[jax.Array]:
-        c, x, features = self.config, 2 * x_BHWC - 1, []
+        c, x, features = self.config, split(2 * x_BHWC - 1, "batch"), []
         check_size(x.shape[1:3], len(c.channels), "model.channels")
         for i, channels in enumerate(c.channels):
             strides = (2, 2) if i else (1, 1)

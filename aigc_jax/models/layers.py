@@ -14,6 +14,20 @@ from aigc_jax.ops.activation import gelu
 from aigc_jax.ops.convolution import Padding, convolution, depth_to_space
 from aigc_jax.ops.dense import dense
 from aigc_jax.ops.norm import layer_norm, rms_norm
+from aigc_jax.parallel.rules import split
+
+# The axes of their parameters, and of those of Flax's own layers: see parallel/rules.py.
+CONV = (None, None, "conv_in", "conv_out")
+AXES = (
+    ("bias", ("bias",)),
+    ("scale", ("norm",)),
+    ("conv/kernel", CONV),
+    ("conv_in/kernel", CONV),
+    ("conv_out/kernel", CONV),
+    ("class*/embedding", ("classes", "embed")),
+    ("lora_a", ("inputs", "rank")),
+    ("lora_b", ("rank", "outputs")),
+)
 
 
 class Dropout(nn.Module):
@@ -184,6 +198,7 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        x_BHWC = split(x_BHWC, "batch")
         x = gelu(group_norm(self.channels, self.dtype, name="norm_in")(x_BHWC))
         x = Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_in")(x)
         x = gelu(group_norm(self.channels, self.dtype, name="norm_out")(x))

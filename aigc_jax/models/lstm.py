@@ -12,8 +12,17 @@ import jax.numpy as jnp
 from aigc_jax.models.layers import Dropout, Linear
 from aigc_jax.ops.attention import positions_of
 from aigc_jax.options import option
+from aigc_jax.parallel.rules import split
 
 Cache = dict[str, jax.Array]  # "c", "h" (L, B, W)
+
+AXES = (
+    ("token_embedding/embedding", ("vocab", "embed")),
+    ("cell/[ih][ifgo]/kernel", ("embed", "mlp")),
+    ("cell/h[ifgo]/bias", ("mlp",)),
+    ("head_embedding/kernel", ("embed", "vocab")),
+    ("task_head/kernel", ("embed", "outputs")),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +110,7 @@ class LSTM(nn.Module):
                 position_BT = positions_of(segments_BT)
         position_BT1 = jnp.broadcast_to(position_BT, (batch, length))[..., None]
         memory = self.init_cache(batch) if cache is None else cache
-        x_BTW = self.dropouts[0](self.token_embedding(token_BT), key_B)
+        x_BTW = split(self.dropouts[0](self.token_embedding(token_BT), key_B), "batch")
         after = []
         for i, layer in enumerate(self.layers):
             carry = (memory["c"][i], memory["h"][i])

@@ -12,6 +12,13 @@ import jax.numpy as jnp
 from aigc_jax.models.dcgan import score
 from aigc_jax.models.layers import Dense, label_one_hot
 from aigc_jax.options import option
+from aigc_jax.parallel.rules import split
+
+AXES = (
+    ("hidden_0/kernel", ("inputs", "first")),
+    ("hidden_*/kernel", ("dense_in", "dense_out")),
+    ("image/kernel", ("dense_in", "outputs")),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Generator(nn.Module):
     @nn.compact
     def __call__(self, z_BZ: jax.Array, label_B: jax.Array | None = None) -> jax.Array:
         height, width, colours = self.shape
-        x = z_BZ
+        x = split(z_BZ, "batch")
         if self.num_classes:
             one_hot = label_one_hot(label_B, z_BZ.shape[0], self.num_classes)
             x = jnp.concatenate([x, one_hot], -1)
@@ -52,7 +59,7 @@ class Critic(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, label_B: jax.Array | None = None) -> jax.Array:
-        x = x_BHWC.reshape(x_BHWC.shape[0], -1)
+        x = split(x_BHWC.reshape(x_BHWC.shape[0], -1), "batch")
         for i, size in enumerate(reversed(self.config.hidden)):
             x = Dense(size, dtype=self.dtype, name=f"hidden_{i}")(x)
             x = jax.nn.leaky_relu(x, 0.2)

@@ -9,6 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.models.layers import Conv, group_norm
+from aigc_jax.parallel.rules import split
+
+AXES = (
+    ("down_0/kernel", (None, None, "colours", "first")),
+    ("down_*/kernel", (None, None, "conv_in", "conv_out")),
+    ("score/kernel", (None, None, "conv_in", "outputs")),
+)
 
 
 class PatchCritic(nn.Module):
@@ -23,7 +30,7 @@ class PatchCritic(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        x, features = x_BHWC, []
+        x, features = split(x_BHWC, "batch"), []
         for i, channels in enumerate(self.channels):
             x = Conv(channels, (4, 4), (2, 2), dtype=self.dtype, name=f"down_{i}")(x)
             x = group_norm(channels, self.dtype, name=f"norm_{i}")(x) if i else x

@@ -18,9 +18,24 @@ from aigc_jax.models.layers import Dense, label_one_hot
 from aigc_jax.models.sizes import coarse_size, crop, fill
 from aigc_jax.ops.convolution import bilinear_half, bilinear_twice, grouped_convolution
 from aigc_jax.options import option
+from aigc_jax.parallel.rules import split
 
 SLOPE = 0.2
 GAIN = math.sqrt(2 / (1 + SLOPE**2))  # of a kernel before a leaky ReLU (He et al. 2015)
+
+AXES = (
+    ("stem/Dense_0/kernel", ("latent", "first")),
+    ("basis", (None, None, "conv_in")),
+    ("change_*/Dense_0/kernel", ("conv_in", "conv_out")),
+    ("expand/Dense_0/kernel", ("conv_in", "conv_out")),
+    ("grouped_kernel", (None, None, None, "first")),
+    ("reduce/Dense_0/kernel", ("conv_in", "conv_out")),
+    ("bias_*", ("bias",)),
+    ("generator/image/Dense_0/kernel", ("conv_in", "colours")),
+    ("critic/image/Dense_0/kernel", ("colours", "first")),
+    ("score/Dense_0/kernel", ("conv_in", "outputs")),
+    ("class_embedding/Dense_0/kernel", ("classes", "outputs")),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +89,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        c, channels = self.config, x_BHWC.shape[-1]
+        c, channels, x_BHWC = self.config, x_BHWC.shape[-1], split(x_BHWC, "batch")
         inner = channels * c.expansion
         x = PointConv(inner, c.kernel_gain, self.dtype, name="expand")(x_BHWC)
         x = self._bent("bias_0", x)

@@ -16,6 +16,7 @@ from aigc_jax.models.layers import Bias, Dropout
 from aigc_jax.models.transformer_config import TransformerConfig
 from aigc_jax.ops.activation import gelu_exact
 from aigc_jax.ops.attention import positions_of
+from aigc_jax.parallel.rules import split
 
 __all__ = ["Cache", "Transformer", "TransformerConfig"]
 
@@ -23,6 +24,29 @@ POLICIES = {  # what is kept for the backward pass, beside each layer's input
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+
+AXES = (
+    ("token_embedding/embedding", ("vocab", "embed")),
+    ("position_embedding/embedding", ("position", "embed")),
+    ("type_embedding/embedding", ("classes", "embed")),
+    ("attention/query/kernel", ("embed", "heads")),
+    ("attention/query/bias", ("heads",)),
+    ("attention/key/kernel", ("embed", "kv")),
+    ("attention/key/bias", ("kv",)),
+    ("attention/value/kernel", ("embed", "kv")),
+    ("attention/value/bias", ("kv",)),
+    ("attention/out/kernel", ("heads", "embed")),
+    ("mlp/in/kernel", ("embed", "mlp")),
+    ("mlp/in/bias", ("mlp",)),
+    ("mlp/gate/kernel", ("embed", "mlp")),
+    ("mlp/gate/bias", ("mlp",)),
+    ("mlp/out/kernel", ("mlp", "embed")),
+    ("taps", ("position", "norm")),
+    ("head_transform/kernel", ("embed", "mlp")),
+    ("head_embedding/kernel", ("embed", "vocab")),
+    ("head_bias/bias", ("vocab",)),
+    ("task_head/kernel", ("embed", "outputs")),
+)
 
 
 class Transformer(nn.Module):
@@ -126,7 +150,7 @@ class Transformer(nn.Module):
             x_BTW += self.type_embedding(jnp.zeros_like(token_BT))
         if c.embedding_norm:
             x_BTW = self.embedding_norm(x_BTW)
-        x_BTW = self.embedding_dropout(x_BTW, key_B)
+        x_BTW = split(self.embedding_dropout(x_BTW, key_B), "batch", "length", None)
         cache, place = _place(position_BT, segments_BT, key_B, cache)
         kv = None if cache is None else {k: x for k, x in cache.items() if k != "position"}
         each = (jnp.arange(c.layers), jnp.asarray(np.array(c.windows(), np.int32)))
@@ -145,6 +169,8 @@ class Transformer(nn.Module):
         else:
             logits_BTV = self.head_embedding(x_BTW)
         logits_BTV = logits_BTV.astype(jnp.float32)
+        if logits_BTV.ndim == 3:
+            logits_BTV = split(logits_BTV, "batch", "length", "vocab")
         if c.head_bias:
             logits_BTV = self.head_bias(logits_BTV)
         if c.logit_scale != 1:

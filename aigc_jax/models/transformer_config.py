@@ -1,6 +1,7 @@
 """What a transformer can be: GPT-2, Llama, Qwen, Mistral, Gemma, BERT and others by config."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -113,6 +114,10 @@ class TransformerConfig:
     @property
     def head_size(self) -> int:
         return self.head_dim or self.width // self.heads
+
+    def length_of(self, spec: Any) -> int:
+        """Tokens that are read at once."""
+        return spec.seq_len
 
     @property
     def hidden(self) -> int:

@@ -25,6 +25,16 @@ from aigc_jax.ops.activation import silu
 from aigc_jax.ops.convolution import depth_to_space, downsample, space_to_depth, upsample
 from aigc_jax.options import option
 
+AXES = (
+    ("time_in/kernel", ("inputs", "first")),
+    ("time_out/kernel", ("mlp", "embed")),
+    ("span_in/kernel", ("inputs", "first")),
+    ("span_out/kernel", ("mlp", "embed")),
+    ("augment/kernel", ("inputs", "embed")),
+    ("model/conv_in/kernel", (None, None, "colours", "first")),
+    ("model/conv_out/kernel", (None, None, "conv_in", "colours")),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:

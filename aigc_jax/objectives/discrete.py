@@ -23,6 +23,7 @@ from aigc_jax.ops.random import fold, uniform
 from aigc_jax.options import option
 from aigc_jax.train.metrics import Mean
 
+AXES = (("model/into/kernel", ("latent", "latent")), ("model/out/kernel", ("latent", "latent")))
 PIXELS = (1, 2, 3)
 ERRORS = {"squared": lambda x, y: (x - y) ** 2, "absolute": lambda x, y: jnp.abs(x - y)}
 

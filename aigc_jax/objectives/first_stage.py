@@ -26,6 +26,8 @@ PLAYER = "first_stage"
 ENCODING = 0x5AFE  # folded into an example's key, so that no draw of the objective's is repeated
 SCALE = 0.5  # of normalised latents: about that of pixels in [−1, 1], for which defaults are made
 
+AXES = (("shift", ("latent",)), ("first_stage/scale", ("latent",)))  # see parallel/rules.py
+
 Variables = dict[str, Any]
 
 

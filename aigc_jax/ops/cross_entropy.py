@@ -9,7 +9,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-LOGITS = 1 << 24  # float32 logits that may be in memory at once: 64 MiB
+from aigc_jax.parallel.rules import sharers
+
+LOGITS = 1 << 24  # float32 logits that may be in memory at once, per device: 64 MiB
 
 
 @flax.struct.dataclass
@@ -39,17 +41,18 @@ def cross_entropy(
     """The likelihood of the targets, exact, a piece of the sequence at a time.
 
     Each piece's logits are computed, used and forgotten; the backward pass computes them again. The
-    batch is not cut, so that it stays spread over the devices.
+    batch is not cut, and a piece has tokens from all over the sequence, so that both stay spread
+    over the devices.
 
     Args:
       head: (B, t, W) → logits (B, t, V).
       x_BTW: what the head reads.
       target_BT: int32 tokens.
       vocab_size: V.
-      limit: logits that may be in memory at once.
+      limit: logits that may be in a device's memory at once.
     """
     b, t = target_BT.shape
-    pieces = min(-(-b * t * vocab_size // limit), t)
+    pieces = min(-(-b * t * vocab_size // (limit * sharers("batch", "length", "vocab"))), t)
 
     def likelihood(x: jax.Array, target: jax.Array) -> Likelihood:
         logits = head(x).astype(jnp.float32)
@@ -65,10 +68,10 @@ def cross_entropy(
 
     def cut(x: jax.Array) -> jax.Array:  # (B, T, …) → (pieces, B, size, …)
         x = jnp.pad(x, ((0, 0), (0, padding), *[(0, 0)] * (x.ndim - 2)))
-        return x.reshape(b, pieces, size, *x.shape[2:]).swapaxes(0, 1)
+        return jnp.moveaxis(x.reshape(b, size, pieces, *x.shape[2:]), 2, 0)
 
     def body(_, piece):
         return None, jax.checkpoint(likelihood)(*piece)
 
     _, out = jax.lax.scan(body, None, (cut(x_BTW), cut(target_BT)))
-    return jax.tree.map(lambda y: y.swapaxes(0, 1).reshape(b, -1)[:, :t], out)
+    return jax.tree.map(lambda y: jnp.moveaxis(y, 0, 2).reshape(b, -1)[:, :t], out)

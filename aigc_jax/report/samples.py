@@ -3,7 +3,6 @@
 import os
 from typing import Any
 
-import jax
 import numpy as np
 
 from aigc_jax.build import Run
@@ -34,9 +33,15 @@ def save(samples: np.ndarray | list[str], path: str) -> str:
 
 
 def save_samples(run: Run, state: TrainState, path: str) -> str:
-    """Draws and saves what the recipe's `sample` section asks for."""
+    """Draws and saves what the recipe's `sample` section asks for.
+
+    Args:
+      run: its parts.
+      state: from `for_sampling`, so that this process can draw from it alone.
+      path: of the file.
+    """
     options = run.config.sample
-    params, mutables = jax.device_get((state.sampling_params, state.mutables))
     guide = guide_of(run, options)
-    samples = generate(run.objective, params, mutables, options, options.num, guide=guide)
+    variables = state.sampling_params, state.mutables
+    samples = generate(run.objective, *variables, options, options.num, guide=guide)
     return save(decode(run, samples, options), path)

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 
 from aigc_jax.errors import StorageError, UserError, reason
 from aigc_jax.parallel.processes import all_agree, say
+from aigc_jax.parallel.sharding import placed
 from aigc_jax.train.fingerprint import fingerprints
 from aigc_jax.workdir import DAMAGED, SAVED, folder_of, last_saved, steps_in, write_whole, writing
 
@@ -77,15 +78,13 @@ class Reader:
         Args:
           step: which checkpoint.
           shapes: the state's shapes, as `jax.eval_shape` gives them.
-          sharding: where its arrays go.
+          sharding: where its arrays go: one for all, or a tree of them.
           contents: those of the same step.
 
         Raises:
           Damaged: if the checkpoint does not hold such a state, in any process's share.
         """
-        abstract = jax.tree.map(
-            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes
-        )
+        abstract = placed(shapes, sharding)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         state = _together(lambda: self._restore(step, items)["state"])
         if fingerprints(state) != contents["config"]["fingerprints"]:

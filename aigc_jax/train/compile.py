@@ -9,7 +9,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from aigc_jax.errors import UserError
-from aigc_jax.parallel.mesh import put_batch, replicated
+from aigc_jax.parallel.mesh import put_batch, replicated, rows, size_of
+from aigc_jax.parallel.rules import on
+from aigc_jax.parallel.sharding import placed
 from aigc_jax.train.step import Step
 
 AXIS = "data"
@@ -38,15 +40,34 @@ class CompiledStep:
 
 
 class JitStep(CompiledStep):
-    """`jit` with `NamedSharding`: the batch is split over the mesh's data axis."""
+    """`jit` with `NamedSharding`: the batch is split over data and fsdp, the state as it is told.
 
-    def __init__(self, step: Step, mesh: Mesh):
+    Args:
+      step: the pure step.
+      mesh: the devices; they need not be there if the step is only lowered.
+      shardings: of the state, or a tree whose leaves hold for all below; whole on every device if
+        left out.
+    """
+
+    def __init__(self, step: Step, mesh: Mesh, shardings: Any = None):
         super().__init__(mesh)
         whole = replicated(mesh)
-        self._compiled = jax.jit(step, donate_argnums=0, out_shardings=(whole, whole))
+        self.shardings = whole if shardings is None else shardings
+        self._compiled = jax.jit(
+            on(mesh, step), donate_argnums=0, out_shardings=(self.shardings, whole)
+        )
+
+    def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
+        """The step for this mesh, to be compiled without being run; nothing is allocated.
+
+        Args:
+          state: the state's shapes.
+          batch: shapes of a batch over all processes.
+        """
+        return self._compiled.lower(placed(state, self.shardings), placed(batch, rows(self.mesh)))
 
     def put_state(self, state: Any) -> Any:
-        return jax.device_put(state, replicated(self.mesh))
+        return jax.device_put(state, self.shardings)
 
     def get_state(self, state: Any) -> Any:
         """The state in the form that is saved, evaluated and sampled from."""
@@ -64,6 +85,11 @@ class PmapStep(CompiledStep):
         self.devices = list(mesh.devices.flat)
         if jax.process_count() > 1:
             raise UserError("train.compile=pmap runs in one process only: use train.compile=jit")
+        if size_of(mesh, "data") != mesh.size:
+            raise UserError(
+                "train.compile=pmap splits nothing but the batch: use train.compile=jit, or a mesh"
+                " of data=… alone"
+            )
         self._traces = 0
 
         def traced(state: Any, batch: Any) -> tuple[Any, Any]:
@@ -101,6 +127,8 @@ class PmapStep(CompiledStep):
         return state, jax.tree.map(lambda x: x[0], metrics)
 
 
-def compile_step(step: Step, mesh: Mesh, how: str = "jit") -> CompiledStep:
-    """`step` compiled for `mesh`: `how` is "jit" or "pmap"."""
-    return {"jit": JitStep, "pmap": PmapStep}[how](step, mesh)
+def compile_step(
+    step: Step, mesh: Mesh, how: str = "jit", shardings: Any = None
+) -> JitStep | PmapStep:
+    """`step` compiled for `mesh`: `how` is "jit" or "pmap"; `shardings` are those of `JitStep`."""
+    return PmapStep(step, mesh) if how == "pmap" else JitStep(step, mesh, shardings)

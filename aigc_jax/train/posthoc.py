@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from aigc_jax.errors import UserError, reason
 from aigc_jax.files import whole
+from aigc_jax.parallel.gather import on_host
 from aigc_jax.train.ema import exponent
 from aigc_jax.train.state import TrainState, named
 
@@ -31,11 +32,11 @@ def path_of(workdir: str, step: int) -> str:
     return os.path.join(workdir, FOLDER, f"step_{step:08d}.safetensors")
 
 
-def save(workdir: str, step: int, state: TrainState) -> None:
-    """Writes the power-function averages of a state, whole or not at all."""
+def save(workdir: str, step: int, profiles: Any) -> None:
+    """Writes the power-function averages of a state, on the host, whole or not at all."""
     path = path_of(workdir, step)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    arrays = {key: np.array(x, order="C") for key, x in named(jax.device_get(state.profiles))}
+    arrays = {key: np.array(x, order="C") for key, x in named(profiles)}
     with whole(path) as temporary:
         save_file(arrays, temporary)
 
@@ -108,10 +109,9 @@ def synthesize(workdir: str, state: TrainState, width: float) -> TrainState:
     pairs = [(s, n) for s in (*steps, now) for n in names]
     weights_S = combination([s for s, _ in pairs], [float(n) for _, n in pairs], now, width)
     shares = dict(zip(pairs, weights_S, strict=True))
+    profiles = on_host(state.profiles)
     total = {
-        n: jax.tree.map(
-            lambda x, n=n: shares[now, n] * np.asarray(x, np.float64), state.profiles[n]
-        )
+        n: jax.tree.map(lambda x, n=n: shares[now, n] * np.asarray(x, np.float64), profiles[n])
         for n in names
     }
     for step in steps:

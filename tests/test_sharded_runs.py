@@ -1,0 +1,75 @@
+"""Runs on eight devices: the same losses as on one, and checkpoints that move between meshes."""
+
+import functools
+
+import chex
+import jax
+import numpy as np
+import pytest
+import sharded
+import tiny
+
+import aigc_jax
+from aigc_jax import run
+
+ALL = "data=2,fsdp=2,tensor=2"
+CHEAP = {"transformer": "fsdp=2,sequence=2,tensor=2", "mlp_gan": ALL, "mlp": ALL, "dit": ALL}
+MESHES = ("data=8", "fsdp=8", "tensor=4", ALL, "data=2,fsdp=4,tensor=1")
+LONG = ("sequence=4", "data=2,sequence=4", "fsdp=2,sequence=2,tensor=2")
+
+
+def check(model, mesh, steps=sharded.STEPS, how="jit"):
+    found = sharded.losses(model, mesh, steps, how)
+    np.testing.assert_allclose(found, alone(model, steps), rtol=1e-5, atol=1e-5)
+
+
+@functools.cache
+def alone(model, steps):
+    """The losses on one device."""
+    return sharded.losses(model, "data=1", steps)
+
+
+@pytest.mark.parametrize("model, mesh", CHEAP.items())
+def test_a_mesh_does_not_change_the_losses(model, mesh):
+    """One model of each family; a few steps, since eight devices on few cores are slow."""
+    check(model, mesh, steps=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", sharded.MODELS)
+def test_no_mesh_changes_the_losses_of_twenty_steps(model):
+    long = LONG if model in ("transformer", "gpt2", "lora", "dit") else ()
+    for mesh in (*MESHES, *long):
+        check(model, mesh)
+    check(model, "data=8", how="pmap")
+
+
+def train(workdir, mesh, steps):
+    recipe = tiny.recipe(
+        "vae",
+        mesh=mesh,
+        **{**sharded.MODELS["conv"][1], "train": dict(steps=steps, log_every=1)},
+        ema=dict(halflife=20.0, power=(0.1, 0.2), snapshot_every=2),
+        sample=dict(every=4),
+        eval=dict(every=4, fidelity=False),
+    )
+    return aigc_jax.train(recipe, str(workdir), progress=False)
+
+
+def test_a_run_moves_between_meshes(tmp_path):
+    """Saved on one mesh, gone on with on another: what is restored is the same bit for bit."""
+    train(tmp_path, ALL, 2)
+    _, alone, step = run.restore(str(tmp_path))
+    _, spread, _ = run.restore(str(tmp_path), "fsdp=4")
+    assert step == 2 and len(alone.step.sharding.device_set) == 1
+    kernel = spread.ema["model"]["decoder"]["spread"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (4, 256)
+    chex.assert_trees_all_equal(jax.device_get(alone), jax.device_get(spread))
+    train(tmp_path, "tensor=2", 4)
+    losses = [run.evaluate(str(tmp_path), mesh=m)["loss"] for m in ("", "fsdp=4")]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    ways = (("", 0.15), ("tensor=2", 0.15), ("", None), ("fsdp=2", None))
+    images = [run.sample(str(tmp_path), 2, mesh=mesh, ema_width=width) for mesh, width in ways]
+    # Bytes of images: a rounding may go the other way.
+    for a, b in ((0, 1), (2, 3)):
+        assert np.abs(images[a].astype(int) - images[b]).max() <= 1
