@@ -17,6 +17,7 @@ from jax.extend import core
 from aigc_jax import build
 from aigc_jax.config import Config
 from aigc_jax.data.spec import Spec
+from aigc_jax.ops import platform
 from aigc_jax.train.step import example_keys, gradients
 
 
@@ -157,6 +158,7 @@ def model_flops(config: Config, spec: Spec) -> float:
                 objective, player, params, mutables, batch, key_B, jnp.int32(0), 1, None
             )
 
-        found = count(turn, params, mutables, batch)
+        with platform.all_reference():  # other forms may compute more, or in kernels
+            found = count(turn, params, mutables, batch)
         total += found.products + found.pairs * seen(length)
     return total
