@@ -12,7 +12,6 @@ from aigc_jax import build
 from aigc_jax.data.spec import ImageSpec, Spec, TextSpec
 from aigc_jax.data.tokenizers import ByteTokenizer
 from aigc_jax.models.presets import GPT2
-from aigc_jax.parallel.mesh import replicated
 from aigc_jax.train.metrics import to_floats
 from benchmarks.peers import work
 from benchmarks.peers.work import Text
@@ -31,8 +30,7 @@ class Training:
 
     def __init__(self, run: build.Run, batches: Batches, params: Mapping[str, Any] | None = None):
         self.run = run
-        init = jax.jit(run.init, out_shardings=replicated(run.mesh))
-        state = init(jnp.int32(0))
+        state = run.fresh_state()
         if params is not None:
             check_same_shapes(state.params, params)
             state = state.replace(params=jax.tree.map(jnp.array, dict(params)))
