@@ -1,26 +1,28 @@
 """Attention, who sees whom, rotary positions and the dense product, each against plain sums."""
 
+import dataclasses
+import re
+
 import chex
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aigc_jax.ops.attention import (
-    attention,
-    positions_of,
-    rotary_frequencies,
-    rotate,
-    visible,
-)
+from aigc_jax.ops import platform
+from aigc_jax.ops.attention import Sight, attention, positions_of, visible
+from aigc_jax.ops.attention_forms import cudnn, splash
 from aigc_jax.ops.dense import dense
+from aigc_jax.ops.rotary import rotary_frequencies, rotate
 
 B, T, S, H, K, D = 2, 3, 5, 4, 2, 6
 RNG = np.random.default_rng(0)
 Q = RNG.normal(size=(B, T, H, D)).astype(np.float32)
 KEYS, VALUES = RNG.normal(size=(2, B, S, K, D)).astype(np.float32)
-MASK = RNG.uniform(size=(B, T, S)) < 0.6
-MASK[1, 2] = False  # a query that sees nothing
+# The last query of the second row sees nothing, and some keys are padding.
+SIGHT = Sight(np.array([[2, 3, 4], [7, 5, 0]]), np.array([[0, 1, 2, 3, -1], [7, 6, -1, 5, 4]]))
+MASK = np.asarray(SIGHT.mask_BTS())
 
 
 # Attention -----------------------------------------------------------------------------------
@@ -41,29 +43,31 @@ def plain(mask=None, scale=D**-0.5, softcap=0.0):
 @pytest.mark.parametrize(
     "options", [{}, dict(scale=0.3), dict(softcap=0.5), dict(scale=2.0, softcap=1.5)], ids=str
 )
-@pytest.mark.parametrize("mask", [None, MASK], ids=["all", "mask"])
+@pytest.mark.parametrize("mask", [None, MASK], ids=["all", "some"])
 def test_attention_is_its_formula(mask, options):
-    found = attention(Q, KEYS, VALUES, mask, **options)
+    found = attention(Q, KEYS, VALUES, None if mask is None else SIGHT, **options)
     seen = np.ones((B, T), bool) if mask is None else mask.any(-1)
     np.testing.assert_allclose(found[seen], plain(mask, **options)[seen], rtol=1e-4, atol=1e-5)
     assert np.isfinite(found).all()
 
 
-def test_a_mask_of_one_row_serves_all():
-    chex.assert_trees_all_equal(
-        attention(Q, KEYS, VALUES, MASK[:1]), attention(Q, KEYS, VALUES, MASK[[0, 0]])
-    )
+def test_places_of_one_row_serve_all():
+    rows = [Sight(SIGHT.query_BT[at], SIGHT.key_BS[at]) for at in ([0], [0, 0])]
+    chex.assert_trees_all_equal(*(attention(Q, KEYS, VALUES, sight) for sight in rows))
 
 
-def test_a_query_that_sees_nothing_has_finite_gradients():
-    grads = jax.jit(jax.grad(lambda *a: attention(*a, MASK).sum(), argnums=(0, 1, 2)))
-    grads = grads(Q, KEYS, VALUES)
+@pytest.mark.parametrize("form", ["reference", "blockwise"])
+def test_a_query_that_sees_nothing_has_finite_gradients(form):
+    with platform.using(attention=form):
+        grads = jax.jit(jax.grad(lambda *a: attention(*a, SIGHT).sum(), argnums=(0, 1, 2)))
+        grads = grads(Q, KEYS, VALUES)
     chex.assert_tree_all_finite(grads)
 
 
 def test_bfloat16_is_softmaxed_in_float32():
     halves = [jnp.asarray(x, jnp.bfloat16) for x in (Q, KEYS, VALUES)]
-    traced = jax.make_jaxpr(attention)(*halves, MASK)
+    with platform.using(attention="reference"):
+        traced = jax.make_jaxpr(attention)(*halves, SIGHT)
     inside = [e for e in traced.jaxpr.eqns if e.primitive.name == "exp"]
     assert [e.outvars[0].aval.dtype for e in inside] == [jnp.float32]
     assert traced.out_avals[0].dtype == jnp.bfloat16
@@ -81,6 +85,139 @@ def test_attention_dropout_belongs_to_the_example():
     np.testing.assert_allclose(left[left > 0], 1 / 40 / 0.75, rtol=1e-5)
     assert not np.array_equal(left[0], left[1])
     np.testing.assert_array_equal(drop(q, keys[::-1]), left[::-1])
+
+
+# Forms ---------------------------------------------------------------------------------------
+
+LONG = 150  # two blocks and a part of one
+COUNT = np.arange(LONG)[None]
+DOCUMENTS = np.repeat([[1, 2, 3, 0], [4, 4, 5, 5]], [40, 50, 35, 25], axis=1)
+ORDERED = Sight(COUNT, COUNT, ordered=True)
+PACKED = dict(segments=(DOCUMENTS, DOCUMENTS), ordered=True)
+PLACES_IN = np.asarray(positions_of(jnp.asarray(DOCUMENTS)))
+SIGHTS = {
+    "all": None,
+    "causal": ORDERED,
+    "window": dataclasses.replace(ORDERED, window=70),
+    "traced": dataclasses.replace(ORDERED, reach=jnp.int32(20)),
+    "both ways": dataclasses.replace(ORDERED, window=9, causal=False),
+    "documents": Sight(PLACES_IN, PLACES_IN, **PACKED),
+    "encoder": Sight(PLACES_IN, PLACES_IN, causal=False, **PACKED),
+    "cache": Sight(COUNT[:, :30] + 60, np.where(COUNT < 90, COUNT, -1)),
+    "shuffled": Sight(COUNT[:, ::-1], COUNT),
+}
+
+
+@pytest.mark.parametrize(
+    "name, dtype", [*((name, jnp.float32) for name in SIGHTS), ("documents", jnp.bfloat16)]
+)
+def test_by_blocks_it_is_the_plain_form(name, dtype):
+    """In value and gradient, of grouped heads, where a query sees something."""
+    sight = SIGHTS[name]
+    t = LONG if sight is None else sight.query_BT.shape[1]
+    q, weight = (jnp.asarray(RNG.normal(size=(B, t, 4, 6)), dtype) for _ in range(2))
+    k, v = (jnp.asarray(RNG.normal(size=(B, LONG, 2, 6)), dtype) for _ in range(2))
+    if sight is not None:
+        weight *= sight.mask_BTS().any(-1)[:, :, None, None].astype(dtype)
+
+    def both(form):
+        @jax.jit
+        def run(q, k, v):
+            y, back = jax.vjp(lambda *x: attention(*x, sight, scale=0.5), q, k, v)
+            return y * weight, back(weight)
+
+        with platform.using(attention=form):
+            return run(q, k, v)
+
+    tolerance = 2e-5 if dtype == jnp.float32 else 0.05
+    found, expected = both("blockwise"), both("reference")
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        a, b = (np.asarray(x, np.float32) for x in (a, b))
+        np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
+
+
+def test_no_block_has_all_logits_and_the_future_costs_nothing():
+    shape = jax.ShapeDtypeStruct((1, 512, 1, 8), jnp.float32)
+    place = np.arange(512)[None]
+
+    def sizes(**kw):
+        def loss(q, k, v):
+            return attention(q, k, v, Sight(place, place, ordered=True, **kw)).sum()
+
+        with platform.using(attention="blockwise"):
+            text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(shape, shape, shape).as_text()
+        return {int(n) for n in re.findall(r"tensor<1x1x1x64x(\d+)xf32>", text)} - {8, 1}
+
+    assert sizes() == {64 * n for n in range(1, 9)}
+    assert max(sizes(window=64)) == 127
+    assert sizes(causal=False) == {512}
+
+
+def test_what_cudnn_cannot_do_has_the_plain_form():
+    """Without a GPU it is what JAX itself refuses; the description is checked before."""
+    halves = [jnp.zeros((2, 6, 4, 8), jnp.bfloat16)] * 3
+    assert cudnn(*halves, None, 1.0) is None
+    asked = []
+
+    def library(*args, **kw):
+        asked.append({k: v if isinstance(v, (bool, tuple, type(None))) else v.shape
+                      for k, v in kw.items() if k not in ("scale", "implementation")})  # fmt: skip
+        return args[0]
+
+    place = np.arange(6)[None]
+    ordered = Sight(place, place, ordered=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.nn, "dot_product_attention", library)
+        cudnn(*halves, None, 1.0)
+        cudnn(*halves, ordered, 1.0)
+        cudnn(*halves, dataclasses.replace(ordered, window=3), 1.0)
+        cudnn(*halves, dataclasses.replace(ordered, causal=False), 1.0)
+        cudnn(*halves, dataclasses.replace(ordered, reach=jnp.int32(3)), 1.0)
+        cudnn(*halves, Sight(place, place), 1.0)
+        assert cudnn(*(x.astype(jnp.float32) for x in halves), None, 1.0) is None
+        assert cudnn(*(x[:, :5] for x in halves), None, 1.0) is None
+    causal = dict(is_causal=True, local_window_size=None)
+    mask = dict(mask=(2, 1, 6, 6))
+    windowed = dict(is_causal=True, local_window_size=(2, 0))
+    assert asked == [{}, causal, windowed, {}, mask, mask]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["all", "causal", "window", "documents"])
+def test_the_kernel_of_a_tpu_is_the_plain_form(name):
+    """Interpreted: its value; and that it lowers for a TPU with its gradient."""
+    t, place = 128, np.arange(128)[None]
+    documents = np.repeat([[1, 2], [3, 4]], [50, 78], axis=1)
+    sight = {
+        "all": None,
+        "causal": Sight(place, place, ordered=True),
+        "window": Sight(place, place, window=30, ordered=True),
+        "documents": Sight(
+            *[np.asarray(positions_of(jnp.asarray(documents)))] * 2,
+            segments=(jnp.asarray(documents), jnp.asarray(documents)),
+            ordered=True,
+        ),
+    }[name]
+    q = jnp.asarray(RNG.normal(size=(2, t, 4, 64)), jnp.float32)
+    k, v = (jnp.asarray(RNG.normal(size=(2, t, 2, 64)), jnp.float32) for _ in range(2))
+    found = splash(q, k, v, sight, 0.2, interpret=True)
+    with platform.using(attention="reference"):
+        expected = attention(q, k, v, sight, scale=0.2)
+    np.testing.assert_allclose(found, expected, atol=1e-2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "device_count", lambda: 1)
+        loss = jax.grad(lambda q, k, v: splash(q, k, v, sight, 0.2).sum(), argnums=(0, 1, 2))
+        text = jax.export.export(jax.jit(loss), platforms=["tpu"])(q, k, v).mlir_module()
+    assert "tpu_custom_call" in text
+
+
+def test_what_the_kernel_of_a_tpu_cannot_do_has_the_plain_form():
+    q = jnp.zeros((1, 128, 2, 64))
+    place = np.arange(128)[None]
+    assert splash(q, q, q, Sight(place, place), 1.0) is None  # any order
+    assert splash(q[:, :100], q, q, None, 1.0) is None
+    assert splash(q[..., :40], q[..., :40], q, None, 1.0) is None
 
 
 # Who sees whom -------------------------------------------------------------------------------

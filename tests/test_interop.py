@@ -34,7 +34,7 @@ from aigc_jax.interop.settings import (
     resolved,
 )
 from aigc_jax.models.transformer import TransformerConfig
-from aigc_jax.ops.attention import rotary_frequencies
+from aigc_jax.ops.rotary import rotary_frequencies
 
 SIZE = dict(layers=2, width=16, heads=4, context=32, vocab_size=19)
 LLAMA = SIZE | dict(kv_heads=2, gated=True, activation="silu", mlp_width=24)

@@ -17,7 +17,7 @@ from aigc_jax.interop.folder import Imported
 from aigc_jax.interop.gguf_file import GgufFile
 from aigc_jax.interop.gguf_tokenizer import read_tokenizer
 from aigc_jax.interop.schema import Architecture, Weight, layer_weights
-from aigc_jax.ops.attention import rotary_frequencies
+from aigc_jax.ops.rotary import rotary_frequencies
 
 LLAMA_KEYS = {
     "block_count": "num_hidden_layers",

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from aigc_jax.models.layers import Dropout, Linear, Lora, Norm
 from aigc_jax.models.transformer_config import TransformerConfig
 from aigc_jax.ops.activation import ACTIVATIONS
-from aigc_jax.ops.attention import attention, rotary_frequencies, rotate, visible
+from aigc_jax.ops.attention import Sight, attention
+from aigc_jax.ops.rotary import rotary_frequencies, rotate
 from aigc_jax.parallel.rules import split
 
 # "k", "v" (L, B, S, K, D); "position" (B, S), −1: empty; the inputs of short convolutions
@@ -32,6 +33,7 @@ class Place:
       segments: documents of the tokens (B, T) and of the keys (B, S); none: one document.
       slot_BT: the cache's slots for the tokens; S for padding, which is not kept.
       key_B: dropout keys; none: no dropout.
+      ordered: whether the keys are the tokens themselves and positions count up: see `Sight`.
     """
 
     query_BT: jax.Array
@@ -39,6 +41,15 @@ class Place:
     segments: tuple[jax.Array, jax.Array] | None
     slot_BT: jax.Array | None
     key_B: jax.Array | None
+    ordered: bool = flax.struct.field(pytree_node=False, default=False)
+
+    def sight(self, c: TransformerConfig, window: jax.Array) -> Sight:
+        """Who sees whom in a layer in which a token sees so many positions; 0: all."""
+        same = c.common_window
+        span = dict(reach=window) if same is None else dict(window=same)
+        return Sight(
+            self.query_BT, self.key_BS, self.segments, c.causal, ordered=self.ordered, **span
+        )
 
 
 def linear(c: TransformerConfig, dtype: jnp.dtype, target: str, features: int, bias: bool, **kw):
@@ -138,14 +149,11 @@ class Attention(nn.Module):
                 for name, new in (("k", k), ("v", v))
             }
             k, v = kv["k"][layer], kv["v"][layer]
-        mask_BTS = visible(
-            place.query_BT, place.key_BS, place.segments, causal=c.causal, window=window
-        )
         y_BTHD = attention(
             q,
             k,
             v,
-            mask_BTS,
+            place.sight(c, window),
             scale=c.attention_scale,
             softcap=c.attention_softcap,
             dropout=None if key_B is None or not c.dropout else (key_B, c.dropout),

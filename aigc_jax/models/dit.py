@@ -17,8 +17,9 @@ import numpy as np
 from aigc_jax.errors import UserError
 from aigc_jax.models.layers import ClassEmbedding, Conv, Dense, Dropout, Norm, time_embedding
 from aigc_jax.ops.activation import ACTIVATIONS, silu
-from aigc_jax.ops.attention import attention, rotary_frequencies, rotate
+from aigc_jax.ops.attention import attention
 from aigc_jax.ops.convolution import depth_to_space
+from aigc_jax.ops.rotary import rotary_frequencies, rotate
 from aigc_jax.options import option
 from aigc_jax.parallel.rules import split
 

@@ -139,6 +139,7 @@ class Transformer(nn.Module):
             themselves only.
         """
         c = self.config
+        ordered = position_BT is None and cache is None
         if position_BT is None:
             position_BT = jnp.arange(token_BT.shape[1])[None]
             if segments_BT is not None:
@@ -151,7 +152,7 @@ class Transformer(nn.Module):
         if c.embedding_norm:
             x_BTW = self.embedding_norm(x_BTW)
         x_BTW = split(self.embedding_dropout(x_BTW, key_B), "batch", "length", None)
-        cache, place = _place(position_BT, segments_BT, key_B, cache)
+        cache, place = _place(position_BT, segments_BT, key_B, cache, ordered)
         kv = None if cache is None else {k: x for k, x in cache.items() if k != "position"}
         each = (jnp.arange(c.layers), jnp.asarray(np.array(c.windows(), np.int32)))
         (x_BTW, kv), _ = self.layers((x_BTW, kv), each, place)
@@ -199,11 +200,12 @@ def _place(
     segments_BT: jax.Array | None,
     key_B: jax.Array | None,
     cache: Cache | None,
+    ordered: bool,
 ) -> tuple[Cache | None, Place]:
     """The cache with the tokens' positions in it, and where they stand."""
     if cache is None:
         segments = None if segments_BT is None else (segments_BT, segments_BT)
-        return None, Place(position_BT, position_BT, segments, None, key_B)
+        return None, Place(position_BT, position_BT, segments, None, key_B, ordered)
     batch, slots = cache["position"].shape
     position_BT = jnp.broadcast_to(position_BT, (batch, position_BT.shape[1]))
     # A ring: past the last slot the oldest key is overwritten.

@@ -145,3 +145,9 @@ class TransformerConfig:
         reach = [(window or length) - 1 for window in self.windows()]
         pairs = [(np.minimum(before, r) + np.minimum(after, r) + 1).sum() for r in reach]
         return float(np.mean(pairs)) / length**2
+
+    @property
+    def common_window(self) -> int | None:
+        """What all layers see; None if they differ."""
+        windows = set(self.windows())
+        return windows.pop() if len(windows) == 1 else None

@@ -20,6 +20,7 @@ from aigc_jax.objectives.diffusion import Diffusion
 from aigc_jax.objectives.diffusion_config import AUGMENTATIONS, GEOMETRY, DiffusionSample
 from aigc_jax.objectives.noise import LogNormal, Noise
 from aigc_jax.objectives.schedules import Flow
+from aigc_jax.ops import platform
 from aigc_jax.ops.random import fold, normal, uniform
 from aigc_jax.options import option
 from aigc_jax.sampling import diffusion as samplers
@@ -61,7 +62,8 @@ def target(
       v: the velocity at t. The total derivative along the path is v · ∂u/∂z + ∂u/∂t at constant r.
     """
     one = jnp.ones_like(t)
-    here, slope = jax.jvp(u, (z, t, span), (v, one, one))
+    with platform.using(attention="reference"):  # no other form has tangents
+        here, slope = jax.jvp(u, (z, t, span), (v, one, one))
     return here, jax.lax.stop_gradient(v - span * slope)
 
 

@@ -1,22 +1,70 @@
-"""Scaled dot-product attention, who may see whom, and rotary positions.
+"""Scaled dot-product attention, and who may see whom.
 
 Shapes: B batch, T queries, S keys, H query heads, K key heads (H = K · G), D head size.
 """
 
+import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-MASKED = -1e30  # finite: a query that sees nothing gets numbers, not NaN
+from aigc_jax.ops import platform
+from aigc_jax.ops.attention_forms import MASKED, blockwise, cudnn, splash
+
+# Each gives None for what it cannot do.
+FAST = {"blockwise": blockwise, "cudnn": cudnn, "splash": splash}
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["query_BT", "key_BS", "segments", "reach"],
+    meta_fields=["causal", "window", "ordered"],
+)
+@dataclasses.dataclass(frozen=True)
+class Sight:
+    """Who sees whom, as a description: only the plain form makes a mask of it.
+
+    Attributes:
+      query_BT: positions of the queries; the batch may be 1.
+      key_BS: positions of the keys; −1 is padding, which nobody sees.
+      segments: the documents of queries (B, T) and keys (B, S); each sees only its own.
+      causal: whether the future is hidden.
+      window: how many positions a query sees, its own included; 0: all.
+      reach: a traced number in place of `window`.
+      ordered: whether queries and keys are the same tokens, one document after another, in each of
+        which positions count up: what comes later in a row is the future, or another document.
+    """
+
+    query_BT: jax.Array
+    key_BS: jax.Array
+    segments: tuple[jax.Array, jax.Array] | None = None
+    causal: bool = True
+    window: int = 0
+    reach: jax.Array | None = None
+    ordered: bool = False
+
+    def keys_of(self, start: int, stop: int) -> tuple[int, int]:
+        """The first and the end of the keys that the queries from start to stop may see."""
+        if not (self.ordered and self.causal):
+            return 0, self.key_BS.shape[1]
+        return (max(start - self.window + 1, 0) if self.window else 0), stop
+
+    def mask_BTS(self, queries: slice = slice(None), keys: slice = slice(None)) -> jax.Array:
+        """Which keys each query sees; of some of both."""
+        segments = self.segments and (self.segments[0][:, queries], self.segments[1][:, keys])
+        query_BT, key_BS = self.query_BT[:, queries], self.key_BS[:, keys]
+        window = self.window if self.reach is None else self.reach
+        return visible(query_BT, key_BS, segments, causal=self.causal, window=window)
 
 
 def attention(
     q_BTHD: jax.Array,
     k_BSKD: jax.Array,
     v_BSKD: jax.Array,
-    mask_BTS: jax.Array | None = None,
+    sight: Sight | None = None,
     *,
     scale: float = 0.0,
     softcap: float = 0.0,
@@ -24,20 +72,43 @@ def attention(
 ) -> jax.Array:
     """softmax(scale · q kᵀ) v as (B, T, H, D); the softmax is in float32.
 
+    Only the plain form can be differentiated forward.
+
     Args:
       q_BTHD: queries.
       k_BSKD: keys; each serves H / K neighbouring query heads (Ainslie et al. 2023).
       v_BSKD: values.
-      mask_BTS: which keys a query sees; its batch may be 1. None: all.
+      sight: which keys a query sees; None: all. A query that sees nothing gets any numbers.
       scale: of the logits; 0: 1/√D.
       softcap: c bounds the logits as c · tanh(logits / c) (Gemma 2); 0: off.
       dropout: one key per example, and the rate at which attention weights are dropped.
     """
+    scale = scale or 1 / math.sqrt(q_BTHD.shape[-1])
+    fast = FAST.get(platform.form("attention"))
+    plain = softcap or dropout is not None or q_BTHD.shape[1] == 1  # one token: nothing to save
+    if fast is not None and not plain:
+        y = fast(q_BTHD, k_BSKD, v_BSKD, sight, scale)
+        if y is not None:
+            return y
+    mask_BTS = None if sight is None else sight.mask_BTS()
+    return reference(q_BTHD, k_BSKD, v_BSKD, mask_BTS, scale, softcap, dropout)
+
+
+def reference(
+    q_BTHD: jax.Array,
+    k_BSKD: jax.Array,
+    v_BSKD: jax.Array,
+    mask_BTS: jax.Array | None,
+    scale: float,
+    softcap: float = 0.0,
+    dropout: tuple[jax.Array, float] | None = None,
+) -> jax.Array:
+    """`attention` as its formula, with all T × S logits at once."""
     b, t, h, d = q_BTHD.shape
     k = k_BSKD.shape[2]
     q = q_BTHD.reshape(b, t, k, h // k, d)
     logits = jnp.einsum("btkgd,bskd->bkgts", q, k_BSKD, preferred_element_type=jnp.float32)
-    logits *= scale or 1 / math.sqrt(d)
+    logits *= scale
     if softcap:
         logits = softcap * jnp.tanh(logits / softcap)
     if mask_BTS is not None:
@@ -86,71 +157,3 @@ def positions_of(segments_BT: jax.Array) -> jax.Array:
     before = jnp.pad(segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     start = jax.lax.cummax(jnp.where(segments_BT != before, index, 0), axis=1)
     return jnp.where(segments_BT > 0, index - start, -1)
-
-
-def rotate(
-    x_BTHD: jax.Array, position_BT: jax.Array, frequencies: np.ndarray, scale: float = 1.0
-) -> jax.Array:
-    """Rotary position embedding (Su et al. 2021), halves rotated against each other.
-
-    Args:
-      x_BTHD: queries or keys.
-      position_BT: their positions.
-      frequencies: (D / 2,) radians per position, from `rotary_frequencies`.
-      scale: of the result.
-    """
-    angle = position_BT[:, :, None, None].astype(jnp.float32) * jnp.asarray(
-        frequencies, jnp.float32
-    )
-    cos, sin = jnp.cos(angle) * scale, jnp.sin(angle) * scale
-    a, b = jnp.split(x_BTHD.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x_BTHD.dtype)
-
-
-def rotary_frequencies(
-    head_dim: int,
-    theta: float,
-    *,
-    scaling: str = "none",
-    factor: float = 1.0,
-    original_context: int = 0,
-    low_freq_factor: float = 1.0,
-    high_freq_factor: float = 4.0,
-    beta_fast: float = 32.0,
-    beta_slow: float = 1.0,
-) -> tuple[np.ndarray, float]:
-    """Radians per position (D / 2,), and the factor of the rotated vectors.
-
-    Args:
-      head_dim: D.
-      theta: the base; frequency i is θ^(−2i/D).
-      scaling: how longer texts than those of pretraining are fitted in: "linear" divides all
-        frequencies (Chen et al. 2023), "llama3" the low ones only (Llama 3.1), "yarn" ramps between
-        the two and sharpens attention (Peng et al. 2023).
-      factor: how many times longer.
-      original_context: tokens of a text in pretraining.
-      low_freq_factor: llama3: waves longer than original_context / this are divided.
-      high_freq_factor: llama3: waves shorter than original_context / this are kept.
-      beta_fast: yarn: frequencies with more turns than this in the original context are kept.
-      beta_slow: yarn: those with fewer turns are divided.
-    """
-    kept = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    divided = kept / factor
-    if scaling == "none":
-        return kept, 1.0
-    if scaling == "linear":
-        return divided, 1.0
-    turns = original_context * kept / (2 * np.pi)  # in the original context
-    if scaling == "llama3":
-        share = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor)
-        share = np.clip(share, 0, 1)
-        return (1 - share) * divided + share * kept, 1.0
-
-    def dimension(rotations: float) -> float:  # whose frequency makes so many turns
-        ratio = original_context / (rotations * 2 * np.pi)
-        return head_dim * math.log(ratio) / (2 * math.log(theta))
-
-    low = max(math.floor(dimension(beta_fast)), 0)
-    high = min(math.ceil(dimension(beta_slow)), head_dim - 1)
-    ramp = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 0.001), 0, 1)
-    return ramp * divided + (1 - ramp) * kept, 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
