@@ -15,7 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.errors import UserError
-from aigc_jax.models.layers import ClassEmbedding, Conv, Dense, Dropout, Norm, time_embedding
+from aigc_jax.models.layers import (
+    ClassEmbedding,
+    Conv,
+    Dense,
+    Dropout,
+    Norm,
+    layers_in_a_turn,
+    time_embedding,
+)
 from aigc_jax.ops.activation import ACTIVATIONS, silu
 from aigc_jax.ops.attention import attention
 from aigc_jax.ops.convolution import depth_to_space
@@ -63,7 +71,7 @@ class DiTConfig:
     embedders: str = option("shared", choices=("shared", "per_block"))
     learned_sigma: bool = False  # there are outputs for the variance, which are not used
     remat: str = option("none", choices=("none", "full"))  # full: keep each block's input only
-    scan_unroll: int = option(0, low=0)  # blocks in one turn of the loop; 0: all of up to 8, or 1
+    scan_unroll: int = option(0, low=0)  # blocks in one turn of the loop; 0: by platform
 
     def __post_init__(self):
         if self.width % (4 * self.heads):
@@ -81,10 +89,6 @@ class DiTConfig:
     def hidden(self) -> int:
         """The width inside the perceptron."""
         return round(self.mlp_ratio * self.width)
-
-    @property
-    def unroll(self) -> int:
-        return self.scan_unroll or (self.depth if self.depth <= 8 else 1)
 
 
 def sincos_positions(height: int, width: int, size: int) -> jax.Array:
@@ -289,5 +293,5 @@ class DiT(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, *[nn.broadcast] * 5),
             length=c.depth,
-            unroll=c.unroll,
+            unroll=layers_in_a_turn(c.scan_unroll, c.depth),
         )(c, self.num_classes, self.dtype, name="layers")

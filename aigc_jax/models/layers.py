@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.errors import UserError
-from aigc_jax.ops import norm
+from aigc_jax.ops import norm, platform
 from aigc_jax.ops.activation import gelu
 from aigc_jax.ops.convolution import Padding, convolution, depth_to_space
 from aigc_jax.ops.dense import dense
@@ -28,6 +28,8 @@ AXES = (
     ("lora_a", ("inputs", "rank")),
     ("lora_b", ("rank", "outputs")),
 )
+
+UNROLLED = 8  # layers that one turn of a loop may have where that is faster
 
 
 class Dropout(nn.Module):
@@ -214,6 +216,16 @@ def group_norm(
     if not groups:
         groups = next(g for g in range(min(32, max(channels // 4, 1)), 0, -1) if channels % g == 0)
     return GroupNorm(groups, eps, dtype, name=name)
+
+
+def layers_in_a_turn(given: int, layers: int) -> int:
+    """How many layers one turn of the loop over layers has: what is given, or by platform.
+
+    A CPU's compiler does worse with the gradients of stacked parameters when all are unrolled.
+    """
+    if given or platform.form("layers") == "rolled":
+        return given or 1
+    return layers if layers <= UNROLLED else 1
 
 
 def time_embedding(

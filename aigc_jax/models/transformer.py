@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.models.blocks import Block, Cache, Place, linear, norm
-from aigc_jax.models.layers import Bias, Dropout
+from aigc_jax.models.layers import Bias, Dropout, layers_in_a_turn
 from aigc_jax.models.transformer_config import TransformerConfig
 from aigc_jax.ops.activation import gelu_exact
 from aigc_jax.ops.attention import positions_of
@@ -91,7 +91,7 @@ class Transformer(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             length=c.layers,
-            unroll=c.unroll,
+            unroll=layers_in_a_turn(c.scan_unroll, c.layers),
         )(c, self.dtype)
         if c.norm_position != "post":
             self.final_norm = norm(c, self.dtype)

@@ -76,8 +76,8 @@ class TransformerConfig:
     # What the forward pass keeps for the backward one: all, each layer's input, or that and the
     # results of its matrix products.
     remat: str = option("none", choices=("none", "full", "dots"))
-    # Layers in one turn of the loop over layers: more are faster and compile longer. 0: all of up
-    # to 8, otherwise 1.
+    # Layers in one turn of the loop over layers: more compile longer. 0: by the platform, see
+    # ops/platform.py.
     scan_unroll: int = option(0, low=0)
 
     def __post_init__(self):
@@ -128,10 +128,6 @@ class TransformerConfig:
     def bounded(self) -> bool:
         """Whether texts cannot be longer than `context`."""
         return self.positions == "learned"
-
-    @property
-    def unroll(self) -> int:
-        return self.scan_unroll or (self.layers if self.layers <= 8 else 1)
 
     def windows(self) -> list[int]:
         """How many positions each layer sees; 0: all."""

@@ -14,10 +14,10 @@ import jax
 FORMS: dict[str, dict[str, str]] = {
     "activation": {"cpu": "handwritten"},
     "attention": {"cpu": "blockwise", "gpu": "cudnn", "tpu": "splash"},
-    "decoding_layers": {"cpu": "unrolled"},
     "dense": {"cpu": "guarded"},
     "depthwise": {"cpu": "shifted"},
     "grouped_convolution": {"cpu": "whole"},
+    "layers": {"cpu": "rolled"},  # a loop over layers; reference: up to 8 are unrolled
     "norm": {"cpu": "handwritten"},
 }
 
