@@ -16,6 +16,7 @@ class UserError(Exception):
     """
 
     code = 2
+    told = False  # whether process 0 of the run says the same
 
     def __init__(self, message: str):
         # Keys, paths and values of any kind and length may stand in it.

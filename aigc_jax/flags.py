@@ -62,9 +62,19 @@ flags.DEFINE_string("check", None, "Baseline to compare with: is anything slower
 flags.DEFINE_string("write_baseline", None, "Baseline to measure and write.")
 flags.DEFINE_string("mesh", None, "Devices to share the work, as in the config; one if left out.")
 flags.DEFINE_bool("deterministic", False, "Only operations that repeat bit for bit, on a GPU too.")
-flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, or auto on a cluster that tells.")
-flags.DEFINE_integer("num_processes", None, "How many processes train together.")
-flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; none: no other processes.")
+flags.DEFINE_integer("num_processes", None, "How many processes run together; a cluster tells.")
+flags.DEFINE_integer("process_id", None, "Which of them this is, from 0; a cluster tells.")
+flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for the other processes to start.")
+flags.DEFINE_bool("distributed", False, "Prove and time the network between the processes.")
+flags.DEFINE_multi_string("search", None, "KEY=a,b,c or KEY=low..high[:log]; or a file of them.")
+flags.DEFINE_integer("trials", 20, "How many runs to search with.")
+flags.DEFINE_string("metric", "loss", "Held-out metric to search by.")
+flags.DEFINE_bool("maximize", False, "Whether the metric is better when larger.")
+flags.DEFINE_bool("prune", False, "End runs early that evaluate worse than half of the others.")
+flags.DEFINE_string(
+    "storage", None, "Database of the search, sqlite:///… say; else in the workdir."
+)
 
 TEXT_OPTIONS = (
     "max_new_tokens",
@@ -85,6 +95,7 @@ SAMPLE_OPTIONS = (
     "strength",
 )
 BENCH_OPTIONS = ("config", "seconds", "synthetic", "json", "profile")
+PROCESS_OPTIONS = ("coordinator", "num_processes", "process_id", "join_timeout")
 IMAGE_OPTIONS = ("features", "resize", "reference", "samples")
 # What may be given in the place of a flag that a command needs.
 INSTEAD = {("eval", "workdir"): ("images",), ("bench", "config"): ("check", "write_baseline")}
@@ -93,7 +104,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "train": (
         "trains a recipe, or goes on where it stopped",
         ("config", "workdir"),
-        ("deterministic", "coordinator", "num_processes", "process_id"),
+        ("deterministic", *PROCESS_OPTIONS),
     ),
     "eval": (
         "evaluates a trained workdir on held-out data",
@@ -140,7 +151,16 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("config",),
         (*BENCH_OPTIONS[1:], "check", "write_baseline"),
     ),
-    "doctor": ("shows what this machine has, or how a workdir is", (), ("workdir",)),
+    "doctor": (
+        "shows what this machine has, how a workdir is, or what the network gives",
+        (),
+        ("workdir", "distributed", *PROCESS_OPTIONS),
+    ),
+    "sweep": (
+        "searches hyperparameters by many runs, on one machine or several",
+        ("config", "workdir", "search"),
+        ("trials", "metric", "maximize", "prune", "storage", "seed", "deterministic"),
+    ),
     "demo": ("trains all four families and writes a page", ("workdir",), ()),
 }
 

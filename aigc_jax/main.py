@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, logging
+from ml_collections import config_flags
 
 from aigc_jax.errors import Stopped, UserError
 from aigc_jax.flags import (
     BENCH_OPTIONS,
     FLAGS,
     IMAGE_OPTIONS,
+    PROCESS_OPTIONS,
     SAMPLE_OPTIONS,
     TEXT_OPTIONS,
     parse_flags,
@@ -28,13 +30,16 @@ STOP = Stop()  # the requests to stop that this process is given
 def train() -> None:
     from aigc_jax import run
 
-    if FLAGS.coordinator:
-        from aigc_jax.parallel.processes import join
-
-        join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    join_others()
     run.train(FLAGS.config, FLAGS.workdir, stop=STOP)
     if coordination.joined()[0] == 0:
         print(f"trained: {FLAGS.workdir}")
+
+
+def join_others() -> None:
+    from aigc_jax.parallel.processes import join
+
+    join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.join_timeout)
 
 
 def evaluate() -> None:
@@ -181,7 +186,32 @@ def bench() -> int | None:
 def doctor() -> int:
     from aigc_jax.doctor import examine, examine_workdir
 
+    if FLAGS.distributed:
+        from aigc_jax.parallel.network import examine_network
+
+        if FLAGS.workdir:
+            raise UserError("--distributed is about the network: leave out --workdir")
+        join_others()
+        return examine_network()
+    if any(FLAGS[name].present for name in PROCESS_OPTIONS):
+        raise UserError("to time the network between processes, add --distributed")
     return examine_workdir(FLAGS.workdir) if FLAGS.workdir else examine()
+
+
+def sweep() -> None:
+    from aigc_jax.sweep import Search, sweep
+
+    print(sweep(
+        Search.of(FLAGS.config, FLAGS.search, FLAGS.metric, FLAGS.maximize),
+        FLAGS.workdir,
+        config_file=config_flags.get_config_filename(FLAGS["config"]),
+        trials=FLAGS.trials,
+        prune=FLAGS.prune,
+        storage=FLAGS.storage or "",
+        seed=FLAGS.seed if FLAGS["seed"].present else None,
+        flags=("--deterministic",) if FLAGS.deterministic else (),
+        stop=STOP,
+    ))  # fmt: skip
 
 
 def demo() -> None:
@@ -199,6 +229,7 @@ RUN: dict[str, Callable[[], int | None]] = dict(
     prepare=prepare,
     bench=bench,
     doctor=doctor,
+    sweep=sweep,
     demo=demo,
 )
 
@@ -236,10 +267,13 @@ def run(argv: Sequence[str] | None = None) -> None:
     argv = list(argv or sys.argv)
     try:
         # Before anything slow is imported, so that a signal is heard at any time.
-        with STOP.listen() if argv[1:2] == ["train"] else contextlib.nullcontext():
+        with STOP.listen() if argv[1:2] in (["train"], ["sweep"]) else contextlib.nullcontext():
             app.run(main, argv=argv, flags_parser=parse_flags)
     except UserError as e:
-        print(f"aigc: error: {e}" if e.code != Stopped.code else f"aigc: {e}", file=sys.stderr)
+        if e.code != Stopped.code and not e.told:
+            print(f"aigc: error: {e}", file=sys.stderr)
+        elif coordination.joined()[0] == 0:
+            print(f"aigc: {e}", file=sys.stderr)
         leave(e.code)
     except KeyboardInterrupt:
         training = argv[1:2] == ["train"]

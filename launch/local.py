@@ -1,14 +1,19 @@
 """Runs one training as several processes on this machine, as if each were a host of its own.
 
-    python launch/local.py -n 2 -- aigc train --config=configs/lm/quickstart.py --workdir=runs/lm
+    python launch/local.py -n 4 -- aigc train --config=configs/lm/quickstart.py --workdir=runs/lm
+    python launch/local.py -n 2 -- aigc doctor --distributed
 
-Each line of output begins with the number of its process. If one process fails, the others find out
-and end (or are killed after a while); the exit status is that of the first one that failed. SIGTERM
-and SIGINT go to all.
+Each line of output begins with the number of its process. If one process fails, the others have a
+while to end by themselves (they find out, and say which one is gone), then they are ended; the exit
+status is that of the first one that failed. SIGTERM, SIGINT and SIGHUP go to all.
+
+GPUs are shared out evenly. On a CPU, JAX_NUM_CPU_DEVICES=4 gives each process four devices.
 """
 
 import argparse
 import contextlib
+import glob
+import os
 import signal
 import socket
 import subprocess
@@ -16,7 +21,9 @@ import sys
 import threading
 import time
 
-GRACE = 90  # seconds in which the others must end when one has failed
+GRACE = 20  # seconds in which the others must end when one has failed
+SAVING = 90  # … when one has stopped on request, and the others may still be writing
+STOPPED = 75  # how a process exits that was asked to stop: see aigc_jax/errors.py
 
 
 def free_port() -> int:
@@ -33,70 +40,104 @@ def start(command: list[str], number: int, **options) -> list[subprocess.Popen]:
       command: what each runs; it must know the flags `--coordinator`, … of `aigc train`.
       number: how many.
       **options: for `subprocess.Popen`.
+
+    Raises:
+      OSError: if there is no such command.
     """
     address = f"localhost:{free_port()}"
-    return [
-        subprocess.Popen(
-            [
-                *command,
+    environment = options.pop("env", os.environ)
+    started: list[subprocess.Popen] = []
+    try:
+        for i in range(number):
+            place = [
                 f"--coordinator={address}",
                 f"--num_processes={number}",
                 f"--process_id={i}",
-            ],
-            **options,
-        )
-        for i in range(number)
-    ]
+            ]
+            own = {**environment, **share_of_gpus(i, number)}
+            started.append(subprocess.Popen([*command, *place], env=own, **options))
+    except OSError:
+        for process in started:
+            process.kill()
+        raise
+    return started
+
+
+def share_of_gpus(i: int, number: int) -> dict[str, str]:
+    """Which GPUs of this machine process `i` of `number` uses, for its environment."""
+    gpus = len(glob.glob("/dev/nvidia[0-9]*"))
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        gpus = len(os.environ["CUDA_VISIBLE_DEVICES"].split(","))
+    share = gpus // number
+    if number == 1 or share == 0 or "JAX_LOCAL_DEVICE_IDS" in os.environ:
+        return {}
+    return {"JAX_LOCAL_DEVICE_IDS": ",".join(map(str, range(i * share, (i + 1) * share)))}
 
 
 def echo(i: int, stream) -> None:
     """Passes on a process's output, line by line."""
     for line in stream:
         with contextlib.suppress(OSError):  # read on, or the process would wait
-            print(f"[{i}] {line}", end="", flush=True)
+            print(f"[{i}] {line}", end="" if line.endswith("\n") else "\n", flush=True)
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("-n", type=int, default=2, help="how many processes")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- aigc train …")
-    arguments = parser.parse_args()
-    command = [word for word in arguments.command if word != "--"]
+    arguments = parser.parse_args(argv)
+    command = arguments.command[arguments.command[:1] == ["--"] :]
     if arguments.n < 1 or not command:
         parser.error("write: launch/local.py -n 2 -- aigc train --config=… --workdir=…")
-    processes = start(
-        command,
-        arguments.n,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,  # a terminal's Ctrl-C comes here, and is passed on once
-    )
-    for number in (signal.SIGTERM, signal.SIGINT):
+    try:
+        processes = start(
+            command,
+            arguments.n,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # a terminal's Ctrl-C comes here, and is passed on once
+        )
+    except OSError as e:
+        parser.error(f"{command[0]} cannot be started: {e.strerror}")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda s, _: [p.send_signal(s) for p in processes])
-    readers = [threading.Thread(target=echo, args=(i, p.stdout)) for i, p in enumerate(processes)]
+    readers = [
+        threading.Thread(target=echo, args=(i, p.stdout), daemon=True)
+        for i, p in enumerate(processes)
+    ]
     for reader in readers:
         reader.start()
     code = wait(processes)
     for reader in readers:
-        reader.join()
+        reader.join(GRACE)  # a grandchild may hold the pipe open
     return code
 
 
 def wait(processes: list[subprocess.Popen]) -> int:
     """Returns when all have ended: 0, or the exit status of the first one that failed."""
-    failed, since = 0, time.monotonic()
+    first, since = 0, time.monotonic()
     while any(p.poll() is None for p in processes):
-        codes = [p.poll() for p in processes if p.poll()]
-        if not failed:
-            failed, since = codes[0] if codes else 0, time.monotonic()
-        elif time.monotonic() > since + GRACE:
+        if not first:
+            first, since = failure(processes), time.monotonic()
+        elif time.monotonic() > since + (SAVING if first == STOPPED else GRACE):
             for p in processes:
                 p.kill()
         time.sleep(0.1)
-    failed = failed or next((p.returncode for p in processes if p.returncode), 0)
-    return failed if failed >= 0 else 128 - failed
+    first = first or failure(processes)
+    return first if first >= 0 else 128 - first
+
+
+def failure(processes: list[subprocess.Popen]) -> int:
+    """The exit status of one that failed, which is told; 0 if none has."""
+    for i, p in enumerate(processes):
+        if p.poll():
+            if p.returncode != STOPPED:
+                how = f"exit {p.returncode}" if p.returncode > 0 else f"signal {-p.returncode}"
+                print(f"local.py: process {i} has failed ({how})", file=sys.stderr, flush=True)
+            return p.returncode
+    return 0
 
 
 if __name__ == "__main__":

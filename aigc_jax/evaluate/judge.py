@@ -83,14 +83,8 @@ class Judge:
         run, c = self._run, self._run.config
         which = self._dataset.validation, c.eval.batch_size, c.eval.batches
         total = num_batches(*which)
-        bar = tqdm(
-            eval_batches(*which, self._share),
-            "evaluating",
-            total,
-            leave=False,
-            unit="batch",
-            delay=5,
-        )
+        looks = dict(leave=False, unit="batch", delay=5, disable=jax.process_index() > 0)
+        bar = tqdm(eval_batches(*which, self._share), "evaluating", total, **looks)
 
         def batches():
             for batch in bar:
@@ -118,7 +112,8 @@ class Judge:
         devices = size_of(self._run.mesh, *BATCH)
         which = images, min(self._run.config.eval.batch_size, -(-count // devices) * devices)
         which = *which, 0, self._share
-        batches = tqdm(eval_batches(*which), "likelihoods", num_batches(*which[:2]), leave=False)
+        looks = dict(leave=False, disable=jax.process_index() > 0)
+        batches = tqdm(eval_batches(*which), "likelihoods", num_batches(*which[:2]), **looks)
         found, _ = self._exact(state.sampling_params, state.mutables, batches)
         return found
 

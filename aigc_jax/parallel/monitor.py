@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from aigc_jax.config import Guard
-from aigc_jax.errors import PeerLost, Stopped, reason
+from aigc_jax.errors import PeerLost, Stopped, UserError, reason
 from aigc_jax.parallel import coordination
 from aigc_jax.streams import tell
 
@@ -48,7 +48,10 @@ class Monitor:
         self._running = False
 
     def failed(self, error: Exception) -> None:
-        """Tells the others why this process ends, or finds out which of them made it fail."""
+        """Tells the others why this process ends, or finds out which of them made it fail.
+
+        What process 0 says too, such as that the config is wrong, is noted in a `UserError`.
+        """
         if not self._running or isinstance(error, Stopped):
             return
         if any(sign in str(error) for sign in SIGNS):
@@ -56,7 +59,10 @@ class Monitor:
             time.sleep(self._guard.peer_timeout + 4 * BEAT)
         with contextlib.suppress(Exception):
             coordination.put(f"last/{self._me}", reason(error))
-            time.sleep(2 * BEAT)  # process 0 takes the store with it
+            time.sleep(BEAT)
+            if isinstance(error, UserError) and self._me > 0:
+                error.told = coordination.get("last/0") == reason(error)
+            time.sleep(BEAT)  # process 0 takes the store with it
 
     def _watch(self) -> None:
         beats = 0

@@ -11,7 +11,11 @@ from jax.sharding import PartitionSpec as P
 
 from aigc_jax.errors import PeerLost, UserError, reason
 from aigc_jax.parallel import coordination
+from aigc_jax.parallel.cluster import find_place
+from aigc_jax.parallel.rendezvous import meet
 from aigc_jax.streams import tell
+
+JOINING = 60  # seconds in which JAX connects processes that are all there
 
 
 def say(message: str) -> None:
@@ -20,42 +24,50 @@ def say(message: str) -> None:
         print(f"aigc: {message}", file=sys.stderr, flush=True)
 
 
-def join(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
-    """Joins the processes of a run; must come before JAX is used.
+def join(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, seconds: int
+) -> None:
+    """Joins the processes of a run, if it has several; must come before JAX is used.
 
     Args:
-      coordinator: HOST:PORT of process 0, or "auto" where the cluster tells (SLURM, TPU pod, …).
-      num_processes: how many there are.
-      process_id: which one this is.
+      coordinator: HOST:PORT of process 0, "auto" where the cluster must tell, "none" for a run of
+        one process; if left out, what the cluster tells is used where there is one.
+      num_processes: how many there are, if the cluster does not tell.
+      process_id: which one this is, if the cluster does not tell.
+      seconds: how long to wait for the others.
 
     Raises:
+      PeerLost: if some do not come; it names them.
       UserError: if they cannot be joined.
     """
+    place = find_place(coordinator, num_processes, process_id, seconds)
+    if place is None:
+        return
+    meet(place, seconds)
 
     def give_up() -> None:
         tell(
             "\naigc: error: another process of the run, or the coordinator at"
-            f" {coordinator}, was gone before all had joined: start all processes again"
+            f" {place.coordinator}, was gone before all had joined: start all processes again"
         )
         os._exit(PeerLost.code)
 
-    given = {} if coordinator == "auto" else dict(coordinator_address=coordinator)
     # Whether the others are alive is `Monitor`'s concern: JAX's own heartbeat would end the process
     # with a stack trace. And its preemption service would take SIGTERM away from `Stop`.
     jax.config.update("jax_enable_preemption_service", False)
     coordination.on_abort(give_up)
     try:
         jax.distributed.initialize(
-            **given,
-            num_processes=num_processes,
-            process_id=process_id,
+            coordinator_address=place.coordinator,
+            num_processes=place.count,
+            process_id=place.process,
+            local_device_ids=place.devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=JOINING,
             heartbeat_timeout_seconds=24 * 3600,
         )
     except (ValueError, RuntimeError, TypeError) as e:
-        raise UserError(
-            f"the processes of the run cannot be joined ({reason(e)}): give --coordinator,"
-            " --num_processes and --process_id"
-        ) from e
+        raise UserError(f"the processes of the run cannot be joined ({reason(e)})") from e
     coordination.attach()
 
 

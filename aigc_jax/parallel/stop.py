@@ -142,10 +142,15 @@ class Stop:
         self._heard[ear] = (count + (now - last >= AGAIN), now)
         if self._heard[ear][0] > 1:
             os._exit(128 + number)
-        if self._announced.acquire(blocking=False):
-            name = signal.Signals(number).name
-            tell(f"\naigc: {name}: saving, then leaving; a second one leaves at once")
+        self._announce(
+            f"{signal.Signals(number).name}: saving, then leaving; a second one leaves at once"
+        )
         self._requested.set()
+
+    def _announce(self, what: str) -> None:
+        """Says once, and in process 0 only, that the run is about to end."""
+        if self._announced.acquire(blocking=False) and coordination.joined()[0] == 0:
+            tell(f"\naigc: {what}")
 
     def _hear(self) -> None:
         """Passes a request on to the other processes, and hears of theirs."""
@@ -153,6 +158,7 @@ class Stop:
             if self.requested:
                 coordination.put(REQUEST, "1")
             elif coordination.get(REQUEST):
+                self._announce("another process is to stop: saving, then leaving")
                 self._requested.set()
             if coordination.get(LEFT) and not self._left:
                 self._leave(lambda: None)
@@ -170,7 +176,8 @@ class Stop:
         code = Stopped.code
         try:
             finish()
-            tell("aigc: stopped; all that was done is saved")
+            if coordination.joined()[0] == 0:
+                tell("aigc: stopped; all that was done is saved")
         except UserError as e:
             tell(f"aigc: error: {e}")
             code = e.code

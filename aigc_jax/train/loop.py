@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from aigc_jax.errors import Stopped
+from aigc_jax.parallel import coordination
 from aigc_jax.parallel.stop import Stop
 from aigc_jax.train.compile import CompiledStep
 from aigc_jax.train.guard import Trouble
@@ -139,7 +140,7 @@ def fit(
         if record_due:
             record = window.close(step) | {"compiles": step_fn.compiles}
             write(record)
-            if step_fn.compiles > compiles:
+            if step_fn.compiles > compiles and coordination.joined()[0] == 0:
                 warnings.warn(
                     "the train step was compiled again: two batches differ in shape or type",
                     stacklevel=2,
