@@ -347,3 +347,23 @@ def test_what_is_wrong_for_all_is_said_once(together, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
     assert (done.stdout + done.stderr).count("aigc: error:") == 1
+    assert "process 1 has failed (exit 69)" not in done.stderr
+
+
+@pytest.mark.slow
+def test_what_is_wrong_for_one_ends_all_with_its_exit_status(tmp_path):
+    """A scheduler that starts a lost process again must not do so with a wrong config."""
+    command = [sys.executable, "-m", "aigc_jax.main", "train", f"--workdir={tmp_path}"]
+    command += ["--config=configs/vae/quickstart.py"]
+    address = f"--coordinator=localhost:{local.free_port()}"
+    processes = [
+        subprocess.Popen(
+            [*command, f"--config.data.batch_size={size}", address, "--num_processes=2",
+             f"--process_id={i}"],
+            stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        )
+        for i, size in enumerate((64, 63))
+    ]  # fmt: skip
+    errors = [p.communicate(timeout=300)[1] for p in processes]
+    assert [p.returncode for p in processes] == [2, 2]
+    assert "process 1 (pid" in errors[0] and "must be divisible by" in errors[0]

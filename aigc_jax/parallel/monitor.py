@@ -54,14 +54,17 @@ class Monitor:
         """
         if not self._running or isinstance(error, Stopped):
             return
+        code = error.code if isinstance(error, UserError) else 1
         if any(sign in str(error) for sign in SIGNS):
             # It failed because another process is gone. `_watch` will know which.
             time.sleep(self._guard.peer_timeout + 4 * BEAT)
+            code = PeerLost.code
+        last = json.dumps({"reason": reason(error), "code": code})
         with contextlib.suppress(Exception):
-            coordination.put(f"last/{self._me}", reason(error))
+            coordination.put(f"last/{self._me}", last)
             time.sleep(BEAT)
             if isinstance(error, UserError) and self._me > 0:
-                error.told = coordination.get("last/0") == reason(error)
+                error.told = coordination.get("last/0") == last
             time.sleep(BEAT)  # process 0 takes the store with it
 
     def _watch(self) -> None:
@@ -85,9 +88,19 @@ class Monitor:
             for p, seen in self._seen.items():
                 seen.update(json.loads(alive.get(f"alive/{p}", "{}")))
                 if p != self._me and f"last/{p}" in last:
-                    self._end(f"process {p} ({seen}) has ended: {last[f'last/{p}']}")
+                    self._follow(f"process {p} ({seen})", **json.loads(last[f"last/{p}"]))
             self._find_missing()
             time.sleep(BEAT)
+
+    def _follow(self, name: str, reason: str, code: int) -> None:
+        """Ends this process with the exit status of another one that has failed.
+
+        What is wrong in one is often wrong in all: each has a while to find out by itself.
+        """
+        time.sleep(3 * BEAT)
+        if self._me == 0:
+            tell(f"\naigc: error: {name} has ended: {reason}")
+        os._exit(code)
 
     def _find_missing(self) -> None:
         silent = {p: s for p, s in self._seen.items() if s.silent > self._guard.peer_timeout}
