@@ -157,7 +157,7 @@ class Config:
     sample: Any
     checkpoint: Checkpoint
     guard: Guard
-    mesh: str  # axis sizes, "data=-1": all devices
+    mesh: str  # sizes of data, fsdp, sequence, tensor; "data=-1": all devices
     raw: dict[str, Any]  # the whole config as plain JSON values, every default written out
 
     @classmethod

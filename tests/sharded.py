@@ -86,3 +86,16 @@ def losses(model, mesh, steps=STEPS, how="jit"):
         found.append([float(m.value()) for n, m in metrics.items() if n.endswith("loss")])
     assert run.step.compiles == 1
     return np.array(found)
+
+
+def small_run(mesh, steps=4):
+    """A recipe that keeps both kinds of averages, evaluates and samples."""
+    family, changes = MODELS["conv"]
+    return tiny.recipe(
+        family,
+        mesh=mesh,
+        **{**changes, "train": dict(steps=steps, log_every=1)},
+        ema=dict(halflife=20.0, power=(0.1, 0.2), snapshot_every=2),
+        sample=dict(every=4),
+        eval=dict(every=4, fidelity=False),
+    )

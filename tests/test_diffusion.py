@@ -275,7 +275,7 @@ def workdirs(monkeypatch):
     runs = {name: tiny.make(name) for name in ("diffusion", "gan")}
     runs["worse"] = tiny.make("diffusion", objective=dict(prediction="v"))
 
-    def restore(workdir):
+    def restore(workdir, mesh=""):
         made = runs[workdir]
         params = tiny.params(made, "gan" if workdir == "gan" else "diffusion")
         return made, tiny.state(made).replace(params=params, ema={}), 0

@@ -1,16 +1,19 @@
 """Runs on eight devices: the same losses as on one, and checkpoints that move between meshes."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import chex
 import jax
 import numpy as np
 import pytest
 import sharded
-import tiny
 
 import aigc_jax
 from aigc_jax import run
+from aigc_jax.train.log import read_metrics
 
 ALL = "data=2,fsdp=2,tensor=2"
 CHEAP = {"transformer": "fsdp=2,sequence=2,tensor=2", "mlp_gan": ALL, "mlp": ALL, "dit": ALL}
@@ -45,14 +48,7 @@ def test_no_mesh_changes_the_losses_of_twenty_steps(model):
 
 
 def train(workdir, mesh, steps):
-    recipe = tiny.recipe(
-        "vae",
-        mesh=mesh,
-        **{**sharded.MODELS["conv"][1], "train": dict(steps=steps, log_every=1)},
-        ema=dict(halflife=20.0, power=(0.1, 0.2), snapshot_every=2),
-        sample=dict(every=4),
-        eval=dict(every=4, fidelity=False),
-    )
+    recipe = sharded.small_run(mesh, steps)
     return aigc_jax.train(recipe, str(workdir), progress=False)
 
 
@@ -73,3 +69,31 @@ def test_a_run_moves_between_meshes(tmp_path):
     # Bytes of images: a rounding may go the other way.
     for a, b in ((0, 1), (2, 3)):
         assert np.abs(images[a].astype(int) - images[b]).max() <= 1
+
+
+RECIPE = """
+import sharded
+
+def get_config():
+    return sharded.small_run("{mesh}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["fsdp=4", "tensor=4"])
+def test_processes_share_out_the_state(mesh, tmp_path):
+    """Two processes of two devices: a state that neither has whole is saved, judged, drawn from."""
+    config, here = tmp_path / "config.py", os.path.dirname(__file__)
+    config.write_text(RECIPE.format(mesh=mesh))
+    local = os.path.join(os.path.dirname(here), "launch", "local.py")
+    command = [sys.executable, local, "-n", "2", "--", sys.executable, "-m", "aigc_jax.main"]
+    command += ["train", f"--config={config}", f"--workdir={tmp_path / 'two'}"]
+    path = os.pathsep.join([here, os.path.dirname(here)])
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    aigc_jax.train(sharded.small_run(mesh), str(tmp_path / "one"), progress=False)
+    one, two = ([r["loss"] for r in read_metrics(str(tmp_path / name))] for name in ("one", "two"))
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+    for name in ("samples/step_0000004.png", "ema/step_00000004.safetensors"):
+        assert (tmp_path / "two" / name).exists()

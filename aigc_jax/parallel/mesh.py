@@ -172,7 +172,8 @@ def check_batch(size: int, mesh: Mesh, accumulate: int, what: str) -> None:
     devices = size_of(mesh, *BATCH)
     parts = devices * accumulate
     if size % parts:
-        named = "·".join(batch_axes(mesh)[1:]) and f", {' · '.join(batch_axes(mesh))} of mesh"
+        axes = batch_axes(mesh)
+        named = f" = {'·'.join(axes)} of mesh" if len(axes) > 1 else ""
         raise UserError(
             f"{what}={size} must be divisible by {parts}, the number of devices"
             f" ({devices}{named}) times train.accumulate ({accumulate})"

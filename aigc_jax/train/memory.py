@@ -86,7 +86,8 @@ def message(state: Any, batch: Any) -> str:
     limit, needed = available(), total(state)
     has = f" of the device's {gib(limit)}" if limit else ""
     advice = (
-        "make the model smaller, or take a device with more memory"
+        "share the state among more devices with fsdp in mesh, make the model smaller, or take a"
+        " device with more memory"
         if limit and needed > limit
         else "lower data.batch_size, raise train.accumulate (smaller microbatches, same result),"
         " set model.remat=full where the model has it, share the batch among more devices with"
