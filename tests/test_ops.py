@@ -10,7 +10,7 @@ import pytest
 from aigc_jax.models.layers import Conv, Dense, GroupNorm, Norm
 from aigc_jax.ops import platform
 from aigc_jax.ops.activation import gelu, gelu_exact, silu
-from aigc_jax.ops.convolution import depthwise, grouped_convolution
+from aigc_jax.ops.convolution import convolution, depthwise, grouped_convolution
 from aigc_jax.ops.dense import dense
 from aigc_jax.ops.norm import layer_norm, rms_norm
 
@@ -84,6 +84,7 @@ PRIMITIVES = {
     "gelu": gelu,
     "gelu exact": gelu_exact,
     "silu": silu,
+    "convolution": lambda x: convolution(x, jnp.ones((3, 3, 12, 6), x.dtype) / 8, (2, 2)),
     "grouped": lambda x: grouped_convolution(x, jnp.ones((3, 3, 4, 6), x.dtype) / 8),
     "depthwise": lambda x: depthwise(x, jnp.ones((5, 5, 1, 12), x.dtype) / 8, 2),
 }
@@ -125,12 +126,14 @@ def test_the_table_chooses_by_platform_and_gives_way():
 
 
 def test_the_gradient_is_guarded():
-    """One barrier in the forward tangent and in the backward pass; none in the plain form."""
-    x, kernel = jnp.ones((3, 4)), jnp.ones((4, 5))
+    """By a barrier in the backward pass; there is none in the plain form."""
+    x, kernel = jnp.ones((2, 3, 3, 4)), jnp.ones((3, 3, 4, 5))
 
     def barriers(form):
-        with platform.using(dense=form):
-            text = str(jax.make_jaxpr(jax.grad(lambda k: dense(x, k).sum()))(kernel))
-        return text.count("optimization_barrier")
+        def total(k):
+            return dense(x, k[0, 0]).sum() + convolution(x, k).sum()
 
-    assert barriers("guarded") >= 1 and barriers("reference") == 0
+        with platform.using(dense=form, convolution=form):
+            return str(jax.make_jaxpr(jax.grad(total))(kernel)).count("optimization_barrier")
+
+    assert barriers("guarded") == 2 and barriers("reference") == 0

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.ops import platform
-from aigc_jax.ops.dense import dense
+from aigc_jax.ops.dense import dense, guarded
 
 Padding = str | Sequence[tuple[int, int]]  # "SAME", "VALID", or zeros before and after each side
 
@@ -35,9 +35,10 @@ def convolution(
     if sizes == tuple(strides) and groups == 1 and exact and padding in ("SAME", "VALID"):
         return _patches_times(x_BHWC, kernel_HWIO)
     form = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(
+    y = jax.lax.conv_general_dilated(
         x_BHWC, kernel_HWIO, strides, padding, dimension_numbers=form, feature_group_count=groups
     )
+    return guarded(y) if platform.form("convolution") == "guarded" else y
 
 
 def _patches_times(x_BHWC: jax.Array, kernel_HWIO: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ import jax
 FORMS: dict[str, dict[str, str]] = {
     "activation": {"cpu": "handwritten"},
     "attention": {"cpu": "blockwise", "gpu": "cudnn", "tpu": "splash"},
+    "convolution": {"cpu": "guarded"},
     "dense": {"cpu": "guarded"},
     "depthwise": {"cpu": "shifted"},
     "grouped_convolution": {"cpu": "whole"},
