@@ -55,8 +55,18 @@ flags.DEFINE_integer("image_size", 0, "Resize and crop images to this many pixel
 flags.DEFINE_string("text_field", "text", "Field of a JSONL record that holds its text.")
 flags.DEFINE_string("label_field", "label", "Field of a JSONL record that holds its class, if any.")
 flags.DEFINE_float("seconds", 10.0, "How long to take steps.")
-flags.DEFINE_string("synthetic", None, "Random data: text, or HxWxC as in 32x32x3, :CLASSES after.")
+flags.DEFINE_string(
+    "synthetic", None, "The data's shape: text, or HxWxC as in 32x32x3, :CLASSES after."
+)
 flags.DEFINE_string("json", None, "File for the figures.")
+flags.DEFINE_string("topology", None, "What to plan for: v5p:8x8x4, v5p-512, cpu:8 or gpu:N.")
+flags.DEFINE_integer("slices", 1, "So many of that topology, connected by a slow network.")
+flags.DEFINE_float("tokens", None, "Tokens (or images) of the whole training.")
+flags.DEFINE_bool("sweep_mesh", False, "Plan the meshes that fit, and rank them.")
+flags.DEFINE_integer("tries", 6, "How many meshes of a sweep to compile.")
+flags.DEFINE_bool(
+    "fit", False, "Find what makes it fit: sharding of the state, remat, accumulation."
+)
 flags.DEFINE_string("profile", None, "Folder for a trace; shows the dearest operations.")
 flags.DEFINE_string("check", None, "Baseline to compare with: is anything slower?")
 flags.DEFINE_string("write_baseline", None, "Baseline to measure and write.")
@@ -150,6 +160,11 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "times a recipe on this machine",
         ("config",),
         (*BENCH_OPTIONS[1:], "check", "write_baseline"),
+    ),
+    "plan": (
+        "compiles a recipe's step for devices that are not here, and tells what a run would take",
+        ("config", "topology"),
+        ("slices", "synthetic", "tokens", "sweep_mesh", "tries", "fit", "json"),
     ),
     "doctor": (
         "shows what this machine has, how a workdir is, or what the network gives",

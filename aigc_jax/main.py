@@ -183,6 +183,18 @@ def bench() -> int | None:
     return None
 
 
+def plan() -> int:
+    from aigc_jax.plan.command import run_plan
+
+    if FLAGS.sweep_mesh and FLAGS.fit:
+        raise UserError("--sweep_mesh tries meshes and --fit changes of one: leave out one of them")
+    options = dict(shape=FLAGS.synthetic or "", slices=FLAGS.slices, tokens=FLAGS.tokens or 0.0)
+    how = "sweep" if FLAGS.sweep_mesh else "fit" if FLAGS.fit else ""
+    return run_plan(
+        FLAGS.config, FLAGS.topology, how=how, tries=FLAGS.tries, json_file=FLAGS.json, **options
+    )
+
+
 def doctor() -> int:
     from aigc_jax.doctor import examine, examine_workdir
 
@@ -228,6 +240,7 @@ RUN: dict[str, Callable[[], int | None]] = dict(
     convert=convert,
     prepare=prepare,
     bench=bench,
+    plan=plan,
     doctor=doctor,
     sweep=sweep,
     demo=demo,

@@ -14,6 +14,7 @@ from aigc_jax import build
 from aigc_jax.bench import decoding, flops, hardware, measure, table, trace
 from aigc_jax.bench.synthetic import synthetic
 from aigc_jax.bench.timing import Times, interleaved, ratio
+from aigc_jax.chips import data_sheet
 from aigc_jax.errors import UserError
 from aigc_jax.models.transformer_config import TransformerConfig
 from aigc_jax.train.metrics import Mean
@@ -273,5 +274,5 @@ def test_what_is_no_shape_is_refused(shape):
                    ("TPU v5 lite", 197e12), ("TPU v5p", 459e12), ("TPU v6 lite", 918e12)],
 )  # fmt: skip
 def test_a_device_has_the_sheet_of_its_name(kind, flop):
-    assert hardware.data_sheet(kind).flops == flop
-    assert hardware.data_sheet("cpu") is None
+    assert data_sheet(kind).flops == flop
+    assert data_sheet("cpu") is None

@@ -20,6 +20,8 @@ CHARACTERS = CharTokenizer([chr(i) for i in range(33, 98)])  # as many as Shakes
 SIZES = {
     "gpt2_124m.py": (124_475_904, 124_475_904),
     "llama_1b.py": (1_235_814_400, 1_235_814_400),
+    "llama_8b.py": (8_030_261_248, 8_030_261_248),
+    "llama_70b.py": (70_553_706_496, 70_553_706_496),
     "shakespeare_char.py": (804_224, 804_224),
     "shakespeare_char.py:best": (802_656, 802_656),
     "shakespeare_char.py:gpu": (10_745_472, 10_745_472),

@@ -1,6 +1,5 @@
 """What the device can do at most: measured, and by its data sheet."""
 
-import dataclasses
 import functools
 import os
 import platform
@@ -14,46 +13,6 @@ import jax.numpy as jnp
 from aigc_jax.bench.timing import Times, repeated
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy")
-
-
-@dataclasses.dataclass(frozen=True)
-class DataSheet:
-    """What a maker says of one device.
-
-    Attributes:
-      flops: FLOP/s of dense bfloat16 matrix products.
-      bandwidth: bytes/s of its memory.
-    """
-
-    flops: float
-    bandwidth: float
-
-
-# By the beginning of JAX's `device_kind`; the first that fits counts.
-DATA_SHEETS = {
-    "NVIDIA B200": DataSheet(2250e12, 8.0e12),
-    "NVIDIA GH200": DataSheet(989e12, 4.0e12),
-    "NVIDIA H200": DataSheet(989e12, 4.8e12),
-    "NVIDIA H100 PCIe": DataSheet(756e12, 2.0e12),
-    "NVIDIA H100 NVL": DataSheet(835e12, 3.9e12),
-    "NVIDIA H100": DataSheet(989e12, 3.35e12),
-    "NVIDIA A100-SXM4-80GB": DataSheet(312e12, 2.039e12),
-    "NVIDIA A100 80GB": DataSheet(312e12, 1.935e12),
-    "NVIDIA A100": DataSheet(312e12, 1.555e12),
-    "NVIDIA L40S": DataSheet(362e12, 0.864e12),
-    "NVIDIA L4": DataSheet(121e12, 0.3e12),
-    "TPU v4": DataSheet(275e12, 1.228e12),
-    "TPU v5 lite": DataSheet(197e12, 0.819e12),
-    "TPU v5e": DataSheet(197e12, 0.819e12),
-    "TPU v5": DataSheet(459e12, 2.765e12),
-    "TPU v6": DataSheet(918e12, 1.64e12),
-    "TPU7x": DataSheet(2307e12, 7.38e12),
-}
-
-
-def data_sheet(kind: str) -> DataSheet | None:
-    """Of a `device_kind`; none if it is not in the table."""
-    return next((sheet for name, sheet in DATA_SHEETS.items() if kind.startswith(name)), None)
 
 
 @functools.partial(jax.jit, static_argnames="chain")

@@ -14,6 +14,7 @@ from aigc_jax.bench import flops, hardware, trace
 from aigc_jax.bench.decoding import BATCHES, can_decode, decoding
 from aigc_jax.bench.synthetic import synthetic
 from aigc_jax.bench.timing import Times
+from aigc_jax.chips import data_sheet
 from aigc_jax.config import Config
 from aigc_jax.data import sources
 from aigc_jax.data.dataset import Dataset
@@ -215,7 +216,7 @@ def work(steps: Steps, dataset: Dataset, seconds: float) -> dict[str, Any]:
     costs = steps.compiled.cost_analysis() or {}
     costs = costs[0] if isinstance(costs, list) else costs
     devices = steps.run.mesh.size
-    sheet = hardware.data_sheet(jax.devices()[0].device_kind)
+    sheet = data_sheet(jax.devices()[0].device_kind)
     dtype = jnp.dtype(steps.config.train.compute_dtype)
     ceiling = hardware.matmul_ceiling(dtype)
     found = {
@@ -239,7 +240,7 @@ def decode_report(steps: Steps, batch: int, ceiling: float) -> dict[str, Any]:
     """Decoding of so many texts at once, beside the memory's bandwidth, in bytes/s."""
     found = decoding(steps.run, steps.state, batch)
     found |= {"ceiling": ceiling, "share": found["bytes_per_second"] / ceiling}
-    sheet = hardware.data_sheet(jax.devices()[0].device_kind)
+    sheet = data_sheet(jax.devices()[0].device_kind)
     if sheet is not None:
         found["share_data_sheet"] = found["bytes_per_second"] / sheet.bandwidth
     return found

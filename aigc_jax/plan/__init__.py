@@ -1,0 +1,1 @@
+"""What a run needs of devices that are not here: `aigc plan`."""

@@ -1,0 +1,282 @@
+"""A compiled program's text as computations of instructions, and how often its loops turn.
+
+The text is the only form of a compiled program that all of XLA's compilers give out.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+BYTES = {
+    "pred": 1, "s2": 0.25, "u2": 0.25, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2,
+    "s32": 4, "u32": 4, "s64": 8, "u64": 8, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8,
+    "c128": 16,
+}  # fmt: skip
+HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+NAME = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = ")
+OPCODE = re.compile(r" ([a-z][\w\-]*)\(")
+ARRAY = re.compile(r"(pred|bf16|c64|c128|[suf]\d+\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
+OPERAND = re.compile(r"%([\w.\-]+)")
+CALLED = re.compile(r"(\w+)=%([\w.\-]+)")
+BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+# Memory spaces in layouts: on the chip (1) or on the host (5), not in its main memory.
+ELSEWHERE = re.compile(r"S\((?:1|2|5)\)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """One array of an instruction's result.
+
+    Attributes:
+      dtype: as XLA writes it.
+      shape: sizes.
+      near: whether it lies in the chip's main memory.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    near: bool = True
+
+    @property
+    def bytes(self) -> float:
+        return math.prod(self.shape) * BYTES.get(self.dtype, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation.
+
+    Attributes:
+      name: without the %.
+      opcode: such as "dot".
+      arrays: what it makes; several for a tuple.
+      operands: names of what it reads.
+      text: the rest of the line, with its attributes.
+      root: whether it is the computation's result.
+    """
+
+    name: str
+    opcode: str
+    arrays: tuple[Array, ...]
+    operands: tuple[str, ...]
+    text: str
+    root: bool
+
+    @property
+    def bytes(self) -> float:
+        return sum(a.bytes for a in self.arrays)
+
+    @property
+    def called(self) -> dict[str, str]:
+        """Computations that it runs, by what they are to it: `body`, `calls`, …"""
+        return dict(CALLED.findall(self.text))
+
+    def attribute(self, name: str, pattern: str = r"\{([^}]*)\}") -> str:
+        """What stands behind `name=`; empty if nothing does."""
+        found = re.search(rf"\b{name}={pattern}", self.text)
+        return found[1] if found else ""
+
+
+Computation = Mapping[str, Instruction]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled module.
+
+    Attributes:
+      entry: name of the computation that runs first.
+      computations: all of them.
+    """
+
+    entry: str
+    computations: Mapping[str, Computation]
+
+    def walk(self) -> Iterator[tuple[Computation, Instruction, float]]:
+        """Every instruction that runs by itself, with its computation and how often it runs.
+
+        What happens inside fusions is seen through `inside`.
+        """
+        yield from self._walk(self.entry, 1.0)
+
+    def _walk(self, name: str, times: float) -> Iterator[tuple[Computation, Instruction, float]]:
+        computation = self.computations[name]
+        for instruction in computation.values():
+            yield computation, instruction, times
+            if instruction.opcode == "while":
+                turns = self.turns(computation, instruction)
+                yield from self._walk(instruction.called["body"], times * (turns or 1))
+            elif instruction.opcode == "conditional":
+                branches = OPERAND.findall(instruction.attribute("branch_computations"))
+                called = instruction.called
+                branches += [called[k] for k in called if k.endswith("_computation")]
+                if branches:  # one of them runs; the largest stands for all
+                    most = max(branches, key=lambda b: len(self.computations[b]))
+                    yield from self._walk(most, times)
+            elif instruction.opcode in ("call", "async-start"):
+                for called in instruction.called.values():
+                    yield from self._walk(called, times)
+
+    def inside(self, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
+        """The instructions of a fusion, and of the fusions within it."""
+        name = instruction.called.get("calls")
+        if instruction.opcode != "fusion" or name not in self.computations:
+            return
+        computation = self.computations[name]
+        for inner in computation.values():
+            yield computation, inner
+            yield from self.inside(inner)
+
+    def turns(self, computation: Computation, loop: Instruction) -> int:
+        """How often a `while` turns; 0 if that is not written in the program."""
+        known = TRIPS.search(loop.text)
+        if known:
+            return int(known[1])
+        called = loop.called
+        condition = self.computations[called["condition"]]
+        root = next(i for i in condition.values() if i.root)
+        if root.opcode == "fusion":  # the comparison alone
+            inner = self.computations[root.called["calls"]]
+            return self._turns(inner, condition, root, computation, loop)
+        return self._turns(condition, condition, None, computation, loop)
+
+    def _turns(
+        self,
+        compared: Computation,
+        condition: Computation,
+        fusion: Instruction | None,
+        computation: Computation,
+        loop: Instruction,
+    ) -> int:
+        """From `i < N`: N, less where i begins, over what it grows by."""
+        root = next(i for i in compared.values() if i.root)
+        if root.opcode != "compare" or "direction=LT" not in root.text:
+            return 0
+
+        def outside(name: str) -> Instruction:
+            found = compared[name]
+            if fusion is not None and found.opcode == "parameter":
+                found = condition[fusion.operands[int(_argument(found))]]
+            return found
+
+        counter, limit = (outside(name) for name in root.operands)
+        end = _constant(condition if limit.name in condition else compared, limit)
+        if end is None or counter.opcode != "get-tuple-element":
+            return 0
+        index = int(counter.attribute("index", r"(\d+)"))
+        start = _element(computation, loop.operands[0], index)
+        body = self.computations[loop.called["body"]]
+        step = _growth(body, index)
+        return max(math.ceil((end - (start or 0)) / (step or 1)), 0)
+
+
+def _argument(instruction: Instruction) -> str:
+    """What stands between the parentheses of a constant or a parameter."""
+    found = re.search(rf"{instruction.opcode}\(([^)]*)\)", instruction.text)
+    return found[1] if found else ""
+
+
+def _constant(computation: Computation, instruction: Instruction | None) -> int | None:
+    while instruction is not None and instruction.opcode in ("copy", "bitcast", "convert"):
+        instruction = computation.get(instruction.operands[0])
+    if instruction is None or instruction.opcode != "constant":
+        return None
+    text = _argument(instruction)
+    return int(text) if re.fullmatch(r"-?\d+", text) else None
+
+
+def _element(computation: Computation, name: str, index: int) -> int | None:
+    """The constant at a place of a tuple, if it is one."""
+    made = computation.get(name)
+    if made is None or made.opcode != "tuple" or index >= len(made.operands):
+        return None
+    return _constant(computation, computation.get(made.operands[index]))
+
+
+def _growth(body: Computation, index: int) -> int | None:
+    """What a loop adds to its counter in a turn, if that is written plainly."""
+    root = next(i for i in body.values() if i.root)
+    if root.opcode != "tuple" or index >= len(root.operands):
+        return None
+    made = body.get(root.operands[index])
+    while made is not None and made.opcode in ("copy", "bitcast"):
+        made = body.get(made.operands[0])
+    if made is None or made.opcode != "add":
+        return None
+    found = [_constant(body, body.get(name)) for name in made.operands]
+    return next((n for n in found if n), None)
+
+
+def parse(text: str) -> Program:
+    """The program of `compiled.as_text()`."""
+    computations: dict[str, dict[str, Instruction]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        head = HEAD.match(line)
+        if head:
+            current = computations.setdefault(head[2], {})
+            entry = head[2] if head[1] else entry
+        elif line.startswith("}"):
+            current = None
+        elif current is not None:
+            found = _instruction(line)
+            if found is not None:
+                current[found.name] = found
+    return Program(entry, computations)
+
+
+def _instruction(line: str) -> Instruction | None:
+    name = NAME.match(line)
+    if name is None:
+        return None
+    rest = " " + line[name.end() :]
+    depth_end = _end_of_type(rest)
+    opcode = OPCODE.match(rest, depth_end)
+    if opcode is None:
+        return None
+    inputs = rest[opcode.end() : _close(rest, opcode.end())]
+    return Instruction(
+        name=name[2],
+        opcode=opcode[1],
+        arrays=arrays(rest[:depth_end]),
+        operands=tuple(OPERAND.findall(inputs)),
+        text=rest[opcode.start() :],
+        root=bool(name[1]),
+    )
+
+
+def _end_of_type(rest: str) -> int:
+    """Where the type before an opcode ends: a space outside of all brackets."""
+    depth = 0
+    for i, c in enumerate(rest[1:], 1):
+        depth += c in "([{"
+        depth -= c in ")]}"
+        if c == " " and not depth:
+            return i
+    return len(rest)
+
+
+def _close(rest: str, start: int) -> int:
+    depth = 1
+    for i in range(start, len(rest)):
+        depth += rest[i] == "("
+        depth -= rest[i] == ")"
+        if not depth:
+            return i
+    return len(rest)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def arrays(text: str) -> tuple[Array, ...]:
+    """The arrays of a type."""
+    return tuple(
+        Array(
+            kind,
+            tuple(int(n) for n in sizes.split(",") if n),
+            not ELSEWHERE.search(layout),
+        )
+        for kind, sizes, layout in ARRAY.findall(text)
+    )

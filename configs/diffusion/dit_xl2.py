@@ -1,0 +1,32 @@
+"""DiT-XL/2 over the latents of images of 256×256 (Peebles & Xie 2023), for accelerators.
+
+    aigc plan --config=configs/diffusion/dit_xl2.py --synthetic=latents:32x32x4:1000 \
+        --topology=v6e:4x4
+    aigc prepare --from=folder:imagenet/train --name=imagenet256 --data_dir=data --image_size=256
+    aigc train --config=configs/vae/kl.py --workdir=runs/kl256 …
+    aigc train --config=configs/diffusion/dit_xl2.py --workdir=runs/dit \
+        --config.data.data_dir=data --config.data.first_stage=runs/kl256
+
+The published sizes and training: 675 million parameters, batches of 256, a constant rate of 10⁻⁴
+without weight decay or warm-up, an average of parameters with a decay of 0.9999 (a half-life of
+1.8 million images), 400,000 steps (the paper's comparisons; its best took 7 million). The first
+stage must make 32×32×4 latents of an image: 8 × 8 pixels each. A plan of the denoiser alone takes
+latents of that shape (`--synthetic`). 256 images are few for 256 chips: see docs/plans.md.
+"""
+
+import aigc_jax
+from aigc_jax.models.presets import DIT_XL_2
+
+
+def get_config():
+    return aigc_jax.recipe(
+        data=dict(source="tfds:imagenet256", batch_size=256, first_stage="", threads=32),
+        model=dict(DIT_XL_2, remat="full"),
+        objective=dict(name="diffusion", prediction="epsilon", schedule="linear"),
+        optim=dict(name="adamw", lr=1e-4, schedule="constant"),
+        train=dict(steps=400_000, log_every=100, compute_dtype="bfloat16"),
+        ema=dict(halflife=1_800_000.0, rampup=0.0),
+        eval=dict(every=25_000, batch_size=256, samples=10_000),
+        checkpoint=dict(every=2500),
+        sample=dict(every=25_000, num=64, sampler="ddim", steps=250, guidance=1.5),
+    )
