@@ -15,6 +15,8 @@ from aigc_jax.ops.attention import Sight, attention, positions_of, visible
 from aigc_jax.ops.attention_forms import cudnn, splash
 from aigc_jax.ops.dense import dense
 from aigc_jax.ops.rotary import rotary_frequencies, rotate
+from aigc_jax.parallel import rules
+from aigc_jax.parallel.mesh import make_mesh, replicated
 
 B, T, S, H, K, D = 2, 3, 5, 4, 2, 6
 RNG = np.random.default_rng(0)
@@ -210,6 +212,27 @@ def test_the_kernel_of_a_tpu_is_the_plain_form(name):
         loss = jax.grad(lambda q, k, v: splash(q, k, v, sight, 0.2).sum(), argnums=(0, 1, 2))
         text = jax.export.export(jax.jit(loss), platforms=["tpu"])(q, k, v).mlir_module()
     assert "tpu_custom_call" in text
+
+
+@pytest.mark.slow
+def test_each_device_runs_the_kernel_of_a_tpu_on_its_rows_and_heads():
+    documents = np.repeat([[1, 2], [3, 4]], 64, axis=1)
+    place = np.tile(np.arange(64), (2, 2))
+    q = jnp.asarray(RNG.normal(size=(2, 128, 4, 64)), jnp.float32)
+    k, v = (jnp.asarray(RNG.normal(size=(2, 128, 2, 64)), jnp.float32) for _ in range(2))
+    segments = jnp.asarray(documents), jnp.asarray(documents)
+    sight = Sight(place, place, segments=segments, ordered=True)
+
+    def found(text):
+        mesh = make_mesh(text)
+        attend = rules.on(mesh, lambda *a: splash(*a, sight, 0.2, interpret=True))
+        return jax.jit(attend)(*jax.device_put((q, k, v), replicated(mesh)))
+
+    np.testing.assert_allclose(found("data=2,tensor=2"), found("data=1"), atol=1e-6)
+    with jax.sharding.use_abstract_mesh(make_mesh("sequence=2").abstract_mesh):
+        assert splash(q, k, v, sight, 0.2) is None
+    with jax.sharding.use_abstract_mesh(make_mesh("tensor=4").abstract_mesh):
+        assert splash(q, k, v, sight, 0.2) is None
 
 
 def test_what_the_kernel_of_a_tpu_cannot_do_has_the_plain_form():

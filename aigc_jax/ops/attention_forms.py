@@ -4,10 +4,13 @@ Each form is exact, and gives None for what it cannot do.
 Shapes: B batch, T queries, S keys, H query heads, K key heads (H = K · G), D head size.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+
+from aigc_jax.parallel import rules
 
 if TYPE_CHECKING:
     from aigc_jax.ops.attention import Sight
@@ -144,16 +147,42 @@ def splash(
     scale: float,
     interpret: bool = False,
 ) -> jax.Array | None:
-    """The kernel of that name, for rows in order, with documents or without; on one device.
+    """The kernel of that name, for rows in order, with documents or without.
 
-    XLA cannot split a kernel among devices by itself.
+    XLA cannot split a kernel among devices, so each runs it on its own rows and heads; where texts
+    are split too (`sequence` in mesh) there is none.
     """
-    (_, t, h, d), s = q_BTHD.shape, k_BSKD.shape[1]
+    (_, t, _, d), s = q_BTHD.shape, k_BSKD.shape[1]
     known = sight is None or (sight.ordered and sight.reach is None)
     if not known or t % LANES or s % LANES or d % (LANES // 2):
         return None
-    if jax.device_count() > 1 and not interpret:
+    if rules.sharers("length") > 1 or k_BSKD.shape[2] % rules.sharers("kv"):
         return None
+    if jax.device_count() > 1 and not rules.meshed() and not interpret:
+        return None  # whose arrays may lie anywhere
+
+    def part(q: jax.Array, k: jax.Array, v: jax.Array, *segments: jax.Array) -> jax.Array:
+        kernel = _splash_kernel(sight, t, s, q.shape[2], interpret)
+        q, k, v = (x.swapaxes(1, 2) for x in (q * scale, k, v))
+        return jax.vmap(kernel)(q, k, v, *_segment_ids(segments)).swapaxes(1, 2)
+
+    segments = () if sight is None else sight.segments or ()
+    axes, keys = ("batch", None, "heads", None), ("batch", None, "kv", None)
+    given = [(q_BTHD, axes), (k_BSKD, keys), (v_BSKD, keys)]
+    given += [(x, ("batch", None)) for x in segments]
+    return rules.apart(part, given, axes).astype(v_BSKD.dtype)
+
+
+def _segment_ids(segments: tuple[jax.Array, ...]) -> tuple[Any, ...]:
+    from jax.experimental.pallas.ops.tpu import splash_attention as library
+
+    return (library.SegmentIds(*segments),) if segments else ()
+
+
+def _splash_kernel(
+    sight: "Sight | None", t: int, s: int, heads: int, interpret: bool
+) -> Callable[..., jax.Array]:
+    """The kernel for one example: (H, T, D), (K, S, D), (K, S, D) → (H, T, D)."""
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
     if sight is None or not (sight.causal or sight.window):
@@ -167,13 +196,7 @@ def splash(
     size = next(n for n in (512, 256, LANES) if t % n == 0 and s % n == 0)
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
     sizes = library.BlockSizes(**{f"block_{name}": size for name in names})
-    kernel = library.make_splash_mha(
-        library.MultiHeadMask([mask] * h), block_sizes=sizes, head_shards=1, q_seq_shards=1,
+    return library.make_splash_mha(
+        library.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1,
         interpret=interpret,
     )  # fmt: skip
-    q, k, v = (x.swapaxes(1, 2) for x in (q_BTHD * scale, k_BSKD, v_BSKD))
-    if sight is None or sight.segments is None:
-        y = jax.vmap(kernel)(q, k, v)
-    else:
-        y = jax.vmap(kernel)(q, k, v, library.SegmentIds(*sight.segments))
-    return y.swapaxes(1, 2).astype(v_BSKD.dtype)

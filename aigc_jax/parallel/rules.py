@@ -153,6 +153,40 @@ def on(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
     return traced
 
 
+def apart(function: Callable[..., T], given: Sequence[tuple[jax.Array, Axes]], axes: Axes) -> T:
+    """`function` of arrays, run by each device on its own part: for what XLA cannot split itself.
+
+    Args:
+      function: pure, and such that a part of its result needs the same part of its arguments.
+      given: its arguments, with the names of their axes; an axis whose size does not divide is
+        whole on each device.
+      axes: names of the result's axes, which must be axes of the arguments.
+    """
+    mesh = _mesh()
+    if math.prod(mesh.values()) == 1:
+        return function(*(x for x, _ in given))
+    table = rules_of(mesh)
+    sizes = {axis: size for x, names in given for axis, size in zip(names, x.shape, strict=True)}
+
+    def spec(names: Axes) -> P:
+        over = [table[axis] if axis else () for axis in names]
+        whole = [sizes[axis] % _count(o, mesh) for axis, o in zip(names, over, strict=True)]
+        return P(*(o if o and not rest else None for o, rest in zip(over, whole, strict=True)))
+
+    run = jax.shard_map(
+        function,
+        in_specs=tuple(spec(names) for _, names in given),
+        out_specs=spec(axes),
+        check_vma=False,
+    )
+    return run(*(x for x, _ in given))
+
+
+def meshed() -> bool:
+    """Whether there is a mesh at hand along which to split."""
+    return bool(_mesh())
+
+
 def sharers(*axes: str) -> int:
     """Among how many devices of the mesh an array with axes of these names is shared out."""
     mesh = _mesh()
