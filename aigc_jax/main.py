@@ -211,7 +211,8 @@ def doctor() -> int:
 
 
 def sweep() -> None:
-    from aigc_jax.sweep import Search, sweep
+    from aigc_jax.search import Search
+    from aigc_jax.sweep import sweep
 
     print(sweep(
         Search.of(FLAGS.config, FLAGS.search, FLAGS.metric, FLAGS.maximize),

@@ -11,7 +11,7 @@ from typing import Any
 from aigc_jax.config import differences
 from aigc_jax.errors import NotFinite, OutOfMemory, Stopped, UserError
 from aigc_jax.parallel.stop import Stop
-from aigc_jax.sweep import Search
+from aigc_jax.search import Search
 from aigc_jax.train.log import read_metrics
 from aigc_jax.workdir import Lock
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from aigc_jax.ops import platform
-from aigc_jax.ops.attention import Sight, attention, positions_of, visible
+from aigc_jax.ops.attention import attention
 from aigc_jax.ops.attention_forms import cudnn, splash
 from aigc_jax.ops.dense import dense
 from aigc_jax.ops.rotary import rotary_frequencies, rotate
+from aigc_jax.ops.sight import Sight, positions_of, visible
 from aigc_jax.parallel import rules
 from aigc_jax.parallel.mesh import make_mesh, replicated
 

@@ -19,7 +19,8 @@ from aigc_jax import sweep as sweep_lib
 from aigc_jax import trials
 from aigc_jax.errors import Stopped, UserError
 from aigc_jax.parallel.stop import Stop
-from aigc_jax.sweep import Range, Search, sweep
+from aigc_jax.search import Range, Search
+from aigc_jax.sweep import sweep
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPE = """

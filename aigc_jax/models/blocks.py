@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from aigc_jax.models.layers import Dropout, Linear, Lora, Norm
 from aigc_jax.models.transformer_config import TransformerConfig
 from aigc_jax.ops.activation import ACTIVATIONS
-from aigc_jax.ops.attention import Sight, attention
+from aigc_jax.ops.attention import attention
 from aigc_jax.ops.rotary import rotary_frequencies, rotate
+from aigc_jax.ops.sight import Sight
 from aigc_jax.parallel.rules import split
 
 # "k", "v" (L, B, S, K, D); "position" (B, S), −1: empty; the inputs of short convolutions

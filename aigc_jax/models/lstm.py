@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.models.layers import Dropout, Linear
-from aigc_jax.ops.attention import positions_of
+from aigc_jax.ops.sight import positions_of
 from aigc_jax.options import option
 from aigc_jax.parallel.rules import split
 

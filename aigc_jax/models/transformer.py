@@ -15,7 +15,7 @@ from aigc_jax.models.blocks import Block, Cache, Place, linear, norm
 from aigc_jax.models.layers import Bias, Dropout, layers_in_a_turn
 from aigc_jax.models.transformer_config import TransformerConfig
 from aigc_jax.ops.activation import gelu_exact
-from aigc_jax.ops.attention import positions_of
+from aigc_jax.ops.sight import positions_of
 from aigc_jax.parallel.rules import split
 
 __all__ = ["Cache", "Transformer", "TransformerConfig"]

@@ -5,15 +5,13 @@ Shapes: B batch, T queries, S keys, H query heads, K key heads (H = K · G), D h
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from aigc_jax.ops.sight import Sight
 from aigc_jax.parallel import rules
-
-if TYPE_CHECKING:
-    from aigc_jax.ops.attention import Sight
 
 MASKED = -1e30  # finite: a query that sees nothing gets numbers, not NaN
 BLOCK, BLOCKS = 64, 8  # queries of a block at least, and blocks of a row at most
@@ -24,7 +22,7 @@ LANES = 128  # of a TPU: what its kernel's lengths are multiples of
 
 
 def blockwise(
-    q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, sight: "Sight | None", scale: float
+    q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, sight: Sight | None, scale: float
 ) -> jax.Array:
     """Some queries after others, against the keys that they may see; so does the backward pass.
 
@@ -37,7 +35,7 @@ def blockwise(
     return y.transpose(0, 3, 1, 2, 4).reshape(b, t, h, d)
 
 
-def _blocks(sight: "Sight | None", queries: int, keys: int) -> list[tuple[slice, slice]]:
+def _blocks(sight: Sight | None, queries: int, keys: int) -> list[tuple[slice, slice]]:
     """The queries of each block, and the keys that they may see."""
     size = max(BLOCK, -(-queries // (BLOCKS * BLOCK)) * BLOCK)
     blocks = []
@@ -48,7 +46,7 @@ def _blocks(sight: "Sight | None", queries: int, keys: int) -> list[tuple[slice,
     return blocks
 
 
-def _logits(q_BKGtD: jax.Array, k_BKsD: jax.Array, sight: "Sight | None", t: slice, s: slice):
+def _logits(q_BKGtD: jax.Array, k_BKsD: jax.Array, sight: Sight | None, t: slice, s: slice):
     """(B, K, G, t, s) float32 of some queries and keys."""
     logits = jnp.einsum("bkgtd,bksd->bkgts", q_BKGtD, k_BKsD, preferred_element_type=jnp.float32)
     if sight is None:
@@ -106,7 +104,7 @@ _blockwise.defvjp(_forward, _backward)
 
 
 def cudnn(
-    q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, sight: "Sight | None", scale: float
+    q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, sight: Sight | None, scale: float
 ) -> jax.Array | None:
     """Flash attention of cuDNN, in half precision; a description that it has no word for as a mask.
 
@@ -131,7 +129,7 @@ def cudnn(
         return None
 
 
-def _sees_all(sight: "Sight") -> bool:
+def _sees_all(sight: Sight) -> bool:
     whole = sight.segments is None and not sight.causal
     return sight.ordered and whole and not sight.window and sight.reach is None
 
@@ -143,7 +141,7 @@ def splash(
     q_BTHD: jax.Array,
     k_BSKD: jax.Array,
     v_BSKD: jax.Array,
-    sight: "Sight | None",
+    sight: Sight | None,
     scale: float,
     interpret: bool = False,
 ) -> jax.Array | None:
@@ -180,7 +178,7 @@ def _segment_ids(segments: tuple[jax.Array, ...]) -> tuple[Any, ...]:
 
 
 def _splash_kernel(
-    sight: "Sight | None", t: int, s: int, heads: int, interpret: bool
+    sight: Sight | None, t: int, s: int, heads: int, interpret: bool
 ) -> Callable[..., jax.Array]:
     """The kernel for one example: (H, T, D), (K, S, D), (K, S, D) → (H, T, D)."""
     from jax.experimental.pallas.ops.tpu import splash_attention as library

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from aigc_jax.report.page import terminal_table
-from aigc_jax.sweep import Range, Search
+from aigc_jax.search import Range, Search
 
 SHOWN = 20  # trials in the printed table; the file has all
 
