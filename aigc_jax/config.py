@@ -37,8 +37,9 @@ FREE_FIELDS = (
 class Data:
     """Where examples come from and how they are batched."""
 
-    source: str = "digits"  # digits · stacked_digits · python_docs · tfds:NAME · KIND:PATH
-    data_dir: str = "~/tensorflow_datasets"  # where tfds:NAME lies
+    # digits · stacked_digits · python_docs · tfds:NAME · KIND:PATH · mix:0.7*tfds:A,0.3*tfds:B
+    source: str = "digits"
+    data_dir: str = "~/tensorflow_datasets"  # where tfds:NAME lies: a folder, gs://… or s3://…
     text_field: str = option("text", filled=True)  # jsonl:FILE: the key of the text
     label_field: str = option("label", filled=True)  # jsonl:FILE: the key of the class
     batch_size: int = option(64, low=1)  # examples per step, over all devices
@@ -52,6 +53,8 @@ class Data:
     validation_fraction: float = option(0.2, low=0.0, high=0.9)  # held out by that split
     split_seed: int = option(0, low=0)
     threads: int = option(4, low=0)  # reader threads per process
+    in_memory: int = option(1 << 30, low=0)  # tfds: bytes of text that are held; more is streamed
+    window: int = option(1 << 22, low=1)  # tfds: of more records, so many are shuffled at a time
     limit: int = option(0, low=0)  # only this many training images or documents; 0: all
 
 

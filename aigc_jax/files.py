@@ -12,6 +12,11 @@ from typing import BinaryIO
 from aigc_jax.errors import UserError, reason, shown
 
 
+def is_remote(path: str) -> bool:
+    """Whether it lies in an object store (gs://, s3://, …)."""
+    return "://" in path
+
+
 def open_file(path: str) -> BinaryIO:
     """The file, to read its bytes.
 

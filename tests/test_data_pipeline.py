@@ -6,7 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from aigc_jax.data.pipeline import Order, TrainIterator, eval_batches, local_size, rows
+from aigc_jax.data import order as order_lib
+from aigc_jax.data.dataset import rows
+from aigc_jax.data.order import Order
+from aigc_jax.data.pipeline import TrainIterator, eval_batches, local_size
 from aigc_jax.data.readers.content import Columns
 from aigc_jax.data.sources import Images
 from aigc_jax.data.text import Windows
@@ -88,7 +91,7 @@ def test_every_epoch_and_every_seed_has_its_own_order():
 @pytest.mark.parametrize("small", [9, 10])
 def test_every_place_of_the_order_has_its_example(small, monkeypatch):
     """Whether an epoch's order is held or each place is found alone."""
-    monkeypatch.setattr(Order, "SMALL", small)
+    monkeypatch.setattr(order_lib, "SMALL", small)
     order = Order(10, seed=3)
     got = order(np.arange(30)).reshape(3, 10)
     assert (np.sort(got) == np.arange(10)).all()

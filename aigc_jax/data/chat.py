@@ -69,6 +69,11 @@ def chatml(messages: Sequence[Message], *, answer: bool = False) -> str:
     return "".join([*turns, f"{IM_START}{ANSWER}\n" if answer else ""])
 
 
+def spoken(messages: Sequence[Message]) -> list[str]:
+    """The roles and what they say, one text per message, without the marks of turns."""
+    return [f"{m['role']}\n{m['content']}" for m in messages]
+
+
 def render(
     messages: Sequence[Message], tokenizer: Tokenizer, *, answer: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -1,17 +1,20 @@
 """What a data set is to the rest of the package, and how examples of it are held out."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from aigc_jax.config import Data
 from aigc_jax.data.chat import Message
+from aigc_jax.data.order import Stratum, split
 from aigc_jax.data.spec import Spec
 from aigc_jax.errors import UserError
 
 T = TypeVar("T", bound=Sequence)
+HostBatch = dict[str, np.ndarray]
+Files = tuple[np.ndarray, int] | tuple[()]  # where files of examples end, and `data.window`
 
 
 class Source(Protocol):
@@ -53,8 +56,10 @@ def held_out_split(splits: Mapping[str, Any]) -> str | None:
     return next((s for s in ("validation", "test") if splits.get(s)), None)
 
 
-def hold_out(count: int, config: Data, what: str) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(count: int, config: Data, what: str) -> tuple[Sequence[int], Sequence[int]]:
     """The indices to train on and those held out: a fraction chosen by seed, or the last ones.
+
+    They take no more memory for a billion examples than for a million.
 
     Args:
       count: how many examples there are.
@@ -66,10 +71,10 @@ def hold_out(count: int, config: Data, what: str) -> tuple[np.ndarray, np.ndarra
     """
     fraction = config.validation_fraction
     if config.split == "tail":
-        train, held_out = np.split(np.arange(count), [int(count * (1 - fraction))])
+        order, end = range(count), int(count * (1 - fraction))
+        train, held_out = order[:end], order[end:]
     else:
-        order = np.random.default_rng(config.split_seed).permutation(count)
-        held_out, train = np.split(order, [round(fraction * count)])
+        train, held_out = split(count, fraction, config.split_seed)
     if not len(train) or not len(held_out):
         raise UserError(
             f"data.validation_fraction={fraction} of {count} {what} leaves nothing to train on or"
@@ -81,3 +86,47 @@ def hold_out(count: int, config: Data, what: str) -> tuple[np.ndarray, np.ndarra
 def limited(examples: T, config: Data) -> T:
     """The first `data.limit` of the training examples, or all."""
     return examples[: config.limit or len(examples)]
+
+
+def files_of(examples: Any, indices: Sequence[int], config: Data) -> Files:
+    """`Order`'s view of examples chosen by `hold_out` or `limited`; () if it makes no difference.
+
+    Args:
+      examples: all of them; `ends` says where their files end, if they have any.
+      indices: which are chosen.
+      config: the section `data`.
+    """
+    ends = getattr(examples, "ends", None)
+    if ends is None or len(indices) <= config.window:
+        return ()
+    if isinstance(indices, Stratum):
+        return indices.before(ends), config.window
+    return np.append(ends[ends < len(indices)], len(indices)), config.window  # the first of them
+
+
+def rows(source: Source, index_B: np.ndarray) -> HostBatch:
+    """The examples of these numbers (B,) as one batch."""
+    if hasattr(source, "batch"):
+        return source.batch(index_B)
+    return stacked([source[i] for i in index_B.tolist()])
+
+
+def stacked(examples: Sequence[dict[str, np.ndarray]]) -> HostBatch:
+    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+
+
+def from_parts(part_B: np.ndarray, read: Callable[[int, np.ndarray], HostBatch]) -> HostBatch:
+    """A batch whose rows come from several sources.
+
+    Args:
+      part_B: which source each row comes from.
+      read: (source, rows of the batch) → these rows.
+    """
+    batch: HostBatch = {}
+    for part in np.unique(part_B).tolist():
+        (row_R,) = np.nonzero(part_B == part)
+        for key, value in read(part, row_R).items():
+            if key not in batch:
+                batch[key] = np.empty((len(part_B), *value.shape[1:]), value.dtype)
+            batch[key][row_R] = value
+    return batch

@@ -48,29 +48,47 @@ class Packed:
         return len(self._start) - 1
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        tokens = np.zeros(self.seq_len + 1, np.int32)
-        segments = np.zeros(self.seq_len + 1, np.int32)
-        weight = np.zeros(self.seq_len, np.float32)
-        at = 0
         pieces = range(self._start[index], self._start[index + 1])
-        for segment, piece in enumerate(pieces, 1):
-            first, length = self._first[piece], self._length[piece]
-            end = at + length
-            tokens[at:end] = self._tokens[first : first + length]
-            segments[at:end] = segment
-            # The piece's own first token is no target: what came before it is another document.
-            inner = slice(first + 1, first + length)
-            weight[at : end - 1] = 1 if self._weights is None else self._weights[inner]
-            at = end
-        return {"tokens": tokens, "segments": segments, "weight": weight}
+        return filled((self._piece(piece) for piece in pieces), self.seq_len)
+
+    def _piece(self, piece: int) -> Document:
+        first, length = self._first[piece], self._length[piece]
+        inner = slice(first, first + length)
+        return self._tokens[inner], None if self._weights is None else self._weights[inner]
+
+
+def filled(pieces: Iterable[Document], seq_len: int) -> dict[str, np.ndarray]:
+    """A row of these pieces side by side: `{"tokens" (T+1), "segments" (T+1), "weight" (T)}`."""
+    tokens = np.zeros(seq_len + 1, np.int32)
+    segments = np.zeros(seq_len + 1, np.int32)
+    weight = np.zeros(seq_len, np.float32)
+    at = 0
+    for segment, (piece, weights) in enumerate(pieces, 1):
+        end = at + len(piece)
+        tokens[at:end] = piece
+        segments[at:end] = segment
+        # The piece's own first token is no target: what came before it is another document.
+        weight[at : end - 1] = 1 if weights is None else weights[1:]
+        at = end
+    return {"tokens": tokens, "segments": segments, "weight": weight}
+
+
+def cuts(document: Document, seq_len: int) -> Iterator[tuple[int, int]]:
+    """Where the pieces of a document begin and how long they are, each at most T + 1 tokens.
+
+    Each begins with the last token of the one before: so every token but a document's first is a
+    target exactly once. A piece without weight on any target is left out.
+    """
+    token, weight = document
+    for at in range(0, len(token) - 1, seq_len):
+        if weight is None or np.any(weight[at + 1 : at + 1 + seq_len]):
+            yield at, min(seq_len + 1, len(token) - at)
 
 
 def pack(documents: Iterable[Document], seq_len: int, vocab_size: int = 1 << 31) -> Packed:
     """Documents in as few rows of T + 1 tokens as best fit finds.
 
-    A document longer than a row is cut into pieces, each a segment of its own that begins with the
-    last token of the one before: so every token but a document's first is a target exactly once. A
-    piece without weight on any target is left out.
+    A document longer than a row is cut into pieces, each a segment of its own; see `cuts`.
 
     Args:
       documents: tokens (N,), and their weights as targets (N,) or None for 1.
@@ -89,10 +107,9 @@ def pack(documents: Iterable[Document], seq_len: int, vocab_size: int = 1 << 31)
         if weighted:
             filled = np.ones(len(token), np.float32) if weight is None else weight
             weights += np.asarray(filled, np.float32).tobytes()
-        for at in range(0, len(token) - 1, seq_len):
-            if weight is None or np.any(weight[at + 1 : at + 1 + seq_len]):
-                first.append(start + at)
-                length.append(min(seq_len + 1, len(token) - at))
+        for at, size in cuts((token, weight), seq_len):
+            first.append(start + at)
+            length.append(size)
         dropped += len(first) == count
     length_P = np.array(length, np.int64)
     return Packed(

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from aigc_jax.config import Data
-from aigc_jax.data.chat import ANSWER, chatml, render
+from aigc_jax.data.chat import ANSWER, chatml, render, spoken
 from aigc_jax.data.dataset import Dataset, held_out_split, hold_out, limited
 from aigc_jax.data.documents import Packed, framed, pack
 from aigc_jax.data.readers.content import Content
 from aigc_jax.data.spec import TextSpec
+from aigc_jax.data.streamed_forms import streamed_dataset
 from aigc_jax.data.tasks import Labelled, Tagged
 from aigc_jax.data.text import Windows, join, last_documents, parts, split_documents
 from aigc_jax.data.tokenizers import Tokenizer, make_tokenizer
@@ -32,6 +33,13 @@ def text_dataset(content: Content, config: Data, ready: Tokenizer | None = None)
       UserError: if the source does not have this form, or too little text.
     """
     check_form(content, config)
+    if config.form == "stream" and config.eval_stride > config.seq_len:
+        raise UserError(
+            f"data.eval_stride={config.eval_stride} is more than a window of"
+            f" data.seq_len={config.seq_len} predicts: lower it"
+        )
+    if content.streamed:
+        return streamed_dataset(content, config, ready)
     make = dict(stream=_stream, documents=_documents, chat=_chat, labels=_labels, tags=_tags)
     return make[config.form](content, config, ready)
 
@@ -122,12 +130,7 @@ def _texts(content: Content, config: Data) -> tuple[list[str], list[str]]:
 
 def _stream(content: Content, config: Data, ready: Tokenizer | None) -> Dataset:
     """Documents joined, as windows that are cut anywhere."""
-    length, stride = config.seq_len, config.eval_stride
-    if stride > length:
-        raise UserError(
-            f"data.eval_stride={stride} is more than a window of data.seq_len={length} predicts:"
-            " lower it"
-        )
+    length = config.seq_len
     train, held_out = _texts(content, config)
     tokenizer = _tokenizer(config, ready, train, held_out)
     streams = [join(part, tokenizer) for part in (train, held_out)]
@@ -141,7 +144,7 @@ def _stream(content: Content, config: Data, ready: Tokenizer | None) -> Dataset:
         TextSpec(tokenizer, length),
         Windows(streams[0], length),
         # Half of each held-out window is context, so that no token is judged with little of it.
-        Windows(streams[1], length, stride=stride or max(length // 2, 1)),
+        Windows(streams[1], length, stride=config.eval_stride or max(length // 2, 1)),
         {"train": train, "validation": held_out},
     )
 
@@ -185,9 +188,7 @@ def _chat(content: Content, config: Data, ready: Tokenizer | None) -> Dataset:
     if config.tokenizer == "char":  # which has to spell out the marks of a turn
         plain = [[chatml(d, answer=True) for d in part] for part in (train, held_out)]
     else:
-        plain = [
-            [f"{m['role']}\n{m['content']}" for d in part for m in d] for part in (train, held_out)
-        ]
+        plain = [[text for d in part for text in spoken(d)] for part in (train, held_out)]
     tokenizer = _tokenizer(config, ready, *plain)
     rows = [
         pack((render(d, tokenizer) for d in part), config.seq_len, tokenizer.size)

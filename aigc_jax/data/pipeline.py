@@ -4,19 +4,23 @@ Each process reads only its share. Batch k of the run is the same examples in th
 any number of processes: process p of P reads rows p·B/P … (p+1)·B/P − 1 of it.
 """
 
+import collections
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import grain
 import jax
 import numpy as np
 
-from aigc_jax.data.sources import Source
-from aigc_jax.data.text import Windows
+from aigc_jax.data.batches import Batches, InTurn
+from aigc_jax.data.dataset import HostBatch, Source, rows
+from aigc_jax.data.lanes import Streamed
+from aigc_jax.data.order import PLACES
 from aigc_jax.errors import UserError
+from aigc_jax.parallel.processes import all_rows
 
-HostBatch = dict[str, np.ndarray]
+RECENT = 64  # batches after which it is known where lanes stood
 
 
 def local_size(batch_size: int, processes: int) -> int:
@@ -32,11 +36,11 @@ def local_size(batch_size: int, processes: int) -> int:
 class TrainIterator:
     """Endless shuffled batches of this process, and how far they have come.
 
-    Grain makes whole batches ahead, each from its number alone: its threads and its position are
-    used, not its stacking of examples, which takes longer than a small model's step.
+    Grain makes whole batches ahead: its threads and its position are used, not its stacking of
+    examples, which takes longer than a small model's step.
 
     Args:
-      source: the training examples.
+      source: the training examples; several to be mixed, or documents that are streamed.
       batch_size: examples of a step over all processes.
       seed: of the order; every epoch has its own.
       threads: reader threads.
@@ -46,7 +50,7 @@ class TrainIterator:
 
     def __init__(
         self,
-        source: Source,
+        source: Source | Streamed,
         batch_size: int,
         seed: int,
         threads: int = 4,
@@ -54,103 +58,72 @@ class TrainIterator:
     ):
         process, processes = share or (jax.process_index(), jax.process_count())
         local = local_size(batch_size, processes)
-        self._order = Order(len(source), seed)
-        read = _reader(source, self._order, seed)
-
-        def batch(number: int) -> HostBatch:
-            return read(number * batch_size + process * local + np.arange(local))
-
-        data = grain.MapDataset.range(self._order.places // batch_size).map(batch)
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * max(threads, 1))
-        self._iterator = iter(data.to_iter_dataset(options))
+        self._row_R = process * local + np.arange(local)
+        self._batches = Batches(source, batch_size, seed, self._row_R, threads)
+        self._gather = functools.partial(all_rows, part=process) if processes > 1 else np.asarray
+        if self._batches.lanes:
+            ahead = 2 if threads else 0
+            self._iterator = grain.experimental.ThreadPrefetchDatasetIterator(
+                InTurn(self._batches), prefetch_buffer_size=ahead
+            )
+        else:
+            data = grain.MapDataset.range(PLACES // batch_size).map(self._batches)
+            options = grain.ReadOptions(
+                num_threads=threads, prefetch_buffer_size=4 * max(threads, 1)
+            )
+            self._iterator = iter(data.to_iter_dataset(options))
         self.batch_size = batch_size
         self.taken = 0
+        self._documents: list[int] = []
+        # Where lanes stood: at the start or where a checkpoint was, and after the last batches.
+        self._before = {0: self._iterator.get_state()}
+        self._recent: collections.deque[tuple[int, Any]] = collections.deque(maxlen=RECENT)
 
     def __next__(self) -> HostBatch:
-        batch = next(self._iterator)
+        batch, self._documents = next(self._iterator)
         self.taken += 1
+        if self._batches.lanes:
+            self._recent.append((self.taken, self._iterator.get_state()))
         return batch
 
     def position(self) -> dict[str, Any]:
-        """Where the data stands, as plain values: the same for every process."""
-        return {"examples": self.taken * self.batch_size, "grain": self._iterator.get_state()}
+        """Where the data stands, as plain values: the same for every process, which all ask."""
+        position = {"examples": self.taken * self.batch_size}
+        state = self._iterator.get_state()
+        if self._batches.lanes:
+            position["lanes"] = {k: self._gather(s).tolist() for k, s in state["lanes"].items()}
+        else:
+            position["grain"] = state
+        mixed = self._batches.taken(self.taken)
+        return position | ({"mixture": mixed} if len(mixed) > 1 else {})
 
     def seek(self, position: dict[str, Any]) -> None:
         """Continues after the examples that `position` counts."""
-        self.seek_batch(position["examples"] // self.batch_size)
+        taken = position["examples"] // self.batch_size
+        if self._batches.lanes:
+            lanes = {k: np.array(s, np.int32)[self._row_R] for k, s in position["lanes"].items()}
+            self._before[taken] = {"next": taken, "lanes": lanes}
+        self.seek_batch(taken)
 
     def seek_batch(self, taken: int) -> None:
-        """Continues after so many batches."""
-        self.taken = taken
-        self._iterator.set_state({**self._iterator.get_state(), "next_index": taken})
+        """Continues after so many batches; of streams, those since the nearest place are read."""
+        if not self._batches.lanes:
+            self._iterator.set_state({**self._iterator.get_state(), "next_index": taken})
+            self.taken = taken
+            return
+        known = {**self._before, **dict(self._recent)}
+        self.taken = max(number for number in known if number <= taken)
+        self._before = {0: known[0], self.taken: known[self.taken]}
+        self._iterator.set_state(known[self.taken])
+        while self.taken < taken:
+            next(self)
 
     def example_ids(self, batch: int) -> list[int]:
-        """Which of the source's examples make up a batch of the run, counted from 0."""
-        return self._order(batch * self.batch_size + np.arange(self.batch_size)).tolist()
+        """Which of the source's examples make up a batch of the run, counted from 0.
 
-
-class Order:
-    """Which example stands at each place of an endless shuffled sequence.
-
-    Args:
-      count: examples; each stands once in every epoch.
-      seed: of the order.
-
-    Attributes:
-      count: the same.
-      places: how many there are: as good as endless.
-    """
-
-    SMALL = 1 << 16  # below, an epoch's order is held: finding single places of it takes longer
-
-    def __init__(self, count: int, seed: int):
-        self.count = count
-        epochs = 2**53 // max(count, 1)
-        self.places = epochs * count
-        self._epoch = _remembered(
-            lambda epoch: np.random.default_rng([seed, epoch, count]).permutation(count)
-        )
-        # Needs no memory, however many examples there are.
-        self._single = grain.MapDataset.range(count).seed(seed).shuffle().repeat(epochs)
-
-    def __call__(self, place_B: np.ndarray) -> np.ndarray:
-        """The examples (B,) at these places."""
-        if self.count > self.SMALL:
-            return np.array([self._single[place] for place in place_B.tolist()])
-        epoch_B, inside_B = np.divmod(place_B, self.count)
-        example_B = np.empty_like(inside_B)
-        for epoch in np.unique(epoch_B).tolist():
-            here = epoch_B == epoch
-            example_B[here] = self._epoch(epoch)[inside_B[here]]
-        return example_B
-
-
-def _remembered(of_epoch: Callable[[int], Any]) -> Callable[[int], Any]:
-    """Keeps the last few epochs' values: reader threads can be in two epochs at once."""
-    return functools.lru_cache(maxsize=4)(of_epoch)
-
-
-def _reader(source: Source, order: Order, seed: int) -> Callable[[np.ndarray], HostBatch]:
-    """What makes the batch of the examples at some places (B,) of the order."""
-    if not isinstance(source, Windows):
-        return lambda place_B: rows(source, order(place_B))
-    length = source.seq_len
-    # Windows are cut at other places in every epoch: each token is seen once.
-    offset = _remembered(lambda epoch: np.random.default_rng([seed, epoch]).integers(length))
-
-    def windows(place_B: np.ndarray) -> HostBatch:
-        offset_B = np.array([offset(epoch) for epoch in (place_B // order.count).tolist()])
-        return source.cut(order(place_B) * length + offset_B)
-
-    return windows
-
-
-def rows(source: Source, index_B: np.ndarray) -> HostBatch:
-    """The examples of these numbers (B,) as one batch."""
-    if hasattr(source, "batch"):
-        return source.batch(index_B)
-    examples = [source[i] for i in index_B.tolist()]
-    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+        Of documents that are streamed, those of this process's rows; the batch must be the last.
+        """
+        return self._documents if self._batches.lanes else self._batches.examples(batch)
 
 
 def num_batches(source: Source, batch_size: int, limit: int = 0) -> int:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from aigc_jax.data import readers
 from aigc_jax.data.readers.folder import UNKEPT
 from aigc_jax.errors import UserError, reason, shown
+from aigc_jax.files import is_remote
 
 NAME = r"[a-z][a-z0-9_]{0,99}"  # a file's name must hold it and more
 
@@ -49,6 +50,11 @@ def prepare(
         raise UserError(
             f"--name={shown(name)}: use at most 100 lower-case letters, digits and underscores, a"
             " letter first, and not 'downloads', which TFDS keeps for itself"
+        )
+    if is_remote(data_dir):
+        raise UserError(
+            f"--data_dir={shown(data_dir)} is an object store: write to a folder of this machine,"
+            " then copy it there"
         )
     folder, where = os.path.abspath(os.path.expanduser(data_dir)), shown(data_dir)
     if os.path.lexists(os.path.join(folder, name)):

@@ -8,11 +8,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from aigc_jax.config import Data
-from aigc_jax.data import readers, stacked
+from aigc_jax.data import mixture, readers, stacked, streamed_forms
 from aigc_jax.data.chat import check_messages
-from aigc_jax.data.dataset import Dataset, Source, held_out_split, hold_out, limited
+from aigc_jax.data.dataset import (
+    Dataset,
+    Files,
+    Source,
+    files_of,
+    held_out_split,
+    hold_out,
+    limited,
+)
 from aigc_jax.data.forms import check_form, text_dataset, to_judge
 from aigc_jax.data.readers.conll import check_sentence
 from aigc_jax.data.readers.content import Columns, Content, Example, Examples, parse_json
@@ -24,15 +33,18 @@ from aigc_jax.data.tfds_folder import (
     check_images,
     check_name,
     find_folder,
+    folders,
 )
 from aigc_jax.data.tokenizers import Tokenizer
 from aigc_jax.errors import UserError, nearest, reason, shown
+from aigc_jax.files import is_remote
 
 __all__ = ["Dataset", "Images", "Source", "load"]
 
 # TFDS feature names of what is read: of images, of text, and of what `aigc prepare` writes as JSON.
 IMAGE_KEY, LABEL_KEY, TEXT_KEY = "image", "label", "text"
 MESSAGES_KEY, WORDS_KEY, TAGS_KEY = "messages", "words", "tags"
+STORES = ("gs://", "s3://")  # where data sets can lie, besides folders
 
 
 class Images:
@@ -43,6 +55,7 @@ class Images:
       indices: which of them are the examples.
       whole: all of them in memory, `{"image": (N, H, W, C)}` and perhaps `"label"`: batches are
         then taken at once.
+      files: `ends` and `window` of their order, if they lie in large files; see `order.Order`.
     """
 
     def __init__(
@@ -50,10 +63,11 @@ class Images:
         get: Callable[[int], tuple[np.ndarray, int | None]],
         indices: Sequence[int],
         whole: Mapping[str, np.ndarray] | None = None,
+        files: Files = (),
     ):
-        self._get, self._indices = get, indices
+        self._get, self._indices, self.files = get, indices, files
         if whole is not None:
-            self.batch = functools.partial(self._batch, whole)
+            self.batch = functools.partial(self._batch, whole, np.asarray(indices))
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -63,8 +77,11 @@ class Images:
         example = {"image": image, "weight": np.float32(1)}
         return example if label is None else example | {"label": np.int32(label)}
 
-    def _batch(self, whole: Mapping[str, np.ndarray], index_B: np.ndarray) -> dict[str, np.ndarray]:
-        chosen_B = np.asarray(self._indices)[index_B]
+    @staticmethod
+    def _batch(
+        whole: Mapping[str, np.ndarray], chosen: np.ndarray, index_B: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        chosen_B = chosen[index_B]
         batch = {"image": whole["image"][chosen_B], "weight": np.ones(len(index_B), np.float32)}
         if "label" in whole:
             batch["label"] = whole["label"][chosen_B].astype(np.int32)
@@ -86,6 +103,8 @@ def load(
       UserError: if there is no such source, or it is empty, too short or not of one shape.
     """
     kind, _, argument = config.source.partition(":")
+    if kind == mixture.KIND:
+        return mixture.load(config, lambda part: load(part, tokenizer, judge))
     embedded = {
         "digits": digits,
         "stacked_digits": functools.partial(stacked_digits, config),
@@ -98,7 +117,8 @@ def load(
     elif kind in readers.KINDS and argument:
         content, levels = _own(config), 256
     else:
-        known = [*embedded, "tfds:NAME", *(f"{kind}:PATH" for kind in readers.KINDS)]
+        known = [*embedded, "tfds:NAME", *(f"{kind}:PATH" for kind in readers.KINDS),
+                 f"{mixture.KIND}:0.7*SOURCE,0.3*SOURCE"]  # fmt: skip
         raise UserError(
             f"there is no data.source '{shown(config.source)}': {nearest(shown(kind), known)}"
         )
@@ -147,12 +167,13 @@ def python_docs() -> tuple[Content, int]:
 def image_dataset(content: Content, levels: int, config: Data) -> Dataset:
     """Images as they are; some held out where the source has no split."""
 
-    def images(examples: Sequence[Callable[[], Example]], indices: np.ndarray) -> Images:
+    def images(examples: Sequence[Callable[[], Example]], indices: Sequence[int]) -> Images:
         def get(i: int) -> tuple[np.ndarray, int | None]:
             example = examples[i]()
             return example[IMAGE_KEY], example.get(LABEL_KEY)
 
-        return Images(get, indices, getattr(examples, "values", None))
+        files = files_of(examples, indices, config)
+        return Images(get, indices, getattr(examples, "values", None), files)
 
     held = held_out_split(content.splits)
     train = content.splits["train"]
@@ -160,8 +181,8 @@ def image_dataset(content: Content, levels: int, config: Data) -> Dataset:
         indices, held_out = hold_out(len(train), config, "images")
         validation = images(train, held_out)
     else:
-        indices = np.arange(len(train))
-        validation = images(content.splits[held], np.arange(len(content.splits[held])))
+        indices = range(len(train))
+        validation = images(content.splits[held], range(len(content.splits[held])))
     spec = ImageSpec(tuple(content.image_shape), content.class_names, levels)
     own = images(train, limited(indices, config))
     return Dataset(spec, own, validation, parts=content.parts)
@@ -196,18 +217,23 @@ def tfds_content(name: str, config: Data) -> Content:
             check_images(features, where)
         check_classes({key: features[key] for key in used}, where)
         held_out = held_out_split(counts)
-        records = {s: Records(builder, s, used, where) for s in ("train", held_out) if s}
+        records = {
+            s: Records(builder, s, used, where, config.window) for s in ("train", held_out) if s
+        }
         for source in records.values():
             source[0]
         label = features[LABEL_KEY] if LABEL_KEY in used else None
         names = tuple(label.names) if hasattr(label, "names") else ()
         if IMAGE_KEY in used:
             keys = used if names else used[:1]
-            images = {s: Examples(_picker(r, keys), len(r)) for s, r in records.items()}
+            images = {s: Examples(_picker(r, keys), len(r), r.ends) for s, r in records.items()}
             return Content(images, tuple(features[IMAGE_KEY].shape), names)
-        texts = {s: _texts(r, where) for s, r in records.items()}
+        size = sum(builder.info.splits[s].num_bytes for s in records)
+        streamed = size > config.in_memory and config.form in streamed_forms.FORMS
+        texts = {s: (_unread if streamed else _texts)(r, where) for s, r in records.items()}
     holds = used[0] if used[0] in (MESSAGES_KEY, WORDS_KEY) else "text"
-    return Content(texts, None, names, holds, f"it has no classes under '{LABEL_KEY}'")
+    unlabelled = f"it has no classes under '{LABEL_KEY}'"
+    return Content(texts, None, names, holds, unlabelled, streamed=streamed)
 
 
 def _used_features(name: str, features: Any, config: Data) -> list[str]:
@@ -238,6 +264,13 @@ def _texts(records: Records, where: str) -> Examples:
     return Columns(**{key: [row[key] for row in rows] for key in rows[0]})
 
 
+def _unread(records: Records, where: str) -> Examples:
+    """The same, each read when it is asked for."""
+    return Examples(
+        lambda i: _plain(records[i], f"record {i} of {where}"), len(records), records.ends
+    )
+
+
 def _plain(record: Example, where: str) -> Example:
     """An example of text, words or messages; raises if it is none."""
     if MESSAGES_KEY in record:
@@ -254,19 +287,42 @@ def _data_set_folder(name: str, config: Data) -> str:
     """The folder of data sets, in which there is one of this name."""
     check_name(name)
     folder, where = os.path.expanduser(config.data_dir), shown(config.data_dir)
-    if not os.path.isdir(folder):
-        raise UserError(
-            f"data.data_dir={where} is not a folder: write a data set there with aigc prepare"
-            f" --name={name} --data_dir={where}"
-        )
-    if not os.path.isdir(os.path.join(folder, *name.split(":")[0].split("/"))):
-        present = sorted(d.name for d in os.scandir(folder) if d.is_dir() and d.name != "downloads")
-        hint = shown(nearest(name, present)) if present else "it is empty"
-        raise UserError(
-            f"there is no data set '{name}' in {where} ({hint}): aigc prepare --name={name} writes"
-            " one"
-        )
+    write = f"write a data set there with aigc prepare --name={name} --data_dir={where}"
+    if is_remote(folder):
+        write = "copy there what aigc prepare has written"
+        if not folder.startswith(STORES):
+            raise UserError(f"data.data_dir={where} cannot be read: name a folder, gs:// or s3://")
+    with reachable(folder):
+        if not epath.Path(folder).is_dir():
+            raise UserError(f"data.data_dir={where} is not a folder: {write}")
+        if not epath.Path(folder, *name.split(":")[0].split("/")).is_dir():
+            present = sorted(set(folders(folder)) - {"downloads"})
+            hint = shown(nearest(name, present)) if present else "it is empty"
+            raise UserError(
+                f"there is no data set '{name}' in {where} ({hint}): aigc prepare --name={name}"
+                " writes one"
+            )
     return folder
+
+
+@contextlib.contextmanager
+def reachable(folder: str) -> Iterator[None]:
+    """Turns what object stores and their libraries raise into one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as e:
+        extra = "gcs" if folder.startswith("gs:") else "s3"
+        raise UserError(
+            f"data.data_dir={shown(folder)} cannot be read ({reason(e)}): pip install"
+            f" aigc-jax[{extra}], or copy the data set to this machine"
+        ) from e
+    except Exception as e:  # each store has its own errors
+        raise UserError(
+            f"data.data_dir={shown(folder)} cannot be reached ({reason(e)}): look at its name and"
+            " your access to it"
+        ) from e
 
 
 def _builder(folder: str) -> Any:

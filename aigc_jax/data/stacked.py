@@ -37,7 +37,7 @@ def stack(digits: Content, config: Data) -> Content:
 
         return Examples(make, list(COUNTS.values())[split])
 
-    own = hold_out(len(examples), config, "digits")
+    own = [np.asarray(part) for part in hold_out(len(examples), config, "digits")]
     splits = {name: maker(k, own[k]) for k, name in enumerate(COUNTS)}
     height, width, _ = images.shape[1:]
     return Content(

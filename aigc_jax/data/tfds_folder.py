@@ -13,10 +13,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from aigc_jax.data.readers.image import decode_image
+from aigc_jax.data.shards import Shards
 from aigc_jax.errors import UserError, reason, shown
-from aigc_jax.files import file_size, open_file
+from aigc_jax.files import file_size, is_remote, open_file
 
 NAME = re.compile(
     r"(?P<name>[a-z]\w*)(/(?P<config>[\w+-][\w+.-]*))?(:(?P<version>(\d+|\*)(\.(\d+|\*)){2}))?",
@@ -57,17 +59,23 @@ def find_folder(name: str, data_dir: str) -> str:
     raise ValueError(f"{shown(folder)} has no version {'.'.join(wanted)}")
 
 
+def folders(folder: str) -> list[str]:
+    """The names of the folders in a folder."""
+    return [d.name for d in epath.Path(folder).iterdir() if d.is_dir()]
+
+
 def _versions(folder: str) -> list[str]:
     """The versions in the folder, newest first."""
-    found = [d.name for d in os.scandir(folder) if VERSION.fullmatch(d.name) and d.is_dir()]
+    found = [name for name in folders(folder) if VERSION.fullmatch(name)]
     return sorted(found, key=lambda v: [int(n) for n in v.split(".")], reverse=True)
 
 
 def _only_config(folder: str) -> str:
     """The default config that TFDS has noted, or the only one there is."""
     noted = os.path.join(folder, ".config", "metadata.json")
-    default = _read_json(noted).get("default_config_name") if os.path.exists(noted) else None
-    found = [d.name for d in os.scandir(folder) if d.is_dir() and CONFIG.fullmatch(d.name)]
+    there = epath.Path(noted).exists()
+    default = _read_json(noted).get("default_config_name") if there else None
+    found = [name for name in folders(folder) if CONFIG.fullmatch(name)]
     if default in found or len(found) == 1:
         return default if default in found else found[0]
     raise ValueError(
@@ -76,13 +84,25 @@ def _only_config(folder: str) -> str:
 
 
 def _read_json(path: str) -> dict[str, Any]:
-    with open_file(path) as f:
-        if file_size(f) > MAX_JSON:
-            raise ValueError(f"{os.path.basename(path)} is too large")
-        value = json.loads(f.read().decode("utf-8"))
+    value = json.loads(_bytes(path).decode("utf-8"))
     if not isinstance(value, dict):
         raise ValueError(f"{os.path.basename(path)} holds no object")
     return value
+
+
+def _bytes(path: str) -> bytes:
+    """What a description says; ValueError if it is too long to be one."""
+    if is_remote(path):
+        remote = epath.Path(path)
+        size, data = remote.stat().length, b""
+        if size <= MAX_JSON:
+            data = remote.read_bytes()
+    else:
+        with open_file(path) as f:
+            size, data = file_size(f), f.read(MAX_JSON)
+    if size > MAX_JSON:
+        raise ValueError(f"{os.path.basename(path)} is too large")
+    return data
 
 
 def check_folder(folder: str) -> None:
@@ -144,17 +164,25 @@ class Records:
       split: the split's name.
       used: the features to decode.
       where: the data set, for messages.
+      window: how many records are shuffled at a time; see `order.Windowed`.
+
+    Attributes:
+      ends: the number of records up to each file's end.
 
     Raises:
       ValueError: if the files do not hold what the description says.
     """
 
-    def __init__(self, builder: Any, split: str, used: Sequence[str], where: str):
+    def __init__(self, builder: Any, split: str, used: Sequence[str], where: str, window: int):
         import tensorflow_datasets as tfds
 
-        _check_shards(builder.info.splits[split])
-        raw = tfds.decode.DeserializeMethod.RAW_BYTES
-        self._raw = builder.as_data_source(split=split, deserialize_method=raw)
+        info = builder.info.splits[split]
+        paths = [os.fspath(path) for path in info.filepaths]
+        lengths = list(info.shard_lengths)
+        if min(lengths) < 0 or len(paths) != len(lengths):
+            raise ValueError(f"its files hold {shown(lengths, 80)} records")
+        self._raw = Shards(paths, lengths, 2 * window)
+        self._raw.check()
         self._where = where
         features = builder.info.features
         used = {key: features[key] for key in used if key in features}
@@ -166,6 +194,10 @@ class Records:
         self._decoders = {"image": tfds.decode.SkipDecoding()} if self._encoded else None
         self._shape = tuple(image.shape) if image is not None else ()
         self._classes = getattr(used.get("label"), "num_classes", 0) or 0
+
+    @property
+    def ends(self) -> np.ndarray:
+        return self._raw.ends
 
     def __len__(self) -> int:
         return len(self._raw)
@@ -193,19 +225,6 @@ class Records:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))
-
-
-def _check_shards(split: Any) -> None:
-    """Raises ValueError unless the files hold as many records as the description says."""
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    for path, claim in zip(split.filepaths, split.shard_lengths, strict=True):
-        open_file(os.fspath(path)).close()  # regular, or reading could wait for ever
-        reader = ArrayRecordReader(os.fspath(path))
-        held = reader.num_records()
-        reader.close()
-        if held != claim:
-            raise ValueError(f"{path.name} holds {held} records, not {claim}")
 
 
 def _decode(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:

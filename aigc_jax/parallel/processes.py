@@ -89,6 +89,20 @@ def from_first(value: Any) -> Any:
     return multihost_utils.broadcast_one_to_all(np.asarray(value))
 
 
+def all_rows(rows: np.ndarray, part: int) -> np.ndarray:
+    """The rows of all parts of a batch, 32 bits wide; all processes call it together.
+
+    Args:
+      rows: of this process's part.
+      part: which part that is; several processes can have the same one.
+    """
+    from jax.experimental import multihost_utils
+
+    parts, all_of_them = multihost_utils.process_allgather((np.int32(part), rows))
+    found = dict(zip(parts.tolist(), all_of_them, strict=True))
+    return np.concatenate([found[part] for part in sorted(found)])
+
+
 class Vote:
     """Whether any process wants something, told to all one step late, so that nobody waits."""
 

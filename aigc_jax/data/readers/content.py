@@ -27,6 +27,7 @@ class Content:
       unlabelled: for text without labels, why it has none.
       parts: if each colour of an image is an image of its own, such images to learn from, (N, H, W)
         uint8, and their classes (N,); an image's class has theirs as its digits.
+      streamed: whether it is text that is too long to be held in memory.
     """
 
     splits: dict[str, Sequence[Callable[[], Example]]]
@@ -35,6 +36,7 @@ class Content:
     holds: str = "text"
     unlabelled: str = ""
     parts: tuple[Any, Any] | None = None
+    streamed: bool = False
 
 
 class Examples(Sequence[Callable[[], Example]]):
@@ -43,10 +45,11 @@ class Examples(Sequence[Callable[[], Example]]):
     Args:
       make: index → example.
       count: how many there are.
+      ends: the number of examples up to the end of each file that they lie in, if that matters.
     """
 
-    def __init__(self, make: Callable[[int], Example], count: int):
-        self._make, self._indices = make, range(count)
+    def __init__(self, make: Callable[[int], Example], count: int, ends: Any = None):
+        self._make, self._indices, self.ends = make, range(count), ends
 
     def __len__(self) -> int:
         return len(self._indices)
