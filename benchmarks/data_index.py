@@ -1,0 +1,102 @@
+"""What it takes to know where every example stands, by the number of examples: docs/scale.md.
+
+    python benchmarks/data_index.py
+    python benchmarks/data_index.py --write=docs/scale.md
+
+Examples and documents are made as they are asked for, and files only have names and lengths: what
+is measured is the order, the split, the mixture and the lanes of this process, with batches of 256
+at the start, in the middle of the first epoch and in the second one.
+"""
+
+import gc
+import resource
+import tracemalloc
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from aigc_jax.config import Data
+from aigc_jax.data.dataset import files_of, hold_out
+from aigc_jax.data.lanes import Streamed
+from aigc_jax.data.mixture import Mixed
+from aigc_jax.data.pipeline import TrainIterator
+from aigc_jax.data.readers.content import Examples
+from aigc_jax.data.sources import Images
+from aigc_jax.files import whole
+
+COUNTS = (10**3, 10**6, 10**9)
+BATCH, FILE = 256, 100_000  # examples of a batch, and of a file
+BEGIN, END = "<!-- data index -->", "<!-- end of data index -->"
+WRITE = flags.DEFINE_string("write", "", "A Markdown file whose table to replace.")
+
+
+def images(count: int) -> Images:
+    """A data set of so many images, in files of 100,000, a tenth of which are held out."""
+    ends = np.append(np.arange(FILE, count, FILE), count)
+    config = Data(source="synthetic", validation_fraction=0.1)
+    examples = Examples(lambda i: {"image": np.full((1, 1, 1), i % 256, np.uint8)}, count, ends)
+    train, _ = hold_out(count, config, "images")
+    files = files_of(examples, train, config)
+    return Images(lambda i: (examples[i]()["image"], None), train, files=files)
+
+
+def documents(count: int) -> Streamed:
+    return Streamed(lambda i: (np.full(50 + i % 400, i % 251, np.int32), None), count, 512)
+
+
+KINDS = {
+    "examples by index": images,
+    "a mixture of two": lambda count: Mixed([images(count), images(count)], [7, 3]),
+    "documents packed from a stream": documents,
+}
+
+
+def measure(kind: str, count: int) -> tuple[int, int]:
+    """Bytes that are kept, and the most there were at once."""
+    gc.collect()
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    source = KINDS[kind](count)
+    iterator = TrainIterator(source, BATCH, seed=0, threads=0)
+    by_number = "lanes" not in iterator.position()
+    for start in (0, count // (2 * BATCH), count // BATCH + 1) if by_number else (0,):
+        iterator.seek_batch(start)
+        next(iterator)
+    gc.collect()
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return kept - before, peak - before
+
+
+def table() -> list[str]:
+    lines = [
+        "| | " + " | ".join(f"10^{round(np.log10(count))}" for count in COUNTS) + " |",
+        "|---|" + "---:|" * len(COUNTS),
+    ]
+    for kind in KINDS:
+        found: list[Any] = [measure(kind, count) for count in COUNTS]
+        for what, values in (
+            ("kept", [f"{kept / 1e6:.2f} MB" for kept, _ in found]),
+            ("at most", [f"{peak / 1e6:.2f} MB" for _, peak in found]),
+        ):
+            lines.append(f"| {kind}: {what} | " + " | ".join(values) + " |")
+    return lines
+
+
+def main(_: Any) -> None:
+    measure("examples by index", 1000)  # what is loaded once is not the index's
+    lines = table()
+    print("\n".join(lines))
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    print(f"\nThis process, with JAX, never had more than {most:.0f} MB.")
+    if WRITE.value:
+        with open(WRITE.value, encoding="utf-8") as f:
+            text = f.read()
+        before, after = text.split(BEGIN)[0], text.split(END)[1]
+        with whole(WRITE.value) as path, open(path, "w", encoding="utf-8") as f:
+            f.write("\n".join([before + BEGIN, *lines, END + after]))
+
+
+if __name__ == "__main__":
+    app.run(main)
