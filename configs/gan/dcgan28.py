@@ -29,7 +29,7 @@ def get_config():
         objective=dict(name="gan", loss="relativistic", r1=1.0, r2=1.0),
         optim=dict(critic=player, generator=player),
         train=dict(steps=3000, log_every=50),
-        ema=dict(halflife=20_000.0),
+        ema=dict(halflife=5_000.0),
         eval=dict(every=3000),
         checkpoint=dict(every=250),
         sample=dict(every=500, num=100),
