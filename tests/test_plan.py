@@ -61,6 +61,10 @@ HloModule jit_f, is_scheduled=true, num_partitions=8
   %next = s32[]{:T(128)} add(%i, %one)
   %all-gather.1 = bf16[64,32]{1,0:T(8,128)S(1)} all-gather(%w), channel_id=1,\
  replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_0'}, dimensions={0}
+  %noted = bf16[8,64]{1,0:T(8,128)S(1)} copy(%x), backend_config={"debug":"
+Strategy{
+}
+"}
   %product = bf16[8,32]{1,0} convolution(%x, %all-gather.1), dim_labels=bf_io->bf
   %fusion = bf16[16,32]{1,0} fusion(%all-gather.1), kind=kCustom, calls=%all-reduce-scatter.1
   ROOT %tuple = (s32[]{:T(128)}, bf16[16,32]{1,0}, bf16[8,64]{1,0:T(8,128)S(1)}) tuple(%next,\
@@ -99,6 +103,49 @@ def test_a_loop_of_a_tpu_program_counts_as_often_as_it_turns():
     # the chip's main memory; the copied number does too.
     assert found.bytes == 2 * 2 * (8 * 32 + 16 * 32 + 16 * 32) + 2 * (4 + 4 + 4) + 2 * 4
     assert not found.endless
+
+
+# A gather that runs in parts, beside a product, and a sum over two slices by way of the hosts.
+PARTS = """\
+%begin (w: bf16[16,32]) -> bf16[64,32] {
+  %w = bf16[16,32]{1,0} parameter(0)
+  %all-gather.1 = bf16[64,32]{1,0} all-gather(%w), channel_id=2,\
+ replica_groups={{0,1,2,3},{4,5,6,7}}
+  ROOT %begun = bf16[64,32]{1,0} custom-call(%all-gather.1),\
+ custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.7 (w.1: bf16[16,32]) -> bf16[64,32] {
+  %w.1 = bf16[16,32]{1,0} parameter(0)
+  ROOT %all-gather.2 = bf16[64,32]{1,0} all-gather(%w.1), channel_id=2
+}
+
+%end (w.2: bf16[16,32], begun.1: bf16[64,32]) -> bf16[64,32] {
+  %w.2 = bf16[16,32]{1,0} parameter(0)
+  %begun.1 = bf16[64,32]{1,0} parameter(1)
+  %all-gather.3 = bf16[64,32]{1,0} all-gather(%w.2), channel_id=2
+  ROOT %done = bf16[64,32]{1,0} custom-call(%begun.1, %all-gather.3),\
+ custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (w.3: bf16[16,32]) -> bf16[64,32] {
+  %w.3 = bf16[16,32]{1,0} parameter(0)
+  %first = bf16[64,32]{1,0} fusion(%w.3), kind=kCustom, calls=%begin
+  %beside = bf16[64,32]{1,0} fusion(%w.3), kind=kOutput, calls=%async_collective_fusion.7
+  %after = token[] after-all()
+  %send.8 = (bf16[16,32]{1,0}, u32[], token[]) send(%w.3, %after), channel_id=1,\
+ is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="all-reduce.99_0"}
+  ROOT %last = bf16[64,32]{1,0} fusion(%w.3, %first), kind=kCustom, calls=%end
+}
+"""
+
+
+def test_a_collective_in_parts_counts_once_and_what_goes_between_slices_counts():
+    found = costs(parse(PARTS), {"data": 2, "fsdp": 4}, [0] * 4 + [1] * 4)
+    assert [(c.kind, c.axes, c.bytes, c.group) for c in found.collectives] == [
+        ("all-gather", ("fsdp",), 64 * 32 * 2, (0, 1, 2, 3)),
+        ("all-reduce", ("data",), 16 * 32 * 2, (0, 4)),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ XLA's own `cost_analysis` takes the body of a loop once, however often it turns.
 import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -26,7 +26,7 @@ KINDS = (
 FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
     *("call", "after-all", "partition-id", "replica-id", "iota", "async-start", "async-update"),
-    *("async-done", "copy-done", "opt-barrier", "domain", "custom-call"),
+    *("async-done", "copy-done", "opt-barrier", "domain"),
 }
 SCATTERING = "all-reduce-scatter"  # how a TPU's compiler calls a fusion that is a reduce-scatter
 
@@ -58,7 +58,7 @@ class Costs:
       flops: of matrix products and convolutions.
       bytes: that its main memory reads and writes.
       collectives: by kind and axes.
-      kernels: calls of compiled kernels, whose FLOPs and bytes the program does not tell.
+      kernels: calls of compiled kernels, whose FLOPs the program does not tell.
       endless: loops whose number of turns is not known; each counts once.
     """
 
@@ -69,21 +69,24 @@ class Costs:
     endless: int = 0
 
 
-def costs(program: Program, mesh: Mapping[str, int]) -> Costs:
+def costs(program: Program, mesh: Mapping[str, int], slices: Sequence[int] | None = None) -> Costs:
     """What a program costs a device.
 
     Args:
       program: compiled for a mesh.
       mesh: sizes of its axes.
+      slices: of each device in it, the number of its slice; one slice if left out.
     """
     found = Costs()
+    across = tuple(np.unique(np.asarray(slices or [0]), return_index=True)[1].tolist())
     seen: dict[tuple, Collective] = {}
     for computation, instruction, times in program.walk():
         pairs = [(computation, instruction), *program.inside(instruction)]
+        _add_slow(seen, computation, instruction, times, mesh, across)
         for inner, one in pairs:
             found.flops += times * flops(inner, one)
             kind = one.opcode.removesuffix("-start")
-            if kind in KINDS:
+            if kind in KINDS and not _goes_on(instruction, inner, one):
                 scatters = _fused_scatter(instruction, one)
                 _add(seen, inner, one, "reduce-scatter" if scatters else kind, times, mesh)
         found.bytes += times * traffic(program, computation, instruction)
@@ -96,6 +99,37 @@ def costs(program: Program, mesh: Mapping[str, int]) -> Costs:
 
 def _is_kernel(instruction: Instruction) -> bool:
     return bool(re.search(r'custom_call_target="(tpu_custom_call|__\w+)', instruction.text))
+
+
+def _goes_on(outer: Instruction, inner: Computation, one: Instruction) -> bool:
+    """Whether it is a collective that has started before: TPUs run them in parts, beside products.
+
+    Every part of it is written as the whole collective inside a fusion.
+    """
+    if one is outer:
+        return False
+    name = outer.called.get("calls", "")
+    done = any("AsyncCollectiveDone" in i.text for i in inner.values() if i.root)
+    return done or name.startswith("async_collective_fusion")
+
+
+def _add_slow(
+    seen: dict[tuple, Collective],
+    computation: Computation,
+    one: Instruction,
+    times: float,
+    mesh: Mapping[str, int],
+    across: tuple[int, ...],
+) -> None:
+    """Counts what goes from slice to slice: TPUs send it through their hosts."""
+    sent = re.search(r'_xla_host_transfer_rendezvous="([a-z\-]+?)[._\d]*"', one.text)
+    if one.opcode != "send" or sent is None or len(across) < 2:
+        return
+    size = computation[one.operands[0]].bytes
+    axes = axes_of(across, mesh)
+    collective = seen.setdefault((sent[1], axes, "slices"), Collective(sent[1], axes, across))
+    collective.bytes += times * size
+    collective.count += times
 
 
 def _fused_scatter(outer: Instruction, one: Instruction) -> bool:
@@ -190,9 +224,12 @@ def _array(computation: Computation, name: str) -> Array | None:
 def traffic(program: Program, computation: Computation, one: Instruction) -> float:
     """Bytes between the chip and its main memory; intermediate results of a fusion are none.
 
-    Of an array that is only sliced, or only written in a place, the slice counts.
+    Of an array that is only sliced, or only written in a place, the slice counts; of a kernel, what
+    it is given and what it makes.
     """
     if one.opcode in FREE or one.opcode.endswith("-done"):
+        return 0.0
+    if one.opcode == "custom-call" and not one.operands:  # room is made
         return 0.0
     written = _near(one.arrays)
     if one.opcode == "dynamic-update-slice":

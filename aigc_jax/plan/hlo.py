@@ -198,8 +198,8 @@ def _element(computation: Computation, name: str, index: int) -> int | None:
 
 def _growth(body: Computation, index: int) -> int | None:
     """What a loop adds to its counter in a turn, if that is written plainly."""
-    root = next(i for i in body.values() if i.root)
-    if root.opcode != "tuple" or index >= len(root.operands):
+    root = next((i for i in body.values() if i.root), None)
+    if root is None or root.opcode != "tuple" or index >= len(root.operands):
         return None
     made = body.get(root.operands[index])
     while made is not None and made.opcode in ("copy", "bitcast"):
@@ -219,9 +219,7 @@ def parse(text: str) -> Program:
         if head:
             current = computations.setdefault(head[2], {})
             entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
-            current = None
-        elif current is not None:
+        elif current is not None:  # an attribute may hold lines of its own, even a lone "}"
             found = _instruction(line)
             if found is not None:
                 current[found.name] = found

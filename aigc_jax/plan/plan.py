@@ -71,7 +71,7 @@ def planned(config: Config, shape: str = "") -> tuple[Config, Spec]:
     family = FAMILIES[config.raw["objective"]["name"]]
     if shape:
         return with_vocabulary(config), spec_of(shape, config)
-    if family.modality == "text":
+    if family.modality == "text" and not config.data.first_stage:
         return with_vocabulary(config), spec_of("text", config)
     try:
         dataset = behind_first_stage(sources.load(config.data), config.data)
@@ -135,7 +135,8 @@ def make_plan(config: Config, spec: Spec, target: Target, budget: float = 0.0) -
             "computed": flops.count(run.step, shapes, batch).total,
         }
     if compiled is not None:
-        found = costs(parse(compiled.as_text()), dict(mesh.shape))
+        slices = [getattr(d, "slice_index", 0) for d in mesh.devices.flat]
+        found = costs(parse(compiled.as_text()), dict(mesh.shape), slices)
         unit, size = rate(config, spec)
         each = Budget(unit, size, budget or size * config.train.steps)
         report |= roofline(found, target, mesh, report["flops"], each)
