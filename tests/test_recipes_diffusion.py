@@ -16,7 +16,10 @@ from aigc_jax.recipes import load_recipe
 FOLDER = os.path.join(os.path.dirname(__file__), "..", "configs", "diffusion")
 NAMES = tuple(str(i) for i in range(10))
 FASHION, CIFAR = ImageSpec((28, 28, 1), NAMES), ImageSpec((32, 32, 3), NAMES)
-IMAGENET = ImageSpec((64, 64, 3), tuple(str(i) for i in range(1000)))
+CLASSES = tuple(str(i) for i in range(1000))
+IMAGENET = ImageSpec((64, 64, 3), CLASSES)
+LATENTS = ImageSpec((32, 32, 4), CLASSES, continuous=True)
+SMALL_DIT = {"model.width": 32, "model.depth": 2, "model.heads": 2}
 SMALL_UNET = {"model.channels": (8, 8, 8), "model.blocks": 1, "model.embedding": 16}
 SMALL_ADM = {**SMALL_UNET, "model.channels": (8, 8, 8, 8), "model.head_size": 4}
 
@@ -27,8 +30,8 @@ RECIPES = {
     "meanflow.py": (FASHION, 1_027_297, {}),
     "cifar10.py": (CIFAR, 58_292_483, {**SMALL_UNET, "model.frequencies": 8}),
     "imagenet64.py": (IMAGENET, 284_097_411, SMALL_ADM),
-    "imagenet64.py:dit": (
-        IMAGENET, 457_892_912, {"model.width": 32, "model.depth": 2, "model.heads": 2}),
+    "imagenet64.py:dit": (IMAGENET, 457_892_912, SMALL_DIT),
+    "dit_xl2.py": (LATENTS, 674_834_720, SMALL_DIT),
 }  # fmt: skip
 OTHERS = {"quickstart.py", "latent.py"}
 
