@@ -125,7 +125,7 @@ def results(name: str) -> list[dict[str, Any]]:
 
 COLUMNS = {
     "Fréchet": "frechet_classifier",
-    "kernel ·10³": "kernel_classifier",
+    "kernel": "kernel_classifier",
     "precision": "precision_classifier",
     "recall": "recall_classifier",
     "density": "density_classifier",
@@ -133,15 +133,15 @@ COLUMNS = {
 }
 
 
-def cell(runs: list[dict[str, Any]], key: str, scale: float) -> str:
+def cell(runs: list[dict[str, Any]], key: str) -> str:
     """Mean over seeds ± their standard deviation; of one seed its interval."""
-    values = [scale * run[key] for run in runs if run.get(key) is not None]
+    values = [run[key] for run in runs if run.get(key) is not None]
     if not values:
         return "–"
     if len(values) > 1:
         return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
     ends = [runs[0].get(f"{key}_{end}") for end in ("low", "high")]
-    interval = "" if None in ends else f" ({scale * ends[0]:.3f} … {scale * ends[1]:.3f})"
+    interval = "" if None in ends else f" ({ends[0]:.3f} … {ends[1]:.3f})"
     return f"{values[0]:.3f}{interval}"
 
 
@@ -157,12 +157,11 @@ def table() -> str:
         everything += runs
         if runs:
             minutes, steps = runs[0]["minutes"], runs[0]["steps"]
-            cells = [cell(runs, key, 1000 if "·10³" in c else 1) for c, key in COLUMNS.items()]
+            cells = [cell(runs, key) for key in COLUMNS.values()]
             lines.append(
                 f"| `{name}` | {len(runs)} | {minutes:g} | {steps:,} | {' | '.join(cells)} |"
             )
-    floors = [cell(everything[:1], f"{key}_floor", 1000 if "·10³" in c else 1)
-              for c, key in COLUMNS.items()]  # fmt: skip
+    floors = [cell(everything[:1], f"{key}_floor") for key in COLUMNS.values()]
     lines.append(f"| training images themselves | | | | {' | '.join(floors)} |")
     return "\n".join(lines)
 
