@@ -212,6 +212,7 @@ def test_further_metrics_are_those_that_say_something_of_their_own():
     records += [record(i, "eval", distance=i / 5, **said) for i in (2, 3)]
     found = ["accuracy", "accuracy_real", "grad_norm", "critic/r1", "distance", "units", "units_1"]
     assert further(records, ["loss"]) == found
+    assert further([*records, record(9, "eval", once=1.0)], ["loss"]) == found
 
 
 def test_curves_stand_four_in_a_row(tmp_path):

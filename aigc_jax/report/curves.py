@@ -1,5 +1,6 @@
 """A run's records as curves, and pictures in a row."""
 
+import collections
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,18 +16,19 @@ def further(records: Sequence[Mapping[str, Any]], shown: Sequence[str]) -> list[
 
     What accompanies another metric is left out: the ends of its interval, and the references of
     evaluations, which stay as they are where the metric itself moves. So is what was never anything
-    but 0.
+    but 0, and what was written down once only: that makes no curve.
 
     Args:
       records: of metrics.jsonl.
       shown: metrics that are shown anyway.
     """
     values: dict[str, set[float]] = {}
-    trained = set()
+    trained, times = set(), collections.Counter[str]()
     for record in records:
         for key, value in record.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 values.setdefault(key, set()).add(value)
+                times[key] += 1
                 if record["kind"] == "train":
                     trained.add(key)
 
@@ -39,7 +41,8 @@ def further(records: Sequence[Mapping[str, Any]], shown: Sequence[str]) -> list[
         return key not in trained and len(values[key]) == 1 < max(map(len, above), default=0)
 
     left_out = ABOUT.union(shown)
-    return [key for key in values if key not in left_out and any(values[key]) and not beside(key)]
+    moved = [key for key in values if times[key] > 1 and any(values[key])]
+    return [key for key in moved if key not in left_out and not beside(key)]
 
 
 def save_curves(
