@@ -14,7 +14,8 @@ from aigc_jax.errors import UserError
 from aigc_jax.recipes import load_recipe
 from aigc_jax.report.curves import further, save_curves, side_by_side
 from aigc_jax.report.grid import save_images
-from aigc_jax.report.page import Row, Section, terminal_table, write_page
+from aigc_jax.report.page import Row, Section, write_page
+from aigc_jax.report.terminal import terminal_table
 from aigc_jax.train.alarms import Raised, raised
 from aigc_jax.train.log import read_metrics
 

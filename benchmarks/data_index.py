@@ -23,7 +23,7 @@ from aigc_jax.data.mixture import Mixed
 from aigc_jax.data.pipeline import TrainIterator
 from aigc_jax.data.readers.content import Examples
 from aigc_jax.data.sources import Images
-from aigc_jax.files import whole
+from aigc_jax.report.marked import replace_between
 
 COUNTS = (10**3, 10**6, 10**9)
 BATCH, FILE = 256, 100_000  # examples of a batch, and of a file
@@ -91,11 +91,7 @@ def main(_: Any) -> None:
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     print(f"\nThis process, with JAX, never had more than {most:.0f} MB.")
     if WRITE.value:
-        with open(WRITE.value, encoding="utf-8") as f:
-            text = f.read()
-        before, after = text.split(BEGIN)[0], text.split(END)[1]
-        with whole(WRITE.value) as path, open(path, "w", encoding="utf-8") as f:
-            f.write("\n".join([before + BEGIN, *lines, END + after]))
+        replace_between(WRITE.value, BEGIN, END, "\n".join(lines))
 
 
 if __name__ == "__main__":

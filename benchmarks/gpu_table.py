@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from aigc_jax.bench.table import seconds, si
+from aigc_jax.report.terminal import columns
 
 COLUMNS = (
     "model", "parameters", "batch", "step", "throughput", "MFU", "of data sheet", "busy", "waits",
@@ -54,9 +55,7 @@ def main(paths: list[str]) -> int:
     print(f"{machine['device']}, {machine['cores']} cores, JAX {machine['versions']['jax']},"
           f" Python {machine['python']}; random data")  # fmt: skip
     rows = [COLUMNS, *(training_row(name, report) for name, report in reports.items())]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
+    print("\n".join(columns(rows)))
     for name, report in reports.items():
         for found in report.get("decoding", ()):
             print(decoding_line(name, found))

@@ -55,7 +55,7 @@ def test_sides_take_turns():
     found = interleaved(sides, 3, lambda: 1.0)
     row = Row.of("work", "peer", found, 1.0)
     assert row.ours == (0.5,) * 3 and row.theirs == (1.0,) * 3 and row.disturbed == 0
-    assert 0 < probe()() < 60
+    assert 0 < probe() < 60
 
 
 def test_others_do_something_between_nothing_and_everything():

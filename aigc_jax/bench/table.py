@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from aigc_jax.report.terminal import columns
 from aigc_jax.train.memory import gib
 
 
@@ -26,8 +27,7 @@ def table(report: Mapping[str, Any]) -> str:
         ("peak memory", _memory(report["memory"])),
     ]
     rows += [_decoding(found) for found in report.get("decoding", ())]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    lines = columns(rows)
     if "profile" in report:
         lines += ["", *_profile(report["profile"])]
     return "\n".join(lines)

@@ -5,7 +5,6 @@ XLA's own `cost_analysis` takes the body of a loop once, however often it turns.
 
 import dataclasses
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -281,11 +280,3 @@ def _sliced(body: Computation, name: str) -> tuple[float | None, bool]:
 
 def _near(made: tuple[Array, ...]) -> float:
     return sum(a.bytes for a in made if a.near)
-
-
-def by_kind(collectives: list[Collective]) -> dict[str, float]:
-    """Bytes of each kind."""
-    total: dict[str, float] = defaultdict(float)
-    for c in collectives:
-        total[c.kind] += c.bytes
-    return dict(total)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aigc_jax.bench.table import seconds, si
+from aigc_jax.report.terminal import columns
 from aigc_jax.train.memory import gib
 
 BOUNDS = {"compute": "FLOPs", "memory": "the memory's bandwidth", "network": "the network"}
@@ -14,8 +15,7 @@ def table(plan: Mapping[str, Any]) -> str:
     rows = [*_head(plan), *_memory(plan), *_flops(plan)]
     if "roofline" in plan:
         rows += [*_collectives(plan["collectives"]), *_roofline(plan)]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return "\n".join(columns(rows))
 
 
 def _head(plan: Mapping[str, Any]) -> list[tuple[str, str]]:

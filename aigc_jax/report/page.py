@@ -110,12 +110,3 @@ def _row(row: Row) -> str:
         f"<tr><td>{html.escape(row.name)} ({row.better} is better)</td>"
         f'<td class="value">{row.value:.3f}</td><td>{html.escape(references)}</td></tr>'
     )
-
-
-def terminal_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of words in columns; the first row is the heading."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(w.ljust(width) for w, width in zip(r, widths, strict=True)).rstrip() for r in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -5,7 +5,7 @@ import math
 import os
 from typing import Any
 
-from aigc_jax.report.page import terminal_table
+from aigc_jax.report.terminal import terminal_table
 from aigc_jax.search import Range, Search
 
 SHOWN = 20  # trials in the printed table; the file has all

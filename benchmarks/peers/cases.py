@@ -44,7 +44,7 @@ class Compared:
         sides = self.make()
         report(sides.note)
         works = dict(ours=Slot(sides.ours, self.seconds), theirs=Slot(sides.theirs, self.seconds))
-        found = interleaved(works, min(slots, self.most), probe())
+        found = interleaved(works, min(slots, self.most), probe)
         return [Row.of(self.work, self.peer, found, self.target, per=sides.per, unit=self.unit)]
 
 
@@ -71,7 +71,7 @@ def _starts(name: str, words: str, peer: str, warm: float, cold: float) -> Case:
         from benchmarks.peers.processes import starts
 
         with starts(name) as processes:
-            found = interleaved(processes, min(slots, 3), probe())
+            found = interleaved(processes, min(slots, 3), probe)
         start = f"process start to first step, {words}"
         for kind, process in processes.items():
             report(f"{kind}: {max(process.bytes) / 1e9:.2f} GB")

@@ -5,17 +5,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.bench.timing import Side, repeated
+from aigc_jax.bench import check
 
 Work = Callable[[int], Any]  # does the work so many times, and is done when it returns
 DRAWS = 2000  # of the bootstrap
 # The threads of PyTorch's OpenMP wait busily for more work for some milliseconds.
 REST = 0.02
-SIZE, PRODUCTS = 1024, 5  # of the matrix product that tells how fast the machine is
 
 
 class Slot:
@@ -49,16 +46,10 @@ class Slot:
         return self.clock() - began
 
 
-def probe() -> Side:
+def probe() -> float:
     """What tells how fast the machine is: the middle time of a few matrix products."""
-    product = jax.jit(jnp.matmul)
-    a = jnp.full((SIZE, SIZE), 1 / SIZE, jnp.float32)
-
-    def side() -> float:
-        time.sleep(REST)
-        return repeated(product, a, a, times=PRODUCTS).median
-
-    return side
+    time.sleep(REST)
+    return check.probe()
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
