@@ -13,7 +13,7 @@ from aigc_jax.data import sources
 from aigc_jax.data.pipeline import TrainIterator
 from aigc_jax.data.spec import check_spec
 from aigc_jax.diagnose import give_up
-from aigc_jax.errors import StorageError
+from aigc_jax.errors import StorageError, UserError
 from aigc_jax.evaluate.judge import Judge
 from aigc_jax.hooks import hooks
 from aigc_jax.parallel import coordination
@@ -33,9 +33,10 @@ from aigc_jax.trained import begin_behind, begin_from, behind_first_stage, token
 from aigc_jax.workdir import (
     Lock,
     check_same,
-    check_workdir,
+    has_config,
     has_run,
     open_workdir,
+    read_config,
     steps_in,
     write_config,
     writing,
@@ -94,7 +95,8 @@ class Training:
     def _prepare(self) -> None:
         """Everything that can be wrong is found before anything is written."""
         c = self.config
-        check_workdir(self.workdir, c.raw)
+        if has_config(self.workdir):
+            self._check_same(read_config(self.workdir))
         dataset = sources.load(c.data, tokenizer_of(c.data))
         self.dataset = behind_first_stage(dataset, c.data)
         self.parts = build.build(c, self.dataset.spec)
@@ -127,6 +129,12 @@ class Training:
             write_config(self.workdir, c.raw)
         return start, state
 
+    def _check_same(self, old: dict[str, Any]) -> None:
+        """Raises UserError if `old` is not the config of this run."""
+        with contextlib.suppress(UserError):  # one that is no config any more differs as it stands
+            old = build.parse_config(old).raw  # with the defaults of fields it does not know yet
+        check_same(self.workdir, old, self.config.raw)
+
     def _newest_or_fresh(self, back: bool = False) -> tuple[int, TrainState]:
         """The newest checkpoint's step and state; if there is none, step 0 and a fresh state.
 
@@ -142,7 +150,7 @@ class Training:
             reader: checkpoint.Reader, step: int, contents: checkpoint.Contents
         ) -> tuple[TrainState, dict[str, Any]]:
             saved = contents["config"]
-            check_same(self.workdir, saved["config"], self.config.raw)
+            self._check_same(saved["config"])
             check_spec(self.workdir, saved["spec"], self.parts.spec, self.config.data.source)
             state = reader.state(step, self.shapes, self.parts.shardings, contents)
             return state, contents["data"]

@@ -16,10 +16,8 @@ CONFIG, LOCK = "config.json", "lock"
 CHECKPOINTS, SAVED, DAMAGED = "checkpoints", "saved.json", "damaged"
 
 
-def check_workdir(workdir: str, raw: dict[str, Any]) -> None:
-    """Raises UserError if the workdir belongs to another config."""
-    if os.path.exists(os.path.join(workdir, CONFIG)):
-        check_same(workdir, read_config(workdir), raw)
+def has_config(workdir: str) -> bool:
+    return os.path.exists(os.path.join(workdir, CONFIG))
 
 
 def check_same(workdir: str, old: dict[str, Any], new: dict[str, Any]) -> None:

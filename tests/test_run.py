@@ -177,6 +177,19 @@ def test_another_config_is_refused_and_nothing_is_lost(tmp_path):
     assert (tmp_path / "config.json").read_text() == kept
 
 
+def test_fields_that_an_older_config_lacks_have_their_defaults(tmp_path):
+    train("vae", tmp_path)
+    path = tmp_path / "config.json"
+    older = json.loads(path.read_text())
+    assert older["train"].pop("accumulate") == 1 and older["objective"].pop("beta")
+    path.write_text(json.dumps(older))
+    train("vae", tmp_path, train=dict(steps=8))
+    assert final_state(tmp_path)[1] == 8
+    path.write_text(json.dumps(older))
+    with pytest.raises(UserError, match=r"train.accumulate was 1 and is now 2"):
+        train("vae", tmp_path, train=dict(steps=9, accumulate=2))
+
+
 @pytest.mark.parametrize(
     "family,changes,message",
     [
