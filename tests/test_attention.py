@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aigc_jax.ops import platform
+from aigc_jax.ops import attention_blocks, platform
 from aigc_jax.ops.attention import attention
 from aigc_jax.ops.attention_forms import cudnn, splash
 from aigc_jax.ops.dense import dense
@@ -111,11 +111,24 @@ SIGHTS = {
 }
 
 
+# How the blocks are made otherwise: one example after the other, and of large heads.
+IN_TURN, LARGE = dict(FORWARD=1 << 17, BACKWARD=1 << 10), dict(SMALL_HEAD=0)
+
+
 @pytest.mark.parametrize(
-    "name, dtype", [*((name, jnp.float32) for name in SIGHTS), ("documents", jnp.bfloat16)]
+    "name, dtype, blocks",
+    [
+        *((name, jnp.float32, {}) for name in SIGHTS),
+        ("documents", jnp.bfloat16, {}),
+        *((name, jnp.float32, IN_TURN) for name in ("all", "traced", "documents", "encoder")),
+        *((name, jnp.float32, LARGE) for name in ("all", "documents")),
+    ],
 )
-def test_by_blocks_it_is_the_plain_form(name, dtype):
+def test_by_blocks_it_is_the_plain_form(name, dtype, blocks, monkeypatch):
     """In value and gradient, of grouped heads, where a query sees something."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    for constant, value in blocks.items():
+        monkeypatch.setattr(attention_blocks, constant, value)
     sight = SIGHTS[name]
     t = LONG if sight is None else sight.query_BT.shape[1]
     q, weight = (jnp.asarray(RNG.normal(size=(B, t, 4, 6)), dtype) for _ in range(2))
@@ -140,7 +153,9 @@ def test_by_blocks_it_is_the_plain_form(name, dtype):
         np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
 
 
-def test_no_block_has_all_logits_and_the_future_costs_nothing():
+def test_no_block_has_all_logits_and_the_future_costs_nothing(monkeypatch):
+    monkeypatch.setattr(attention_blocks, "FORWARD", 1 << 15)
+    monkeypatch.setattr(attention_blocks, "BACKWARD", 1 << 15)
     shape = jax.ShapeDtypeStruct((1, 512, 1, 8), jnp.float32)
     place = np.arange(512)[None]
 
@@ -155,6 +170,25 @@ def test_no_block_has_all_logits_and_the_future_costs_nothing():
     assert sizes() == {64 * n for n in range(1, 9)}
     assert max(sizes(window=64)) == 127
     assert sizes(causal=False) == {512}
+
+
+def test_as_many_examples_at_once_as_their_logits_allow(monkeypatch):
+    """And all of them where a batch may be split among devices, which a loop over it is not."""
+    q = jax.ShapeDtypeStruct((12, 256, 16, 8), jnp.float32)
+
+    def at_once():
+        def loss(q):
+            return attention(q, q, q).sum()
+
+        with platform.using(attention="blockwise"):
+            text = jax.jit(jax.grad(loss)).lower(q).as_text()
+        return {int(n) for n in re.findall(r"tensor<(\d+)x16x1x\d+x256xf32>", text)}
+
+    assert at_once() == {12}
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert at_once() == {1}
+    monkeypatch.setattr(attention_blocks, "BACKWARD", 6 << 20)
+    assert at_once() == {1, 6}
 
 
 def test_what_cudnn_cannot_do_has_the_plain_form():

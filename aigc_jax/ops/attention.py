@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.ops import platform
-from aigc_jax.ops.attention_forms import MASKED, blockwise, cudnn, splash
+from aigc_jax.ops.attention_blocks import MASKED, blockwise
+from aigc_jax.ops.attention_forms import cudnn, splash
 from aigc_jax.ops.sight import Sight
 
 # Each gives None for what it cannot do.

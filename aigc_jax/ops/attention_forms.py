@@ -1,4 +1,4 @@
-"""Attention without all T × S logits at once: by blocks, by cuDNN, by a TPU kernel.
+"""Attention without all T × S logits at once, for accelerators: by cuDNN, by a TPU kernel.
 
 Each form is exact, and gives None for what it cannot do.
 Shapes: B batch, T queries, S keys, H query heads, K key heads (H = K · G), D head size.
@@ -13,91 +13,7 @@ import jax.numpy as jnp
 from aigc_jax.ops.sight import Sight
 from aigc_jax.parallel import rules
 
-MASKED = -1e30  # finite: a query that sees nothing gets numbers, not NaN
-BLOCK, BLOCKS = 64, 8  # queries of a block at least, and blocks of a row at most
 LANES = 128  # of a TPU: what its kernel's lengths are multiples of
-
-
-# By blocks: a CPU -----------------------------------------------------------------------------
-
-
-def blockwise(
-    q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, sight: Sight | None, scale: float
-) -> jax.Array:
-    """Some queries after others, against the keys that they may see; so does the backward pass.
-
-    It computes the weights again from each query's log Σ exp(logits) (Dao et al. 2022).
-    """
-    b, t, h, d = q_BTHD.shape
-    k = k_BSKD.shape[2]
-    q_BKGTD = (q_BTHD * scale).reshape(b, t, k, h // k, d).transpose(0, 2, 3, 1, 4)
-    y = _blockwise(q_BKGTD, k_BSKD.swapaxes(1, 2), v_BSKD.swapaxes(1, 2), sight)
-    return y.transpose(0, 3, 1, 2, 4).reshape(b, t, h, d)
-
-
-def _blocks(sight: Sight | None, queries: int, keys: int) -> list[tuple[slice, slice]]:
-    """The queries of each block, and the keys that they may see."""
-    size = max(BLOCK, -(-queries // (BLOCKS * BLOCK)) * BLOCK)
-    blocks = []
-    for start in range(0, queries, size):
-        stop = min(start + size, queries)
-        first, end = (0, keys) if sight is None else sight.keys_of(start, stop)
-        blocks.append((slice(start, stop), slice(first, end)))
-    return blocks
-
-
-def _logits(q_BKGtD: jax.Array, k_BKsD: jax.Array, sight: Sight | None, t: slice, s: slice):
-    """(B, K, G, t, s) float32 of some queries and keys."""
-    logits = jnp.einsum("bkgtd,bksd->bkgts", q_BKGtD, k_BKsD, preferred_element_type=jnp.float32)
-    if sight is None:
-        return logits
-    return jnp.where(sight.mask_BTS(t, s)[:, None, None], logits, MASKED)
-
-
-@jax.custom_vjp
-def _blockwise(q_BKGTD, k_BKSD, v_BKSD, sight):
-    return _forward(q_BKGTD, k_BKSD, v_BKSD, sight)[0]
-
-
-def _forward(q, k, v, sight):
-    parts, ends = [], []
-    for t, s in _blocks(sight, q.shape[3], k.shape[2]):
-        logits = _logits(q[:, :, :, t], k[:, :, s], sight, t, s)
-        top = logits.max(-1, keepdims=True)
-        weights = jnp.exp(logits - top)
-        total = weights.sum(-1, keepdims=True)
-        part = jnp.einsum(
-            "bkgts,bksd->bkgtd",
-            weights.astype(v.dtype),
-            v[:, :, s],
-            preferred_element_type=jnp.float32,
-        )
-        parts.append((part / total).astype(v.dtype))
-        ends.append(top + jnp.log(total))
-    y, end = jnp.concatenate(parts, 3), jnp.concatenate(ends, 3)
-    return y, (q, k, v, sight, y, end)
-
-
-def _backward(kept, grad):
-    q, k, v, sight, y, end = kept
-    # The softmax: dlogits = weights · (dweights − Σ weights · dweights); the sum is grad · y.
-    inner = (grad.astype(jnp.float32) * y.astype(jnp.float32)).sum(-1, keepdims=True)
-    dq, dk, dv = [], jnp.zeros_like(k, jnp.float32), jnp.zeros_like(v, jnp.float32)
-    for t, s in _blocks(sight, q.shape[3], k.shape[2]):
-        some_q, some_grad = q[:, :, :, t], grad[:, :, :, t]
-        weights = jnp.exp(_logits(some_q, k[:, :, s], sight, t, s) - end[:, :, :, t])
-        float32 = dict(preferred_element_type=jnp.float32)
-        dweights = jnp.einsum("bkgtd,bksd->bkgts", some_grad, v[:, :, s], **float32)
-        dlogits = (weights * (dweights - inner[:, :, :, t])).astype(q.dtype)
-        weights = weights.astype(v.dtype)
-        dq.append(jnp.einsum("bkgts,bksd->bkgtd", dlogits, k[:, :, s]))
-        more_k = jnp.einsum("bkgts,bkgtd->bksd", dlogits, some_q, **float32)
-        more_v = jnp.einsum("bkgts,bkgtd->bksd", weights, some_grad, **float32)
-        dk, dv = dk.at[:, :, s].add(more_k), dv.at[:, :, s].add(more_v)
-    return jnp.concatenate(dq, 3), dk.astype(k.dtype), dv.astype(v.dtype), None
-
-
-_blockwise.defvjp(_forward, _backward)
 
 
 # cuDNN: an NVIDIA GPU -------------------------------------------------------------------------

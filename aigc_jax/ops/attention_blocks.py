@@ -1,0 +1,165 @@
+"""Attention without all T × S logits at once, for a CPU: parts whose logits stay in its caches.
+
+Shapes: B batch, T queries (t of a block), S keys (s that a block may see), H query heads, K key
+heads (H = K · G), D head size.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from aigc_jax.ops.sight import Sight
+from aigc_jax.parallel import rules
+
+MASKED = -1e30  # finite: a query that sees nothing gets numbers, not NaN
+# Logits of a part at most, where examples and blocks of queries can be made fewer; the backward
+# pass has four arrays of their size.
+FORWARD, BACKWARD = 1 << 20, 1 << 18
+BLOCK, BLOCKS = 64, 8  # queries of a block at least, and blocks of a row that looks back
+# Below this head size it costs less to compute the weights twice, by queries and by keys, than to
+# transpose them.
+SMALL_HEAD = 48
+FLOAT32 = dict(preferred_element_type=jnp.float32)
+
+
+def blockwise(
+    q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, sight: Sight | None, scale: float
+) -> jax.Array:
+    """Some examples after others, and some queries of theirs, against the keys that they may see.
+
+    So does the backward pass, which computes the weights again from each query's
+    log Σ exp(logits) (Dao et al. 2022).
+    """
+    b, t, h, d = q_BTHD.shape
+    k = k_BSKD.shape[2]
+    q_BKGTD = (q_BTHD * scale).reshape(b, t, k, h // k, d).transpose(0, 2, 3, 1, 4)
+    y = _blockwise(q_BKGTD, k_BSKD.swapaxes(1, 2), v_BSKD.swapaxes(1, 2), sight)
+    return y.transpose(0, 3, 1, 2, 4).reshape(b, t, h, d)
+
+
+@jax.custom_vjp
+def _blockwise(q_BKGTD, k_BKSD, v_BKSD, sight):
+    return _forward(q_BKGTD, k_BKSD, v_BKSD, sight)[0]
+
+
+def _forward(q, k, v, sight):
+    y, end = _in_turn(_forward_some, FORWARD, sight, q, k, v)
+    return y, (q, k, v, sight, y, end)
+
+
+def _backward(kept, grad):
+    q, k, v, sight, y, end = kept
+    # The softmax: dlogits = weights · (dweights − Σ weights · dweights); the sum is grad · y.
+    inner = (grad.astype(jnp.float32) * y.astype(jnp.float32)).sum(-1, keepdims=True)
+    parts = _in_turn(_backward_some, BACKWARD, sight, q, k, v, end, inner, grad)
+    return *parts, None
+
+
+_blockwise.defvjp(_forward, _backward)
+
+
+def _blocks(
+    q: jax.Array, k: jax.Array, sight: Sight | None, most: int
+) -> list[tuple[slice, slice]]:
+    """The queries of each block of `most` logits an example, and the keys that they may see."""
+    heads, queries, keys = math.prod(q.shape[1:3]), q.shape[3], k.shape[2]
+    if sight is not None and sight.ordered and sight.causal:
+        size = -(-queries // (BLOCKS * BLOCK)) * BLOCK  # small: what they do not see is left out
+    else:
+        size = most // (heads * keys) // BLOCK * BLOCK
+    size = max(BLOCK, size)
+    blocks = []
+    for start in range(0, queries, size):
+        stop = min(start + size, queries)
+        first, end = (0, keys) if sight is None else sight.keys_of(start, stop)
+        blocks.append((slice(start, stop), slice(first, end)))
+    return blocks
+
+
+def _in_turn(
+    function: Callable[..., Any], most: int, sight: Sight | None, *arrays: jax.Array
+) -> Any:
+    """`function(blocks, sight, *arrays)`, with as many examples at once as have `most` logits.
+
+    The compiler splits a batch among devices, but not a loop over it: with several it is one part.
+    """
+    q, k = arrays[:2]
+    batch, blocks = len(q), _blocks(q, k, sight, most)
+    widest = max((t.stop - t.start) * (s.stop - s.start) for t, s in blocks)
+    fitting = max(most // (math.prod(q.shape[1:3]) * widest), 1)
+    size = max(n for n in range(1, batch + 1) if batch % n == 0 and n <= fitting)
+    alone = jax.device_count() == 1 or (rules.meshed() and rules.sharers("batch") == 1)
+    if size == batch or not alone:
+        return function(blocks, sight, *arrays)
+    leaves, form = jax.tree.flatten(sight)
+    own = [i for i, leaf in enumerate(leaves) if leaf.ndim and len(leaf) == batch]
+
+    def part(some: tuple[list[jax.Array], tuple[jax.Array, ...]]) -> Any:
+        each = dict(zip(own, some[0], strict=True))
+        told = [each.get(i, leaf) for i, leaf in enumerate(leaves)]
+        return function(blocks, jax.tree.unflatten(form, told), *some[1])
+
+    given = ([leaves[i] for i in own], arrays)
+    parts = jax.tree.map(lambda x: x.reshape(batch // size, size, *x.shape[1:]), given)
+    return jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), jax.lax.map(part, parts))
+
+
+def _forward_some(blocks, sight, q, k, v):
+    parts, ends = [], []
+    for t, s in blocks:
+        logits = _logits(q[:, :, :, t], k[:, :, s], sight, t, s)
+        top = logits.max(-1, keepdims=True)
+        weights = jnp.exp(logits - top)
+        total = weights.sum(-1, keepdims=True)
+        part = jnp.einsum("bkgts,bksd->bkgtd", weights.astype(v.dtype), v[:, :, s], **FLOAT32)
+        parts.append((part / total).astype(v.dtype))
+        ends.append(top + jnp.log(total))
+    return jnp.concatenate(parts, 3), jnp.concatenate(ends, 3)
+
+
+def _backward_some(blocks, sight, q, k, v, end, inner, grad):
+    dq, dk, dv = [], jnp.zeros_like(k, jnp.float32), jnp.zeros_like(v, jnp.float32)
+    by_keys = _by_keys if q.shape[-1] < SMALL_HEAD else _by_keys_transposed
+    for t, s in blocks:
+        row = tuple(x[:, :, :, t] for x in (q, end, inner, grad))
+        some_k, some_v = k[:, :, s], v[:, :, s]
+        weights = jnp.exp(_logits(row[0], some_k, sight, t, s) - row[1])
+        dweights = jnp.einsum("bkgtd,bksd->bkgts", row[3], some_v, **FLOAT32)
+        dlogits = (weights * (dweights - row[2])).astype(q.dtype)
+        dq.append(jnp.einsum("bkgts,bksd->bkgtd", dlogits, some_k))
+        more_k, more_v = by_keys(weights, dlogits, row, some_k, some_v, sight, t, s)
+        dk, dv = dk.at[:, :, s].add(more_k), dv.at[:, :, s].add(more_v)
+    return jnp.concatenate(dq, 3), dk.astype(k.dtype), dv.astype(v.dtype)
+
+
+def _by_keys_transposed(weights, dlogits, row, k, v, sight, t, s):
+    """What a block adds to dk and dv, out of its weights."""
+    add = functools.partial(jnp.einsum, "bkgts,bkgtd->bksd", **FLOAT32)
+    return add(dlogits, row[0]), add(weights.astype(v.dtype), row[3])
+
+
+def _by_keys(weights, dlogits, row, k, v, sight, t, s):
+    """The same out of weights that are computed anew, a row for each key."""
+    q, end, inner, grad = row
+    lie = (0, 1, 4, 2, 3)  # (B, K, G, t, 1) → (B, K, 1, G, t)
+    logits = jnp.einsum("bksd,bkgtd->bksgt", k, q, **FLOAT32)
+    if sight is not None:
+        seen = sight.mask_BTS(t, s).swapaxes(1, 2)[:, None, :, None]
+        logits = jnp.where(seen, logits, MASKED)
+    weights = jnp.exp(logits - end.transpose(lie))
+    dweights = jnp.einsum("bksd,bkgtd->bksgt", v, grad, **FLOAT32)
+    dlogits = (weights * (dweights - inner.transpose(lie))).astype(q.dtype)
+    add = functools.partial(jnp.einsum, "bksgt,bkgtd->bksd", **FLOAT32)
+    return add(dlogits, q), add(weights.astype(v.dtype), grad)
+
+
+def _logits(q_BKGtD: jax.Array, k_BKsD: jax.Array, sight: Sight | None, t: slice, s: slice):
+    """(B, K, G, t, s) float32 of some queries and keys."""
+    logits = jnp.einsum("bkgtd,bksd->bkgts", q_BKGtD, k_BKsD, **FLOAT32)
+    if sight is None:
+        return logits
+    return jnp.where(sight.mask_BTS(t, s)[:, None, None], logits, MASKED)
