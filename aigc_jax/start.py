@@ -1,9 +1,10 @@
-"""What JAX reads from the environment when it starts: flags of its compiler, a cache of programs.
+"""What must be set before JAX starts: flags of its compiler, a cache of programs, its memory.
 
 Whatever the user has set himself stays as it is. Nothing here imports JAX.
 """
 
 import contextlib
+import ctypes
 import hashlib
 import importlib.metadata
 import os
@@ -17,6 +18,9 @@ CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type", "-individual_convolutio
 # The versions of jaxlib for which that holds; one that does not know a flag ends the process.
 MEASURED = (0, 10, 2), (0, 13)
 
+# M_MMAP_MAX: no array has pages of its own; M_TRIM_THRESHOLD: what may be kept, in bytes.
+MALLOC = (-4, 0), (-1, (1 << 31) - 1)
+
 CACHE = {
     "JAX_COMPILATION_CACHE_MAX_SIZE": str(4 << 30),  # bytes; the least recently used leave
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
@@ -27,6 +31,7 @@ def prepare() -> None:
     """Sets what has not been set; must come before JAX starts, and is harmless after it."""
     set_flags()
     keep_programs()
+    keep_memory()
 
 
 def set_flags() -> None:
@@ -48,6 +53,20 @@ def jaxlib_version() -> tuple[int, ...]:
     except importlib.metadata.PackageNotFoundError:
         return ()
     return tuple(int(n) for n in re.findall(r"\d+", version)[:3])
+
+
+def keep_memory() -> None:
+    """Has the C library keep freed memory for the next step, where it is of GNU.
+
+    It would give large arrays back to the system, which hands out each page anew at the next step:
+    up to a third of a small model's step. MALLOC_… in the environment leaves all as it is.
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ) or sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in MALLOC:
+            mallopt(parameter, value)
 
 
 def keep_programs() -> None:

@@ -82,3 +82,26 @@ def test_the_installed_jax_takes_it_all(bare, tmp_path, order):
     folder, size = got.stdout.split()
     assert folder.startswith(str(tmp_path)) and int(size) == 4 << 30
     assert [name for name in os.listdir(folder) if name.endswith("-cache")]
+
+
+@pytest.mark.parametrize("given", ["", "MALLOC_ARENA_MAX"])
+def test_freed_memory_is_kept_unless_the_user_has_his_own_way(bare, given):
+    asked = []
+
+    class Library:
+        def mallopt(self, *what):
+            asked.append(what)
+
+    bare.setattr(start.ctypes, "CDLL", lambda name: Library())
+    bare.setattr(start.sys, "platform", "linux")
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        bare.delenv(name)
+    if given:
+        bare.setenv(given, "2")
+    start.keep_memory()
+    assert asked == ([] if given else list(start.MALLOC))
+
+
+def test_a_c_library_without_such_a_wish_is_left_alone(bare):
+    bare.setattr(start.ctypes, "CDLL", lambda name: object())
+    start.keep_memory()
