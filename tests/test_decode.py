@@ -69,6 +69,22 @@ def test_greedy_text_equals_the_full_forward_pass(which):
         assert np.asarray(out[row]).tolist() == tokens[len(prompt) :]
 
 
+@pytest.mark.parametrize("which", ["learned", "grouped", "convolutions"])
+def test_layer_by_layer_it_is_the_loop_over_layers(which):
+    model, params = model_and_params(which)
+    tokens = jax.random.randint(jax.random.key(3), (2, 8), 0, V)
+    apply = forward(model)
+    _, cache = apply(params, tokens[:, :6], cache=model.init_cache(2, CONTEXT))
+    apart, caches = model.by_layer(params, cache)
+    assert len(caches["layers"]) == model.config.layers
+    for t in (6, 7):
+        position = jnp.full((2, 1), t)
+        looped, cache = apply(params, tokens[:, t : t + 1], position, cache=cache)
+        single, caches = apply(apart, tokens[:, t : t + 1], position, cache=caches)
+        chex.assert_trees_all_close(single, looped, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(model.by_layer(params, cache)[1], caches, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("which", ["rotary", "lstm"])
 def test_a_row_does_not_depend_on_its_neighbours(which):
     model, params = model_and_params(which)

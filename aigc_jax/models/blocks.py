@@ -19,7 +19,7 @@ from aigc_jax.ops.rotary import rotary_frequencies, rotate
 from aigc_jax.ops.sight import Sight
 from aigc_jax.parallel.rules import split
 
-# "k", "v" (L, B, S, K, D); "position" (B, S), −1: empty; the inputs of short convolutions
+# "k", "v" (L, B, K, S, D); "position" (B, S), −1: empty; the inputs of short convolutions
 # "attention_conv", "mlp_conv" (L, B, conv_width − 1, W), if there are any.
 Cache = dict[str, jax.Array]
 
@@ -144,12 +144,12 @@ class Attention(nn.Module):
         k, v = (split(y, "batch", None, "kv", None) for y in (k, v))
         if kv is not None:
             # Into the cache of all layers, in place: nothing but the new keys is written.
-            at = (layer, jnp.arange(batch)[:, None], place.slot_BT)
+            at = (layer, jnp.arange(batch)[:, None], slice(None), place.slot_BT)
             kv |= {
                 name: kv[name].at[at].set(new.astype(kv[name].dtype), mode="drop")
                 for name, new in (("k", k), ("v", v))
             }
-            k, v = kv["k"][layer], kv["v"][layer]
+            k, v = kv["k"][layer].swapaxes(1, 2), kv["v"][layer].swapaxes(1, 2)
         y_BTHD = attention(
             q,
             k,

@@ -4,6 +4,7 @@ Shapes: B batch, T tokens, W width, V vocabulary, L layers, O outputs of a task.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -129,6 +130,10 @@ class LSTM(nn.Module):
     def task_logits(self, x_BTW: jax.Array) -> jax.Array:
         """A task's outputs (…, O) in float32."""
         return self.task_head(x_BTW).astype(jnp.float32)
+
+    def by_layer(self, variables: Any, cache: Cache) -> tuple[Any, Cache]:
+        """Both as they are: each layer has its own arrays already."""
+        return variables, cache
 
     def init_cache(self, batch: int, slots: int = 0) -> Cache:
         """An empty memory; it has no slots."""

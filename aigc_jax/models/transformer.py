@@ -5,6 +5,7 @@ O outputs of a task.
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -153,12 +154,27 @@ class Transformer(nn.Module):
             x_BTW = self.embedding_norm(x_BTW)
         x_BTW = split(self.embedding_dropout(x_BTW, key_B), "batch", "length", None)
         cache, place = _place(position_BT, segments_BT, key_B, cache, ordered)
-        kv = None if cache is None else {k: x for k, x in cache.items() if k != "position"}
-        each = (jnp.arange(c.layers), jnp.asarray(np.array(c.windows(), np.int32)))
-        (x_BTW, kv), _ = self.layers((x_BTW, kv), each, place)
+        if cache is not None and "layers" in cache:
+            x_BTW, kv = self._one_by_one(x_BTW, cache["layers"], place)
+        else:
+            kv = None if cache is None else {k: x for k, x in cache.items() if k != "position"}
+            each = (jnp.arange(c.layers), jnp.asarray(np.array(c.windows(), np.int32)))
+            (x_BTW, kv), _ = self.layers((x_BTW, kv), each, place)
         if c.norm_position != "post":
             x_BTW = self.final_norm(x_BTW)
         return x_BTW, None if cache is None else {**cache, **kv}
+
+    def _one_by_one(
+        self, x_BTW: jax.Array, caches: tuple[Cache, ...], place: Place
+    ) -> tuple[jax.Array, Cache]:
+        """All layers, without a loop, out of what `by_layer` has made."""
+        block, after = Block(self.config, self.dtype, parent=None), []
+        kinds = {kind: tree for kind, tree in self.variables.items() if "layers" in tree}
+        for i, (window, kv) in enumerate(zip(self.config.windows(), caches, strict=True)):
+            own = {kind: tree["layers"][str(i)] for kind, tree in kinds.items()}
+            (x_BTW, kv), _ = block.apply(own, (x_BTW, kv), (0, jnp.int32(window)), place)
+            after.append(kv)
+        return x_BTW, {"layers": tuple(after)}
 
     def logits(self, x_BTW: jax.Array) -> jax.Array:
         """Of the next token, or of the masked one: (…, V) in float32."""
@@ -187,12 +203,31 @@ class Transformer(nn.Module):
     def init_cache(self, batch: int, slots: int = 0) -> Cache:
         """An empty cache of so many slots, at most and by default `context`."""
         c, slots = self.config, min(slots or self.context, self.context)
-        shape = (c.layers, batch, slots, c.key_heads, c.head_size)
+        shape = (c.layers, batch, c.key_heads, slots, c.head_size)
         kv = {"k": jnp.zeros(shape, self.dtype), "v": jnp.zeros(shape, self.dtype)}
         if c.conv_width > 1:
             last = jnp.zeros((c.layers, batch, c.conv_width - 1, c.width), self.dtype)
             kv |= {"attention_conv": last, "mlp_conv": last}
         return {**kv, "position": jnp.full((batch, slots), -1, jnp.int32)}
+
+    def by_layer(self, variables: Any, cache: Cache) -> tuple[Any, Cache]:
+        """Variables and cache with each layer's arrays by themselves, for `hidden`.
+
+        A loop over layers copies what it takes out of their common arrays, each time it turns.
+        """
+        layers = range(self.config.layers)
+
+        def apart(tree: Any) -> Any:
+            if "layers" not in tree:
+                return tree
+            each = {str(i): jax.tree.map(lambda x, i=i: x[i], tree["layers"]) for i in layers}
+            return {**tree, "layers": each}
+
+        caches = tuple(
+            {k: x[i : i + 1] for k, x in cache.items() if k != "position"} for i in layers
+        )
+        variables = {kind: apart(tree) for kind, tree in variables.items()}
+        return variables, {"position": cache["position"], "layers": caches}
 
 
 def _place(

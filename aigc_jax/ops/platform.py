@@ -15,6 +15,7 @@ FORMS: dict[str, dict[str, str]] = {
     "activation": {"cpu": "handwritten"},
     "attention": {"cpu": "blockwise", "gpu": "cudnn", "tpu": "splash"},
     "convolution": {"cpu": "guarded"},
+    "decoding": {"cpu": "by_layer"},  # each layer's arrays by themselves; reference: a loop
     "dense": {"cpu": "guarded"},
     "depthwise": {"cpu": "shifted"},
     "grouped_convolution": {"cpu": "whole"},

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aigc_jax.ops import platform
+
 PIECE = 8  # tokens between two looks at what has been drawn
 SHORTEST = 16  # no bucket of prompts is shorter
 
@@ -27,6 +29,8 @@ class TextModel(Protocol):
     def apply(self, variables: Any, *args: Any, method: str, **kwargs: Any) -> Any: ...
 
     def init_cache(self, batch: int, slots: int) -> Any: ...
+
+    def by_layer(self, variables: Any, cache: Any) -> tuple[Any, Any]: ...
 
 
 @flax.struct.dataclass
@@ -120,6 +124,9 @@ def decode(
     stops_Z[: len(stops)] = stops
     size = bucket(max_new_tokens)
     state = _prefill(model, (slots, size), variables, prompts_NP, lengths, stops_Z)
+    if platform.form("decoding") == "by_layer":
+        variables, cache = _by_layer(model, variables, state.cache)
+        state = state.replace(cache=cache)
     arguments = key_N, (choice or Choice()).traced(), jnp.asarray(stops_Z)
     if watch is None:
         state = _loop(model, variables, state, *arguments, jnp.int32(max_new_tokens))
@@ -163,6 +170,11 @@ def _prefill(model, sizes, variables, prompts_NP, length_N, stops_Z):
         length_N=length_N,
         cache=cache,
     )
+
+
+@partial(jax.jit, static_argnums=0)
+def _by_layer(model, variables, cache):
+    return model.by_layer(variables, cache)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
