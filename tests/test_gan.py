@@ -33,7 +33,6 @@ from aigc_jax.train.log import read_metrics
 from aigc_jax.train.metrics import Mean
 from aigc_jax.train.optim import make_optimizer
 from aigc_jax.train.step import make_step
-from aigc_jax.train.window import Window
 
 KEY = jax.random.key(0)
 LABEL = jnp.array([1, 3])
@@ -359,42 +358,6 @@ def test_diversity_and_accuracy_by_hand():
         score_real=2.5, score_fake=0.625, pairs_told_apart=0.75,
         accuracy_real=0.75, accuracy_fake=0.75, accuracy=0.75,
     )  # fmt: skip
-
-
-def test_lazy_penalties_are_rare_and_strong():
-    """Every third step they are three times as strong, so that they are as strong on average."""
-    found = {}
-    for every in (1, 3):
-        run = tiny.make("gan", objective=dict(penalty_every=every))
-        params, mutables = run.objective.init(KEY, tiny.batch("gan"))
-        for step in (0, 1, 3):
-            loss, (metrics, _) = run.objective.loss(
-                "critic",
-                params,
-                mutables,
-                tiny.batch("gan"),
-                jax.random.split(KEY, 8),
-                jnp.int32(step),
-            )
-            slope = sum(float(metrics[name].value()) for name in ("r1", "r2"))
-            found[every, step] = float(loss.value()), slope, float(metrics["r1"].weight)
-    full, slope, weight = found[1, 0]
-    assert slope > 0 and weight > 0
-    for key in ((1, 1), (1, 3)):
-        np.testing.assert_allclose(found[key], found[1, 0], rtol=1e-5)
-    for key in ((3, 0), (3, 3)):
-        np.testing.assert_allclose(found[key], (full + 2 * slope / 2, slope, weight), rtol=1e-5)
-    np.testing.assert_allclose(found[3, 1], (full - slope / 2, 0, 0), rtol=1e-5)
-
-
-def test_what_was_not_looked_at_is_not_in_the_record():
-    window = Window(0, batch_size=1)
-    nothing = Mean(jnp.float32(0), jnp.float32(0))
-    seen = Mean(jnp.float32(2), jnp.float32(4))
-    window.add({"seen": seen, "rare": nothing, "skipped": Mean.of(jnp.float32(0))})
-    window.collect()
-    record = window.close(1)
-    assert record["seen"] == 0.5 and record["skipped"] == 0 and "rare" not in record
 
 
 def test_an_unknown_transformation_is_named():

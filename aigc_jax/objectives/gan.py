@@ -61,8 +61,6 @@ ALARMS = (
     ),
 )
 
-HEALTH_EVERY = 8  # steps: the diversity of a batch costs another batch of generated images
-
 
 @dataclasses.dataclass(frozen=True)
 class GANConfig:
@@ -71,9 +69,6 @@ class GANConfig:
     gradient_penalty: float = option(0.0, low=0.0)  # λ (‖∇D‖ − 1)² between real and generated
     r1: float = option(0.0, low=0.0)  # γ/2 ‖∇D‖² at real images (Mescheder et al. 2018)
     r2: float = option(0.0, low=0.0)  # the same at generated images
-    # All penalties only at every n-th step, n times as strong (lazy regularisation, Karras et al.
-    # 2020, StyleGAN2, section 3.1): they cost two to three times as much as the rest of a step.
-    penalty_every: int = option(1, low=1)
     spectral_norm: bool = False  # of all the critic's kernels (Miyato et al. 2018)
     augment: tuple[str, ...] = ()  # what the critic sees: kinds of ops/augment.py
     augment_probability: float = option(1.0, low=0.0, high=1.0)  # after burn-in; ADA: at most
@@ -172,13 +167,11 @@ class GAN:
         if player == "generator":
             loss = Mean.of(generator_loss(real_B, fake_B), weight_B)
             return loss, ({}, {**mutables, "critic": state})
-        gamma = c.penalty_every * half_cosine(c.gamma_start, 1.0, c.burn_in_steps)(step)
-        penalty_B, metrics = at_times(c.penalty_every, step, lambda: self._penalties(
+        gamma = half_cosine(c.gamma_start, 1.0, c.burn_in_steps)(step)
+        penalty_B, metrics = self._penalties(
             score_real, score_fake, x, fake, key_B, weight_B, gamma
-        ))  # fmt: skip
-        metrics |= at_times(HEALTH_EVERY, step, lambda: self._health(
-            params, x, fake, label_B, key_B, weight_B
-        ))  # fmt: skip
+        )
+        metrics |= self._health(params, x, fake, label_B, key_B, weight_B)
         metrics |= scores(real_B, fake_B, weight_B, state["middle"])
         if c.augment:
             metrics["augmented"] = Mean.of(jnp.float32(probability))
@@ -263,14 +256,6 @@ def scores(
         "accuracy_fake": Mean.of(exposed_B, weight_B),
         "accuracy": Mean.of((right_B + exposed_B.astype(jnp.float32)) / 2, weight_B),
     }
-
-
-def at_times(every: int, step: jax.Array, compute: Callable[[], Any]) -> Any:
-    """What `compute` returns at every `every`-th step, beginning with step 0; else zeros of it."""
-    if every == 1:
-        return compute()
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute))
-    return jax.lax.cond(step % every == 0, compute, lambda: nothing)
 
 
 def distance(a_BHWC: jax.Array, b_BHWC: jax.Array) -> jax.Array:

@@ -58,12 +58,10 @@ class Window:
         """The record of the steps so far, all collected; a new window begins."""
         elapsed = time.perf_counter() - self._began
         steps = step - self._first
-        # What was not looked at since the last record is not 0.
-        known = {name: mean for name, mean in self._sums.items() if np.any(mean.weight)}
         record = {
             "step": step,
             "kind": "train",
-            **to_floats(known),
+            **to_floats(self._sums),
             "steps_per_second": steps / elapsed,
             "examples_per_second": steps * self.batch_size / elapsed,
             "data_wait": min(self.waited / elapsed, 1.0),
