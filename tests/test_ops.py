@@ -137,3 +137,26 @@ def test_the_gradient_is_guarded():
             return str(jax.make_jaxpr(jax.grad(total))(kernel)).count("optimization_barrier")
 
     assert barriers("guarded") == 2 and barriers("reference") == 0
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((0, 1), (0, 1)), ((1, 2), (3, 0))], ids=str)
+@pytest.mark.parametrize("kernel, r", [((1, 3), 2), ((2, 4), 2), ((3, 5), 2), ((5, 4), 3)], ids=str)
+def test_strided_convolutions_are_those_of_squares(kernel, r, padding):
+    """Value, gradients, and the gradient of a penalty of the slope."""
+    x = jnp.asarray(RNG.normal(size=(2, 6, 12, 3)), jnp.float32)
+    k = jnp.asarray(RNG.normal(size=(*kernel, 3, 2)), jnp.float32)
+
+    def forms():
+        def run(x, k):
+            return convolution(x, k, (r, r), padding)
+
+        def penalty(x, k):
+            return (jax.grad(lambda x: jnp.sin(run(x, k)).sum())(x) ** 2).sum()
+
+        return slopes(run, x, k), jax.grad(penalty, argnums=(0, 1))(x, k)
+
+    with platform.using(**FAST):
+        fast = forms()
+    with platform.all_reference():
+        plain = forms()
+    check(fast, plain)

@@ -21,6 +21,7 @@ FORMS: dict[str, dict[str, str]] = {
     "grouped_convolution": {"cpu": "whole"},
     "layers": {"cpu": "rolled"},  # a loop over layers; reference: up to 8 are unrolled
     "norm": {"cpu": "handwritten"},
+    "strided": {"cpu": "space_to_depth"},
 }
 
 _FORCED: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("forms", default={})  # noqa: B039
