@@ -183,15 +183,19 @@ def test_the_absent_are_named_to_all_that_are_there():
         assert "processes 1, 3 and 4 of 5 have not come within 0.6 s" in str(outcome[process])
 
 
+def connected(port):
+    """A connection to who listens there, as soon as somebody does."""
+    while True:
+        with contextlib.suppress(OSError):
+            return socket.create_connection(("localhost", port))
+
+
 def test_a_process_that_has_left_again_is_absent():
     port = local.free_port()
     outcome = {}
     host = threading.Thread(target=come, args=(at(port, 3, 0), 1.5, outcome))
     host.start()
-    visitor = None
-    while visitor is None:
-        with contextlib.suppress(OSError):
-            visitor = socket.create_connection(("localhost", port))
+    visitor = connected(port)
     visitor.sendall(json.dumps({"process": 2, "count": 3, "name": "x"}).encode() + b"\n")
     visitor.close()
     come(at(port, 3, 1), 1.5, outcome)
@@ -236,10 +240,7 @@ def test_strangers_are_not_answered():
     outcome = {}
     host = threading.Thread(target=come, args=(at(port, 2, 0), 5.0, outcome))
     host.start()
-    stranger = None
-    while stranger is None:
-        with contextlib.suppress(OSError):
-            stranger = socket.create_connection(("localhost", port))
+    stranger = connected(port)
     stranger.sendall(b"GET / HTTP/1.1\r\n\n")
     come(at(port, 2, 1), 5.0, outcome)
     host.join()

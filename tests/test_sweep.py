@@ -322,17 +322,19 @@ def get_config():
 """
 
 
+def sweeping(folder, *flags, **kw):
+    """A process that searches for the rate of a tiny model."""
+    (folder / "tiny_vae.py").write_text(TINY)
+    command = [sys.executable, "-m", "aigc_jax.main", "sweep", "--search=optim.lr=1e-4..1e-1:log"]
+    command += [f"--config={folder / 'tiny_vae.py'}", f"--workdir={folder / 'sweep'}", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **kw)
+
+
 @pytest.mark.slow
 def test_two_workers_share_one_search(tmp_path):
-    (tmp_path / "tiny_vae.py").write_text(TINY)
-    command = [sys.executable, "-m", "aigc_jax.main", "sweep", "--trials=4"]
-    command += [f"--config={tmp_path / 'tiny_vae.py'}", f"--workdir={tmp_path / 'sweep'}"]
-    command += ["--search=optim.lr=1e-4..1e-1:log", "--search=model.latent=2,4"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    workers = [
-        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    flags = ("--trials=4", "--search=model.latent=2,4")
+    workers = [sweeping(tmp_path, *flags, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outs = [w.communicate(timeout=900)[0] for w in workers]
     assert [w.returncode for w in workers] == [0, 0]
     rows = table(tmp_path / "sweep")
@@ -345,13 +347,9 @@ def test_two_workers_share_one_search(tmp_path):
 
 @pytest.mark.slow
 def test_a_search_that_is_stopped_stops_its_trial(tmp_path):
-    (tmp_path / "tiny_vae.py").write_text(TINY)
-    command = [sys.executable, "-m", "aigc_jax.main", "sweep", "--trials=1"]
-    command += [f"--config={tmp_path / 'tiny_vae.py'}", f"--workdir={tmp_path / 'sweep'}"]
-    command += ["--search=optim.lr=1e-4..1e-1:log", "--config.train.steps=100000"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     trial = tmp_path / "sweep" / "trials" / "0"
-    with subprocess.Popen(command, cwd=ROOT, env=environment) as worker, runs.no_hang(300):
+    flags = ("--trials=1", "--config.train.steps=100000")
+    with sweeping(tmp_path, *flags) as worker, runs.no_hang(300):
         while not (trial / "saved.json").exists():
             time.sleep(0.1)
         worker.send_signal(signal.SIGTERM)
