@@ -5,14 +5,15 @@
 
 Channels and strides (1, 2, 2 in the generator; 64 and 128 channels of stride 2 in the critic) are
 those of TensorFlow's DCGAN tutorial. Group norm stands for its batch norm, R1 and R2 for its
-dropout, and transposed convolutions are in sub-pixel form.
+dropout, and transposed convolutions are in sub-pixel form. The penalties allow five times its
+learning rate: after 400 steps the Fréchet distance was 22 in place of 57 (one seed).
 """
 
 import aigc_jax
 
 
 def get_config():
-    player = dict(name="adam", lr=2e-4, b1=0.0, b2=0.99, schedule="constant")
+    player = dict(name="adam", lr=1e-3, b1=0.0, b2=0.99, schedule="constant")
     return aigc_jax.recipe(
         seed=0,
         data=dict(source="tfds:fashion", data_dir="data", batch_size=64),
