@@ -73,8 +73,8 @@ def cases() -> list[Case]:
             Case(f"llama_8b_{sold}", lm.format("8b"), topology, MESHES_8B[topology], 15e12),
             Case(f"llama_70b_{sold}", lm.format("70b"), topology, MESHES_70B[topology], 15e12),
             Case(f"dit_xl2_{sold}", "configs/diffusion/dit_xl2.py", topology,
-                 {"mesh": "data=256", "data.batch_size": 4096, "eval.batch_size": 256,
-                  "train.accumulate": 2 if topology == V5E else 1},
+                 {"mesh": "data=16,fsdp=16" if topology == V5E else "data=256",
+                  "data.batch_size": 4096, "eval.batch_size": 256},
                  1.8e9, LATENTS),
         ]  # fmt: skip
     return [*found, *published()]
