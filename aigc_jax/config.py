@@ -27,6 +27,7 @@ FREE_FIELDS = (
     "checkpoint.",
     "guard.",
     "objective.eval_draws",
+    "objective.importance_samples",
     "objective.likelihood_steps",
     "data.data_dir",
     "data.threads",

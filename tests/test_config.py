@@ -345,6 +345,7 @@ def test_differences_name_keys_that_only_one_config_has():
         ("eval.every", 5),
         ("eval.batch_size", 5),
         ("eval.fidelity", False),
+        ("objective.importance_samples", 5),
         ("sample.num", 5),
         ("sample.temperature", 0.5),
         ("checkpoint.every", 5),
