@@ -89,11 +89,22 @@ def test_every_family_killed_often(chaos, config, tmp_path, family, processes):
     survives(chaos, config, tmp_path, family, kills, 1, processes, "KILL,KILL,TERM,INT")
 
 
-def start_two(chaos, config, tmp_path, *flags):
-    log = open(tmp_path / "log.txt", "w+", encoding="utf-8")  # noqa: SIM115
-    command = [sys.executable, "-m", "aigc_jax.main", "train", f"--config={config('lm')}"]
-    command += [f"--workdir={tmp_path / 'w'}", "--config.train.steps=100000", *flags]
-    return chaos.local.start(command, 2, stdout=log, stderr=log), log
+@pytest.fixture
+def start_two(chaos, tmp_path):
+    """Starts two processes of an endless run, none of which outlives the test."""
+    started = []
+
+    def start(config_file, *flags):
+        log = open(tmp_path / "log.txt", "w+", encoding="utf-8")  # noqa: SIM115
+        command = [sys.executable, "-m", "aigc_jax.main", "train", f"--config={config_file}"]
+        command += [f"--workdir={tmp_path / 'w'}", "--config.train.steps=100000", *flags]
+        processes = chaos.local.start(command, 2, stdout=log, stderr=log)
+        started.extend(processes)
+        return processes, log
+
+    yield start
+    for process in started:
+        process.kill()
 
 
 def wait_for(condition, processes, seconds=120):
@@ -116,9 +127,9 @@ def end(processes, log, seconds=60):
     return codes, log.read()
 
 
-def test_one_process_of_two_is_asked_to_stop(chaos, config, tmp_path):
+def test_one_process_of_two_is_asked_to_stop(start_two, config, tmp_path):
     """Both save the same step and leave with the same code."""
-    processes, log = start_two(chaos, config, tmp_path)
+    processes, log = start_two(config("lm"))
     wait_for(lambda: steps_in(str(tmp_path / "w")), processes)
     processes[1].send_signal(signal.SIGTERM)
     codes, text = end(processes, log)
@@ -130,8 +141,8 @@ def test_one_process_of_two_is_asked_to_stop(chaos, config, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_process_that_is_gone_is_named(chaos, config, tmp_path, victim, number):
-    processes, log = start_two(chaos, config, tmp_path, "--config.guard.peer_timeout=4")
+def test_a_process_that_is_gone_is_named(start_two, config, tmp_path, victim, number):
+    processes, log = start_two(config("lm"), "--config.guard.peer_timeout=4")
     wait_for(lambda: steps_in(str(tmp_path / "w")), processes)
     processes[victim].send_signal(number)
     code = processes[1 - victim].wait(60)
@@ -143,9 +154,9 @@ def test_a_process_that_is_gone_is_named(chaos, config, tmp_path, victim, number
 
 
 @pytest.mark.slow
-def test_a_process_that_is_stuck_is_named(chaos, config, tmp_path):
+def test_a_process_that_is_stuck_is_named(start_two, config):
     stuck = "--config.guard.stuck_timeout=4"
-    processes, log = start_two(chaos, lambda family: config(family, STUCK), tmp_path, stuck)
+    processes, log = start_two(config("lm", STUCK), stuck)
     codes, text = end(processes, log, 120)
     assert codes == [69, 69]
     assert "process 1 (pid" in text
