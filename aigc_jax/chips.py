@@ -3,8 +3,8 @@
 TPUs: "How to Scale Your Model" (Austin et al. 2025, jax-ml.github.io/scaling-book), chapter "TPUs",
 and Google's pages per generation (cloud.google.com/tpu/docs/v5p and its neighbours). A link has
 the book's 45 or 90 GB/s; the pages' figures per chip and both ways, 400 GB/s of v5e and 1,200 GB/s
-of v5p, would be 50 and 100. GPUs: NVIDIA's
-data sheets, dense bfloat16. Per chip; where a chip shows as two devices, each has half of it.
+of v5p, would be 50 and 100. GPUs: NVIDIA's data sheets, dense bfloat16. Per chip; where a chip
+shows as two devices, each has half of it.
 """
 
 import dataclasses

@@ -18,6 +18,7 @@ from typing import Any
 
 from aigc_jax.bench.table import seconds
 from aigc_jax.train.memory import gib
+from aigc_jax.workdir import write_whole
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -198,8 +199,7 @@ def write_page(found: list[Case]) -> None:
     }
     for name, text in fields.items():
         page = page.replace(f"{{{name}}}", text)
-    with open(PAGE, "w", encoding="utf-8") as f:
-        f.write(page)
+    write_whole(PAGE, page)
     print(f"written: {PAGE}")
 
 

@@ -20,13 +20,11 @@ from aigc_jax.data.dataset import (
 from aigc_jax.data.forms import check_form, text_dataset, to_judge
 from aigc_jax.data.readers.content import Columns, Content, Example
 from aigc_jax.data.spec import ImageSpec, TextSpec
-from aigc_jax.data.tfds_source import tfds_content
+from aigc_jax.data.tfds_source import IMAGE_KEY, LABEL_KEY, tfds_content
 from aigc_jax.data.tokenizers import Tokenizer
 from aigc_jax.errors import UserError, nearest, shown
 
 __all__ = ["Dataset", "Images", "Source", "load"]
-
-IMAGE_KEY, LABEL_KEY = "image", "label"
 
 
 class Images:

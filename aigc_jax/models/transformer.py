@@ -157,7 +157,7 @@ class Transformer(nn.Module):
         if cache is not None and "layers" in cache:
             x_BTW, kv = self._one_by_one(x_BTW, cache["layers"], place)
         else:
-            kv = None if cache is None else {k: x for k, x in cache.items() if k != "position"}
+            kv = None if cache is None else _of_layers(cache)
             each = (jnp.arange(c.layers), jnp.asarray(np.array(c.windows(), np.int32)))
             (x_BTW, kv), _ = self.layers((x_BTW, kv), each, place)
         if c.norm_position != "post":
@@ -223,11 +223,14 @@ class Transformer(nn.Module):
             each = {str(i): jax.tree.map(lambda x, i=i: x[i], tree["layers"]) for i in layers}
             return {**tree, "layers": each}
 
-        caches = tuple(
-            {k: x[i : i + 1] for k, x in cache.items() if k != "position"} for i in layers
-        )
+        caches = tuple({k: x[i : i + 1] for k, x in _of_layers(cache).items()} for i in layers)
         variables = {kind: apart(tree) for kind, tree in variables.items()}
         return variables, {"position": cache["position"], "layers": caches}
+
+
+def _of_layers(cache: Cache) -> Cache:
+    """What each layer has its own of."""
+    return {name: x for name, x in cache.items() if name != "position"}
 
 
 def _place(

@@ -123,38 +123,38 @@ def _forward_some(blocks, sight, q, k, v):
 
 def _backward_some(blocks, sight, q, k, v, end, inner, grad):
     dq, dk, dv = [], jnp.zeros_like(k, jnp.float32), jnp.zeros_like(v, jnp.float32)
-    by_keys = _by_keys if q.shape[-1] < SMALL_HEAD else _by_keys_transposed
     for t, s in blocks:
-        row = tuple(x[:, :, :, t] for x in (q, end, inner, grad))
+        row = tuple(x[:, :, :, t] for x in (q, grad, end, inner))
         some_k, some_v = k[:, :, s], v[:, :, s]
-        weights = jnp.exp(_logits(row[0], some_k, sight, t, s) - row[1])
-        dweights = jnp.einsum("bkgtd,bksd->bkgts", row[3], some_v, **FLOAT32)
-        dlogits = (weights * (dweights - row[2])).astype(q.dtype)
-        dq.append(jnp.einsum("bkgts,bksd->bkgtd", dlogits, some_k))
-        more_k, more_v = by_keys(weights, dlogits, row, some_k, some_v, sight, t, s)
-        dk, dv = dk.at[:, :, s].add(more_k), dv.at[:, :, s].add(more_v)
+        logits = _logits(row[0], some_k, sight, t, s)
+        dweights = jnp.einsum("bkgtd,bksd->bkgts", row[1], some_v, **FLOAT32)
+        weights, dlogits = _slopes(logits, dweights, *row[2:])
+        dq.append(jnp.einsum("bkgts,bksd->bkgtd", dlogits.astype(q.dtype), some_k))
+        axes = "bkgts"
+        if q.shape[-1] < SMALL_HEAD:
+            weights, dlogits = _slopes_by_keys(*row, some_k, some_v, sight, t, s)
+            axes = "bksgt"
+        add = functools.partial(jnp.einsum, f"{axes},bkgtd->bksd", **FLOAT32)
+        dk = dk.at[:, :, s].add(add(dlogits.astype(q.dtype), row[0]))
+        dv = dv.at[:, :, s].add(add(weights.astype(v.dtype), row[1]))
     return jnp.concatenate(dq, 3), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
-def _by_keys_transposed(weights, dlogits, row, k, v, sight, t, s):
-    """What a block adds to dk and dv, out of its weights."""
-    add = functools.partial(jnp.einsum, "bkgts,bkgtd->bksd", **FLOAT32)
-    return add(dlogits, row[0]), add(weights.astype(v.dtype), row[3])
+def _slopes(logits, dweights, end, inner):
+    """The weights, and the slopes of their logits."""
+    weights = jnp.exp(logits - end)
+    return weights, weights * (dweights - inner)
 
 
-def _by_keys(weights, dlogits, row, k, v, sight, t, s):
-    """The same out of weights that are computed anew, a row for each key."""
-    q, end, inner, grad = row
+def _slopes_by_keys(q, grad, end, inner, k, v, sight, t, s):
+    """`_slopes` anew, with a row for each key: (B, K, s, G, t)."""
     lie = (0, 1, 4, 2, 3)  # (B, K, G, t, 1) → (B, K, 1, G, t)
     logits = jnp.einsum("bksd,bkgtd->bksgt", k, q, **FLOAT32)
     if sight is not None:
         seen = sight.mask_BTS(t, s).swapaxes(1, 2)[:, None, :, None]
         logits = jnp.where(seen, logits, MASKED)
-    weights = jnp.exp(logits - end.transpose(lie))
     dweights = jnp.einsum("bksd,bkgtd->bksgt", v, grad, **FLOAT32)
-    dlogits = (weights * (dweights - inner.transpose(lie))).astype(q.dtype)
-    add = functools.partial(jnp.einsum, "bksgt,bkgtd->bksd", **FLOAT32)
-    return add(dlogits, q), add(weights.astype(v.dtype), grad)
+    return _slopes(logits, dweights, end.transpose(lie), inner.transpose(lie))
 
 
 def _logits(q_BKGtD: jax.Array, k_BKsD: jax.Array, sight: Sight | None, t: slice, s: slice):

@@ -10,7 +10,7 @@ from importlib import metadata
 import jax
 
 from aigc_jax.bench.hardware import cpu_name
-from aigc_jax.files import whole
+from aigc_jax.workdir import write_whole
 
 
 def replace_between(path: str, begin: str, end: str, text: str) -> None:
@@ -24,8 +24,7 @@ def replace_between(path: str, begin: str, end: str, text: str) -> None:
             page = f.read()
     before, _, rest = page.partition(begin)
     _, _, after = rest.partition(end)
-    with whole(path) as unfinished, open(unfinished, "w", encoding="utf-8") as f:
-        f.write(f"{before}{begin}\n{text}\n{end}{after or chr(10)}")
+    write_whole(path, f"{before}{begin}\n{text}\n{end}{after or chr(10)}")
 
 
 def provenance(packages: Sequence[str] = (), command: str = "") -> str:
