@@ -16,7 +16,7 @@ from aigc_jax.models.inspect import bad_activations, finite
 from aigc_jax.parallel.gather import on_host
 from aigc_jax.train.guard import Trouble
 from aigc_jax.train.state import TrainState, named
-from aigc_jax.train.step import example_keys, gradients
+from aigc_jax.train.step import example_keys, gradients, move_key
 from aigc_jax.workdir import write_whole, writing
 
 FOLDER, REPORT = "nonfinite", "report.json"
@@ -75,7 +75,7 @@ def diagnose(run: Run, state: TrainState, batch: dict[str, np.ndarray]) -> Repor
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     players = {}
     for turn, player in enumerate(run.objective.turns):
-        key_B = example_keys(jax.random.fold_in(key, turn), batch["weight"].shape[0], None)
+        key_B = example_keys(move_key(key, run.objective.turns, turn), len(batch["weight"]), None)
         arguments = (player, state.params, state.mutables, batch, key_B, state.step)
 
         def loss(arguments: tuple[Any, ...] = arguments) -> Any:

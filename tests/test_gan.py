@@ -24,7 +24,7 @@ from aigc_jax.models import dcgan, mlp_gan, r3gan
 from aigc_jax.models.sizes import crop, fill
 from aigc_jax.objectives import critic_state
 from aigc_jax.objectives.base import Alarm
-from aigc_jax.objectives.gan import GANConfig, GANSample, scores
+from aigc_jax.objectives.gan import GANConfig, GANSample, diversity, scores
 from aigc_jax.ops import convolution, spectral
 from aigc_jax.ops.ramps import half_cosine
 from aigc_jax.recipes import load_recipe
@@ -345,12 +345,9 @@ def test_training_says_an_alarm_once_and_writes_it_down(tmp_path, capsys, monkey
 
 
 def test_diversity_and_accuracy_by_hand():
-    run = tiny.make("gan")
-    objective, weight = run.objective, jnp.array([1.0, 3.0, 0.0])
-    x, fake = jnp.zeros((3, 2, 2, 1)), jnp.ones((3, 2, 2, 1))
-    objective._fake = lambda params, key_B, label_B: jnp.full((3, 2, 2, 1), 2.0)
-    mean = objective._health({}, x, fake * jnp.array([1.0, 4.0, 9.0])[:, None, None, None], None,
-                             jax.random.split(KEY, 3), weight)["diversity"]  # fmt: skip
+    weight = jnp.array([1.0, 3.0, 0.0])
+    x, fake = jnp.zeros((3, 2, 2, 1)), jnp.array([1.0, 4.0, 9.0])[:, None, None, None]
+    mean = diversity(x, fake * jnp.ones_like(x), jnp.full_like(x, 2.0), weight)
     np.testing.assert_allclose(mean.value(), (1 * 2 + 3 * 4) / (1 * 2 + 3 * 8))
     real, made = jnp.array([1.0, 3.0, 9.0]), jnp.array([2.5, 0.0, 9.0])
     found = {k: float(m.value()) for k, m in scores(real, made, weight, 2.0).items()}
@@ -358,6 +355,23 @@ def test_diversity_and_accuracy_by_hand():
         score_real=2.5, score_fake=0.625, pairs_told_apart=0.75,
         accuracy_real=0.75, accuracy_fake=0.75, accuracy=0.75,
     )  # fmt: skip
+
+
+def test_each_player_draws_its_own_and_the_generator_knows_the_critics():
+    """Diversity is then free: XLA has the critic's images already."""
+    run = tiny.make("gan", objective=dict(critic_turns=2))
+    state, batch, drawn = tiny.state(run), tiny.batch("gan"), []
+    fake = run.objective._fake
+
+    def watched(params, key_B, label_B):
+        drawn.append(np.asarray(jax.random.key_data(key_B)))
+        return fake(params, key_B, label_B)
+
+    run.objective._fake = watched
+    make_step(run.objective, run.optimizers)(state, batch)
+    first, second, own, others = drawn
+    chex.assert_trees_all_equal(first, others)
+    assert not any(np.array_equal(a, b) for a, b in ((first, second), (first, own), (second, own)))
 
 
 def test_an_unknown_transformation_is_named():

@@ -41,10 +41,15 @@ LOSSES = {
     "relativistic": (lambda r, f: softplus(f - r), lambda r, f: softplus(r - f)),
 }
 
+# What an example's key is folded with, for each player's latent and augmentation. The players draw
+# their own, and each can tell what the other one's images were.
+LATENT = {"critic": 0, "generator": 4}
+AUGMENT = {"critic": (2, 3), "generator": (5, 6)}  # real and generated images
+PLACE = 1  # between real and generated images
 
 ALARMS = (
     Alarm(
-        "critic/diversity",
+        "generator/diversity",
         low=0.2,
         high=math.inf,
         records=5,
@@ -147,7 +152,8 @@ class GAN:
             mutables["critic"], params["critic"], step,
             c.ada_target, 1 / c.ada_steps, c.augment_probability,
         )  # fmt: skip
-        critic, fake = self._critic(params, state), self._fake(params, fold(key_B, 0), label_B)
+        critic = self._critic(params, state)
+        fake = self._fake(params, fold(key_B, LATENT[player]), label_B)
         probability = state["probability"]
         if not c.ada_target:
             ends = c.augment_start, c.augment_probability
@@ -161,32 +167,27 @@ class GAN:
 
             return score
 
-        score_real, score_fake = scored(2), scored(3)
+        score_real, score_fake = map(scored, AUGMENT[player])
         critic_loss, generator_loss = LOSSES[c.loss]
         real_B, fake_B = score_real(x), score_fake(fake)
         if player == "generator":
             loss = Mean.of(generator_loss(real_B, fake_B), weight_B)
-            return loss, ({}, {**mutables, "critic": state})
+            # The critic's images once more, from the same latents: XLA sees that it has them.
+            other = self._fake(
+                jax.lax.stop_gradient(params), fold(key_B, LATENT["critic"]), label_B
+            )
+            health = {"diversity": diversity(x, fake, other, weight_B)}
+            return loss, (health, {**mutables, "critic": state})
         gamma = half_cosine(c.gamma_start, 1.0, c.burn_in_steps)(step)
         penalty_B, metrics = self._penalties(
             score_real, score_fake, x, fake, key_B, weight_B, gamma
         )
-        metrics |= self._health(params, x, fake, label_B, key_B, weight_B)
         metrics |= scores(real_B, fake_B, weight_B, state["middle"])
         if c.augment:
             metrics["augmented"] = Mean.of(jnp.float32(probability))
         state = critic_state.seen(state, real_B, fake_B, weight_B)
         loss = Mean.of(critic_loss(real_B, fake_B) + penalty_B, weight_B)
         return loss, (metrics, {**mutables, "critic": state})
-
-    def _health(self, params, x, fake, label_B, key_B, weight_B):
-        """How far apart two generated images of a class are, in units of real ↔ generated.
-
-        About 1 if the generated images are spread like the real ones; 0 if they are all the same.
-        """
-        other = self._fake(params, fold(key_B, 4), label_B)
-        apart_B, away_B = distance(fake, other) * weight_B, distance(x, fake) * weight_B
-        return {"diversity": Mean(apart_B.sum(), away_B.sum())}
 
     def _penalties(self, score_real, score_fake, x, fake, key_B, weight_B, gamma=1.0):
         c = self.config
@@ -202,7 +203,7 @@ class GAN:
                 metrics[name] = Mean.of(slope_B, weight_B)
                 penalty_B += gamma * own / 2 * slope_B
         if c.gradient_penalty:
-            mix = uniform(fold(key_B, 1))[:, None, None, None]
+            mix = uniform(fold(key_B, PLACE))[:, None, None, None]
             slope_B = jnp.sqrt(squared_slope(score_real, x + mix * (fake - x)) + 1e-12)
             metrics["slope"] = Mean.of(slope_B, weight_B)
             penalty_B += c.gradient_penalty * (slope_B - 1) ** 2
@@ -215,7 +216,7 @@ class GAN:
         """
         x, label_B, weight_B = to_signed(batch["image"]), self._label(batch), batch["weight"]
         critic = self._critic(params, mutables.get("critic"))
-        fake = self._fake(params, fold(key_B, 0), label_B)
+        fake, other = (self._fake(params, fold(key_B, n), label_B) for n in LATENT.values())
         real_B, fake_B = self._score(critic, x, label_B), self._score(critic, fake, label_B)
         critic_loss, generator_loss = LOSSES[self.config.loss]
         # This batch's own middle: the averaged critic may have another one than the critic.
@@ -223,7 +224,7 @@ class GAN:
         return {
             "loss": Mean.of(critic_loss(real_B, fake_B), weight_B),
             "generator_loss": Mean.of(generator_loss(real_B, fake_B), weight_B),
-            **self._health(params, x, fake, label_B, key_B, weight_B),
+            "diversity": diversity(x, fake, other, weight_B),
             **scores(real_B, fake_B, weight_B, middle),
         }
 
@@ -236,6 +237,17 @@ class GAN:
     def _generate(self, params, key_N, label_N, truncation):
         z_NZ = truncation * normal(key_N, (self.generator.config.latent,))
         return to_bytes(self.generator.apply({"params": params}, z_NZ, label_N))
+
+
+def diversity(
+    x_BHWC: jax.Array, fake_BHWC: jax.Array, other_BHWC: jax.Array, weight_B: jax.Array
+) -> Mean:
+    """How far apart two generated images of a class are, in units of real ↔ generated.
+
+    About 1 if the generated images are spread like the real ones; 0 if they are all the same.
+    """
+    apart_B, away_B = distance(fake_BHWC, other_BHWC), distance(x_BHWC, fake_BHWC)
+    return Mean((apart_B * weight_B).sum(), (away_B * weight_B).sum())
 
 
 def scores(

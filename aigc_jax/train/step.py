@@ -37,6 +37,7 @@ def make_step(
       accumulate: microbatches; B must be divisible by it.
 
     A player that moves several times in a step sees the same batch with fresh noise each time.
+    What another player drew in its first move is known to a player in its own first one.
 
     `axis` names the mapped axis under `pmap`, where `batch` is this device's share.
     """
@@ -49,7 +50,7 @@ def make_step(
         metrics: dict[str, Mean] = {}
         finite = jnp.bool_(True)
         for turn, player in enumerate(objective.turns):
-            key_B = example_keys(jax.random.fold_in(key, turn), batch["weight"].shape[0], axis)
+            key_B = example_keys(move_key(key, objective.turns, turn), len(batch["weight"]), axis)
             loss, grads, aux, mutables = gradients(
                 objective, player, params, mutables, batch, key_B, state.step, accumulate, axis
             )
@@ -90,6 +91,11 @@ def make_step(
         return state, metrics
 
     return step
+
+
+def move_key(key: jax.Array, turns: tuple[str, ...], turn: int) -> jax.Array:
+    """The key of a turn: the step's, numbered by how often that player has moved in the step."""
+    return jax.random.fold_in(key, turns[:turn].count(turns[turn]))
 
 
 def example_keys(key: jax.Array, size: int, axis: str | None) -> jax.Array:
