@@ -9,7 +9,6 @@ at the start, in the middle of the first epoch and in the second one.
 """
 
 import gc
-import resource
 import tracemalloc
 from typing import Any
 
@@ -23,6 +22,7 @@ from aigc_jax.data.mixture import Mixed
 from aigc_jax.data.pipeline import TrainIterator
 from aigc_jax.data.readers.content import Examples
 from aigc_jax.data.sources import Images
+from aigc_jax.files import most_memory
 from aigc_jax.report.marked import replace_between
 
 COUNTS = (10**3, 10**6, 10**9)
@@ -88,7 +88,7 @@ def main(_: Any) -> None:
     measure("examples by index", 1000)  # what is loaded once is not the index's
     lines = table()
     print("\n".join(lines))
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    most = most_memory() / 1e6
     print(f"\nThis process, with JAX, never had more than {most:.0f} MB.")
     if WRITE.value:
         replace_between(WRITE.value, BEGIN, END, "\n".join(lines))

@@ -8,6 +8,8 @@ Each recipe is trained for each seed, for as many steps as the machine makes in 
 a short trial before the first seed (its schedules follow), and judged by `aigc eval`. What is there
 already is not done again, so the command can be stopped and given again; other work beside it makes
 it longer, not worse. A model behind an autoencoder has half of the time for that.
+
+`--table=models` makes the page's other table: what autoencoders and likelihoods say of themselves.
 """
 
 import json
@@ -34,7 +36,6 @@ RECIPES = {
 }
 # Lengths of schedules, which follow the number of steps.
 LENGTHS = ("warmup_steps", "decay_steps", "b2_steps", "burn_in_steps", "kl_warmup_steps")
-BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 
 FLAGS = flags.FLAGS
 flags.DEFINE_float("minutes", 10.0, "Time for the training of each run; 0: the recipes' own steps.")
@@ -45,17 +46,19 @@ flags.DEFINE_string("data_folder", "data", "As in data.data_dir.")
 flags.DEFINE_integer("samples", 10_000, "Images to judge.")
 flags.DEFINE_string("folder", "runs/results", "Where the runs go.")
 flags.DEFINE_string("page", "docs/results.md", "Whose table is replaced.")
+flags.DEFINE_enum("table", "images", ["images", "models"], "Which of the page's tables.")
 flags.DEFINE_bool("table_only", False, "Trains nothing: the table of what there is.")
 
 
 def recipe_of(name: str, seed: int, stage: str) -> Any:
     """The recipe on the data of the flags."""
-    recipe = load_recipe(os.path.join("configs", f"{name}.py"))
+    file, _, variant = name.partition(":")
+    recipe = load_recipe(os.path.join("configs", f"{file}.py:{variant}".rstrip(":")))
     recipe.seed = seed
     recipe.data.source, recipe.data.data_dir = FLAGS.data, FLAGS.data_folder
     recipe.data.first_stage = stage
     recipe.eval.every, recipe.eval.samples = 0, FLAGS.samples
-    if "importance_samples" in recipe.objective:
+    if FLAGS.table == "images" and "importance_samples" in recipe.objective:
         recipe.objective.importance_samples = 1  # the bound is not in the table, and takes long
     recipe.sample.every = 0
     return recipe
@@ -125,13 +128,31 @@ def results(name: str) -> list[dict[str, Any]]:
     return found
 
 
-COLUMNS = {
-    "Fréchet": "frechet_classifier",
-    "kernel": "kernel_classifier",
-    "precision": "precision_classifier",
-    "recall": "recall_classifier",
-    "density": "density_classifier",
-    "coverage": "coverage_classifier",
+# For each table what its marks in the page say, and its columns.
+TABLES = {
+    "images": (
+        "results",
+        {
+            "Fréchet": "frechet_classifier",
+            "kernel": "kernel_classifier",
+            "precision": "precision_classifier",
+            "recall": "recall_classifier",
+            "density": "density_classifier",
+            "coverage": "coverage_classifier",
+        },
+    ),
+    "models": (
+        "models",
+        {
+            "IWAE bound, nats": "iwae",
+            "bits/dim": "bits_per_dim",
+            "active units": "active_units",
+            "PSNR, dB": "psnr",
+            "Fréchet of reconstructions": "reconstruction_frechet_classifier",
+            "codes used": "codes_used",
+            "code perplexity": "code_perplexity",
+        },
+    ),
 }
 
 
@@ -147,11 +168,11 @@ def cell(runs: list[dict[str, Any]], key: str) -> str:
     return f"{values[0]:.3f}{interval}"
 
 
-def table() -> str:
+def table(columns: dict[str, str]) -> str:
     """The Markdown table of all results."""
     lines = [
-        f"| recipe | seeds | minutes | steps | {' | '.join(COLUMNS)} |",
-        "|---|---|---|---|" + "---|" * len(COLUMNS),
+        f"| recipe | seeds | minutes | steps | {' | '.join(columns)} |",
+        "|---|---|---|---|" + "---|" * len(columns),
     ]
     everything = []
     for name in FLAGS.recipes:
@@ -159,18 +180,21 @@ def table() -> str:
         everything += runs
         if runs:
             minutes, steps = runs[0]["minutes"], runs[0]["steps"]
-            cells = [cell(runs, key) for key in COLUMNS.values()]
+            cells = [cell(runs, key) for key in columns.values()]
             lines.append(
                 f"| `{name}` | {len(runs)} | {minutes:g} | {steps:,} | {' | '.join(cells)} |"
             )
-    floors = [cell(everything[:1], f"{key}_floor") for key in COLUMNS.values()]
-    lines.append(f"| training images themselves | | | | {' | '.join(floors)} |")
+    floors = [cell(everything[:1], f"{key}_floor") for key in columns.values()]
+    if set(floors) > {"–"}:
+        lines.append(f"| training images themselves | | | | {' | '.join(floors)} |")
     return "\n".join(lines)
 
 
 def write_page() -> None:
-    """Puts the table, and how it came about, between the marks of the page."""
-    replace_between(FLAGS.page, BEGIN, END, f"{provenance()}\n\n{table()}")
+    """Puts the table, and how it came about, between its marks in the page."""
+    mark, columns = TABLES[FLAGS.table]
+    text = f"{provenance()}\n\n{table(columns)}"
+    replace_between(FLAGS.page, f"<!-- {mark} -->", f"<!-- end of {mark} -->", text)
 
 
 def pictures() -> None:
@@ -192,7 +216,8 @@ def main(argv: list[str]) -> None:
             judge(name, int(seed))
             write_page()
     write_page()
-    pictures()
+    if FLAGS.table == "images":
+        pictures()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """The comparison with PyTorch takes turns fairly and writes its table; needs no PyTorch."""
 
 import itertools
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 from aigc_jax.bench.timing import interleaved
+from aigc_jax.files import most_memory
 from aigc_jax.report.marked import provenance, replace_between
 from benchmarks.peers import ours, work
 from benchmarks.peers.others import Others
@@ -74,6 +76,13 @@ def test_a_process_tells_when_its_first_step_was_done_and_its_memory():
             process.command[-1] = "raise SystemExit(1)"
             with pytest.raises(RuntimeError, match="failed"):
                 process()
+
+
+def test_a_process_tells_of_its_own_memory_not_of_its_parents():
+    much = np.ones(1 << 27, np.uint8)  # 128 MiB that are really there
+    code = "from aigc_jax.files import most_memory; print(most_memory())"
+    child = int(subprocess.run([sys.executable, "-c", code], capture_output=True).stdout)
+    assert 1e6 < child < most_memory() - much.nbytes / 2
 
 
 def test_ratio_is_that_of_medians_and_lies_in_its_interval():

@@ -3,7 +3,6 @@
 import functools
 import os
 import platform
-import resource
 from importlib import metadata
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.bench.timing import Times, repeated
+from aigc_jax.files import most_memory
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy")
 
@@ -53,7 +53,7 @@ def peak_memory() -> int:
     on_device = max(int(s.get("peak_bytes_in_use", 0)) for s in stats)
     if jax.default_backend() != "cpu" and on_device:
         return on_device
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return most_memory()
 
 
 def machine() -> dict[str, Any]:

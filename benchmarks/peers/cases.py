@@ -75,7 +75,8 @@ def _starts(name: str, words: str, peer: str, warm: float, cold: float) -> Case:
         start = f"process start to first step, {words}"
         for kind, process in processes.items():
             report(f"{kind}: {max(process.bytes) / 1e9:.2f} GB")
-        ours, theirs = (processes[kind].bytes[1:] for kind in ("ours", "theirs"))  # cache is warm
+        last = min(slots, 3)  # those with a warm cache
+        ours, theirs = (processes[kind].bytes[-last:] for kind in ("ours", "theirs"))
         return [
             Row.of(f"{start}, warm cache", peer, found, warm),
             Row.of(f"{start}, cold cache", peer, {**found, "ours": found["cold"]}, cold),
