@@ -441,5 +441,7 @@ def test_the_step_of_a_recipe_compiles_for_256_chips(tmp_path):
     found = json.loads(path.read_text())
     assert found["topology"]["chips"] == 256 and found["parameters"] == 1_235_814_400
     assert found["memory"]["peak"] < 16 << 30
-    assert {c["kind"] for c in found["collectives"]} >= {"all-gather", "reduce-scatter"}
+    # Each microbatch gathers the parameters in bfloat16 twice, and the vocabulary for each piece.
+    moved = {c["kind"]: c["bytes"] for c in found["collectives"]}
+    assert 8 * found["parameters"] < moved["all-gather"] < 30 * found["parameters"]
     assert 0.05 < found["mfu"] < 1

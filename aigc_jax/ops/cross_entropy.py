@@ -9,9 +9,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from aigc_jax.ops import platform
 from aigc_jax.parallel.rules import sharers
 
-LOGITS = 1 << 24  # float32 logits that may be in memory at once, per device: 64 MiB
+# float32 logits that may be in a device's memory at once. 64 MiB of them come and go fastest on a
+# CPU. Elsewhere 512 MiB: where the vocabulary's matrix is shared out, each piece gathers it anew.
+LOGITS = {"small_pieces": 1 << 24, "reference": 1 << 27}
 
 
 @flax.struct.dataclass
@@ -36,7 +39,7 @@ def cross_entropy(
     x_BTW: jax.Array,
     target_BT: jax.Array,
     vocab_size: int,
-    limit: int = LOGITS,
+    limit: int = 0,
 ) -> Likelihood:
     """The likelihood of the targets, exact, a piece of the sequence at a time.
 
@@ -49,8 +52,9 @@ def cross_entropy(
       x_BTW: what the head reads.
       target_BT: int32 tokens.
       vocab_size: V.
-      limit: logits that may be in a device's memory at once.
+      limit: logits that may be in a device's memory at once; 0: as many as the platform likes.
     """
+    limit = limit or LOGITS[platform.form("cross_entropy")]
     b, t = target_BT.shape
     pieces = min(-(-b * t * vocab_size // (limit * sharers("batch", "length", "vocab"))), t)
 

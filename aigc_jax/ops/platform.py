@@ -15,6 +15,7 @@ FORMS: dict[str, dict[str, str]] = {
     "activation": {"cpu": "handwritten"},
     "attention": {"cpu": "blockwise", "gpu": "cudnn", "tpu": "splash"},
     "convolution": {"cpu": "guarded"},
+    "cross_entropy": {"cpu": "small_pieces"},
     "decoding": {"cpu": "by_layer"},  # each layer's arrays by themselves; reference: a loop
     "dense": {"cpu": "guarded"},
     "depthwise": {"cpu": "shifted"},
