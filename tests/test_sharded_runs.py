@@ -16,7 +16,7 @@ from aigc_jax import run
 from aigc_jax.train.log import read_metrics
 
 ALL = "data=2,fsdp=2,tensor=2"
-CHEAP = {"transformer": "fsdp=2,sequence=2,tensor=2", "mlp": ALL}
+CHEAP = {"transformer": "fsdp=2,sequence=2,tensor=2", "mlp": ALL, "lstm": ALL}
 MESHES = ("data=8", "fsdp=8", "tensor=4", ALL, "data=2,fsdp=4,tensor=1")
 LONG = ("sequence=4", "data=2,sequence=4", "fsdp=2,sequence=2,tensor=2")
 
@@ -34,7 +34,7 @@ def alone(model, steps):
 
 @pytest.mark.parametrize("model, mesh", CHEAP.items())
 def test_a_mesh_does_not_change_the_losses(model, mesh):
-    """Two models and a few steps, since eight devices on few cores are slow."""
+    """Some models and a few steps, since eight devices on few cores are slow."""
     check(model, mesh, steps=3)
 
 
