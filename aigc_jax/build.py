@@ -177,6 +177,7 @@ def build(config: Config, spec: Spec, mesh: Mesh | None = None, trains: bool = T
         check_batch(config.data.batch_size, mesh, config.train.accumulate, "data.batch_size")
     check_batch(config.eval.batch_size, mesh, 1, "eval.batch_size")
     check_length(config, spec, mesh)
+    check_product(config, mesh)
     ema = config.ema
     example = spec.example_batch(2)
 
@@ -221,6 +222,18 @@ def check_length(config: Config, spec: Spec, mesh: Mesh) -> None:
         raise UserError(
             f"sequence={parts} in mesh does not divide the {length} places that model.name="
             f"'{name}' reads at once: change data.seq_len, the size of the images, or sequence"
+        )
+
+
+def check_product(config: Config, mesh: Mesh) -> None:
+    """Raises UserError for axes along which together XLA computes a model's gradient wrongly."""
+    wrong = getattr(config.model, "wrong_on", ())
+    if wrong and all(size_of(mesh, axis) > 1 for axis in wrong):
+        split, batch = " and ".join(wrong), size_of(mesh, "data") * size_of(mesh, "fsdp")
+        raise UserError(
+            f"XLA's partitioner computes a wrong gradient of model.name="
+            f"'{config.raw['model']['name']}' where {split} are all split: use mesh=fsdp={batch}"
+            f",tensor={size_of(mesh, 'tensor')}, which splits the batch the same way"
         )
 
 

@@ -105,6 +105,13 @@ def test_what_cannot_be_split_is_said_before_anything_is_compiled(mesh, changes,
     assert all(part in str(e.value) for part in parts), e.value
 
 
+@pytest.mark.parametrize("model", ["dcgan", "ladder"])
+def test_a_product_under_which_a_gradient_is_wrong_is_refused(model):
+    with pytest.raises(UserError, match=r"wrong gradient.*mesh=fsdp=4,tensor=2"):
+        sharded.make(model, "data=2,fsdp=2,tensor=2")
+    sharded.make(model, "fsdp=4,tensor=2")
+
+
 def test_parameters_and_names_without_a_rule():
     shapes = {"model": {"new": {"kernel": jax.ShapeDtypeStruct((4, 4), jnp.float32)}}}
     with pytest.raises(UserError, match=r"model/new/kernel of 4×4 have no names.*AXES"):

@@ -47,6 +47,9 @@ class LadderConfig:
     blocks: int = option(1, low=0)  # residual blocks at each size on the way up, and after a group
     conditional: bool = False
 
+    # Split along all of these, its gradient is wrong (jaxlib 0.10.2).
+    wrong_on = ("data", "fsdp", "tensor")
+
     def __post_init__(self):
         if len(self.groups) != len(self.channels) or not any(self.groups):
             raise UserError(

@@ -19,7 +19,7 @@ Cache = dict[str, jax.Array]  # "c", "h" (L, B, W)
 
 AXES = (
     ("token_embedding/embedding", ("vocab", "embed")),
-    # Not over tensor: beside data and fsdp, XLA's partitioner made the gradient of such a loop wrong.
+    # Not over tensor: beside data and fsdp, XLA's partitioner makes the loop's gradient wrong.
     ("cell/[ih][ifgo]/kernel", ("embed", None)),
     ("cell/h[ifgo]/bias", (None,)),
     ("head_embedding/kernel", ("embed", "vocab")),
