@@ -185,7 +185,7 @@ def table(columns: dict[str, str]) -> str:
                 f"| `{name}` | {len(runs)} | {minutes:g} | {steps:,} | {' | '.join(cells)} |"
             )
     floors = [cell(everything[:1], f"{key}_floor") for key in columns.values()]
-    if set(floors) > {"–"}:
+    if set(floors) != {"–"}:
         lines.append(f"| training images themselves | | | | {' | '.join(floors)} |")
     return "\n".join(lines)
 
