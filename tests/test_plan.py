@@ -24,7 +24,7 @@ from aigc_jax.plan import command, plan, search, topology
 from aigc_jax.plan.costs import Collective, costs
 from aigc_jax.plan.groups import axes_of, groups
 from aigc_jax.plan.hlo import parse
-from aigc_jax.plan.network import Network
+from aigc_jax.plan.network import Network, closed_sides
 from aigc_jax.plan.outgrown import outgrown
 from aigc_jax.plan.table import ranking, table, verdict
 from aigc_jax.recipes import load_recipe
@@ -148,6 +148,43 @@ def test_a_collective_in_parts_counts_once_and_what_goes_between_slices_counts()
     ]
 
 
+# A gather and a product that another core of the chip does beside the rest of the program.
+BESIDE = """\
+%called (w: bf16[16,32], token: token[]) -> bf16[64,32] {
+  %w = bf16[16,32]{1,0} parameter(0)
+  %token = token[] parameter(1)
+  ROOT %all-gather.1 = bf16[64,32]{1,0} all-gather(%w), channel_id=2,\
+ replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+}, execution_thread="sparsecore"
+
+%called.1 (x: bf16[8,64], y: bf16[64,32]) -> bf16[8,32] {
+  %x = bf16[8,64]{1,0} parameter(0)
+  %y = bf16[64,32]{1,0} parameter(1)
+  ROOT %product = bf16[8,32]{1,0} convolution(%x, %y), dim_labels=bf_io->bf
+}, execution_thread="sparsecore"
+
+ENTRY %main (w.1: bf16[16,32], x.1: bf16[8,64]) -> bf16[8,32] {
+  %w.1 = bf16[16,32]{1,0} parameter(0)
+  %x.1 = bf16[8,64]{1,0} parameter(1)
+  %token.1 = token[] after-all()
+  %start = ((bf16[16,32]{1,0}, token[]), bf16[64,32]{1,0}) call-start(%w.1, %token.1),\
+ async_execution_thread="sparsecore", to_apply=%called
+  %done = bf16[64,32]{1,0} call-done(%start)
+  %start.1 = ((bf16[8,64]{1,0}, bf16[64,32]{1,0}), bf16[8,32]{1,0}) call-start(%x.1, %done),\
+ async_execution_thread="sparsecore", to_apply=%called.1
+  ROOT %done.1 = bf16[8,32]{1,0} call-done(%start.1)
+}
+"""
+
+
+def test_what_another_core_of_a_chip_does_beside_the_program_counts():
+    found = costs(parse(BESIDE), {"data": 2, "fsdp": 4})
+    (gather,) = found.collectives
+    assert (gather.kind, gather.axes, gather.bytes) == ("all-gather", ("fsdp",), 64 * 32 * 2)
+    assert found.flops == 2 * 8 * 64 * 32
+    assert found.bytes == 2 * (16 * 32 + 64 * 32 + 8 * 64 + 64 * 32 + 8 * 32)
+
+
 @pytest.mark.parametrize(
     "written, expected",
     [
@@ -254,6 +291,25 @@ def test_the_links_of_a_torus_are_shared_by_what_runs_over_them():
     assert network.seconds(reduce) == pytest.approx(2 * 1.5e9 / 90e9)
     apart = Network(sheet, places, np.arange(256) // 128)
     assert apart.bandwidth(whole) == sheet.slow
+
+
+@pytest.mark.parametrize(
+    "kind, sides, expected",
+    [
+        ("TPU v5", (2, 2, 4), (False, False, False)),
+        ("TPU v5", (4, 4, 8), (True, True, True)),
+        ("TPU v4", (4, 4), (False, False)),
+        ("TPU7x", (4, 4, 4), (True, True, True)),
+        ("TPU v6 lite", (8, 16), (False, True)),
+    ],
+)
+def test_cubes_of_chips_are_closed_whole_and_sides_of_a_pod_each_by_itself(kind, sides, expected):
+    sheet = data_sheet(kind)
+    assert closed_sides(sheet, sides) == expected
+    places = np.stack(np.unravel_index(np.arange(np.prod(sides)), sides), 1)
+    last = range(sides[-1])  # along the last side
+    links = Network(sheet, places, np.zeros(len(places), int)).bandwidth(last) / sheet.link
+    assert links == (2 if expected[-1] else 1)
 
 
 @pytest.fixture(scope="module")

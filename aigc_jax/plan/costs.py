@@ -24,8 +24,8 @@ KINDS = (
 # What moves no bytes of its own.
 FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
-    *("call", "after-all", "partition-id", "replica-id", "iota", "async-start", "async-update"),
-    *("async-done", "copy-done", "opt-barrier", "domain"),
+    *("call", "call-start", "after-all", "partition-id", "replica-id", "iota", "async-start"),
+    *("async-update", "async-done", "copy-done", "opt-barrier", "domain"),
 }
 SCATTERING = "all-reduce-scatter"  # how a TPU's compiler calls a fusion that is a reduce-scatter
 

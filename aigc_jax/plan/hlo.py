@@ -116,7 +116,7 @@ class Program:
                 if branches:  # one of them runs; the largest stands for all
                     most = max(branches, key=lambda b: len(self.computations[b]))
                     yield from self._walk(most, times)
-            elif instruction.opcode in ("call", "async-start"):
+            elif instruction.opcode in ("call", "call-start", "async-start"):
                 for called in instruction.called.values():
                     yield from self._walk(called, times)
 

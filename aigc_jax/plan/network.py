@@ -10,6 +10,22 @@ from aigc_jax.chips import DataSheet
 from aigc_jax.plan.costs import Collective
 
 
+def closed_sides(sheet: DataSheet, sides: Sequence[int]) -> tuple[bool, ...]:
+    """Which sides of a slice are rings.
+
+    Of a torus of three dimensions the switches close whole cubes of chips: all sides or none
+    (cloud.google.com/tpu/docs/v5p: "4x4x4 and larger"). Of two dimensions each side is by itself.
+
+    Args:
+      sheet: of a chip.
+      sides: chips along each side; a side that is left out has one.
+    """
+    whole = [n % sheet.ring == 0 for n in sides]
+    if sheet.dimensions == 3:
+        return (len(sides) == 3 and all(whole),) * len(sides)
+    return tuple(whole)
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """The devices of a mesh as they are wired.
@@ -47,11 +63,12 @@ class Network:
             return self.sheet.slow / self.shared
         if not self.sheet.dimensions:
             return self.sheet.link
-        total, sides = 0.0, self.places.max(0) + 1
+        total, sides = 0.0, (self.places.max(0) + 1).tolist()
+        rings = closed_sides(self.sheet, sides)
         for d in range(self.places.shape[1]):
             spanned = len(set(self.places[at, d]))
             if spanned > 1:
-                closed = spanned == sides[d] and sides[d] % self.sheet.ring == 0
+                closed = spanned == sides[d] and rings[d]
                 total += self.sheet.link * (2 if closed else 1)
         return (total or 2 * self.sheet.link) / self.shared
 

@@ -12,6 +12,7 @@ import jax
 from aigc_jax.chips import DataSheet, data_sheet
 from aigc_jax.errors import UserError, reason
 from aigc_jax.ops.platform import compiling_for
+from aigc_jax.plan.network import closed_sides
 
 # What libtpu looks up in a cloud's metadata, and would wait for, where there is no TPU.
 ABSENT = {
@@ -116,8 +117,7 @@ def _tpu(kind: str, sides: str, name: str, slices: int) -> list[Any]:
         options["chip_config_name"] = "megacore"  # both cores of a chip as one device
     if kind != "tpu7x":
         lengths = [int(n) for n in sides.split("x")]
-        closed = [n % sheet.ring == 0 for n in lengths] + [False] * (3 - len(lengths))
-        options["wrap"] = tuple(closed)
+        options["wrap"] = closed_sides(sheet, lengths) + (False,) * (3 - len(lengths))
     if slices > 1:
         options["num_slices"] = slices
     try:
