@@ -14,7 +14,7 @@ from aigc_jax.data.pipeline import TrainIterator
 from aigc_jax.data.spec import check_spec
 from aigc_jax.diagnose import give_up
 from aigc_jax.errors import StorageError, UserError
-from aigc_jax.evaluate.judge import Judge
+from aigc_jax.evaluate.judge import Judge, check_judging
 from aigc_jax.hooks import hooks
 from aigc_jax.parallel import coordination
 from aigc_jax.parallel.mesh import share
@@ -99,6 +99,7 @@ class Training:
             self._check_same(read_config(self.workdir))
         dataset = sources.load(c.data, tokenizer_of(c.data))
         self.dataset = behind_first_stage(dataset, c.data)
+        check_judging(self.dataset, c.eval)
         self.parts = build.build(c, self.dataset.spec)
         self.shapes = self.parts.state_shapes()
         self.example = self.dataset.spec.example_batch(c.data.batch_size)

@@ -93,6 +93,19 @@ def test_grey_images_among_colours_become_colours(tmp_path):
     np.testing.assert_array_equal(examples(content)[1]["image"], np.stack([grey] * 3, -1))
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_images_lie_on_white(tmp_path, mode):
+    """Whatever colour hides there, scaled or not."""
+    image = np.full((8, 8, 4), (200, 10, 10, 0), np.uint8)
+    image[2:6, 2:6] = (80, 80, 80, 255)
+    Image.fromarray(image).convert(mode).save(tmp_path / "a.png")
+    (got,) = examples(readers.read(f"folder:{tmp_path}"))
+    seen = np.where(image[..., 3:] > 0, 80, 255)
+    assert np.abs(got["image"].astype(int) - seen).max() <= 1  # a palette has few greys
+    (small,) = examples(readers.read(f"folder:{tmp_path}", image_size=4))
+    assert small["image"][0, 0].tolist() == [255] * got["image"].shape[-1]
+
+
 def test_class_folders(tmp_path):
     images = {"cat": pixels(2, 3, 3), "ape": pixels(1, 3, 3, seed=1), "犬": pixels(1, 3, 3, seed=2)}
     for name, arrays in images.items():

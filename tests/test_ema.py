@@ -51,6 +51,15 @@ def test_the_running_average_is_the_mean_under_its_profile():
     np.testing.assert_allclose(found["0.1"], expected, rtol=2e-5, atol=1e-5)
 
 
+def test_a_long_run_weighs_its_newest_parameters_exactly():
+    """Synthesis after training takes the profile to be exact."""
+    for step in (1, 1000, 2_000_000):
+        share = ema.power_share(0.05, jnp.int32(step))
+        last = np.log1p(-1 / step) if step > 1 else -np.inf
+        expected = -np.expm1((ema.exponent(0.05) + 1) * last)
+        np.testing.assert_allclose(share, expected, rtol=1e-5)
+
+
 def test_snapshots_of_two_widths_give_a_third():
     history, widths = walk(), (0.05, 0.1)
     _, kept = averaged(history, Ema(power=widths), every=25)

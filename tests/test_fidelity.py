@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import tiny
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
@@ -170,6 +171,14 @@ def test_few_images_are_refused(digits):
         fidelity.fidelity_of(few, "digits", Eval())
     with pytest.raises(UserError, match="3 samples are too few"):
         fidelity.fidelity_of(digits, "digits", Eval(samples=3))
+
+
+def test_a_run_that_could_not_be_judged_does_not_begin(tmp_path):
+    data = dict(source="digits", batch_size=4, limit=4)
+    recipe = tiny.recipe("gan", data=data, eval=dict(every=3, fidelity=True))
+    with pytest.raises(UserError, match="too few to compare"):
+        aigc_jax.train(recipe, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def fidelity_source(source, count):

@@ -13,6 +13,7 @@ import aigc_jax
 from aigc_jax import build, families
 from aigc_jax.config import Sample
 from aigc_jax.data import spec as spec_lib
+from aigc_jax.data.order import permuted
 from aigc_jax.errors import UserError
 from aigc_jax.objectives.base import Request
 from aigc_jax.objectives.first_stage import PLAYER
@@ -104,8 +105,9 @@ def parts(config):
     run = build.build(config, dataset.spec)
     state = run.init(jnp.int32(0))
     params = begin_behind(config.data.first_stage, run.objective, state.params, dataset)
-    images = np.stack([dataset.train[i]["image"] for i in range(512)])
-    labels = np.array([dataset.train[i]["label"] for i in range(512)])
+    some = permuted(len(dataset.train), 0)[:512]  # not the first: they may all be of one class
+    images = np.stack([dataset.train[int(i)]["image"] for i in some])
+    labels = np.array([dataset.train[int(i)]["label"] for i in some])
     return run, params, {"image": images, "label": labels, "weight": np.ones(512, np.float32)}
 
 

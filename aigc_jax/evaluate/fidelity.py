@@ -64,6 +64,15 @@ def gather(source: Source, limit: int) -> tuple[Images, np.ndarray | None]:
     return np.stack([e["image"] for e in examples]), np.array(labels) if labels else None
 
 
+def check_enough(train: int, held_out: int, samples: int) -> None:
+    """Raises UserError if so many images and samples cannot be compared."""
+    if min(train, held_out, samples) < FEWEST:
+        raise UserError(
+            f"{train} training and {held_out} held-out images and {samples} samples are too few to"
+            " compare: add some, or set eval.fidelity=False when training"
+        )
+
+
 class Fidelity:
     """Judges generated images of one data set.
 
@@ -92,11 +101,7 @@ class Fidelity:
         self.num = terms.samples or usual or min(len(images.train), self._few)
         labels = images.train_labels
         self.label_N = None if labels is None else np.resize(labels, self.num)
-        if min(len(images.train), len(images.held_out), self.num) < FEWEST:
-            raise UserError(
-                f"{len(images.train)} training and {len(images.held_out)} held-out images and"
-                f" {self.num} samples are too few to compare: add some, or set eval.fidelity=False"
-            )
+        check_enough(len(images.train), len(images.held_out), self.num)
         self._network, self._source = network, source
         self._ours = self._stored(cache) or self._measured()
         self.provenance = self._ours.provenance

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from aigc_jax.build import Run
+from aigc_jax.config import Eval
 from aigc_jax.data.pipeline import eval_batches, num_batches
 from aigc_jax.data.sources import Dataset
 from aigc_jax.errors import UserError
@@ -18,7 +19,7 @@ from aigc_jax.evaluate import text as text_eval
 from aigc_jax.evaluate.answers import score_answers
 from aigc_jax.evaluate.classification import entity_report, is_bio, report
 from aigc_jax.evaluate.features import check_features
-from aigc_jax.evaluate.fidelity import Fidelity, fidelity_of
+from aigc_jax.evaluate.fidelity import Fidelity, check_enough, fidelity_of
 from aigc_jax.evaluate.heldout import HeldOut
 from aigc_jax.evaluate.modes import mode_report
 from aigc_jax.evaluate.reconstruct import reconstructed
@@ -29,6 +30,13 @@ from aigc_jax.train.state import TrainState
 from aigc_jax.trained import guide_of
 
 Found = dict[str, Any]
+
+
+def check_judging(dataset: Dataset, terms: Eval) -> None:
+    """Raises UserError, before anything is trained, if there are too few images to be judged by."""
+    if terms.every and terms.fidelity and dataset.spec.modality == "image":
+        sizes = len(dataset.train), len(dataset.validation)
+        check_enough(*sizes, terms.samples or sizes[0])
 
 
 class Judge:

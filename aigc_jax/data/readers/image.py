@@ -120,13 +120,23 @@ def to_pixels(file: str, shape: tuple[int, int, int], fit: bool) -> np.ndarray:
     height, width, channels = shape
     image = open_image(file)
     with _refused(shown(file)):
+        image = _opaque(image)
         if fit:
             image = _fit(image, (width, height))
         pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"), np.uint8)
         return pixels.reshape(shape)
 
 
+def _opaque(image: Image.Image) -> Image.Image:
+    """On white, where it is transparent: the colours hidden there are nobody's intention."""
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
 def _fit(image: Image.Image, size: tuple[int, int]) -> Any:
     """Scaled so that the shorter side fits, then cropped at the centre."""
-    image = image.convert("RGB") if image.mode in ("P", "RGBA", "CMYK") else image
+    image = image.convert("RGB") if image.mode in ("P", "CMYK") else image
     return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
