@@ -38,7 +38,9 @@ GIB = float(1 << 30)
 # By the beginning of JAX's `device_kind`; the first that fits counts.
 DATA_SHEETS = {
     "NVIDIA B200": DataSheet(2250e12, 8.0e12, 180 * GIB, 900e9, slow=50e9),
+    "NVIDIA GH200 144G": DataSheet(989e12, 4.9e12, 144 * GIB, 450e9, slow=50e9),
     "NVIDIA GH200": DataSheet(989e12, 4.0e12, 96 * GIB, 450e9, slow=50e9),
+    "NVIDIA H200 NVL": DataSheet(835e12, 4.8e12, 141 * GIB, 450e9, slow=25e9),
     "NVIDIA H200": DataSheet(989e12, 4.8e12, 141 * GIB, 450e9, slow=50e9),
     "NVIDIA H100 PCIe": DataSheet(756e12, 2.0e12, 80 * GIB, 64e9, slow=25e9),
     "NVIDIA H100 NVL": DataSheet(835e12, 3.9e12, 94 * GIB, 300e9, slow=25e9),
@@ -47,6 +49,7 @@ DATA_SHEETS = {
     "NVIDIA A100 80GB": DataSheet(312e12, 1.935e12, 80 * GIB, 32e9, slow=25e9),
     "NVIDIA A100": DataSheet(312e12, 1.555e12, 40 * GIB, 300e9, slow=25e9),
     "NVIDIA L40S": DataSheet(362e12, 0.864e12, 48 * GIB, 32e9, slow=12.5e9),
+    "NVIDIA L40": DataSheet(181e12, 0.864e12, 48 * GIB, 32e9, slow=12.5e9),
     "NVIDIA L4": DataSheet(121e12, 0.3e12, 24 * GIB, 32e9, slow=12.5e9),
     # Sides of whole cubes of 4×4×4 chips are closed by optical switches; of v5e and v6e only the
     # sides of a whole pod, 16.
@@ -60,5 +63,7 @@ DATA_SHEETS = {
 
 
 def data_sheet(kind: str) -> DataSheet | None:
-    """Of a `device_kind`; none if it is not in the table."""
+    """Of a `device_kind`; none if it is not in the table, or a part of a divided GPU."""
+    if " MIG " in kind:
+        return None
     return next((sheet for name, sheet in DATA_SHEETS.items() if kind.startswith(name)), None)

@@ -10,7 +10,7 @@ from aigc_jax.report.terminal import columns
 
 COLUMNS = (
     "model", "parameters", "batch", "step", "throughput", "MFU", "of data sheet", "busy", "waits",
-    "memory", "compiling",
+    "memory", "compiling", "attention",
 )  # fmt: skip
 
 
@@ -29,6 +29,7 @@ def training_row(name: str, report: dict[str, Any]) -> tuple[str, ...]:
         f"{report['data']['wait']:.1%}",
         f"{report['memory']['peak'] / 2**30:.1f} GiB",
         seconds(report["compile_seconds"]),
+        " and ".join(report["forms"].get("attention", ["–"])),
     )
 
 
@@ -43,11 +44,14 @@ def decoding_line(name: str, found: dict[str, Any]) -> str:
 
 
 def main(paths: list[str]) -> int:
-    reports = {}
+    reports, failed = {}, []
     for path in paths:
+        name = os.path.basename(path).removesuffix(".json")
         if os.path.exists(path):
             with open(path, encoding="utf-8") as f:
-                reports[os.path.basename(path).removesuffix(".json")] = json.load(f)
+                reports[name] = json.load(f)
+        else:
+            failed.append(name)
     if not reports:
         print("nothing was measured", file=sys.stderr)
         return 1
@@ -56,6 +60,8 @@ def main(paths: list[str]) -> int:
           f" Python {machine['python']}; random data")  # fmt: skip
     rows = [COLUMNS, *(training_row(name, report) for name, report in reports.items())]
     print("\n".join(columns(rows)))
+    if failed:
+        print(f"not measured: {', '.join(failed)}")
     for name, report in reports.items():
         for found in report.get("decoding", ()):
             print(decoding_line(name, found))

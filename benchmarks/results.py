@@ -35,7 +35,9 @@ RECIPES = {
     "lm/image_codes": "vae/fsq",
 }
 # Lengths of schedules, which follow the number of steps.
-LENGTHS = ("warmup_steps", "decay_steps", "b2_steps", "burn_in_steps", "kl_warmup_steps")
+LENGTHS = (
+    "warmup_steps", "decay_steps", "b2_steps", "burn_in_steps", "kl_warmup_steps", "critic_start"
+)  # fmt: skip
 
 FLAGS = flags.FLAGS
 flags.DEFINE_float("minutes", 10.0, "Time for the training of each run; 0: the recipes' own steps.")

@@ -214,6 +214,8 @@ def test_what_cudnn_cannot_do_has_the_plain_form():
         cudnn(*halves, Sight(place, place), 1.0)
         assert cudnn(*(x.astype(jnp.float32) for x in halves), None, 1.0) is None
         assert cudnn(*(x[:, :5] for x in halves), None, 1.0) is None
+        patch.setattr(rules, "sharers", lambda axis: 1 + (axis == "length"))
+        assert cudnn(*halves, None, 1.0) is None  # queries would be split, keys not
     causal = dict(is_causal=True, local_window_size=None)
     mask = dict(mask=(2, 1, 6, 6))
     windowed = dict(is_causal=True, local_window_size=(2, 0))

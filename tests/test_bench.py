@@ -3,6 +3,9 @@
 import itertools
 import json
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +21,9 @@ from aigc_jax.chips import data_sheet
 from aigc_jax.errors import UserError
 from aigc_jax.models.transformer_config import TransformerConfig
 from aigc_jax.train.metrics import Mean
+from benchmarks import gpu_table
+
+ROOT = os.path.dirname(os.path.dirname(__file__))
 
 
 def zeros(*shape):
@@ -189,6 +195,7 @@ def test_a_report_holds_every_figure(report):
     assert work["model"] == flops.model_flops(lm(layers=1), tiny.TEXT)
     assert work["mfu"] == pytest.approx(work["model"] / step["median"] / 1e11)
     assert work["computed"] >= work["model"] and work["xla"] > 0
+    assert report["forms"] == {"attention": ["blockwise"]}
 
 
 def test_a_trace_names_the_dearest_operations(report):
@@ -201,12 +208,43 @@ def test_a_trace_names_the_dearest_operations(report):
 
 def test_the_table_says_it_all(report):
     text = table.table(report)
-    for word in ("tokens/s", "MFU", "waiting for data", "synthetic text", "peak memory"):
+    for word in (
+        "tokens/s",
+        "MFU",
+        "blockwise form",
+        "waiting for data",
+        "synthetic text",
+        "peak memory",
+    ):
         assert word in text
     assert report["profile"]["operations"][0]["name"] in text
     found = dict(batch=2, tokens_per_second=1e3, spread=0.1, bytes_per_second=5e8, share=0.5)
     text = table.table(report | {"decoding": [found | dict(ceiling=1e9)]})
     assert "decoding, batch 2" in text and "50% of 1 GB/s" in text
+
+
+def test_the_table_of_a_gpu_says_what_could_not_be_measured(report, tmp_path, capsys):
+    path, absent = tmp_path / "small_lm.json", tmp_path / "unet.json"
+    path.write_text(json.dumps(report))
+    assert gpu_table.main([str(path), str(absent)]) == 0
+    out = capsys.readouterr().out
+    assert "small_lm" in out and "blockwise" in out and "not measured: unet" in out
+    assert gpu_table.main([str(absent)]) == 1
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_measures_all_of_it(tmp_path):
+    """Toy sizes on a CPU; one that fails takes its old figures away and is told."""
+    bash = ["bash", os.path.join(ROOT, "benchmarks", "gpu.sh")]
+    environment = dict(os.environ, SIZES="tiny", SECONDS_EACH="1", OUT=str(tmp_path),
+                       PYTHON=sys.executable, JAX_PLATFORMS="cpu")  # fmt: skip
+    done = subprocess.run(bash, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for word in ("gpt2_124m", "dit_b_4", "edm_unet", "decoding, batch 1", "mean nothing"):
+        assert word in done.stdout
+    failing = environment | dict(LIMIT="0.1")
+    done = subprocess.run(bash, env=failing, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "nothing was measured" in done.stderr
 
 
 @pytest.mark.slow
@@ -269,10 +307,22 @@ def test_what_is_no_shape_is_refused(shape):
         synthetic(shape, build.parse_config(tiny.recipe("diffusion")))
 
 
-@pytest.mark.parametrize(
-    "kind, flop", [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12),
-                   ("TPU v5 lite", 197e12), ("TPU v5p", 459e12), ("TPU v6 lite", 918e12)],
-)  # fmt: skip
+SHEETS = {
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40": 181e12,
+    "NVIDIA L40S": 362e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+@pytest.mark.parametrize("kind, flop", SHEETS.items())
 def test_a_device_has_the_sheet_of_its_name(kind, flop):
     assert data_sheet(kind).flops == flop
     assert data_sheet("cpu") is None
+    assert data_sheet(f"{kind} MIG 3g.40gb") is None

@@ -85,6 +85,21 @@ def test_layer_by_layer_it_is_the_loop_over_layers(which):
     chex.assert_trees_all_close(model.by_layer(params, cache)[1], caches, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("which", ["grouped", "convolutions"])
+def test_by_layer_matrices_are_in_the_type_that_is_computed_in(which):
+    """No bit of the logits changes, as each layer would make them so itself."""
+    model, params = model_and_params(which)
+    halves = Transformer(MODELS[which], V, CONTEXT, dtype=jnp.bfloat16)
+    apart, caches = halves.by_layer(params, halves.init_cache(2, CONTEXT))
+    types = {(x.ndim > 1, x.dtype.name) for x in jax.tree.leaves(apart)}
+    assert types == {(True, "bfloat16"), (False, "float32")}
+    tokens, place = jnp.array([[1, 2, 3], [4, 5, 6]]), jnp.arange(3)[None].repeat(2, 0)
+    found, _ = halves.apply(apart, tokens, place, cache=caches)
+    whole, _ = model.by_layer(params, halves.init_cache(2, CONTEXT))
+    plain, _ = halves.apply(whole, tokens, place, cache=caches)
+    chex.assert_trees_all_equal(found, plain)
+
+
 @pytest.mark.parametrize("which", ["rotary", "lstm"])
 def test_a_row_does_not_depend_on_its_neighbours(which):
     model, params = model_and_params(which)

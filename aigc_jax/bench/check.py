@@ -91,7 +91,8 @@ def grown(
 
 
 def check(path: str, measured: Callable[..., dict[str, dict[str, Any]]] = ratios) -> int:
-    """Prints the ratios of now beside the baseline's; 1 if any has grown by more than `LIMIT`.
+    """Prints the ratios of now beside the baseline's; 1 if any has grown by more than `LIMIT`
+    or is there no more.
 
     What seems to have grown is measured again, alone with its config: it counts if it has grown
     both times.
@@ -113,16 +114,20 @@ def check(path: str, measured: Callable[..., dict[str, dict[str, Any]]] = ratios
         for name in grown(baseline["ratios"], now):
             now[name] = min(now[name], second[name], key=lambda r: r["ratio"])
         slower = grown(baseline["ratios"], now)
+    gone = baseline["ratios"].keys() - now.keys()
     print(f"times in units of a {SIZE}×{SIZE} float32 matrix product on the same machine")
+    there, here = baseline.get("machine", {}), hardware.machine()
+    if other := [k for k in ("device", "cores", "versions") if there.get(k) != here[k]]:
+        print(f"the baseline was written elsewhere: {', '.join(other)} differ")
     for name, was in baseline["ratios"].items():
-        if name not in now:
+        if name in gone:
             print(f"{name:<18} {was['ratio']:>9.3f} → is gone")
             continue
         change = now[name]["ratio"] / was["ratio"] - 1
         note = f"  more than {LIMIT:.0%} slower" if name in slower else ""
         print(f"{name:<18} {was['ratio']:>9.3f} → {now[name]['ratio']:>9.3f} {change:>+7.1%}"
               f" (± {now[name]['spread']:.0%}){note}")  # fmt: skip
-    return 1 if slower else 0
+    return 1 if slower or gone else 0
 
 
 def write(path: str, measured: Callable[..., dict[str, dict[str, Any]]] = ratios) -> None:

@@ -14,14 +14,16 @@ from aigc_jax.bench import flops, hardware, trace
 from aigc_jax.bench.decoding import BATCHES, can_decode, decoding
 from aigc_jax.bench.synthetic import synthetic
 from aigc_jax.bench.timing import Times
-from aigc_jax.chips import data_sheet
+from aigc_jax.chips import DataSheet, data_sheet
 from aigc_jax.config import Config
 from aigc_jax.data import sources
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.pipeline import TrainIterator
 from aigc_jax.errors import UserError
+from aigc_jax.ops import platform
 from aigc_jax.parallel.mesh import share
 from aigc_jax.parallel.sharding import per_device
+from aigc_jax.plan.topology import sheet_of
 from aigc_jax.train import memory
 from aigc_jax.train.guard import Guard
 from aigc_jax.train.loop import fit
@@ -56,6 +58,7 @@ class Steps:
       run: its parts.
       compile_seconds: how long tracing and compiling the step took.
       compiled: the step as XLA has compiled it.
+      forms: which forms primitives have taken in it, of those that may refuse (`platform.took`).
       data_wait: of the steps taken last, the share of the time spent waiting for data.
     """
 
@@ -77,7 +80,9 @@ class Steps:
             self._state = step.put_state(self.run.fresh_state())
             batch = step.put_batch(next(self._batches))
             began = time.perf_counter()
-            self.compiled = step.lower(self._state, batch).compile()
+            with platform.heard() as self.forms:
+                lowered = step.lower(self._state, batch)
+            self.compiled = lowered.compile()
             self.compile_seconds = time.perf_counter() - began
         self.flops = flops.count(step, self._state, batch)
 
@@ -156,6 +161,7 @@ def measure(
         "step": times.to_json(),
         "rate": throughput(config, dataset, times.median),
         "compile_seconds": steps.compile_seconds,
+        "forms": {name: sorted(forms) for name, forms in steps.forms.items()},
         "memory": memory_of(steps),
         "data": {
             "wait": steps.data_wait,
@@ -216,7 +222,7 @@ def work(steps: Steps, dataset: Dataset, seconds: float) -> dict[str, Any]:
     costs = steps.compiled.cost_analysis() or {}
     costs = costs[0] if isinstance(costs, list) else costs
     devices = steps.run.mesh.size
-    sheet = data_sheet(jax.devices()[0].device_kind)
+    sheet = sheet_here()
     dtype = jnp.dtype(steps.config.train.compute_dtype)
     ceiling = hardware.matmul_ceiling(dtype)
     found = {
@@ -236,11 +242,17 @@ def work(steps: Steps, dataset: Dataset, seconds: float) -> dict[str, Any]:
     return found
 
 
+def sheet_here() -> DataSheet | None:
+    """What the maker says of one device here; none if he is not known to say anything."""
+    devices = jax.devices()
+    return sheet_of(devices)[0] if data_sheet(devices[0].device_kind) else None
+
+
 def decode_report(steps: Steps, batch: int, ceiling: float) -> dict[str, Any]:
     """Decoding of so many texts at once, beside the memory's bandwidth, in bytes/s."""
     found = decoding(steps.run, steps.state, batch)
     found |= {"ceiling": ceiling, "share": found["bytes_per_second"] / ceiling}
-    sheet = data_sheet(jax.devices()[0].device_kind)
+    sheet = sheet_here()
     if sheet is not None:
         found["share_data_sheet"] = found["bytes_per_second"] / sheet.bandwidth
     return found

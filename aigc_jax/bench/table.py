@@ -43,6 +43,7 @@ def _speed(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         ("throughput", f"{rate['per_second']:,.0f} {rate['unit']}/s"),
         ("compiling", seconds(report["compile_seconds"])),
+        *((name, f"{' and '.join(forms)} form") for name, forms in report["forms"].items()),
         (
             "waiting for data",
             f"{data['wait']:.1%} of the time; the pipeline makes"

@@ -213,9 +213,13 @@ class Transformer(nn.Module):
     def by_layer(self, variables: Any, cache: Cache) -> tuple[Any, Cache]:
         """Variables and cache with each layer's arrays by themselves, for `hidden`.
 
-        A loop over layers copies what it takes out of their common arrays, each time it turns.
+        A loop over layers copies what it takes out of their common arrays, each time it turns. And
+        matrices in the type that is computed in: each token reads all of them.
         """
         layers = range(self.config.layers)
+
+        def cast(x: jax.Array) -> jax.Array:
+            return x.astype(self.dtype) if x.ndim > 1 else x
 
         def apart(tree: Any) -> Any:
             if "layers" not in tree:
@@ -224,7 +228,7 @@ class Transformer(nn.Module):
             return {**tree, "layers": each}
 
         caches = tuple({k: x[i : i + 1] for k, x in _of_layers(cache).items()} for i in layers)
-        variables = {kind: apart(tree) for kind, tree in variables.items()}
+        variables = {kind: jax.tree.map(cast, apart(tree)) for kind, tree in variables.items()}
         return variables, {"position": cache["position"], "layers": caches}
 
 

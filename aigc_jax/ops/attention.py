@@ -41,12 +41,14 @@ def attention(
       dropout: one key per example, and the rate at which attention weights are dropped.
     """
     scale = scale or 1 / math.sqrt(q_BTHD.shape[-1])
-    fast = FAST.get(platform.form("attention"))
+    name = platform.form("attention")
     plain = softcap or dropout is not None or q_BTHD.shape[1] == 1  # one token: nothing to save
-    if fast is not None and not plain:
-        y = fast(q_BTHD, k_BSKD, v_BSKD, sight, scale)
+    if name in FAST and not plain:
+        y = FAST[name](q_BTHD, k_BSKD, v_BSKD, sight, scale)
         if y is not None:
+            platform.took("attention", name)
             return y
+    platform.took("attention", "reference")
     mask_BTS = None if sight is None else sight.mask_BTS()
     return reference(q_BTHD, k_BSKD, v_BSKD, mask_BTS, scale, softcap, dropout)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from aigc_jax.ops.sight import Sight
 from aigc_jax.parallel import rules
@@ -24,10 +25,14 @@ def cudnn(
 ) -> jax.Array | None:
     """Flash attention of cuDNN, in half precision; a description that it has no word for as a mask.
 
-    JAX checks shapes, types, the GPU and the library's version when it traces the call.
+    JAX checks shapes, types, the GPU and the library's version when it traces the call; why it
+    refuses is logged. Queries, keys and values must be split alike, which it would only find out
+    when it compiles.
     """
     (_, t, _, d), s = q_BTHD.shape, k_BSKD.shape[1]
     if q_BTHD.dtype not in (jnp.bfloat16, jnp.float16) or d % 8 or t % 2 or s % 2:
+        return None
+    if rules.sharers("length") > 1 or k_BSKD.shape[2] % rules.sharers("kv"):
         return None
     given = {}
     if sight is not None:
@@ -41,7 +46,8 @@ def cudnn(
         return jax.nn.dot_product_attention(
             q_BTHD, k_BSKD, v_BSKD, scale=scale, implementation="cudnn", **given
         )
-    except (NotImplementedError, RuntimeError, ValueError):
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        logging.log_first_n(logging.WARNING, "attention without cuDNN: %s", 1, error)
         return None
 
 

@@ -12,20 +12,23 @@ import jax
 
 # What a platform is not named for has the reference form.
 FORMS: dict[str, dict[str, str]] = {
-    "activation": {"cpu": "handwritten"},
+    "activation": {"cpu": "handwritten", "gpu": "handwritten"},  # keeps one array for its slope
     "attention": {"cpu": "blockwise", "gpu": "cudnn", "tpu": "splash"},
     "convolution": {"cpu": "guarded"},
     "cross_entropy": {"cpu": "small_pieces"},
-    "decoding": {"cpu": "by_layer"},  # each layer's arrays by themselves; reference: a loop
+    "decoding": {"cpu": "by_layer", "gpu": "by_layer"},  # each layer's arrays by themselves
     "dense": {"cpu": "guarded"},
     "depthwise": {"cpu": "shifted"},
     "grouped_convolution": {"cpu": "whole"},
     "layers": {"cpu": "rolled"},  # a loop over layers; reference: up to 8 are unrolled
-    "norm": {"cpu": "handwritten"},
+    "norm": {"cpu": "handwritten", "gpu": "handwritten"},
     "strided": {"cpu": "space_to_depth"},
 }
 
 _FORCED: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("forms", default={})  # noqa: B039
+_HEARD: contextvars.ContextVar[dict[str, set[str]] | None] = contextvars.ContextVar(
+    "heard", default=None
+)
 _PLATFORM: contextvars.ContextVar[str] = contextvars.ContextVar("platform", default="")
 
 
@@ -67,6 +70,24 @@ def using(**forms: str) -> Iterator[None]:
         yield
     finally:
         _FORCED.reset(token)
+
+
+def took(primitive: str, name: str) -> None:
+    """A primitive says which form it has taken, where the chosen one cannot do everything."""
+    heard = _HEARD.get()
+    if heard is not None:
+        heard.setdefault(primitive, set()).add(name)
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[dict[str, set[str]]]:
+    """What is traced inside says here which forms it takes, by primitive (see `took`)."""
+    found: dict[str, set[str]] = {}
+    token = _HEARD.set(found)
+    try:
+        yield found
+    finally:
+        _HEARD.reset(token)
 
 
 def all_reference() -> contextlib.AbstractContextManager[None]:
