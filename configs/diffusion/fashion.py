@@ -8,7 +8,7 @@
     aigc sample --workdir=runs/fashion_diffusion --image=shoe.png --strength=0.5
 
 Half an hour on 2 CPU cores, for which the network sees patches of 2×2 pixels as places and takes
-many small steps; docs/results.md says how it does after four minutes.
+many small steps; docs/results.md says how it does after eight minutes.
 `--config=configs/diffusion/fashion.py:gpu` is a larger U-Net for an hour on one GPU, with EDM's
 non-leaky augmentation: flips and shifts whose size it is told. That one is not measured.
 """
