@@ -7,6 +7,7 @@ import os
 from types import SimpleNamespace
 
 import jax
+import jax.experimental.topologies
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -264,11 +265,52 @@ def test_numbers_of_pods_count_cores_or_chips(kind, number, sides):
 
 
 @pytest.mark.parametrize(
-    "name", ["v5p-511", "v5e-512", "v5p", "v9:2x2", "v5e:0x", "cpu:x", "cpu:99"]
+    "name",
+    [
+        "v5p-511",
+        "v5e-512",
+        "v5p",
+        "v9:2x2",
+        "v5e:0x",
+        "cpu:x",
+        "cpu:99",
+        "v6e:4x4x4",
+        "v5litepod:2x2x2",
+        "v5e:32x8",
+        "v4:16x16x20",
+        "v5p:16x16x28",
+        "tpu7x:24x24x20",
+    ],
 )
 def test_what_is_no_topology_is_refused(name):
     with pytest.raises(UserError, match="topology"):
         topology.devices_of(name)
+
+
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        ("v5p:2x2x4", dict(topology_name="v5p:2x2x4", wrap=(False,) * 3)),
+        ("v5p-128", dict(topology_name="v5p:4x4x4", wrap=(True,) * 3)),
+        ("v5litepod:8x16", dict(topology_name="v5e:8x16", wrap=(False, True, False))),
+        ("v6e-1", dict(wrap=(False,) * 3, chips_per_host_bounds=(1, 1, 1))),
+    ],
+)
+def test_the_compiler_is_told_which_sides_are_closed_and_of_hosts_of_one_chip(
+    name, told, monkeypatch
+):
+    asked = {}
+
+    def described(**options):
+        asked.update(options)
+        return SimpleNamespace(devices=[])
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(topology, "ABSENT", {})
+    monkeypatch.setattr(jax.experimental.topologies, "get_topology_desc", described)
+    topology.devices_of(name)
+    assert told.items() <= asked.items()
+    assert ("chips_per_host_bounds" in asked) == (name == "v6e-1")
 
 
 def test_a_missing_compiler_names_the_extra(monkeypatch):

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,8 @@ KINDS = {
 }
 OWN_NAMES = {"v5litepod": "v5e"}  # what libtpu calls them
 CORES = ("v4", "v5p", "tpu7x")  # whose names, as v5p-512, count cores: two a chip
+# Chips of the largest slice (cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x).
+MOST_CHIPS = {"v4": 4096, "v5e": 256, "v5p": 6144, "v6e": 256, "tpu7x": 9216}
 SIDES = re.compile(r"\d+(x\d+){1,2}")
 
 
@@ -101,6 +104,9 @@ def sides_of(kind: str, size: str, name: str = "") -> str:
 def _tpu(kind: str, sides: str, name: str, slices: int) -> list[Any]:
     if not SIDES.fullmatch(sides):
         raise UserError(f"--topology={name}: write the sides as in v5e:16x16 or v5p:8x8x4")
+    sheet = data_sheet(KINDS[kind])
+    lengths = [int(n) for n in sides.split("x")]
+    _check_exists(OWN_NAMES.get(kind, kind), lengths, sheet, name)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             "compiling for TPUs needs their compiler: pip install 'aigc-jax[plan]' (no TPU is"
@@ -111,13 +117,11 @@ def _tpu(kind: str, sides: str, name: str, slices: int) -> list[Any]:
     on_host()
     from jax.experimental import topologies
 
-    sheet = data_sheet(KINDS[kind])
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"wrap": closed_sides(sheet, lengths) + (False,) * (3 - len(lengths))}
+    if math.prod(lengths) == 1:  # a host of one chip, where others have four
+        options["chips_per_host_bounds"] = (1, 1, 1)
     if kind == "v4":
         options["chip_config_name"] = "megacore"  # both cores of a chip as one device
-    if kind != "tpu7x":
-        lengths = [int(n) for n in sides.split("x")]
-        options["wrap"] = closed_sides(sheet, lengths) + (False,) * (3 - len(lengths))
     if slices > 1:
         options["num_slices"] = slices
     try:
@@ -127,6 +131,23 @@ def _tpu(kind: str, sides: str, name: str, slices: int) -> list[Any]:
     except Exception as e:
         raise UserError(f"--topology={name} cannot be had ({reason(e)}): try other sides") from e
     return list(found.devices)
+
+
+def _check_exists(kind: str, sides: Sequence[int], sheet: DataSheet, name: str) -> None:
+    """Refuses what libtpu would compile for, though nobody has built it."""
+    if len(sides) > sheet.dimensions:
+        raise UserError(
+            f"--topology={name} has {len(sides)} sides, but slices of {kind} are flat: give two, as"
+            f" in {kind}:4x8"
+        )
+    # A side of a flat slice is at most a whole pod's, which is what closes to a ring.
+    beyond = sheet.dimensions == 2 and max(sides) > sheet.ring
+    if beyond or math.prod(sides) > MOST_CHIPS[kind]:
+        shape = f"{sheet.ring}x{sheet.ring}, " if sheet.dimensions == 2 else ""
+        raise UserError(
+            f"--topology={name} is larger than any slice of {kind} ({shape}{MOST_CHIPS[kind]}"
+            " chips): take several smaller ones with --slices"
+        )
 
 
 def _local(kind: str, size: str, name: str) -> list[Any]:
