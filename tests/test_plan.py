@@ -186,6 +186,76 @@ def test_what_another_core_of_a_chip_does_beside_the_program_counts():
     assert found.bytes == 2 * (16 * 32 + 64 * 32 + 8 * 64 + 64 * 32 + 8 * 32)
 
 
+# Weights of 7 layers, of which a fusion takes one in a fusion of its own; results and sums that are
+# written in places; a slice that is fetched beforehand; and a place that is written, then summed.
+STACKED = """\
+%take (w: bf16[7,32,64], i: s32[]) -> bf16[32,64] {
+  %w = bf16[7,32,64]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %slice = bf16[1,32,64]{2,1,0} dynamic-slice(%w, %i, %zero, %zero), dynamic_slice_sizes={1,32,64}
+  ROOT %one = bf16[32,64]{1,0} bitcast(%slice)
+}
+
+%layer (x: bf16[8,32], w.1: bf16[7,32,64], i.1: s32[]) -> bf16[8,64] {
+  %x = bf16[8,32]{1,0:S(1)} parameter(0)
+  %w.1 = bf16[7,32,64]{2,1,0} parameter(1)
+  %i.1 = s32[]{:S(6)} parameter(2)
+  %taken = bf16[32,64]{1,0} fusion(%w.1, %i.1), kind=kLoop, calls=%take
+  ROOT %product = bf16[8,64]{1,0:S(1)} convolution(%x, %taken), dim_labels=bf_io->bf
+}
+
+%put (into: f32[7,8,64], x.1: f32[8,64], i.2: s32[]) -> f32[7,8,64] {
+  %into = f32[7,8,64]{2,1,0} parameter(0)
+  %x.1 = f32[8,64]{1,0:S(1)} parameter(1)
+  %i.2 = s32[]{:S(6)} parameter(2)
+  %zero.1 = s32[] constant(0)
+  %was = f32[1,8,64]{2,1,0} dynamic-slice(%into, %i.2, %zero.1, %zero.1)
+  %wide = f32[1,8,64]{2,1,0} bitcast(%x.1)
+  %sum = f32[1,8,64]{2,1,0} add(%was, %wide)
+  ROOT %update = f32[7,8,64]{2,1,0} dynamic-update-slice(%into, %sum, %i.2, %zero.1, %zero.1)
+}
+
+%whole (into.1: f32[7,8,64], x.2: f32[1,8,64], i.3: s32[]) -> f32[7,8,64] {
+  %into.1 = f32[7,8,64]{2,1,0} parameter(0)
+  %x.2 = f32[1,8,64]{2,1,0:S(1)} parameter(1)
+  %i.3 = s32[]{:S(6)} parameter(2)
+  %zero.2 = s32[] constant(0)
+  %update.1 = f32[7,8,64]{2,1,0} dynamic-update-slice(%into.1, %x.2, %i.3, %zero.2, %zero.2)
+  ROOT %twice = f32[7,8,64]{2,1,0} add(%update.1, %update.1)
+}
+
+ENTRY %main (w.9: bf16[7,32,64], o.9: f32[7,8,64]) -> f32[7,8,64] {
+  %w.9 = bf16[7,32,64]{2,1,0} parameter(0)
+  %o.9 = f32[7,8,64]{2,1,0} parameter(1)
+  %i.9 = s32[]{:S(6)} parameter(2)
+  %x.9 = bf16[8,32]{1,0:S(1)} parameter(3)
+  %y.9 = f32[8,64]{1,0:S(1)} parameter(4)
+  %z.9 = f32[1,8,64]{2,1,0:S(1)} parameter(5)
+LINE
+}
+"""
+ONE = 8 * 64 * 4  # bytes of a place of the results
+
+
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        ("bf16[8,64]{1,0:S(1)} fusion(%x.9, %w.9, %i.9), kind=kOutput, calls=%layer", 32 * 64 * 2),
+        ("f32[7,8,64]{2,1,0} fusion(%o.9, %y.9, %i.9), kind=kLoop, calls=%put", 2 * ONE),
+        ("f32[7,8,64]{2,1,0} fusion(%o.9, %z.9, %i.9), kind=kLoop, calls=%whole", 2 * 7 * ONE),
+        ("f32[7,8,64]{2,1,0} dynamic-update-slice(%o.9, %z.9, %i.9, %i.9, %i.9)", ONE),
+        ("f32[1,8,64]{2,1,0} dynamic-slice(%o.9, %i.9, %i.9, %i.9)", 2 * ONE),
+        ("f32[1,8,64]{2,1,0:S(1)} dynamic-slice(%o.9, %i.9, %i.9, %i.9)", ONE),
+        ("(f32[7,8,64]{2,1,0}, f32[1,8,64]{2,1,0:S(1)}, s32[]{:S(2)}) slice-start(%o.9)", ONE),
+        ("(f32[7,8,64]{2,1,0:S(1)}, f32[7,8,64]{2,1,0}, u32[]{:S(2)}) copy-start(%o.9)", 7 * ONE),
+    ],
+)
+def test_of_stacked_arrays_only_the_places_that_are_needed_are_moved(line, expected):
+    found = costs(parse(STACKED.replace("LINE", f"  ROOT %it = {line}")), {"data": 1})
+    assert found.bytes == expected
+
+
 @pytest.mark.parametrize(
     "written, expected",
     [

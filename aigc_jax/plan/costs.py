@@ -11,6 +11,7 @@ import numpy as np
 
 from aigc_jax.plan.groups import axes_of, groups
 from aigc_jax.plan.hlo import Array, Computation, Instruction, Program
+from aigc_jax.plan.traffic import traffic
 
 KINDS = (
     "all-gather",
@@ -21,12 +22,6 @@ KINDS = (
     "collective-broadcast",
     "ragged-all-to-all",
 )
-# What moves no bytes of its own.
-FREE = {
-    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
-    *("call", "call-start", "after-all", "partition-id", "replica-id", "iota", "async-start"),
-    *("async-update", "async-done", "copy-done", "opt-barrier", "domain"),
-}
 SCATTERING = "all-reduce-scatter"  # how a TPU's compiler calls a fusion that is a reduce-scatter
 
 
@@ -218,65 +213,3 @@ def _window(window: str, name: str, dimension: int) -> int:
 def _array(computation: Computation, name: str) -> Array | None:
     made = computation.get(name)
     return made.arrays[0] if made is not None and made.arrays else None
-
-
-def traffic(program: Program, computation: Computation, one: Instruction) -> float:
-    """Bytes between the chip and its main memory; intermediate results of a fusion are none.
-
-    Of an array that is only sliced, or only written in a place, the slice counts; of a kernel, what
-    it is given and what it makes.
-    """
-    if one.opcode in FREE or one.opcode.endswith("-done"):
-        return 0.0
-    if one.opcode == "custom-call" and not one.operands:  # room is made
-        return 0.0
-    written = _near(one.arrays)
-    if one.opcode == "dynamic-update-slice":
-        return 2 * _near(computation[one.operands[1]].arrays)
-    if one.opcode in ("dynamic-slice", "gather", "slice"):
-        return 2 * written
-    read = {name: _near(computation[name].arrays) for name in one.operands if name in computation}
-    if one.opcode == "copy-start":
-        return max(written - sum(read.values()), 0) or sum(read.values())
-    body = program.computations.get(one.called.get("calls", ""))
-    if one.opcode != "fusion" or body is None:
-        return written + sum(read.values())
-    parameters = {
-        int(re.search(r"parameter\((\d+)\)", i.text)[1]): i
-        for i in body.values()
-        if i.opcode == "parameter"
-    }
-    updated = 0.0
-    for number, name in enumerate(one.operands):
-        if name not in read or number not in parameters:
-            continue
-        size, writes = _sliced(body, parameters[number].name)
-        if size is not None:
-            read[name] = min(read[name], size)
-            updated += parameters[number].bytes if writes else 0.0
-    if updated and written:
-        written = max(written - updated, 0.0) + sum(
-            body[i.operands[1]].bytes
-            for i in body.values()
-            if i.opcode == "dynamic-update-slice" and i.operands[1] in body
-        )
-    return written + sum(read.values())
-
-
-def _sliced(body: Computation, name: str) -> tuple[float | None, bool]:
-    """Bytes read of a parameter that is only sliced; and whether it is only written in a place."""
-    users = [i for i in body.values() if name in i.operands]
-    while len(users) == 1 and users[0].opcode == "bitcast":
-        name = users[0].name
-        users = [i for i in body.values() if name in i.operands]
-    if not users:
-        return None, False
-    if all(i.opcode == "dynamic-update-slice" and i.operands[0] == name for i in users):
-        return 0.0, True
-    if all(i.opcode in ("dynamic-slice", "gather", "slice") for i in users):
-        return sum(i.bytes for i in users), False
-    return None, False
-
-
-def _near(made: tuple[Array, ...]) -> float:
-    return sum(a.bytes for a in made if a.near)

@@ -22,8 +22,8 @@ OPERAND = re.compile(r"%([\w.\-]+)")
 CALLED = re.compile(r"(\w+)=%([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-# Memory spaces in layouts: on the chip (1) or on the host (5), not in its main memory.
-ELSEWHERE = re.compile(r"S\((?:1|2|5)\)")
+# Memory spaces in layouts: on the chip (1, 2, 6) or on the host (5), not in its main memory.
+ELSEWHERE = re.compile(r"S\([1256]\)")
 
 
 @dataclasses.dataclass(frozen=True)
