@@ -12,7 +12,6 @@ GPUs are shared out evenly. On a CPU, JAX_NUM_CPU_DEVICES=4 gives each process f
 
 import argparse
 import contextlib
-import glob
 import os
 import signal
 import socket
@@ -54,24 +53,15 @@ def start(command: list[str], number: int, **options) -> list[subprocess.Popen]:
                 f"--num_processes={number}",
                 f"--process_id={i}",
             ]
-            own = {**environment, **share_of_gpus(i, number)}
+            # By this it knows which of the machine's GPUs are its own: see parallel/cluster.py.
+            beside = {"AIGC_LOCAL_PROCESS": str(i), "AIGC_LOCAL_PROCESSES": str(number)}
+            own = {**environment, **beside}
             started.append(subprocess.Popen([*command, *place], env=own, **options))
     except OSError:
         for process in started:
             process.kill()
         raise
     return started
-
-
-def share_of_gpus(i: int, number: int) -> dict[str, str]:
-    """Which GPUs of this machine process `i` of `number` uses, for its environment."""
-    gpus = len(glob.glob("/dev/nvidia[0-9]*"))
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        gpus = len(os.environ["CUDA_VISIBLE_DEVICES"].split(","))
-    share = gpus // number
-    if number == 1 or share == 0 or "JAX_LOCAL_DEVICE_IDS" in os.environ:
-        return {}
-    return {"JAX_LOCAL_DEVICE_IDS": ",".join(map(str, range(i * share, (i + 1) * share)))}
 
 
 def echo(i: int, stream) -> None:

@@ -1,6 +1,5 @@
 """The launchers: several processes here, a TPU slice, Kubernetes. (SLURM: test_slurm.py.)"""
 
-import importlib.util
 import os
 import pathlib
 import shlex
@@ -94,15 +93,16 @@ def test_what_cannot_be_started_is_one_sentence():
         assert "Traceback" not in done.stderr
 
 
-def test_gpus_are_shared_out(monkeypatch):
-    spec = importlib.util.spec_from_file_location("local_py", LAUNCH / "local.py")
-    local = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(local)
-    monkeypatch.delenv("JAX_LOCAL_DEVICE_IDS", raising=False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    shares = [local.share_of_gpus(i, 2) for i in range(2)]
-    assert [s["JAX_LOCAL_DEVICE_IDS"] for s in shares] == ["0,1", "2,3"]
-    assert local.share_of_gpus(0, 1) == {} == local.share_of_gpus(0, 8)
+def test_gpus_are_shared_out():
+    script = """
+import os
+from aigc_jax.parallel.cluster import find_place
+print(find_place("a:1", 3, 0, 1).devices)
+"""
+    own = {k: v for k, v in os.environ.items() if k != "JAX_LOCAL_DEVICE_IDS"}
+    with start(script, env={**own, "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5"}) as process:
+        out, _ = process.communicate(timeout=60)
+    assert sorted(out.splitlines()) == ["[0] (0, 1)", "[1] (2, 3)", "[2] (4, 5)"]
 
 
 # launch/tpu_pod.sh --------------------------------------------------------------------------------

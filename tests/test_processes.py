@@ -36,6 +36,8 @@ TPU = dict(TPU_WORKER_ID="1", TPU_WORKER_HOSTNAMES="localhost,localhost",
            MEGASCALE_COORDINATOR_ADDRESS="", MEGASCALE_NUM_SLICES="1",
            MEGASCALE_SLICE_ID="0")  # fmt: skip
 
+TWO = dict(SLURM_STEP_TASKS_PER_NODE="2", SLURM_LOCALID="1")
+
 
 @pytest.fixture
 def environment(monkeypatch):
@@ -131,15 +133,25 @@ def test_a_cluster_that_says_nonsense_is_named(environment):
     [
         ({}, None),
         (dict(SLURM_STEP_TASKS_PER_NODE="1", SLURM_LOCALID="0"), None),
-        (dict(SLURM_STEP_TASKS_PER_NODE="4(x2),1", SLURM_LOCALID="3"), (3,)),
+        (dict(SLURM_STEP_TASKS_PER_NODE="4(x2),1", SLURM_LOCALID="3"), (6, 7)),
         (dict(SLURM_STEP_TASKS_PER_NODE="4(x2),1", SLURM_LOCALID="0", SLURM_NODEID="2"), None),
-        (dict(SLURM_STEP_TASKS_PER_NODE="2", SLURM_LOCALID="1", CUDA_VISIBLE_DEVICES="0,1,2,3"),
-         (2, 3)),
-        (dict(SLURM_STEP_TASKS_PER_NODE="2", SLURM_LOCALID="1", CUDA_VISIBLE_DEVICES="5"), None),
-        (dict(OMPI_COMM_WORLD_LOCAL_SIZE="2", OMPI_COMM_WORLD_LOCAL_RANK="1"), (1,)),
+        (dict(TWO, CUDA_VISIBLE_DEVICES="0,1,2,3"), (2, 3)),
+        (dict(TWO, CUDA_VISIBLE_DEVICES="0,1,2,3", SLURM_STEP_GPUS="4,5,6,7",
+              SLURM_GPUS_ON_NODE="4"), (2, 3)),
+        (dict(TWO, SLURM_GPU_BIND="none"), (4, 5, 6, 7)),
+        # SLURM has shared them out: by each task, by what was asked for, by what it let be seen
+        (dict(TWO, CUDA_VISIBLE_DEVICES="5"), None),
+        (dict(TWO, CUDA_VISIBLE_DEVICES="0,1", SLURM_GPUS_PER_TASK="2"), None),
+        (dict(TWO, CUDA_VISIBLE_DEVICES="0,1", SLURM_GPU_BIND="verbose,closest"), None),
+        (dict(TWO, CUDA_VISIBLE_DEVICES="0,1", SLURM_STEP_GPUS="0,1,2,3"), None),
+        (dict(TWO, CUDA_VISIBLE_DEVICES="0,1", SLURM_GPUS_ON_NODE="4"), None),
+        (dict(TWO, SLURM_STEP_GPUS="2,3"), None),
+        (dict(OMPI_COMM_WORLD_LOCAL_SIZE="2", OMPI_COMM_WORLD_LOCAL_RANK="1"), (4, 5, 6, 7)),
+        (dict(OMPI_COMM_WORLD_LOCAL_SIZE="16", OMPI_COMM_WORLD_LOCAL_RANK="1"), None),
     ],
 )  # fmt: skip
-def test_processes_side_by_side_share_the_gpus(variables, expected):
+def test_processes_side_by_side_share_the_gpus(variables, expected, monkeypatch):
+    monkeypatch.setattr(cluster.glob, "glob", lambda pattern: ["/dev/nvidia0"] * 8)
     assert own_devices(variables) == expected
 
 

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from aigc_jax import build, families
 from aigc_jax.errors import UserError
 from aigc_jax.parallel import mesh as mesh_lib
-from aigc_jax.parallel.mesh import arrange, check_batch, make_mesh, parse_mesh, put_batch, share
+from aigc_jax.parallel.mesh import arrange, check_batch, make_mesh, parse_mesh, put_batch
 from aigc_jax.parallel.rules import NAMES, on, spec_of, split
 from aigc_jax.parallel.sharding import axes_of, param_specs, per_device, placed
 from aigc_jax.train.compile import compile_step
@@ -144,27 +144,6 @@ def test_slices_lie_along_data():
     with pytest.raises(UserError, match=r"2 slices.*data a multiple of 2"):
         arrange(dict(fsdp=4, tensor=2), devices)
     assert arrange(dict(fsdp=4), [d for d in devices if d.slice_index]).shape == (4,)
-
-
-def test_processes_that_share_rows_read_the_same(monkeypatch):
-    def shares(sizes, processes=4):
-        total = int(np.prod(list(sizes.values())))
-        fake = [device(i, 0, i * processes // total) for i in range(total)]
-        mesh = types.SimpleNamespace(
-            devices=np.array(fake, object).reshape(tuple(sizes.values())), shape=sizes
-        )
-        found = []
-        for process in range(processes):
-            monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-            found.append(share.__wrapped__(mesh))
-        return found
-
-    assert shares(dict(data=8)) == shares(dict(data=4, tensor=2)) == [(i, 4) for i in range(4)]
-    assert shares(dict(data=2, tensor=4)) == [(0, 2), (0, 2), (1, 2), (1, 2)]
-    assert shares(dict(fsdp=2, sequence=2, tensor=2)) == [(0, 2), (0, 2), (1, 2), (1, 2)]
-    assert shares(dict(tensor=8)) == [(0, 1)] * 4
-    with pytest.raises(UserError, match="rows of a batch"):
-        shares(dict(data=4, tensor=3), 3)
 
 
 def test_batches_lie_on_data_and_fsdp():

@@ -5,6 +5,7 @@ indexed Jobs of Kubernetes that say their coordinator in the environment.
 """
 
 import dataclasses
+import glob
 import importlib.util
 import os
 import re
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 from aigc_jax.errors import UserError, reason
 
+LOCAL = ("AIGC_LOCAL_PROCESS", "AIGC_LOCAL_PROCESSES")  # launch/local.py: which one of how many
 FLAGS = "give --coordinator=HOST:PORT, --num_processes and --process_id"
 
 
@@ -105,7 +107,8 @@ def find_place(
         return None
     if not re.fullmatch(r".+:\d{1,5}", address or ""):
         raise UserError(f"--coordinator={address} is not HOST:PORT: name the host of process 0")
-    return Place(address or "", count, process, own_devices(os.environ) if cluster else None)
+    told = cluster is not None or os.environ.keys() >= set(LOCAL)
+    return Place(address or "", count, process, own_devices(os.environ) if told else None)
 
 
 def detect(environment: Mapping[str, str]) -> Cluster | None:
@@ -187,16 +190,37 @@ def own_devices(environment: Mapping[str, str]) -> tuple[int, ...] | None:
     local, beside = _beside(environment)
     if beside == 1 or "JAX_LOCAL_DEVICE_IDS" in environment:
         return None
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return (local,)
-    share = len(visible.split(",")) // beside
-    # Fewer than processes: the launcher has given each its own already.
+    if LOCAL[0] not in environment and _bound(environment):
+        return None
+    share = _visible(environment) // beside
+    # Fewer than processes: the launcher has given each its own already, or there are none.
     return tuple(range(local * share, (local + 1) * share)) or None
+
+
+def _visible(environment: Mapping[str, str]) -> int:
+    """How many GPUs a process sees."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    return len(glob.glob("/dev/nvidia[0-9]*")) if visible is None else len(visible.split(","))
+
+
+def _bound(environment: Mapping[str, str]) -> bool:
+    """Whether SLURM has given this process GPUs of its own, among which nothing is to be shared."""
+    binding = environment.get("SLURM_GPU_BIND", "none")
+    if "SLURM_GPUS_PER_TASK" in environment or not binding.endswith("none"):
+        return True
+    step = environment.get("SLURM_STEP_GPUS", "")  # of all tasks of the step on this machine
+    if "CUDA_VISIBLE_DEVICES" not in environment:
+        return bool(step)
+    node = environment.get("SLURM_GPUS_ON_NODE", "")
+    number = len(step.split(",")) if step else int(node) if node.isdigit() else 0
+    return _visible(environment) < number
 
 
 def _beside(environment: Mapping[str, str]) -> tuple[int, int]:
     """This process's number on its machine, and how many there are."""
+    if environment.keys() >= set(LOCAL):
+        number, count = LOCAL
+        return int(environment[number]), int(environment[count])
     if "OMPI_COMM_WORLD_LOCAL_SIZE" in environment:
         return (
             int(environment["OMPI_COMM_WORLD_LOCAL_RANK"]),

@@ -7,6 +7,7 @@ and `fsdp`; `rules.py` says what the others split.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,14 +46,24 @@ def parse_mesh(text: str, devices: int) -> dict[str, int]:
     rest = [name for name, size in sizes.items() if size == -1]
     if len(rest) > 1:
         raise UserError(f"mesh='{text}': only one axis can be -1, which means all that are left")
-    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
-    if rest and fixed > 0 and devices % fixed == 0:
-        sizes[rest[0]] = devices // fixed
-    total = int(np.prod(list(sizes.values())))
-    if not sizes or total < 1 or min(sizes.values()) < 1 or total > devices:
+    if not sizes or any(size < 1 and size != -1 for size in sizes.values()):
         raise UserError(
-            f"mesh='{text}' does not fit the {devices} device(s) seen here: use data=-1 for all"
+            f"mesh='{text}' is no mesh: give its axes sizes from 1 on, or data=-1 for all devices"
         )
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if fixed > devices:
+        raise UserError(
+            f"mesh='{text}' does not fit the {devices} device(s) seen here ({fixed} asked for,"
+            f" {devices} here): make the product of its sizes {devices} or less"
+        )
+    if rest:
+        if devices % fixed:
+            raise UserError(
+                f"mesh='{text}' leaves no whole number for {rest[0]}=-1, because {fixed} does not"
+                f" divide {devices}, the number of devices seen here: make the product of the other"
+                f" sizes a divisor of {devices}"
+            )
+        sizes[rest[0]] = devices // fixed
     return {name: sizes[name] for name in AXES if name in sizes}
 
 
@@ -63,6 +74,10 @@ def make_mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh:
       text: axes and sizes.
       devices: also those of a machine that is not there, as `jax.experimental.topologies` gives
         them; all of this run if left out.
+
+    Raises:
+      UserError: if the devices do not make up such a mesh, or its rows cannot be read by the
+        processes. Every process of a run has the same error.
     """
     seen = list(jax.devices() if devices is None else devices)
     sizes = parse_mesh(text, len(seen))
@@ -72,8 +87,39 @@ def make_mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh:
             f"mesh='{text}' takes {len(used)} of {len(seen)} devices and leaves whole processes"
             " without one: use all devices, or fewer processes"
         )
+    _check_boxes(text, len(used), seen)
     placed = arrange(sizes, used)
-    return Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    mesh = Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    _shares(mesh)
+    return mesh
+
+
+def _check_boxes(text: str, count: int, seen: Sequence[Any]) -> None:
+    """Raises UserError if the first `count` of the chips of TPU slices make no box in each."""
+    if _boxes(seen[:count]):
+        return
+    near = [max((n for n in range(1, count) if _boxes(seen[:n])), default=0)]
+    near += [min((n for n in range(count, len(seen)) if _boxes(seen[:n])), default=0)]
+    fewer = " or ".join(str(n) for n in near if n)
+    raise UserError(
+        f"mesh='{text}' takes {count} of {len(seen)} devices, which make no box of the slice: use"
+        f" all {len(seen)} devices" + (f", or a mesh whose product is {fewer}" if fewer else "")
+    )
+
+
+def _boxes(devices: Sequence[Any]) -> bool:
+    """Whether these are boxes of chips without a hole, one in each slice and equally large.
+
+    Devices other than TPUs have no place in a slice, and are never in the way.
+    """
+    if any(getattr(d, "coords", None) is None for d in devices):
+        return True
+    places: dict[int, list[tuple[int, ...]]] = {}
+    for d in devices:
+        place = (*d.coords, getattr(d, "core_on_chip", 0))
+        places.setdefault(getattr(d, "slice_index", 0), []).append(place)
+    filled = [math.prod(np.ptp(np.array(slice), axis=0) + 1) for slice in places.values()]
+    return filled == [len(devices) // len(places)] * len(places)
 
 
 def arrange(sizes: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
@@ -142,7 +188,6 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
     )
 
 
-@functools.cache
 def share(mesh: Mesh) -> tuple[int, int]:
     """Which part of a batch this process reads, and in how many parts it is read.
 
@@ -150,21 +195,37 @@ def share(mesh: Mesh) -> tuple[int, int]:
     read the same part.
 
     Raises:
-      UserError: if the rows of a process are no part that it could read at once.
+      UserError: if the processes cannot read equal parts.
+    """
+    found = _shares(mesh)
+    return found[jax.process_index()] if len(found) > 1 else (0, 1)
+
+
+@functools.cache
+def _shares(mesh: Mesh) -> dict[int, tuple[int, int]]:
+    """What `share` is for each process, the same wherever it is asked.
+
+    The rows of a part need not follow each other: on a slice of TPUs the devices of a process are
+    a box, and the rows of the box beside it lie between its own.
     """
     processes = np.vectorize(lambda d: d.process_index, otypes=[int])(mesh.devices)
-    if len(set(processes.flat)) == 1:
-        return 0, 1
     of_row = processes.reshape(size_of(mesh, *BATCH), -1)
-    mine = np.flatnonzero((of_row == jax.process_index()).any(1))
-    first, count = int(mine[0]), len(mine)
-    even = len(of_row) % count == 0 and first % count == 0
-    if not even or (mine != first + np.arange(count)).any():
+    rows_of: dict[int, set[int]] = {}
+    for row, those in enumerate(of_row):
+        for process in those.tolist():
+            rows_of.setdefault(process, set()).add(row)
+    parts = sorted({tuple(sorted(rows)) for rows in rows_of.values()})
+    # Equal parts of which no two have a row in common.
+    if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) > len(of_row):
+        count, named = len(rows_of), "·".join(batch_axes(mesh)) or "data"
+        sizes = ",".join(f"{name}={size}" for name, size in mesh.shape.items())
         raise UserError(
-            "the mesh gives a process rows of a batch that do not follow each other: choose"
-            " data·fsdp as a multiple or a divisor of the number of processes"
+            f"mesh={sizes} gives {count} processes unequal parts of a batch, though each process's"
+            " devices must lie in whole rows or rows be shared by equal numbers of processes: use"
+            f" all devices, and make {named}={len(of_row)} a multiple or a divisor of {count}"
         )
-    return first // count, len(of_row) // count
+    number = {part: i for i, part in enumerate(parts)}
+    return {p: (number[tuple(sorted(rows))], len(parts)) for p, rows in rows_of.items()}
 
 
 def check_batch(size: int, mesh: Mesh, accumulate: int, what: str) -> None:
