@@ -519,6 +519,23 @@ def test_what_does_not_fit_says_by_how_much_and_what_helps(target, monkeypatch):
         search.fit(config, spec, target, say=lambda _: None)
 
 
+def test_a_step_that_nothing_else_makes_fit_shares_out_more_of_its_state(target, monkeypatch):
+    config, spec = config_of(**{"mesh": "data=-1", "model.remat": "full"})
+    in_need(monkeypatch, lambda c: 400 // dict(make_mesh(c.mesh).shape).get("fsdp", 1))
+    found = search.fit(config, spec, target, say=lambda _: None)
+    assert [t["changes"] for t in found["tried"]] == [
+        {},
+        {"train.accumulate": 2},
+        {"train.accumulate": 2, "mesh": "data=4,fsdp=2"},
+        {"train.accumulate": 2, "mesh": "data=2,fsdp=4"},
+    ]
+    in_need(monkeypatch, lambda c: 1000)
+    with pytest.raises(UserError) as told:
+        search.fit(config, spec, target, say=lambda _: None)
+    assert "accumulate=2; mesh=data=4,fsdp=2 or data=2,fsdp=4 or fsdp=8: take" in str(told.value)
+    assert "remat" not in str(told.value)
+
+
 def test_a_state_that_is_too_large_is_shared_out_first(target):
     config, spec = config_of(mesh="data=8")
     state = search.state_of(config, spec, target)

@@ -1,12 +1,13 @@
 """Which mesh is fastest, and what makes a config fit: plans of other configs than the one given."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from aigc_jax.config import Config
 from aigc_jax.data.spec import Spec
 from aigc_jax.errors import UserError
+from aigc_jax.parallel.mesh import AXES, parse_mesh
 from aigc_jax.plan.plan import Report, Target, changed, described, make_plan, state_of
 
 ROOM = 0.9  # of a device's memory that the state may take, so that a step has some too
@@ -34,8 +35,12 @@ def meshes(devices: int) -> Iterator[str]:
                 found.append((rows // fsdp, fsdp, sequence, tensor))
     found.sort(key=lambda m: (min(m[0], m[1]) * m[3] * m[2] ** 2, -m[1]))
     for sizes in found:
-        named = zip(("data", "fsdp", "sequence", "tensor"), sizes, strict=True)
-        yield ",".join(f"{k}={n}" for k, n in named if n > 1) or "data=1"
+        yield written(dict(zip(AXES, sizes, strict=True)))
+
+
+def written(sizes: Mapping[str, int]) -> str:
+    """A mesh as configs have it, without axes of one."""
+    return ",".join(f"{a}={sizes[a]}" for a in AXES if sizes.get(a, 1) > 1) or "data=1"
 
 
 def sweep(
@@ -89,7 +94,8 @@ def knobs(config: Config, spec: Spec, target: Target) -> Iterator[dict[str, Any]
     """Changes that make a step need less memory, the cheapest first.
 
     First the state must fit: more of it is shared out by fsdp. Then less is kept for the backward
-    pass (remat), then a step is made of smaller microbatches (accumulate).
+    pass (remat), then a step is made of smaller microbatches (accumulate), and at last still more
+    of the state is shared out, beside all of these.
     """
     base: dict[str, Any] = {}
     if state_of(config, spec, target) > ROOM * target.sheet.memory:
@@ -108,11 +114,32 @@ def knobs(config: Config, spec: Spec, target: Target) -> Iterator[dict[str, Any]
     while config.data.batch_size % (2 * accumulate) == 0:
         accumulate *= 2
         candidate = {**base, "train.accumulate": accumulate}
-        try:
-            state_of(changed(config, candidate), spec, target)
-        except UserError:  # no row is left for some devices
-            return
-        yield candidate
+        if not _can_be(changed(config, candidate), spec, target):  # some devices have no row left
+            break
+        base = candidate
+        yield base
+    for mesh in _more_fsdp(changed(config, base).mesh, len(target.devices)):
+        if _can_be(changed(config, {**base, "mesh": mesh}), spec, target):
+            yield {**base, "mesh": mesh}
+
+
+def _can_be(config: Config, spec: Spec, target: Target) -> bool:
+    """Whether a config goes with its mesh."""
+    try:
+        state_of(config, spec, target)
+    except UserError:
+        return False
+    return True
+
+
+def _more_fsdp(mesh: str, devices: int) -> Iterator[str]:
+    """The mesh with more and more of its copies sharing one state; each keeps its rows."""
+    sizes = parse_mesh(mesh, devices)
+    now = sizes.get("fsdp", 1)
+    rows = sizes.get("data", 1) * now
+    for fsdp in range(now + 1, rows + 1):
+        if rows % fsdp == 0 and fsdp % now == 0:
+            yield written({**sizes, "data": rows // fsdp, "fsdp": fsdp})
 
 
 def _shared_out(config: Config, spec: Spec, target: Target) -> dict[str, Any]:
@@ -163,10 +190,20 @@ def fit(
     least = min((t["over"] for t in tried), default=0.0)
     raise UserError(
         f"{described(config, spec)['model']} does not fit {target.name}, by {least / 2**30:.1f} GiB"
-        " at best, with remat, accumulation and sharding of the state: take more devices, lower"
-        " data.batch_size, or split layers or texts in mesh (tensor=…, sequence=…; see"
-        " --sweep_mesh)"
+        f" at best, {_turned(tried)}: take more devices, lower data.batch_size, or split layers or"
+        " texts in mesh (tensor=…, sequence=…; see --sweep_mesh)"
     )
+
+
+def _turned(tried: Sequence[Mapping[str, Any]]) -> str:
+    """The changes that were tried, each field with its values."""
+    values: dict[str, list[str]] = {}
+    for changes in (t["changes"] for t in tried):
+        for name, value in changes.items():
+            if str(value) not in values.setdefault(name, []):
+                values[name].append(str(value))
+    told = "; ".join(f"{name}={' or '.join(each)}" for name, each in values.items())
+    return f"also with {told}" if told else "and nothing of remat, accumulation and fsdp is left"
 
 
 def flags(changes: dict[str, Any]) -> str:

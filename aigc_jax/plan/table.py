@@ -80,7 +80,8 @@ def advice(plan: Mapping[str, Any]) -> str:
     if rows > 1:
         found.append(f"train.accumulate={2 * c['accumulate']}")
     else:
-        found.append("sequence=… or tensor=… in mesh")
+        shared = "fsdp=…, " if mesh.get("data", 1) > 1 else ""
+        found.append(f"{shared}sequence=… or tensor=… in mesh")
     return ", ".join(found)
 
 
