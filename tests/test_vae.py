@@ -365,6 +365,7 @@ def test_what_a_critic_adds_by_hand(adaptive):
 # Parameters of the model, and of the critic.
 SIZES = {
     "fashion.py": (654_802, 0),
+    "fashion.py:gpu": (35_070_146, 0),
     "fsq.py": (366_389, 0),
     "kl.py": (317_657, 0),
     "ladder.py": (711_025, 0),
