@@ -37,7 +37,7 @@ class Nothing:
 class Blocks:
     """An autoencoder by hand: the mean of each 4 × 4 block, times a learned gain."""
 
-    turns, num_classes, latent_shape = ("model",), 0, (2, 2, 1)
+    turns, num_classes, latent_shape, covered = ("model",), 0, (2, 2, 1), (8, 8)
 
     def __init__(self, config):
         self.num_codes = config.codes

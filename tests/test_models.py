@@ -7,10 +7,15 @@ import pytest
 import tiny
 
 from aigc_jax.errors import UserError
+from aigc_jax.models import kl_autoencoder, ladder
 from aigc_jax.models.autoencoder import ConvConfig, Decoder, Encoder, MLPConfig
 from aigc_jax.models.classifier import Classifier
 from aigc_jax.models.dcgan import Critic, DCGANConfig, Generator
+from aigc_jax.models.dit import DiT, DiTConfig
+from aigc_jax.models.kl_autoencoder import KLConfig
+from aigc_jax.models.ladder import LadderConfig
 from aigc_jax.models.layers import Dropout
+from aigc_jax.models.sizes import crop, fill, filled_size
 from aigc_jax.models.transformer import Transformer, TransformerConfig
 from aigc_jax.models.unet import UNet, UNetConfig
 
@@ -69,7 +74,7 @@ def test_dcgan(shape, classes):
     check(Critic(config, classes), (2,), jnp.ones((2, *shape)), LABEL, compute=small(shape))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (17, 23, 3)])
 @pytest.mark.parametrize("config", [MLPConfig(3, (16, 8)), ConvConfig(3, (4, 8), 16)])
 def test_autoencoder(shape, config):
     check(Encoder(config, 10), (2, 3), jnp.ones((2, *shape)), LABEL, compute=small(shape))
@@ -78,7 +83,7 @@ def test_autoencoder(shape, config):
     )
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (17, 23, 3)])
 @pytest.mark.parametrize("classes", [0, 10])
 def test_unet(shape, classes):
     config = UNetConfig((4, 8), 1, (1,), heads=2, embedding=8)
@@ -91,10 +96,106 @@ def test_classifier(shape):
     check(Classifier(4), (2, 64), jnp.ones((2, *shape)), compute=small(shape))
 
 
-def test_a_size_that_cannot_be_halved_is_named():
-    with pytest.raises(UserError, match="30×30"):
-        model = UNet(UNetConfig((4, 4, 4)), 0)
-        jax.eval_shape(model.init, KEY, jnp.ones((1, 30, 30, 1)), jnp.ones(1))
+ODD = [(17, 23, 3), pytest.param((13, 13, 1), marks=pytest.mark.slow)]
+DENOISERS = {
+    "unet": UNet(UNetConfig((4, 8), 1, (1,), heads=2, embedding=8), 3),
+    "unet of patches": UNet(
+        UNetConfig((4, 8), 1, (), patch_size=3, embedding=8, resample="conv"), 3
+    ),
+    "dit": DiT(DiTConfig(3, 16, 1, 2, frequencies=8), 3),
+    "dit, rotary": DiT(DiTConfig(4, 16, 1, 2, frequencies=8, positions="rotary"), 3),
+}
+AUTOENCODERS = {
+    "flat": (Encoder, Decoder, ConvConfig(3, (4, 8, 8), 16), (2, 3)),
+    "spatial": (Encoder, Decoder, ConvConfig(3, (4, 8, 8), 16, spatial=True), None),
+    "kl": (kl_autoencoder.Encoder, kl_autoencoder.Decoder, KLConfig((4, 4, 4), latent=3), None),
+}
+
+
+def slow_if(names, *slow):
+    marks = dict.fromkeys(slow, pytest.mark.slow)
+    return [pytest.param(name, marks=marks.get(name, ())) for name in names]
+
+
+def sees_all(forward, params, shape):
+    """The output has that shape, is finite, and depends on every parameter."""
+
+    def total(params):
+        out = forward(params)
+        weight = jax.random.normal(KEY, out.shape)
+        return (weight * out).sum(), out
+
+    slopes, out = jax.jit(jax.grad(total, has_aux=True))(params)
+    chex.assert_shape(out, shape)
+    chex.assert_tree_all_finite((out, slopes))
+    assert all(jnp.any(slope) for slope in jax.tree.leaves(slopes))
+
+
+@pytest.mark.parametrize("shape", ODD)
+@pytest.mark.parametrize("name", slow_if(DENOISERS, "unet", "unet of patches"))
+def test_denoisers_of_odd_sizes(name, shape):
+    model, args = DENOISERS[name], (jax.random.normal(KEY, (2, *shape)), jnp.array([3.0, 700.0]))
+    params = tiny.perturbed(jax.jit(model.init)(KEY, *args, LABEL))
+    sees_all(lambda params: model.apply(params, *args, LABEL % 3), params, (2, *shape))
+
+
+@pytest.mark.parametrize("shape", ODD)
+@pytest.mark.parametrize("name", slow_if(AUTOENCODERS, "flat", "kl"))
+def test_autoencoders_of_odd_sizes(name, shape):
+    """Latents of images that are filled up, and images of the size that was given."""
+    make, make_decoder, config, latent = AUTOENCODERS[name]
+    encoder, decoder = make(config, 0), make_decoder(config, shape, 2, 0)
+    latent = latent or (2, -(-shape[0] // 4), -(-shape[1] // 4), 3)
+    x = jax.random.uniform(KEY, (2, *shape))
+    params = jax.jit(encoder.init)(KEY, x), jax.jit(decoder.init)(KEY, jnp.ones(latent))
+    params = tiny.perturbed(params)
+    assert encoder.apply(params[0], x)[0].shape == latent
+
+    def forward(params):
+        mean, log_var = encoder.apply(params[0], x)
+        return decoder.apply(params[1], mean + log_var)
+
+    sees_all(forward, params, (2, *shape, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ODD)
+def test_a_ladder_of_odd_sizes(shape):
+    config = LadderConfig((4, 4, 4), (1, 0, 1), latent=2, blocks=0)
+    up, down = ladder.BottomUp(config, 0), ladder.TopDown(config, shape, 0)
+    h, w = -(-shape[0] // 4), -(-shape[1] // 4)
+    assert down.latent_shapes() == [(h, w, 2), (4 * h, 4 * w, 2)]
+    x = jax.random.uniform(KEY, (2, *shape))
+    noise = [jax.random.normal(KEY, (2, *size)) for size in down.latent_shapes()]
+    up_params, read = jax.jit(up.init_with_output)(KEY, x)[::-1]
+    params = up_params, jax.jit(down.init)(KEY, noise, None, read)
+    forward = lambda p: down.apply(p[1], noise, None, up.apply(p[0], x))[0]  # noqa: E731
+    sees_all(forward, tiny.perturbed(params), (2, *shape))
+
+
+@pytest.mark.parametrize("size, wanted", [
+    ((16, 32), (16, 32)), ((17, 23), (20, 24)), ((4, 5), (4, 8)), ((13, 21), (16, 24)),
+])  # fmt: skip
+def test_sizes_are_filled_up_only_if_they_must_be(size, wanted):
+    assert filled_size(size, 2, "model.channels") == wanted
+    assert filled_size(size, 1, "model.channels", patch=2) == wanted
+    assert DiTConfig(patch_size=4).filled(size) == wanted
+    x = jax.random.normal(KEY, (1, *size, 1))
+    chex.assert_trees_all_equal(crop(fill(x, wanted), size), x)
+
+
+@pytest.mark.parametrize("config, words", [
+    (UNetConfig((4, 4, 4)), "3×9 cannot be halved 2 times: give model.channels .*attention_levels"),
+    (UNetConfig((4, 4), patch_size=2), "halved 1 times after being cut into patches of 2×2"),
+    (UNetConfig((4, 4), patch_size=4), "smaller than a patch: give model.patch_size 3 at most"),
+    (DiTConfig(4), "smaller than a patch: give model.patch_size 3 at most"),
+    (ConvConfig(channels=(4, 4, 4)), "3×9 cannot be halved 2 times: give model.channels"),
+    (KLConfig((4, 4, 4)), "3×9 cannot be halved 2 times: give model.channels"),
+    (LadderConfig((4, 4, 4), (1, 1, 1)), "give model.channels and model.groups fewer"),
+])  # fmt: skip
+def test_images_that_are_too_small_are_named(config, words):
+    with pytest.raises(UserError, match=words):
+        config.filled((3, 9))
 
 
 def test_dropout_belongs_to_the_example():

@@ -134,8 +134,8 @@ def test_patches_are_places_of_the_finest_level():
     params = jax.eval_shape(model.init, KEY, X, TIME)["params"]
     assert params["conv_in"]["kernel"].shape == (3, 3, 3 * 4, 6)
     assert params["conv_out"]["kernel"].shape == (3, 3, 6, 3 * 4)
-    with pytest.raises(UserError, match="patch_size=3"):
-        UNet(UNetConfig(**config | dict(patch_size=3)), 0).init(KEY, X, TIME)
+    with pytest.raises(UserError, match="patch_size 4 at most"):
+        UNet(UNetConfig(**config | dict(patch_size=5)), 0).init(KEY, X, TIME)
 
 
 def test_space_to_depth_is_undone_by_depth_to_space():

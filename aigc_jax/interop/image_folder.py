@@ -251,6 +251,8 @@ def write_image_folder(
     if dtype not in WRITTEN:
         raise UserError(f"dtype must be one of {', '.join(WRITTEN)}, but it is {dtype}")
     lacking = obstacles(kind, fields, shape, classes)
+    if config.filled(shape[:2]) != tuple(shape[:2]):
+        lacking.append(f"sides that it need not fill up, other than {shape[0]}×{shape[1]}")
     if lacking:
         raise UserError(
             f"{kind.theirs} of diffusers does not fit this model: it needs {' and '.join(lacking)}"

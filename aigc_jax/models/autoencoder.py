@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.models.layers import Conv, Dense, Residual, SubPixelConv, check_size, label_one_hot
+from aigc_jax.models.layers import Conv, Dense, Residual, SubPixelConv, label_one_hot
+from aigc_jax.models.sizes import crop, fill, filled_size
 from aigc_jax.ops.activation import gelu
 from aigc_jax.options import option
 from aigc_jax.parallel.rules import split
@@ -34,6 +35,10 @@ class MLPConfig:
     hidden: tuple[int, ...] = option((400,), low=1)  # of the encoder; the decoder mirrors it
     conditional: bool = False
 
+    def filled(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of images as the networks see them."""
+        return size
+
 
 @dataclasses.dataclass(frozen=True)
 class ConvConfig:
@@ -45,6 +50,10 @@ class ConvConfig:
     spatial: bool = False  # latents (h, w, Z) of the coarsest size instead of flat ones (Z)
     blocks: int = option(0, low=0)  # residual blocks at each size
     conditional: bool = False
+
+    def filled(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of images as the networks see them; UserError if they are too small."""
+        return filled_size(size, len(self.channels) - 1, "model.channels")
 
 
 class Encoder(nn.Module):
@@ -58,7 +67,7 @@ class Encoder(nn.Module):
     def __call__(self, x_BHWC: jax.Array, label_B: jax.Array | None = None):
         c, x = self.config, split(2 * x_BHWC - 1, "batch")
         if isinstance(c, ConvConfig):
-            check_size(x.shape[1:3], len(c.channels), "model.channels")
+            x = fill(x, c.filled(x.shape[1:3]))
             for i, channels in enumerate(c.channels):
                 strides = (2, 2) if i else (1, 1)
                 x = Conv(channels, (3, 3), strides, dtype=self.dtype, name=f"down_{i}")(x)
@@ -99,7 +108,7 @@ class Decoder(nn.Module):
         if isinstance(c, ConvConfig):
             if not c.spatial:
                 factor = 2 ** (len(c.channels) - 1)
-                h, w = height // factor, width // factor
+                h, w = (side // factor for side in c.filled((height, width)))
                 x = Dense(h * w * c.channels[-1], dtype=self.dtype, name="spread")(x)
                 x = x.reshape(-1, h, w, c.channels[-1])
             x = self._blocks(gelu(x), "block_in")
@@ -107,6 +116,7 @@ class Decoder(nn.Module):
                 x = gelu(SubPixelConv(channels, dtype=self.dtype, name=f"up_{i}")(x))
                 x = self._blocks(x, f"block_{i}")
             x = Conv(colours * self.outputs, (3, 3), dtype=self.dtype, name="image")(x)
+            x = crop(x, (height, width))
         else:
             size = height * width * colours * self.outputs
             x = Dense(size, dtype=self.dtype, name="image")(x)

@@ -24,6 +24,7 @@ from aigc_jax.models.layers import (
     layers_in_a_turn,
     time_embedding,
 )
+from aigc_jax.models.sizes import crop, fill, filled_size
 from aigc_jax.ops.activation import ACTIVATIONS, silu
 from aigc_jax.ops.attention import attention
 from aigc_jax.ops.convolution import depth_to_space
@@ -82,8 +83,12 @@ class DiTConfig:
 
     def length_of(self, spec: Any) -> int:
         """Patches of an image."""
-        height, width, _ = spec.shape
+        height, width = self.filled(spec.shape[:2])
         return (height // self.patch_size) * (width // self.patch_size)
+
+    def filled(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of images as the network sees them; UserError if they are below a patch."""
+        return filled_size(size, 0, "", patch=self.patch_size)
 
     @property
     def hidden(self) -> int:
@@ -236,16 +241,11 @@ class DiT(nn.Module):
         span_B: jax.Array | None = None,
         augment_BA: jax.Array | None = None,
     ) -> jax.Array:
-        """As `UNet`; UserError if the sides are not multiples of the patch size."""
+        """As `UNet`; images that cannot be cut into patches are filled up by their border."""
         c, (batch, height, width, colours) = self.config, x_BHWC.shape
-        p = c.patch_size
-        if height % p or width % p:
-            raise UserError(
-                f"images of {height}×{width} cannot be cut into patches of {p}×{p}: change"
-                " model.patch_size, or prepare the images with --image_size"
-            )
-        rows, columns = height // p, width // p
-        x = self._patches(x_BHWC)
+        p, filled = c.patch_size, c.filled((height, width))
+        rows, columns = filled[0] // p, filled[1] // p
+        x = self._patches(fill(x_BHWC, filled))
         if c.positions == "sincos":
             x += sincos_positions(rows, columns, c.width).astype(self.dtype)
         x = split(x, "batch", "length", None)
@@ -261,7 +261,7 @@ class DiT(nn.Module):
         outputs = colours * (1 + c.learned_sigma)
         x = dense(p * p * outputs, self.dtype, "final", zeros)(x)
         image = depth_to_space(x.reshape(batch, rows, columns, -1), p)
-        return image[..., :colours].astype(jnp.float32)
+        return crop(image[..., :colours], (height, width)).astype(jnp.float32)
 
     def _patches(self, x_BHWC):
         """(B, T, D); each patch by one dense layer, written as a convolution."""

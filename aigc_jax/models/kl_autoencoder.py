@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.models.conv_blocks import Down, ResBlock, SelfAttention, Up, check_norm_groups
-from aigc_jax.models.layers import Conv, check_size, group_norm
+from aigc_jax.models.layers import Conv, group_norm
+from aigc_jax.models.sizes import crop, fill, filled_size
 from aigc_jax.ops.activation import silu
 from aigc_jax.options import option
 
@@ -56,6 +57,10 @@ class KLConfig:
         """How many pixels a latent's side covers."""
         return 2 ** (len(self.channels) - 1)
 
+    def filled(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of images as the networks see them; UserError if they are too small."""
+        return filled_size(size, len(self.channels) - 1, "model.channels")
+
 
 class _Parts:
     """What encoder and decoder have in common: functions of (x, …, name)."""
@@ -93,8 +98,8 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, label_B: jax.Array | None = None):
         c, parts = self.config, _Parts(self.config, self.dtype)
-        check_size(x_BHWC.shape[1:3], len(c.channels), "model.channels")
-        x = Conv(c.channels[0], (3, 3), dtype=self.dtype, name="conv_in")(2 * x_BHWC - 1)
+        x = fill(2 * x_BHWC - 1, c.filled(x_BHWC.shape[1:3]))
+        x = Conv(c.channels[0], (3, 3), dtype=self.dtype, name="conv_in")(x)
         for level, channels in enumerate(c.channels):
             if level:
                 x = Down(self.dtype, 0, name=f"down_{level}")(x)
@@ -130,6 +135,7 @@ class Decoder(nn.Module):
             if level:
                 x = Up(self.dtype, name=f"up_{level}")(x)
         x = parts.last(x, self.shape[2] * self.outputs).astype(jnp.float32)
+        x = crop(x, self.shape[:2])
         if c.signed_output:
             x = 2 * jnp.arctanh(jnp.clip(x, -MOST, MOST))
         return x.reshape(*x.shape[:3], self.shape[2], self.outputs)

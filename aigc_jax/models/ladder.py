@@ -20,10 +20,10 @@ from aigc_jax.models.layers import (
     Dense,
     Residual,
     SubPixelConv,
-    check_size,
     group_norm,
     label_one_hot,
 )
+from aigc_jax.models.sizes import crop, fill, filled_size
 from aigc_jax.ops.activation import gelu
 from aigc_jax.options import option
 from aigc_jax.parallel.rules import split
@@ -57,6 +57,10 @@ class LadderConfig:
                 f" {len(self.channels)} sizes of model.channels has, one or more in all"
             )
 
+    def filled(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of images as the networks see them; UserError if they are too small."""
+        return filled_size(size, len(self.channels) - 1, "model.channels and model.groups")
+
 
 class BottomUp(nn.Module):
     """Images (B, H, W, C) in [0, 1] → features at each size, fine to coarse."""
@@ -68,7 +72,7 @@ class BottomUp(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, label_B: jax.Array | None = None) -> list[jax.Array]:
         c, x, features = self.config, split(2 * x_BHWC - 1, "batch"), []
-        check_size(x.shape[1:3], len(c.channels), "model.channels")
+        x = fill(x, c.filled(x.shape[1:3]))
         for i, channels in enumerate(c.channels):
             strides = (2, 2) if i else (1, 1)
             x = Conv(channels, (3, 3), strides, dtype=self.dtype, name=f"down_{i}")(x)
@@ -88,7 +92,8 @@ class TopDown(nn.Module):
 
     def latent_shapes(self) -> list[tuple[int, int, int]]:
         """(h, w, Z) of each group, from the top."""
-        c, (height, width, _) = self.config, self.shape
+        c = self.config
+        height, width = c.filled(self.shape[:2])
         levels = reversed(range(len(c.channels)))
         return [
             (height >> level, width >> level, c.latent)
@@ -110,7 +115,7 @@ class TopDown(nn.Module):
           label_B: classes.
           features: what the bottom-up network has read; none: draw from the prior.
         """
-        c, (height, width, colours) = self.config, self.shape
+        c, (height, width) = self.config, self.config.filled(self.shape[:2])
         coarsest, left, groups = len(c.channels) - 1, list(noise), []
         size = (height >> coarsest, width >> coarsest, c.channels[-1])
         top = self.param("top", nn.initializers.normal(0.02), size).astype(self.dtype)
@@ -128,8 +133,8 @@ class TopDown(nn.Module):
             for i in range(0 if c.groups[level] else c.blocks):
                 x = Residual(c.channels[level], self.dtype, name=f"block_{level}_{i}")(x)
         x = gelu(group_norm(x.shape[-1], self.dtype, name="norm_out")(x))
-        x = Conv(colours, (3, 3), dtype=self.dtype, name="image")(x)
-        return x.astype(jnp.float32), groups
+        x = Conv(self.shape[2], (3, 3), dtype=self.dtype, name="image")(x)
+        return crop(x, self.shape[:2]).astype(jnp.float32), groups
 
     def _group(self, x, noise, read, name):
         """The path with one more group of latents on it, and the group's posterior."""

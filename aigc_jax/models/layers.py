@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.errors import UserError
 from aigc_jax.ops import norm, platform
 from aigc_jax.ops.activation import gelu
 from aigc_jax.ops.convolution import Padding, convolution, depth_to_space
@@ -275,13 +274,3 @@ def label_one_hot(label_B: jax.Array | None, batch: int, num_classes: int) -> ja
     if label_B is None:
         return jnp.zeros((batch, num_classes))
     return jax.nn.one_hot(label_B, num_classes)
-
-
-def check_size(size: tuple[int, int], levels: int, what: str) -> None:
-    """Raises UserError if an image side cannot be halved `levels − 1` times."""
-    factor = 2 ** (levels - 1)
-    if any(side % factor for side in size):
-        raise UserError(
-            f"images of {size[0]}×{size[1]} cannot be halved {levels - 1} times: give {what} fewer"
-            " entries, or prepare the images with --image_size"
-        )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from aigc_jax.errors import UserError
 from aigc_jax.models.layers import Dense, label_one_hot
-from aigc_jax.models.sizes import coarse_size, crop, fill
+from aigc_jax.models.sizes import coarse_size, crop, fill, filled_size
 from aigc_jax.ops.convolution import bilinear_half, bilinear_twice, grouped_convolution
 from aigc_jax.options import option
 from aigc_jax.parallel.rules import split
@@ -146,7 +146,7 @@ class Critic(nn.Module):
         c, batch = self.config, x_BHWC.shape[0]
         halvings = len(c.channels) - 1
         h, w = coarse_size(x_BHWC.shape[1:3], halvings, "model.channels")
-        x = fill(x_BHWC, (h * 2**halvings, w * 2**halvings))
+        x = fill(x_BHWC, filled_size(x_BHWC.shape[1:3], halvings, "model.channels"))
         channels = c.channels[::-1]
         x = PointConv(channels[0], 1.0, self.dtype, name="image")(x)
         for i in range(len(channels)):

@@ -17,10 +17,10 @@ from aigc_jax.models.layers import (
     ClassEmbedding,
     Conv,
     Dense,
-    check_size,
     group_norm,
     time_embedding,
 )
+from aigc_jax.models.sizes import crop, fill, filled_size
 from aigc_jax.ops.activation import silu
 from aigc_jax.ops.convolution import depth_to_space, downsample, space_to_depth, upsample
 from aigc_jax.options import option
@@ -86,6 +86,11 @@ class UNetConfig:
                 )
         check_norm_groups(self.channels, self.norm_groups)
 
+    def filled(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of images as the network sees them; UserError if they are too small."""
+        what = "model.channels (and with it model.attention_levels)"
+        return filled_size(size, len(self.channels) - 1, what, patch=self.patch_size)
+
     @property
     def attends_in_middle(self) -> bool:
         if not self.middle_blocks or self.middle_attention == "never":
@@ -133,7 +138,6 @@ class UNet(nn.Module):
         """
         c = self.config
         levels = range(len(c.channels))
-        self._check_sides(x_BHWC.shape[1:3])
         embedding = self._embedding(time_B, label_B, span_B, augment_BA)
         res_block, attend = self._blocks(embedding, key_B)
 
@@ -142,6 +146,7 @@ class UNet(nn.Module):
             return attend(x, level, name) if level in c.attention_levels else x
 
         x = 2 * x_BHWC - 1 if c.center_input else x_BHWC
+        x = fill(x, c.filled(x.shape[1:3]))
         x = space_to_depth(x, c.patch_size)
         outputs = x.shape[-1]
         x = Conv(c.channels[0], (3, 3), dtype=self.dtype, name="conv_in")(x)
@@ -167,18 +172,8 @@ class UNet(nn.Module):
             dtype=self.dtype,
             name="conv_out",
         )(silu(norm(x)))
-        return depth_to_space(x[..., :outputs], c.patch_size).astype(jnp.float32)
-
-    def _check_sides(self, size: tuple[int, int]) -> None:
-        patch = self.config.patch_size
-        if any(side % patch for side in size):
-            raise UserError(
-                f"images of {size[0]}×{size[1]} cannot be cut into patches of model.patch_size="
-                f"{patch}: choose one that divides both sides"
-            )
-        check_size(
-            (size[0] // patch, size[1] // patch), len(self.config.channels), "model.channels"
-        )
+        x = depth_to_space(x[..., :outputs], c.patch_size)
+        return crop(x, x_BHWC.shape[1:3]).astype(jnp.float32)
 
     def _embedding(self, time_B, label_B, span_B, augment_BA):
         """What the blocks are conditioned on, (B, E), through SiLU."""

@@ -51,6 +51,7 @@ class Objective(Protocol):
     and one that can be the first stage of another model has
       latent_shape: (h, w, c) of its latents, or c codes at each of h × w places;
       num_codes: entries of its codebook; 0: its latents are continuous;
+      covered: (H, W) that h × w places cover, of which the images are the middle;
       encode(params, mutables, batch, key_B) -> (B, h, w, c), float32 latents or int32 codes;
       decode(params, mutables, latent_N) -> uint8 images (N, H, W, C).
     """

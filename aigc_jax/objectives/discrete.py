@@ -67,6 +67,7 @@ class Discrete:
     Attributes:
       latent_shape: (h, w, c) of its codes; a flat latent is a single place.
       num_codes: K.
+      covered: (H, W) that its codes cover, of which the images are the middle.
     """
 
     def __init__(self, config: DiscreteConfig, encoder: Any, decoder: Any):
@@ -81,6 +82,7 @@ class Discrete:
         height, width, channels = as_place(self._shape)
         self.latent_shape = (height, width, c.codes_per_place)
         self.num_codes = self.quantizer.num_codes
+        self.covered = encoder.config.filled(decoder.shape[:2])
         # Codes have few numbers, and networks many channels.
         self._into = Linear(c.codes_per_place * self.quantizer.size, use_bias=True)
         self._out = Linear(channels, use_bias=True)

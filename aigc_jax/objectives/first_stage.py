@@ -19,6 +19,7 @@ import numpy as np
 from aigc_jax.data.codes import Codes
 from aigc_jax.data.spec import ImageSpec, Spec, TextSpec
 from aigc_jax.errors import UserError
+from aigc_jax.models import sizes
 from aigc_jax.objectives.base import Batch, Objective, Request
 from aigc_jax.ops.random import fold
 
@@ -37,10 +38,12 @@ class Autoencoder(Protocol):
     Attributes:
       latent_shape: (h, w, c) of an image's latents or codes.
       num_codes: entries of the codebook; 0: latents are continuous.
+      covered: (H, W) that h × w places cover, of which the images are the middle.
     """
 
     latent_shape: tuple[int, int, int]
     num_codes: int
+    covered: tuple[int, int]
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Variables, Variables]: ...
 
@@ -159,9 +162,9 @@ class Latents(Behind):
             batch["label"] = request.label_N
         latent, mask = self._inward(params, batch, key_N)["image"], request.mask_NHW
         if mask is not None:
-            h, w, _ = self.stage.latent_shape
-            n, height, width = mask.shape
-            mask = np.asarray(mask).reshape(n, h, height // h, w, width // w).any((2, 4))
+            (h, w, _), (height, width) = self.stage.latent_shape, self.stage.covered
+            mask = np.asarray(sizes.fill(jnp.asarray(mask)[..., None], (height, width)))
+            mask = mask.reshape(-1, h, height // h, w, width // w).any((2, 4))
         return dataclasses.replace(request, image_NHWC=latent, mask_NHW=mask)
 
 

@@ -241,6 +241,7 @@ class KLAutoencoder(VAE):
     Attributes:
       latent_shape: (h, w, c) of its latents; flat ones are a single place.
       num_codes: 0, since they are continuous.
+      covered: (H, W) that its latents cover, of which the images are the middle.
     """
 
     latents: OneGroup
@@ -249,6 +250,10 @@ class KLAutoencoder(VAE):
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         return as_place(self.latents.shapes()[0])
+
+    @property
+    def covered(self) -> tuple[int, int]:
+        return self.latents.encoder.config.filled(self.latents.decoder.shape[:2])
 
     def encode(self, params, mutables, batch, key_B) -> jax.Array:
         """Latents (B, h, w, c) drawn from the posterior.
