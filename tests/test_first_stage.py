@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from aigc_jax.config import Sample
 from aigc_jax.data import spec as spec_lib
 from aigc_jax.data.order import permuted
 from aigc_jax.errors import UserError
+from aigc_jax.objectives import first_stage
 from aigc_jax.objectives.base import Request
 from aigc_jax.objectives.first_stage import PLAYER
 from aigc_jax.ops.convolution import downsample, upsample
@@ -123,6 +125,18 @@ def test_latents_are_normalised_and_samples_are_images(blocks):
     np.testing.assert_array_equal(images, Blocks(BlocksConfig()).decode(
         params[PLAYER]["params"], {}, downsample(to_signed(batch["image"][:4]), 4)
         * params[PLAYER]["params"]["model"]["gain"] + 5))  # fmt: skip
+
+
+def test_places_of_images_that_are_filled_up_are_drawn_anew_where_their_pixels_are(monkeypatch):
+    stage = SimpleNamespace(latent_shape=(5, 6, 1), covered=(20, 24), decode=None)
+    inner = SimpleNamespace(turns=(), num_classes=0)
+    latents = first_stage.Latents(inner, stage, None)
+    monkeypatch.setattr(latents, "_inward", lambda *_: {"image": np.zeros((1, 5, 6, 1))})
+    mask = np.zeros((1, 17, 23), bool)  # which begins in the second of 20 rows
+    mask[0, 3, 0] = mask[0, 16, 22] = True
+    request = Request(None, image_NHWC=np.zeros((1, 17, 23, 3)), mask_NHW=mask)
+    found = latents._begin({}, np.zeros(1), request).mask_NHW
+    np.testing.assert_array_equal(np.argwhere(found[0]), [[1, 0], [4, 5]])
 
 
 def test_an_image_is_inpainted_by_its_latents_and_keeps_its_pixels(blocks):
