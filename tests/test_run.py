@@ -5,6 +5,7 @@ import os
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -14,6 +15,8 @@ from aigc_jax import run
 from aigc_jax.data.pipeline import TrainIterator
 from aigc_jax.errors import UserError
 from aigc_jax.train.log import read_metrics
+from aigc_jax.train.metrics import Mean
+from aigc_jax.train.window import Window
 
 TIMES = {"time", "steps_per_second", "examples_per_second", "data_wait"}
 
@@ -116,6 +119,19 @@ def test_bfloat16_computes_and_float32_keeps(family, tmp_path):
         jax.random.split(jax.random.key(0), 8),
     )
     assert loss.total.dtype == np.float32
+
+
+def test_a_batch_that_comes_while_a_step_is_under_way_is_not_waited_for(monkeypatch):
+    window, one = Window(0), jnp.float32(1)
+    window.waits(1.0)
+    assert window.waited == 1.0
+    window.add({"loss": Mean(one, one)})
+    monkeypatch.setattr(type(one), "is_ready", lambda self: False)
+    window.waits(5.0)
+    assert window.waited == 1.0
+    monkeypatch.setattr(type(one), "is_ready", lambda self: True)
+    window.waits(3.0)
+    assert window.close(1)["data_wait"] == 1 and window.waited == 0
 
 
 def test_more_steps_go_on(tmp_path):

@@ -114,7 +114,7 @@ def fit(
         began = time.perf_counter()
         care.tick(f"reading the data of step {step + 1}")
         batch = step_fn.put_batch(next(batches))
-        window.waited += time.perf_counter() - began
+        window.waits(time.perf_counter() - began)
         care.tick(f"step {step + 1}")
         # The first call compiles, and nothing has been done yet that could be lost.
         with contextlib.nullcontext() if compiles else stop.free(leave):

@@ -42,6 +42,12 @@ class Window:
         if self.guard.alert:
             self.collect()
 
+    def waits(self, seconds: float) -> None:
+        """Counts what getting a batch has taken, unless a step was under way all the while."""
+        leaves = jax.tree.leaves(self._pending)
+        if all(x.is_ready() for x in leaves if isinstance(x, jax.Array)):
+            self.waited += seconds
+
     def collect(self) -> None:
         """Fetches what is on its way.
 
