@@ -8,6 +8,8 @@ shows as two devices, each has half of it.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,3 +69,22 @@ def data_sheet(kind: str) -> DataSheet | None:
     if " MIG " in kind:
         return None
     return next((sheet for name, sheet in DATA_SHEETS.items() if kind.startswith(name)), None)
+
+
+def sheet_of_each(devices: Sequence[Any]) -> DataSheet | None:
+    """What one of these devices, all of a kind, has: its share where several are one chip."""
+    sheet = data_sheet(devices[0].device_kind)
+    if sheet is None or not hasattr(devices[0], "coords"):
+        return sheet
+    chips = {(getattr(d, "slice_index", 0), *d.coords) for d in devices}
+    return shared(sheet, len(devices) // len(chips))
+
+
+def shared(sheet: DataSheet, parts: int) -> DataSheet:
+    """What one of several devices has of a chip; the plan's `Network` shares its links."""
+    return dataclasses.replace(
+        sheet,
+        flops=sheet.flops / parts,
+        bandwidth=sheet.bandwidth / parts,
+        memory=sheet.memory / parts,
+    )

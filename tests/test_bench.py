@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from aigc_jax import build
 from aigc_jax.bench import decoding, flops, hardware, measure, table, trace
 from aigc_jax.bench.synthetic import synthetic
 from aigc_jax.bench.timing import Times, interleaved, ratio
-from aigc_jax.chips import data_sheet
+from aigc_jax.chips import data_sheet, sheet_of_each
 from aigc_jax.errors import UserError
 from aigc_jax.models.transformer_config import TransformerConfig
 from aigc_jax.train.metrics import Mean
@@ -325,4 +326,7 @@ SHEETS = {
 def test_a_device_has_the_sheet_of_its_name(kind, flop):
     assert data_sheet(kind).flops == flop
     assert data_sheet("cpu") is None
+    chip = SimpleNamespace(device_kind=kind, coords=(0, 0, 0))
+    assert sheet_of_each([chip, chip]).flops == flop / 2
+    assert sheet_of_each([SimpleNamespace(device_kind=kind)]).flops == flop
     assert data_sheet(f"{kind} MIG 3g.40gb") is None

@@ -14,7 +14,7 @@ from aigc_jax.bench import flops, hardware, trace
 from aigc_jax.bench.decoding import BATCHES, can_decode, decoding
 from aigc_jax.bench.synthetic import synthetic
 from aigc_jax.bench.timing import Times
-from aigc_jax.chips import DataSheet, data_sheet
+from aigc_jax.chips import sheet_of_each
 from aigc_jax.config import Config
 from aigc_jax.data import sources
 from aigc_jax.data.dataset import Dataset
@@ -23,7 +23,6 @@ from aigc_jax.errors import UserError
 from aigc_jax.ops import platform
 from aigc_jax.parallel.mesh import share
 from aigc_jax.parallel.sharding import per_device
-from aigc_jax.plan.topology import sheet_of
 from aigc_jax.train import memory
 from aigc_jax.train.guard import Guard
 from aigc_jax.train.loop import fit
@@ -222,7 +221,7 @@ def work(steps: Steps, dataset: Dataset, seconds: float) -> dict[str, Any]:
     costs = steps.compiled.cost_analysis() or {}
     costs = costs[0] if isinstance(costs, list) else costs
     devices = steps.run.mesh.size
-    sheet = sheet_here()
+    sheet = sheet_of_each(jax.devices())
     dtype = jnp.dtype(steps.config.train.compute_dtype)
     ceiling = hardware.matmul_ceiling(dtype)
     found = {
@@ -242,17 +241,11 @@ def work(steps: Steps, dataset: Dataset, seconds: float) -> dict[str, Any]:
     return found
 
 
-def sheet_here() -> DataSheet | None:
-    """What the maker says of one device here; none if he is not known to say anything."""
-    devices = jax.devices()
-    return sheet_of(devices)[0] if data_sheet(devices[0].device_kind) else None
-
-
 def decode_report(steps: Steps, batch: int, ceiling: float) -> dict[str, Any]:
     """Decoding of so many texts at once, beside the memory's bandwidth, in bytes/s."""
     found = decoding(steps.run, steps.state, batch)
     found |= {"ceiling": ceiling, "share": found["bytes_per_second"] / ceiling}
-    sheet = sheet_here()
+    sheet = sheet_of_each(jax.devices())
     if sheet is not None:
         found["share_data_sheet"] = found["bytes_per_second"] / sheet.bandwidth
     return found

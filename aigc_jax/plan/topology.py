@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from aigc_jax.chips import DataSheet, data_sheet
+from aigc_jax.chips import DataSheet, data_sheet, shared, sheet_of_each
 from aigc_jax.errors import UserError, reason
 from aigc_jax.ops.platform import compiling_for
 from aigc_jax.plan.network import closed_sides
@@ -188,28 +188,14 @@ def sheet_of(devices: Sequence[Any]) -> tuple[DataSheet, str]:
       UserError: for an accelerator that is not in the table.
     """
     device = devices[0]
-    sheet = data_sheet(device.device_kind)
+    sheet = sheet_of_each(devices)
     if sheet is not None:
-        chips = len({(getattr(d, "slice_index", 0), *d.coords) for d in devices}
-                    if hasattr(device, "coords") else devices)  # fmt: skip
-        return shared(sheet, len(devices) // chips), "data sheet"
+        return sheet, "data sheet"
     if device.platform != "cpu":
         raise UserError(
             f"the data sheet of {device.device_kind} is not known: add it to aigc_jax/chips.py"
         )
     return shared(measured(), len(devices)), "measured"
-
-
-def shared(sheet: DataSheet, parts: int) -> DataSheet:
-    """What one of several devices has of a chip; its links are shared in `Network`."""
-    return DataSheet(
-        **{
-            **vars(sheet),
-            "flops": sheet.flops / parts,
-            "bandwidth": sheet.bandwidth / parts,
-            "memory": sheet.memory / parts,
-        }
-    )
 
 
 def measured() -> DataSheet:
