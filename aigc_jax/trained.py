@@ -12,8 +12,7 @@ import numpy as np
 from aigc_jax import build
 from aigc_jax.config import Data, differences
 from aigc_jax.data import spec as spec_lib
-from aigc_jax.data.dataset import Dataset
-from aigc_jax.data.order import permuted
+from aigc_jax.data.dataset import Dataset, drawn
 from aigc_jax.data.tokenizers import Tokenizer
 from aigc_jax.errors import UserError
 from aigc_jax.objectives.first_stage import PLAYER, Behind
@@ -124,9 +123,7 @@ def begin_behind(
       dataset: of which some images, drawn evenly, say how latents are normalised.
     """
     _, state, _ = restore(workdir)
-    # Data may be stored class by class.
-    drawn = permuted(len(dataset.train), 0)[:NORMALISED]
-    examples = [dataset.train[int(i)] for i in drawn]
+    examples = drawn(dataset.train, NORMALISED)
     batch = {k: np.stack([example[k] for example in examples]) for k in examples[0]}
     frozen = objective.fill(state.sampling_params, state.mutables, batch)
     return {**params, PLAYER: jax.device_get(frozen)}

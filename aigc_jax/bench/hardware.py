@@ -20,6 +20,12 @@ def _product(a: jax.Array, b: jax.Array, chain: int) -> jax.Array:
     return jax.lax.fori_loop(0, chain, lambda _, x: x @ b, a) if chain > 1 else a @ b
 
 
+@functools.lru_cache(maxsize=1)  # the same one is timed before and after each turn of others
+def _matrix(size: int, dtype: Any) -> jax.Array:
+    """Random: constant numbers cost a GPU less power, and make it faster than it is in earnest."""
+    return jax.random.normal(jax.random.key(0), (size, size), dtype) / size**0.5
+
+
 def matmul_times(size: int, dtype: Any = jnp.float32, *, chain: int = 1, times: int = 10) -> Times:
     """Times of `chain` products of two square matrices, one after the other, on one device.
 
@@ -29,8 +35,7 @@ def matmul_times(size: int, dtype: Any = jnp.float32, *, chain: int = 1, times: 
       chain: products in one program, so that starting it does not count on a fast device.
       times: how often.
     """
-    # Random: constant numbers cost a GPU less power, and make it faster than it is in earnest.
-    a = jax.random.normal(jax.random.key(0), (size, size), dtype) / size**0.5
+    a = _matrix(size, dtype)
     return repeated(functools.partial(_product, chain=chain), a, a, times=times)
 
 

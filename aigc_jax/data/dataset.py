@@ -8,7 +8,7 @@ import numpy as np
 
 from aigc_jax.config import Data
 from aigc_jax.data.chat import Message
-from aigc_jax.data.order import Stratum, split
+from aigc_jax.data.order import Stratum, permuted, split
 from aigc_jax.data.spec import Spec
 from aigc_jax.errors import UserError
 
@@ -27,6 +27,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
+
+
+def drawn(source: Source, limit: int) -> list[dict[str, np.ndarray]]:
+    """Some examples, always the same, from all over the source: it may be stored class by class."""
+    return [source[int(i)] for i in permuted(len(source), 0)[:limit]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from aigc_jax.config import Eval
-from aigc_jax.data.order import permuted
-from aigc_jax.data.sources import Dataset, Source
+from aigc_jax.data.dataset import Dataset, Source, drawn
 from aigc_jax.errors import StorageError, UserError, shown
 from aigc_jax.evaluate import neighbours, reference
 from aigc_jax.evaluate.comparison import FEWEST, NEAR, Real, compare, metric_names
@@ -59,7 +58,7 @@ class RealImages:
 
 def gather(source: Source, limit: int) -> tuple[Images, np.ndarray | None]:
     """Images of a source in random order, with their labels if it has any."""
-    examples = [source[int(i)] for i in permuted(len(source), 0)[:limit]]
+    examples = drawn(source, limit)
     labels = [e["label"] for e in examples if "label" in e]
     return np.stack([e["image"] for e in examples]), np.array(labels) if labels else None
 

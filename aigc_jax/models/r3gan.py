@@ -145,7 +145,6 @@ class Critic(nn.Module):
     def __call__(self, x_BHWC: jax.Array, label_B: jax.Array | None = None) -> jax.Array:
         c, batch = self.config, x_BHWC.shape[0]
         halvings = len(c.channels) - 1
-        h, w = coarse_size(x_BHWC.shape[1:3], halvings, "model.channels")
         x = fill(x_BHWC, filled_size(x_BHWC.shape[1:3], halvings, "model.channels"))
         channels = c.channels[::-1]
         x = PointConv(channels[0], 1.0, self.dtype, name="image")(x)
@@ -157,6 +156,7 @@ class Critic(nn.Module):
                 if channels[i + 1] != x.shape[-1]:
                     x = PointConv(channels[i + 1], 1.0, self.dtype, name=f"change_{i + 1}")(x)
         # One weight per place and channel: a depthwise convolution as large as the image is now.
+        h, w = x.shape[1:3]
         init = nn.initializers.normal(1 / math.sqrt(h * w))
         basis = self.param("basis", init, (h, w, channels[-1]))
         x = (x * basis.astype(self.dtype)).sum((1, 2))
