@@ -15,7 +15,7 @@ test: $(VENV)/.installed-test
 
 # Our models against PyTorch's; PyTorch comes first where a build without CUDA is wanted.
 test-parity: $(VENV)/.installed-parity
-	$(BIN)/python -m pytest -q $(wildcard tests/test_parity*.py)
+	$(BIN)/python -m pytest -q tests/parity
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -m slow

@@ -1,41 +1,43 @@
-"""Four families of generative models, one train step.
+"""Generative models in JAX with one train step.
 
 import aigc_jax
-aigc_jax.train(config, workdir)         # a recipe and a folder
-aigc_jax.evaluate(workdir)              # held-out metrics
-aigc_jax.sample(workdir, num=64)        # images as an array, or texts
+aigc_jax.train(config, workdir)         # trains a recipe in a folder
+aigc_jax.evaluate(workdir)              # returns held-out metrics
+aigc_jax.sample(workdir, num=64)        # returns images as an array, or texts
+
+Importing has no side effects; `configure()` sets flags of XLA and the allocator, as `aigc` does.
 """
 
 import importlib
 from typing import Any
 
-from aigc_jax import start
-
 __version__ = "0.1.0"
 
-start.prepare()
-
-_WHERE = {
-    "train": "train",  # packages that can be called: see callable_package
-    "evaluate": "evaluate",
-    "sample": "run",
-    "judge_images": "run",
-    "restore": "run",
-    "recipe": "build",
-    "load_recipe": "recipes",
-    "register": "families",
-    "Family": "families",
-    "prepare": "data.prepare",
-    "image_grid": "report.grid",
-    "UserError": "errors",
+_EXPORTS = {
+    "configure": "core.environment",
+    "train": "runs.api",
+    "evaluate": "runs.api",
+    "sample": "runs.api",
+    "judge_images": "runs.api",
+    "restore": "runs.api",
+    "recipe": "experiment.build",
+    "load_recipe": "experiment.recipes",
+    "register": "families.registry",
+    "Family": "families.registry",
+    "prepare": "modalities.prepare",
+    "image_grid": "runs.report.grid",
+    "UserError": "core.errors",
 }
 
-__all__ = sorted(_WHERE)
+__all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: JAX takes a second to import, and `aigc --help` should not.
-    if name in _WHERE:
-        module = importlib.import_module(f"aigc_jax.{_WHERE[name]}")
-        return module if name == _WHERE[name] else getattr(module, name)
+    # Imported on first use: JAX takes a second to import, and `aigc --help` should not.
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(f"aigc_jax.{_EXPORTS[name]}"), name)
     raise AttributeError(f"module 'aigc_jax' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from aigc_jax.config import Data
+from aigc_jax.core.config import Data
+from aigc_jax.core.files import most_memory
 from aigc_jax.data.dataset import files_of, hold_out
-from aigc_jax.data.lanes import Streamed
+from aigc_jax.data.loader import TrainIterator
 from aigc_jax.data.mixture import Mixed
-from aigc_jax.data.pipeline import TrainIterator
-from aigc_jax.data.readers.content import Examples
-from aigc_jax.data.sources import Images
-from aigc_jax.files import most_memory
-from aigc_jax.report.marked import replace_between
+from aigc_jax.data.raw_dataset import Examples
+from aigc_jax.modalities.sources import Images
+from aigc_jax.modalities.text.streaming import Streamed
+from aigc_jax.tools.bench.marked_block import replace_between
 
 COUNTS = (10**3, 10**6, 10**9)
 BATCH, FILE = 256, 100_000  # examples of a batch, and of a file

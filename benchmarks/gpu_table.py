@@ -5,8 +5,8 @@ import os
 import sys
 from typing import Any
 
-from aigc_jax.bench.table import seconds, si
-from aigc_jax.report.terminal import columns
+from aigc_jax.runs.report.terminal import columns
+from aigc_jax.tools.bench.table import seconds, si
 
 COLUMNS = (
     "model", "parameters", "batch", "step", "throughput", "MFU", "of data sheet", "busy", "waits",

@@ -16,9 +16,9 @@ import sys
 from importlib import metadata
 from typing import Any
 
-from aigc_jax.bench.table import seconds
-from aigc_jax.train.memory import gib
-from aigc_jax.workdir import write_whole
+from aigc_jax.core.workdir import write_whole
+from aigc_jax.tools.bench.table import seconds
+from aigc_jax.training.oom import gib
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)

@@ -20,10 +20,10 @@ from typing import Any
 from absl import app, flags
 
 import aigc_jax
-from aigc_jax.recipes import load_recipe
-from aigc_jax.report.curves import side_by_side
-from aigc_jax.report.marked import provenance, replace_between
-from aigc_jax.train.log import finite_json, read_metrics
+from aigc_jax.experiment.recipes import load_recipe
+from aigc_jax.runs.report.curves import side_by_side
+from aigc_jax.tools.bench.marked_block import provenance, replace_between
+from aigc_jax.training.metric_log import finite_json, read_metrics
 
 # Each recipe, and the autoencoder behind which it stands, if it does.
 RECIPES = {

@@ -132,9 +132,9 @@ def final(workdir: str) -> tuple[dict, list[dict]]:
     import jax
     import numpy as np
 
-    from aigc_jax.train.checkpoint import newest
-    from aigc_jax.train.log import read_metrics
-    from aigc_jax.trained import load
+    from aigc_jax.experiment.restore import load
+    from aigc_jax.training.checkpoint import newest
+    from aigc_jax.training.metric_log import read_metrics
 
     def everything(reader, step, contents):
         _, state = load(reader, step, contents)

@@ -6,11 +6,11 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from aigc_jax.config import Data
-from aigc_jax.data.chat import Message
-from aigc_jax.data.order import Stratum, permuted, split
-from aigc_jax.data.spec import Spec
-from aigc_jax.errors import UserError
+from aigc_jax.core.config import Data
+from aigc_jax.core.errors import UserError
+from aigc_jax.data.shuffle import Stratum, permuted, split
+from aigc_jax.modalities.spec import Spec
+from aigc_jax.modalities.text.chat_format import Message
 
 T = TypeVar("T", bound=Sequence)
 HostBatch = dict[str, np.ndarray]

@@ -8,11 +8,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from aigc_jax.config import Data
+from aigc_jax.core.config import Data
+from aigc_jax.core.errors import UserError, shown
 from aigc_jax.data.dataset import Dataset, HostBatch, Source, from_parts, rows
-from aigc_jax.data.order import MAX_WEIGHT
-from aigc_jax.data.spec import Spec
-from aigc_jax.errors import UserError, shown
+from aigc_jax.data.shuffle import MAX_WEIGHT
+from aigc_jax.modalities.spec import Spec
 
 KIND = "mix"
 PART = re.compile(r"(?:^|,)(\d+\.?\d*|\.\d+)\*")  # where a part begins; paths may have commas

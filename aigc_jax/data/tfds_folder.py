@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from aigc_jax.data.readers.image import decode_image
-from aigc_jax.data.shards import Shards
-from aigc_jax.errors import UserError, reason, shown
-from aigc_jax.files import file_size, is_remote, open_file
+from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.files import file_size, is_remote, open_file
+from aigc_jax.data.array_record_reader import Shards
+from aigc_jax.modalities.image.image_files import decode_image
 
 NAME = re.compile(
     r"(?P<name>[a-z]\w*)(/(?P<config>[\w+-][\w+.-]*))?(:(?P<version>(\d+|\*)(\.(\d+|\*)){2}))?",

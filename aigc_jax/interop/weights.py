@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from aigc_jax.data.readers import tensors as readers
-from aigc_jax.errors import UserError, reason, shown
-from aigc_jax.files import file_size, open_file
+from aigc_jax.core import safetensors_file as readers
+from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.files import file_size, open_file
 
 WEIGHTS = "model.safetensors"
 INDEX_SUFFIX = ".index.json"

@@ -10,7 +10,7 @@ from math import pi, sqrt
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.ops import platform
+from aigc_jax.ops import dispatch
 
 Function = Callable[[jax.Array], jax.Array]
 
@@ -28,7 +28,7 @@ def with_slope(plain: Function, slope: Function) -> Function:
         return plain(x), slope(x.astype(jnp.float32)).astype(x.dtype) * dx
 
     def chosen(x: jax.Array) -> jax.Array:
-        return handwritten(x) if platform.form("activation") == "handwritten" else plain(x)
+        return handwritten(x) if dispatch.form("activation") == "handwritten" else plain(x)
 
     chosen.__doc__ = plain.__doc__
     return chosen

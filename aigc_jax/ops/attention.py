@@ -8,10 +8,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.ops import platform
+from aigc_jax.ops import dispatch
 from aigc_jax.ops.attention_blocks import MASKED, blockwise
-from aigc_jax.ops.attention_forms import cudnn, splash
-from aigc_jax.ops.sight import Sight
+from aigc_jax.ops.attention_implementations import cudnn, splash
+from aigc_jax.ops.attention_mask import Sight
 
 # Each gives None for what it cannot do.
 FAST = {"blockwise": blockwise, "cudnn": cudnn, "splash": splash}
@@ -41,14 +41,14 @@ def attention(
       dropout: one key per example, and the rate at which attention weights are dropped.
     """
     scale = scale or 1 / math.sqrt(q_BTHD.shape[-1])
-    name = platform.form("attention")
+    name = dispatch.form("attention")
     plain = softcap or dropout is not None or q_BTHD.shape[1] == 1  # one token: nothing to save
     if name in FAST and not plain:
         y = FAST[name](q_BTHD, k_BSKD, v_BSKD, sight, scale)
         if y is not None:
-            platform.took("attention", name)
+            dispatch.took("attention", name)
             return y
-    platform.took("attention", "reference")
+    dispatch.took("attention", "reference")
     mask_BTS = None if sight is None else sight.mask_BTS()
     return reference(q_BTHD, k_BSKD, v_BSKD, mask_BTS, scale, softcap, dropout)
 

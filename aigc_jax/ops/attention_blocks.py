@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.ops.sight import Sight
-from aigc_jax.parallel import rules
+from aigc_jax.distributed import logical_axes
+from aigc_jax.ops.attention_mask import Sight
 
 MASKED = -1e30  # finite: a query that sees nothing gets numbers, not NaN
 # Logits of a part at most, where examples and blocks of queries can be made fewer; the backward
@@ -92,7 +92,9 @@ def _in_turn(
     widest = max((t.stop - t.start) * (s.stop - s.start) for t, s in blocks)
     fitting = max(most // (math.prod(q.shape[1:3]) * widest), 1)
     size = max(n for n in range(1, batch + 1) if batch % n == 0 and n <= fitting)
-    alone = jax.device_count() == 1 or (rules.meshed() and rules.sharers("batch") == 1)
+    alone = jax.device_count() == 1 or (
+        logical_axes.meshed() and logical_axes.sharers("batch") == 1
+    )
     if size == batch or not alone:
         return function(blocks, sight, *arrays)
     leaves, form = jax.tree.flatten(sight)

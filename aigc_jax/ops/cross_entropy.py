@@ -9,8 +9,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.ops import platform
-from aigc_jax.parallel.rules import sharers
+from aigc_jax.distributed.logical_axes import sharers
+from aigc_jax.ops import dispatch
 
 # float32 logits that may be in a device's memory at once. 64 MiB of them come and go fastest on a
 # CPU. Elsewhere 512 MiB: where the vocabulary's matrix is shared out, each piece gathers it anew.
@@ -54,7 +54,7 @@ def cross_entropy(
       vocab_size: V.
       limit: logits that may be in a device's memory at once; 0: as many as the platform likes.
     """
-    limit = limit or LOGITS[platform.form("cross_entropy")]
+    limit = limit or LOGITS[dispatch.form("cross_entropy")]
     b, t = target_BT.shape
     pieces = min(-(-b * t * vocab_size // (limit * sharers("batch", "length", "vocab"))), t)
 

@@ -8,7 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.ops import platform
+from aigc_jax.ops import dispatch
 
 
 def layer_norm(x_C: jax.Array, eps: float) -> jax.Array:
@@ -25,7 +25,7 @@ def rms_norm(x_C: jax.Array, eps: float) -> jax.Array:
 
 
 def _normalised(x_C: jax.Array, eps: float, centred: bool) -> jax.Array:
-    plain = platform.form("norm") == "reference"
+    plain = dispatch.form("norm") == "reference"
     return (_plain if plain else _handwritten)(x_C.astype(jnp.float32), eps, centred)
 
 

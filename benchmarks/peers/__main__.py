@@ -25,7 +25,7 @@ flags.register_validator("cases", lambda names: all(name in CASES for name in na
 
 def write_page(page: str, text: str) -> None:
     """Puts the table, and how it came about, between the marks of the page."""
-    from aigc_jax.report.marked import provenance, replace_between
+    from aigc_jax.tools.bench.marked_block import provenance, replace_between
 
     given = [f"--{name}={FLAGS[name].value}" for name in ("slots", "page") if FLAGS[name].present]
     if FLAGS["cases"].present:

@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from aigc_jax.bench.timing import interleaved
+from aigc_jax.tools.bench.timing import interleaved
 from benchmarks.peers import work
 from benchmarks.peers.rows import Row
 from benchmarks.peers.sides import Sides

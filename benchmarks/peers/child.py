@@ -6,7 +6,7 @@ bytes.
 
 import sys
 
-from aigc_jax.files import most_memory  # imports nothing large
+from aigc_jax.core.files import most_memory  # imports nothing large
 from benchmarks.peers.work import MEDIUM, UNET_BATCH, UNET_SHAPE
 
 STEPS = 3

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from aigc_jax import interop
-from aigc_jax.data.tokenizers import ByteTokenizer
-from aigc_jax.objectives.base import Request
+from aigc_jax.core.objective import Request
+from aigc_jax.modalities.text.tokenizers import ByteTokenizer
 from aigc_jax.ops.random import numbered_keys
 from benchmarks.peers import ours
 from benchmarks.peers.sides import Sides, carried, check_count, repeated, size_of

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax import build
-from aigc_jax.data.spec import ImageSpec, Spec, TextSpec
-from aigc_jax.data.tokenizers import ByteTokenizer
-from aigc_jax.models.presets import GPT2
-from aigc_jax.train.metrics import to_floats
+from aigc_jax.core.metrics import to_floats
+from aigc_jax.experiment import build
+from aigc_jax.families.lm.presets import GPT2
+from aigc_jax.modalities.spec import ImageSpec, Spec, TextSpec
+from aigc_jax.modalities.text.tokenizers import ByteTokenizer
 from benchmarks.peers import work
 from benchmarks.peers.work import Text
 

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aigc_jax.bench.timing import Times
+from aigc_jax.tools.bench.timing import Times
 from benchmarks.peers.others import BUSY
 from benchmarks.peers.timing import ratio
 

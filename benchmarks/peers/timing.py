@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from aigc_jax.bench import check
+from aigc_jax.tools.bench import check
 
 Work = Callable[[int], Any]  # does the work so many times, and is done when it returns
 DRAWS = 2000  # of the bootstrap

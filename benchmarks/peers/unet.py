@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import torch
 
-from aigc_jax import build
-from aigc_jax.interop.image_folder import read_image_folder
-from aigc_jax.objectives.base import Request
+from aigc_jax.core.objective import Request
+from aigc_jax.experiment import build
+from aigc_jax.interop.diffusers.folder import read_image_folder
 from aigc_jax.ops.random import fold, normal, numbered_keys
 from benchmarks.peers import ours
 from benchmarks.peers.sides import Sides, carried, check_close, check_count, repeated, size_of

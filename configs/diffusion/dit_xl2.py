@@ -15,7 +15,7 @@ latents of that shape (`--synthetic`). 256 images are few for 256 chips: see doc
 """
 
 import aigc_jax
-from aigc_jax.models.presets import DIT_XL_2
+from aigc_jax.families.lm.presets import DIT_XL_2
 
 
 def get_config():

@@ -12,7 +12,7 @@ train.accumulate, which keeps the batch.
 """
 
 import aigc_jax
-from aigc_jax.models.presets import GPT2_124M
+from aigc_jax.families.lm.presets import GPT2_124M
 
 
 def get_config():

@@ -13,7 +13,7 @@ trained yet: its size, and two steps of a small one, are checked by the tests.
 """
 
 import aigc_jax
-from aigc_jax.models.presets import LLAMA_1B
+from aigc_jax.families.lm.presets import LLAMA_1B
 
 
 def get_config():

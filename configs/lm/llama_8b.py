@@ -14,7 +14,7 @@ tests.
 """
 
 import aigc_jax
-from aigc_jax.models.presets import LLAMA_8B
+from aigc_jax.families.lm.presets import LLAMA_8B
 
 
 def get_config():

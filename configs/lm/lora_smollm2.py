@@ -20,7 +20,7 @@ projections are 2.4 million of the 134.5 million parameters.
 """
 
 import aigc_jax
-from aigc_jax.models.presets import SMOLLM2_135M
+from aigc_jax.families.lm.presets import SMOLLM2_135M
 
 FROM = "runs/smollm2"
 

@@ -18,7 +18,7 @@ persons 0.721, locations 0.613, products 0.370, corporations 0.313, creative wor
 import os
 
 import aigc_jax
-from aigc_jax.models.presets import SMOLLM2_135M
+from aigc_jax.families.lm.presets import SMOLLM2_135M
 
 FROM, FOLDER = "runs/smollm2", "data/wnut17"
 

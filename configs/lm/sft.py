@@ -16,7 +16,7 @@ not see each other; only what the assistant says is learned.
 """
 
 import aigc_jax
-from aigc_jax.models.presets import SMOLLM2_135M
+from aigc_jax.families.lm.presets import SMOLLM2_135M
 
 FROM = "runs/smollm2"
 

@@ -26,7 +26,7 @@ A run of either takes 4 to 5 minutes on 2 cores that do other work beside.
 import os
 
 import aigc_jax
-from aigc_jax.models.presets import NANOGPT
+from aigc_jax.families.lm.presets import NANOGPT
 
 FILE = "data/tinyshakespeare/input.txt"
 

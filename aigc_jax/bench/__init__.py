@@ -1,1 +1,0 @@
-"""What a config costs on this machine: `aigc bench`."""

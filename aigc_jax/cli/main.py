@@ -1,0 +1,84 @@
+"""The entry point: parses flags, calls one function of commands.py, and ends as it must."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, logging
+
+from aigc_jax.cli.commands import RUN, STOP
+from aigc_jax.cli.flags import FLAGS, parse_flags
+from aigc_jax.core import environment
+from aigc_jax.core.errors import Stopped, UserError
+from aigc_jax.core.streams import make_steady
+from aigc_jax.distributed import kv_store
+
+# A shell leaves the ~ of --workdir=~/w alone.
+PATHS = ("workdir", "out", "json", "profile", "check", "write_baseline")
+
+
+def main(argv: Sequence[str]) -> int | None:
+    for name in PATHS:
+        if FLAGS[name].value:
+            FLAGS[name].value = os.path.expanduser(FLAGS[name].value)
+    if FLAGS.deterministic:
+        make_deterministic()
+    return RUN[argv[1]]()
+
+
+def make_deterministic() -> None:
+    """What a GPU needs to give the same bits twice; must come before JAX is imported.
+
+    Operations whose results depend on the order of atomic additions are replaced, and kernels are
+    not chosen by timing them. A CPU needs nothing.
+    """
+    wanted = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {wanted}".strip()
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """The entry point: `aigc` and `python -m aigc_jax.main`."""
+    environment.configure()
+    make_steady()
+    quieten()
+    argv = list(argv or sys.argv)
+    try:
+        # Before anything slow is imported, so that a signal is heard at any time.
+        with STOP.listen() if argv[1:2] in (["train"], ["sweep"]) else contextlib.nullcontext():
+            app.run(main, argv=argv, flags_parser=parse_flags)
+    except UserError as e:
+        if e.code != Stopped.code and not e.told:
+            print(f"aigc: error: {e}", file=sys.stderr)
+        elif kv_store.joined()[0] == 0:
+            print(f"aigc: {e}", file=sys.stderr)
+        leave(e.code)
+    except KeyboardInterrupt:
+        training = argv[1:2] == ["train"]
+        hint = "; the run goes on from its newest checkpoint" if training else ""
+        print(f"aigc: interrupted{hint}", file=sys.stderr)
+        sys.exit(130)
+
+
+def quieten() -> None:
+    """Leaves out what libraries print beside their exceptions: a full disk has them print a lot."""
+    logging.set_verbosity(logging.FATAL)
+    logging.logging.getLogger("asyncio").setLevel("CRITICAL")
+    hook = sys.excepthook
+
+    def without_echoes(kind: type, error: BaseException, trace: Any) -> None:
+        # TensorStore reports the other writes of a save that has failed to a loop that is gone.
+        if str(error) != "Event loop is closed":
+            hook(kind, error, trace)
+
+    sys.excepthook = without_echoes
+
+
+def leave(code: int) -> None:
+    """Ends the process; one of several does not wait for the others, which may never end."""
+    if kv_store.joined()[1] > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

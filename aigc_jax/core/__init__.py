@@ -1,0 +1,1 @@
+"""Contracts that everything else is written against: objectives, metrics, state, configs."""

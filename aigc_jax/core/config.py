@@ -1,0 +1,253 @@
+"""Typed, validated views of a config, and the messages for wrong ones.
+
+A recipe is an `ml_collections.ConfigDict`. `Config.parse` turns it into frozen dataclasses, so that
+the rest of the library reads checked attributes. The sections `model`, `objective` and `sample`
+differ between families: their dataclasses live beside the code that reads them and are handed in
+as `types`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from aigc_jax.core.errors import UserError, nearest
+from aigc_jax.core.fields import check_value, option, parse
+
+# Fields that may differ between a workdir and the config that resumes it: they change what is
+# watched, where it runs and for how long. (A schedule follows the new number of steps.)
+FREE_FIELDS = (
+    "train.steps",
+    "train.log_every",
+    "train.compile",
+    "mesh",
+    "model.remat",
+    "model.scan_unroll",
+    "eval.",
+    "sample.",
+    "checkpoint.",
+    "guard.",
+    "objective.eval_draws",
+    "objective.importance_samples",
+    "objective.likelihood_steps",
+    "data.data_dir",
+    "data.threads",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where examples come from and how they are batched."""
+
+    # digits · stacked_digits · python_docs · tfds:NAME · KIND:PATH · mix:0.7*tfds:A,0.3*tfds:B
+    source: str = "digits"
+    data_dir: str = "~/tensorflow_datasets"  # where tfds:NAME lies: a folder, gs://… or s3://…
+    text_field: str = option("text", filled=True)  # jsonl:FILE: the key of the text
+    label_field: str = option("label", filled=True)  # jsonl:FILE: the key of the class
+    batch_size: int = option(64, low=1)  # examples per step, over all devices
+    form: str = option("stream", choices=("stream", "documents", "chat", "labels", "tags"))
+    seq_len: int = option(128, low=1)  # text: tokens that an example predicts or holds
+    eval_stride: int = option(0, low=0)  # stream: tokens a held-out window predicts; 0: half
+    first_stage: str = ""  # images: a workdir whose autoencoder makes them latents or codes
+    tokenizer: str = option("byte", filled=True)  # byte · char · bpe · file:FILE · workdir:DIR
+    vocab_size: int = option(4096, low=1)  # bpe: entries
+    split: str = option("random", choices=("random", "tail"))  # used if the source has no split
+    validation_fraction: float = option(0.2, low=0.0, high=0.9)  # held out by that split
+    split_seed: int = option(0, low=0)
+    threads: int = option(4, low=0)  # reader threads per process
+    in_memory: int = option(1 << 30, low=0)  # tfds: bytes of text that are held; more is streamed
+    window: int = option(1 << 22, low=1)  # tfds: of more records, so many are shuffled at a time
+    limit: int = option(0, low=0)  # only this many training images or documents; 0: all
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """One player's optimizer."""
+
+    name: str = option("adamw", choices=("adamw", "adam", "sgd", "lion", "muon", "none"))
+    lr: float = option(1e-3, low=0.0)
+    schedule: str = option("cosine", choices=("constant", "cosine", "linear", "wsd"))
+    warmup_steps: int = option(0, low=0)
+    decay_fraction: float = option(
+        0.2, low=0.0, high=1.0
+    )  # wsd: the share after warm-up spent decaying
+    final_lr_fraction: float = option(0.0, low=0.0, high=1.0)
+    decay_steps: int = option(0, low=0)  # cosine, linear: steps until the final rate; 0: all
+    b1: float = option(0.9, low=0.0, high=1.0)  # also SGD's and Muon's momentum
+    b2: float = option(0.999, low=0.0, high=1.0)
+    b2_start: float = option(0.0, low=0.0, high=1.0)  # Adam, AdamW: from here to b2; 0: always b2
+    b2_steps: int = option(0, low=0)  # the steps that takes, by half a cosine; 0: all
+    eps: float = option(1e-8, low=1e-30)
+    weight_decay: float = option(0.0, low=0.0)
+    decay_embeddings: bool = False  # weight decay of embeddings too, as in nanoGPT
+    adam_lr: float = option(0.0, low=0.0)  # Muon: AdamW's rate for the other parameters; 0: lr
+    clip_norm: float = option(0.0, low=0.0)  # global norm of this player's gradient; 0: off
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    steps: int = option(1000, low=0)
+    log_every: int = option(20, low=1)
+    accumulate: int = option(1, low=1)  # microbatches per step
+    compile: str = option("jit", choices=("jit", "pmap"))
+    compute_dtype: str = option("float32", choices=("float32", "bfloat16"))
+    init_from: str = ""  # a workdir whose parameters the run begins with; "": fresh ones
+
+
+@dataclasses.dataclass(frozen=True)
+class Ema:
+    halflife: float = option(0.0, low=0.0)  # in examples; 0: no EMA
+    rampup: float = option(0.05, low=0.0)  # warm-up: half-life ≤ rampup · examples seen; 0: none
+    power: tuple[float, ...] = option((), low=1e-3, high=0.28)  # widths of power-function averages
+    snapshot_every: int = option(0, low=0)  # keep these for `--ema_width`; 0: keep none
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    every: int = option(0, low=0)  # 0: only when asked
+    batch_size: int = option(128, low=1)
+    batches: int = option(0, low=0)  # at most this many held-out batches; 0: all
+    samples: int = option(0, low=0)  # images to judge; 0: as many as were trained on, ≤ 10,000
+    generations: int = option(0, low=0)  # text: held-out texts to continue; needs the extra eval
+    likelihood: int = option(0, low=0)  # diffusion: held-out images whose exact likelihood to find
+    fidelity: bool = True  # images: also how far samples are from real ones, and what they copy
+    # … in whose features: classifier · efficientnet-lite0 · inception:FILE (only then it is FID)
+    features: str = option("classifier", filled=True)
+    resize: str = option("clean-fid", choices=("clean-fid", "torch-fidelity"))  # not: classifier
+    split: str = option("held-out", choices=("held-out", "train"))  # which images are the reference
+    reference: str = ""  # file of a reference's features: read, or written if it is not there
+    seed: int = option(0, low=0)  # of the samples
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What every family's sampling has; each family adds its own options."""
+
+    every: int = option(0, low=0)  # 0: only when asked
+    num: int = option(64, low=1)
+    label: int = option(-1, low=-1)  # images: one class for all; −1: all in turn
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    every: int = option(500, low=0)  # 0: only at the end
+    keep: int = option(2, low=1)
+    on_error: str = option("stop", choices=("stop", "continue"))  # when the disk is full, say
+
+
+@dataclasses.dataclass(frozen=True)
+class Guard:
+    """What is done about training that goes wrong."""
+
+    max_skipped: int = option(25, low=0)  # stop after so many non-finite steps in a row; 0: never
+    spike_threshold: float = option(0.0, low=0.0)  # a loss so many deviations up is a jump; 0: none
+    spike_history: int = option(64, low=2)  # steps that a loss is compared with
+    max_rollbacks: int = option(0, low=0)  # go back to a checkpoint and skip the data so many times
+    peer_timeout: int = option(60, low=2)  # seconds until a silent process counts as dead
+    stuck_timeout: int = option(1800, low=2)  # seconds in which no process moves
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A run. `optim` maps each player to its block; a recipe with one block gives it to all."""
+
+    seed: int
+    data: Data
+    model: Any
+    objective: Any
+    optim: dict[str, Optim]
+    train: Train
+    ema: Ema
+    eval: Eval
+    sample: Any
+    checkpoint: Checkpoint
+    guard: Guard
+    mesh: str  # sizes of data, fsdp, sequence, tensor; "data=-1": all devices
+    raw: dict[str, Any]  # the whole config as plain JSON values, every default written out
+
+    @classmethod
+    def parse(cls, config: Mapping[str, Any], types: Mapping[str, type]) -> "Config":
+        """Checks `config` and returns its typed view.
+
+        Args:
+          config: the recipe, as nested mappings.
+          types: the dataclasses of the sections `model`, `objective` and `sample`.
+
+        Raises:
+          UserError: for a key, type or value that cannot be, naming it in full.
+        """
+        sections = {**COMMON_SECTIONS, **types}
+        known = {"seed", "mesh", "optim", *sections}
+        for key in config:
+            if key not in known:
+                raise UserError(f"the config has no key '{key}': {nearest(key, known)}")
+        parsed = {k: parse(t, config.get(k, {}), k, named=k in NAMED) for k, t in sections.items()}
+        optim = parse_optim(config.get("optim", {}))
+        seed = check_value(int, config.get("seed", 0), "seed")
+        if not 0 <= seed < 2**31:
+            raise UserError(f"seed must be from 0 to {2**31 - 1}, but it is {seed}")
+        mesh = check_value(str, config.get("mesh", "data=-1"), "mesh")
+        raw = dict(seed=seed, mesh=mesh)
+        for name, section in parsed.items():
+            raw[name] = dataclasses.asdict(section)
+            if name in NAMED and "name" in config[name]:
+                raw[name] = {"name": config[name]["name"], **raw[name]}
+        raw["optim"] = {k: dataclasses.asdict(v) for k, v in optim.items()}
+        if list(optim) == [""]:
+            raw["optim"] = raw["optim"][""]
+        return cls(seed=seed, mesh=mesh, optim=optim, raw=jsonable(raw), **parsed)
+
+    def optim_of(self, player: str) -> Optim:
+        """The optimizer block of `player`.
+
+        Raises:
+          UserError: if the recipe has a block per player, but none for this one.
+        """
+        if "" in self.optim:
+            return self.optim[""]
+        if player not in self.optim:
+            raise UserError(
+                f"optim has blocks for {', '.join(self.optim)}, but none for the player"
+                f" '{player}': add optim.{player}"
+            )
+        return self.optim[player]
+
+
+NAMED = ("model", "objective")  # sections whose `name` chooses a class from a registry
+COMMON_SECTIONS = dict(
+    data=Data, train=Train, ema=Ema, eval=Eval, checkpoint=Checkpoint, guard=Guard
+)
+
+
+def parse_optim(value: Mapping[str, Any]) -> dict[str, Optim]:
+    """One block (kept under the empty name) or a block per player."""
+    if isinstance(value, Mapping) and value and all(isinstance(v, Mapping) for v in value.values()):
+        return {player: parse(Optim, block, f"optim.{player}") for player, block in value.items()}
+    return {"": parse(Optim, value, "optim")}
+
+
+def jsonable(value: Any) -> Any:
+    """Tuples become lists, as JSON would make them, so that configs compare equal."""
+    if isinstance(value, Mapping):
+        return {k: jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(v) for v in value]
+    return value
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    flat = {}
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        flat |= flatten(value, path + ".") if isinstance(value, Mapping) else {path: value}
+    return flat
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The fields in which a workdir's config and a new one differ, each as one phrase."""
+    old, new = flatten(jsonable(old)), flatten(jsonable(new))
+    phrases = []
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and not key.startswith(FREE_FIELDS):
+            phrases.append(f"{key} was {old.get(key)!r} and is now {new.get(key)!r}")
+    return phrases

@@ -1,0 +1,80 @@
+"""Fields of a config: their defaults, types and ranges, and the messages for wrong values."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from aigc_jax.core.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+def option(
+    default: Any,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[Any, ...] = (),
+    filled: bool = False,
+) -> Any:
+    """A dataclass field with a default and what `parse` enforces: a range, choices, not empty."""
+    return dataclasses.field(
+        default=default, metadata=dict(low=low, high=high, choices=choices, filled=filled)
+    )
+
+
+def parse(cls: type[T], values: Mapping[str, Any], where: str, *, named: bool = False) -> T:
+    """An instance of the dataclass `cls` from `values`; if `named`, the key `name` is skipped.
+
+    Raises:
+      UserError: for an unknown key, a wrong type, or a value outside its range.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} must be a section of keys, but it is {values!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    parsed = {}
+    for key, value in values.items():
+        if key not in fields:
+            if named and key == "name":
+                continue
+            raise UserError(f"the config has no key '{where}.{key}': {nearest(key, fields)}")
+        parsed[key] = check_value(hints[key], value, f"{where}.{key}")
+        check_range(fields[key], parsed[key], f"{where}.{key}")
+    return cls(**parsed)
+
+
+def check_value(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint`: a plain type, or a tuple of one."""
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{where} must be a tuple such as (1, 2), but it is {value!r}")
+        item = typing.get_args(hint)[0]
+        return tuple(check_value(item, v, f"{where}[{i}]") for i, v in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise UserError(
+            f"{where} must be of type {hint.__name__}, but it is {value!r} ({type(value).__name__})"
+        )
+    if hint is int and not isinstance(value, bool) and not -(2**31) <= value < 2**31:
+        raise UserError(f"{where} must fit into 32 bits, but it is {value}")
+    return value
+
+
+def check_range(field: dataclasses.Field, value: Any, where: str) -> None:
+    low, high = field.metadata.get("low"), field.metadata.get("high")
+    choices = field.metadata.get("choices", ())
+    items = value if isinstance(value, tuple) else (value,)
+    if choices and not set(items) <= set(choices):
+        raise UserError(
+            f"{where} must be one of {', '.join(map(str, choices))}, but it is {value!r}"
+        )
+    if field.metadata.get("filled") and not value:
+        raise UserError(f"{where} must have at least one entry")
+    for item in items:
+        if low is not None and not item >= low:
+            raise UserError(f"{where} must be at least {low}, but it is {item!r}")
+        if high is not None and not item <= high:
+            raise UserError(f"{where} must be at most {high}, but it is {item!r}")

@@ -1,0 +1,117 @@
+"""Records of sharded ArrayRecord files, on this machine or in an object store.
+
+Nothing is opened before it is needed. An open file's index takes 8 bytes for each of its records,
+so only so many are open as hold a bounded number of records: `order.Windowed` reads them shard by
+shard.
+"""
+
+import collections
+import os
+import tempfile
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from aigc_jax.core.files import is_remote, open_file
+
+NATIVE = "gs://"  # which ArrayRecord's own reader reads, only those bytes that it needs
+OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # for random access
+BUFFER = 1 << 15  # bytes
+
+
+class Shards:
+    """The records of files that follow on each other, by number.
+
+    Args:
+      paths: of the files; what `etils.epath` reads.
+      lengths: how many records each holds.
+      held: how many records the open files may hold; at least one file is open.
+
+    Attributes:
+      ends: the number of records up to each file's end.
+      opened: how many times a file was opened, for tests.
+    """
+
+    def __init__(self, paths: Sequence[str], lengths: Sequence[int], held: int):
+        self._paths, self._held = list(paths), held
+        self.ends = np.cumsum(np.array(lengths, np.int64))
+        self._open: collections.OrderedDict[int, _Shard] = collections.OrderedDict()
+        self._lock = threading.Lock()
+        self.opened = 0
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, index: int) -> bytes:
+        """One record.
+
+        Raises:
+          ValueError: if its file does not hold as many records as it should.
+          RuntimeError, OSError, UserError: if it cannot be read.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard = int(np.searchsorted(self.ends, index, "right"))
+        return self._shard(shard).read(index - self._first(shard))
+
+    def check(self) -> None:
+        """Opens the first and the last file; raises as `[]` does."""
+        for index in (0, len(self) - 1):
+            self[index]
+
+    def _first(self, shard: int) -> int:
+        return int(self.ends[shard - 1]) if shard else 0
+
+    def _length(self, shard: int) -> int:
+        return int(self.ends[shard]) - self._first(shard)
+
+    def _shard(self, shard: int) -> "_Shard":
+        with self._lock:
+            if shard not in self._open:
+                self._open[shard] = _Shard(self._paths[shard], self._length(shard))
+                self.opened += 1
+            self._open.move_to_end(shard)
+            while len(self._open) > 1 and sum(map(self._length, self._open)) > self._held:
+                self._open.popitem(last=False)  # whoever still reads it closes it
+            return self._open[shard]
+
+
+class _Shard:
+    """One file, opened by the first who reads it."""
+
+    def __init__(self, path: str, length: int):
+        self._path, self._length = path, length
+        self._lock = threading.Lock()
+        self._reader: Any = None
+
+    def read(self, position: int) -> bytes:
+        with self._lock:
+            if self._reader is None:
+                self._reader = self._opened()
+        return self._reader.read([position])[0]
+
+    def _opened(self) -> Any:
+        name = self._path.rpartition("/")[2]
+        if is_remote(self._path) and not self._path.startswith(NATIVE):
+            with tempfile.TemporaryDirectory(prefix="aigc-shard-") as folder:
+                copy = os.path.join(folder, name)
+                epath.Path(self._path).copy(copy)
+                reader = _reader(copy)  # which has the file open: its name is not needed any more
+        else:
+            if not is_remote(self._path):
+                open_file(self._path).close()  # regular, or reading could wait for ever
+            reader = _reader(self._path)
+        if not reader.ok():
+            reader.close()  # which says why it is not
+        if reader.num_records() != self._length:
+            raise ValueError(f"{name} holds {reader.num_records()} records, not {self._length}")
+        return reader
+
+
+def _reader(path: str) -> Any:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    return ArrayRecordReader(path, options=OPTIONS, file_reader_buffer_size=BUFFER)

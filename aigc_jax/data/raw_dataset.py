@@ -1,0 +1,132 @@
+"""What every reader returns, and how files of lines are read."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.files import check_memory, file_size, open_file
+
+Example = dict[str, Any]
+
+MAX_LINE = 1 << 28  # bytes of a line; a file without line ends is read no further
+
+
+@dataclasses.dataclass
+class Content:
+    """What a reader found.
+
+    Attributes:
+      splits: `{split: examples}`, each of known length; calling one makes it.
+      image_shape: (H, W, C) for images; None for text.
+      class_names: one per label; empty without labels.
+      holds: what an example of text has: "text" (with "label" where there are classes),
+        "messages", or "words" (which have "tags").
+      unlabelled: for text without labels, why it has none.
+      parts: if each colour of an image is an image of its own, such images to learn from, (N, H, W)
+        uint8, and their classes (N,); an image's class has theirs as its digits.
+      streamed: whether it is text that is too long to be held in memory.
+    """
+
+    splits: dict[str, Sequence[Callable[[], Example]]]
+    image_shape: tuple[int, int, int] | None = None
+    class_names: tuple[str, ...] = ()
+    holds: str = "text"
+    unlabelled: str = ""
+    parts: tuple[Any, Any] | None = None
+    streamed: bool = False
+
+
+class Examples(Sequence[Callable[[], Example]]):
+    """Examples of a split that take no memory until they are called.
+
+    Args:
+      make: index → example.
+      count: how many there are.
+      ends: the number of examples up to the end of each file that they lie in, if that matters.
+    """
+
+    def __init__(self, make: Callable[[int], Example], count: int, ends: Any = None):
+        self._make, self._indices, self.ends = make, range(count), ends
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Callable[[], Example]:
+        return functools.partial(self._make, self._indices[index])
+
+
+class Columns(Examples):
+    """Examples from one sequence per key, all equally long.
+
+    Attributes:
+      values: these sequences.
+    """
+
+    def __init__(self, **values: Sequence[Any]):
+        self.values = values
+        count = len(next(iter(values.values())))
+        super().__init__(lambda i: {key: column[i] for key, column in values.items()}, count)
+
+
+def decode(data: bytes, where: str) -> str:
+    """UTF-8 text; UserError names `where` it is not. A byte order mark stays."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise UserError(f"{where} is not UTF-8 text (byte {e.start}): convert it first") from e
+
+
+def read_lines(path: str) -> Iterator[tuple[str, str]]:
+    """Every line of a file, the blank ones too, with what to call it in messages.
+
+    Raises:
+      UserError: if the file cannot be read or held in memory, or a line is too long or no UTF-8.
+    """
+    name = shown(path)
+    with open_file(path) as f:
+        check_memory(file_size(f), f"the text of {name}")
+        number = 0
+        while line := f.readline(MAX_LINE + 1):
+            number += 1
+            where = f"line {number} of {name}"
+            if len(line) > MAX_LINE:
+                raise UserError(f"{where} is longer than {MAX_LINE} bytes: is it a file of lines?")
+            yield where, decode(line, where).removeprefix("\ufeff" if number == 1 else "")
+
+
+def parse_json(line: str, where: str, once: Collection[str] = ()) -> Any:
+    """The value of one JSON text from anywhere.
+
+    Args:
+      line: the text.
+      where: what to call it in messages.
+      once: keys that no object, at any depth, may have twice.
+
+    Raises:
+      UserError: if it is not JSON, or has one of the keys twice.
+    """
+
+    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        record = dict(pairs)
+        if len(record) < len(pairs):
+            for key in once:
+                if sum(name == key for name, _ in pairs) > 1:
+                    raise UserError(f"{where} has two values under '{shown(key, 80)}': leave one")
+        return record
+
+    try:
+        return json.loads(line, object_pairs_hook=checked)
+    except (ValueError, RecursionError) as e:  # ValueError: also a number of too many digits
+        raise UserError(f"{where} is not JSON ({reason(e)})") from e
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold the text: no half of a surrogate pair is in it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Devices and processes: mesh, sharding, rendezvous, watchdog, preemption."""

@@ -1,0 +1,159 @@
+"""Noticing that another process of the run is dead, frozen or stuck.
+
+Every process tells the coordination service twice a second that it is alive, and how far its main
+thread has come. A process that misses another ends with one sentence that names it: without that,
+a collective operation would wait for ever.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from typing import Any
+
+from aigc_jax.core.config import Guard
+from aigc_jax.core.errors import PeerLost, Stopped, UserError, reason
+from aigc_jax.core.streams import tell
+from aigc_jax.distributed import kv_store
+
+BEAT = 0.5  # seconds
+# What collective operations and barriers say when a process does not take part.
+SIGNS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "onnection", "barrier", "BARRIER")
+
+
+class Monitor:
+    """Watches the other processes in a thread; does nothing in a run of one process.
+
+    Args:
+      guard: its `peer_timeout` and `stuck_timeout`, in seconds.
+    """
+
+    def __init__(self, guard: Guard):
+        self._guard = guard
+        self._me, self._count = kv_store.joined()
+        self._ticks, self._where = 0, "start"
+        self._running = self._count > 1
+        if self._running:
+            self._seen = {p: Seen() for p in range(self._count)}
+            kv_store.on_abort(self._coordinator_gone)
+            threading.Thread(target=self._watch, daemon=True, name="monitor").start()
+
+    def tick(self, where: str) -> None:
+        """Tells that the main thread moves, and where it is."""
+        self._ticks, self._where = self._ticks + 1, where
+
+    def close(self) -> None:
+        self._running = False
+
+    def failed(self, error: Exception) -> None:
+        """Tells the others why this process ends, or finds out which of them made it fail.
+
+        What process 0 says too, such as that the config is wrong, is noted in a `UserError`.
+        """
+        if not self._running or isinstance(error, Stopped):
+            return
+        code = error.code if isinstance(error, UserError) else 1
+        if any(sign in str(error) for sign in SIGNS):
+            # It failed because another process is gone. `_watch` will know which.
+            time.sleep(self._guard.peer_timeout + 4 * BEAT)
+            code = PeerLost.code
+        last = json.dumps({"reason": reason(error), "code": code})
+        with contextlib.suppress(Exception):
+            kv_store.put(f"last/{self._me}", last)
+            time.sleep(BEAT)
+            if isinstance(error, UserError) and self._me > 0:
+                error.told = kv_store.get("last/0") == last
+            time.sleep(BEAT)  # process 0 takes the store with it
+
+    def _watch(self) -> None:
+        beats = 0
+        while self._running:
+            beats += 1
+            beat = {
+                "beats": beats,
+                "ticks": self._ticks,
+                "where": self._where,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+            }
+            try:
+                kv_store.put(f"alive/{self._me}", json.dumps(beat))
+                alive, last = kv_store.get_all("alive/"), kv_store.get_all("last/")
+            except Exception:
+                if self._running:
+                    self._coordinator_gone()
+                return
+            for p, seen in self._seen.items():
+                seen.update(json.loads(alive.get(f"alive/{p}", "{}")))
+                if p != self._me and f"last/{p}" in last:
+                    self._follow(f"process {p} ({seen})", **json.loads(last[f"last/{p}"]))
+            self._find_missing()
+            time.sleep(BEAT)
+
+    def _follow(self, name: str, reason: str, code: int) -> None:
+        """Ends this process with the exit status of another one that has failed.
+
+        What is wrong in one is often wrong in all: each has a while to find out by itself.
+        """
+        time.sleep(3 * BEAT)
+        if self._me == 0:
+            tell(f"\naigc: error: {name} has ended: {reason}")
+        os._exit(code)
+
+    def _find_missing(self) -> None:
+        silent = {p: s for p, s in self._seen.items() if s.silent > self._guard.peer_timeout}
+        if silent:
+            names = " and ".join(f"process {p} ({s})" for p, s in silent.items())
+            self._end(
+                f"{names} has not answered for {self._guard.peer_timeout} s: it is dead or frozen"
+            )
+        if min(s.still for s in self._seen.values()) > self._guard.stuck_timeout:
+            slowest = min(self._seen, key=lambda p: self._seen[p].ticks)
+            seen = self._seen[slowest]
+            self._end(
+                f"no process has moved for {self._guard.stuck_timeout} s: process {slowest}"
+                f" ({seen}) is behind the others, in {seen.where}"
+            )
+
+    def _coordinator_gone(self) -> None:
+        self._end(f"process 0 ({self._seen[0]}), which coordinates the run, is gone")
+
+    def _end(self, message: str) -> None:
+        """Ends this process, whose main thread waits for what will not come."""
+        tell(f"\naigc: error: {message}; {ADVICE}")
+        os._exit(PeerLost.code)
+
+
+ADVICE = "start all processes again to go on from the newest checkpoint"
+
+
+class Seen:
+    """What is known of a process."""
+
+    def __init__(self):
+        self.beats, self.ticks, self.where, self._name = 0, 0, "start", "not heard of yet"
+        self._heard = self._moved = time.monotonic()
+
+    def update(self, beat: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if beat and beat["beats"] != self.beats:
+            self._heard = now
+            if beat["ticks"] != self.ticks:
+                self._moved = now
+            self.beats, self.ticks, self.where = beat["beats"], beat["ticks"], beat["where"]
+            self._name = f"pid {beat['pid']} on {beat['host']}"
+
+    @property
+    def silent(self) -> float:
+        """Seconds without a sign of life."""
+        return time.monotonic() - self._heard
+
+    @property
+    def still(self) -> float:
+        """Seconds in which its main thread has not moved."""
+        return time.monotonic() - self._moved
+
+    def __str__(self) -> str:
+        return self._name

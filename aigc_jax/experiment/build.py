@@ -1,0 +1,254 @@
+"""Config → the parts of a run: with `families`, the only file that knows all the others."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.sharding import Mesh
+
+from aigc_jax.core.config import Config, Sample
+from aigc_jax.core.errors import UserError, nearest
+from aigc_jax.core.fields import parse
+from aigc_jax.core.objective import Objective
+from aigc_jax.core.state import TrainState
+from aigc_jax.distributed.logical_axes import on
+from aigc_jax.distributed.mesh import check_batch, make_mesh, size_of
+from aigc_jax.distributed.sharding import splits_state, state_shardings, whole_state
+from aigc_jax.families import registry
+from aigc_jax.families.latent import first_stage
+from aigc_jax.families.registry import Family
+from aigc_jax.modalities.spec import ImageSpec, Spec
+from aigc_jax.training.compile import CompiledStep, compile_step
+from aigc_jax.training.init import init_state
+from aigc_jax.training.optimizers import Optimizers, make_optimizer
+from aigc_jax.training.step import make_step
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family that `objective.name` names."""
+    return _named(config, "objective", registry.FAMILIES)
+
+
+def _named(config: Mapping[str, Any], section: str, known: Mapping[str, Any]) -> Any:
+    block = config.get(section)
+    name = block.get("name") if isinstance(block, Mapping) else None
+    if not isinstance(name, str) or name not in known:
+        raise UserError(f"{section}.name is {name!r}: {nearest(str(name), known)}")
+    return known[name]
+
+
+def parse_config(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
+    """The typed view of a recipe, every default filled in.
+
+    Raises:
+      UserError: for a wrong key, type or value, naming it.
+    """
+    try:
+        plain = ml_collections.ConfigDict(config).to_dict()
+    except (TypeError, ValueError, AttributeError) as e:  # a key with a dot, or named like a method
+        raise UserError(f"the config cannot be read ({e}): rename the key") from e
+    family = family_of(plain)
+    types = dict(
+        objective=family.objective,
+        sample=family.sample,
+        model=_named(plain, "model", family.models),
+    )
+    return Config.parse(plain, types)
+
+
+def recipe(**sections: Any) -> ml_collections.ConfigDict:
+    """A recipe with every key present, so that each can be overridden on the command line.
+
+    `optim` is one block, or one per player.
+    """
+    return ml_collections.ConfigDict(_tuples(parse_config(sections).raw))
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, which command-line flags can override."""
+    if isinstance(value, Mapping):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The parts of a run.
+
+    Attributes:
+      config: its typed config.
+      spec: what its data looks like.
+      objective: the game.
+      init: seed → a fresh state; pure.
+      step: the compiled train step.
+      mesh: the devices.
+      shardings: where the state's arrays lie; one for a whole part of it is for all below.
+      optimizers: `{player: Optax transformation}`.
+      schedules: `{player: learning rate at a training step}`.
+    """
+
+    config: Config
+    spec: Spec
+    objective: Objective
+    init: Callable[[jax.Array], TrainState]
+    step: CompiledStep
+    mesh: Mesh
+    shardings: TrainState
+    optimizers: Optimizers
+    schedules: Mapping[str, Callable[[jax.Array], jax.Array]]
+
+    def state_shapes(self) -> TrainState:
+        """The state's shapes; nothing is computed."""
+        return jax.eval_shape(self.init, jnp.int32(0))
+
+    def fresh_state(self) -> TrainState:
+        """A state to begin with, each array made where it lies."""
+        init = jax.jit(on(self.mesh, self.init), out_shardings=self.shardings)
+        return init(jnp.int32(self.config.seed))
+
+
+def make_objective(config: Config, spec: Spec) -> Objective:
+    """The objective of a config for data like `spec`, behind its first stage if it has one.
+
+    Raises:
+      UserError: if the family cannot be trained on such data.
+    """
+    if isinstance(spec, ImageSpec) and spec.stage is not None:
+        pixels = dataclasses.replace(spec, stage=None)
+        stage = make_objective(parse_config(spec.stage), pixels)
+        if not hasattr(stage, "encode"):
+            raise UserError(
+                f"data.first_stage={config.data.first_stage} is no autoencoder with latents: name a"
+                " workdir of configs/vae/kl.py, fsq.py or vq.py"
+            )
+        inner = first_stage.inner_spec(stage, pixels)
+        behind = first_stage.CodeSequences if stage.num_codes else first_stage.Latents
+        return behind(_make_objective(config, inner), stage, pixels)
+    return _make_objective(config, spec)
+
+
+def _make_objective(config: Config, spec: Spec) -> Objective:
+    family = family_of(config.raw)
+    if spec.modality != family.modality:
+        raise UserError(
+            f"objective.name='{config.raw['objective']['name']}' is trained on {family.modality},"
+            f" but data.source='{config.data.source}' gives {spec.modality}: change one of them, or"
+            " data.form"
+        )
+    if isinstance(spec, ImageSpec) and spec.continuous and not family.latents:
+        raise UserError(
+            f"objective.name='{config.raw['objective']['name']}' models pixels, but"
+            f" data.first_stage={config.data.first_stage} gives latents: leave it out"
+        )
+    dtype = jnp.dtype(config.train.compute_dtype)
+    return family.make(config.objective, config.model, spec, dtype)
+
+
+def build(config: Config, spec: Spec, mesh: Mesh | None = None, trains: bool = True) -> Run:
+    """Everything that a run needs, from its config and what its data looks like.
+
+    Args:
+      config: of the run.
+      spec: what its data looks like.
+      mesh: the devices, which need not be there to lower the step for them; those that the config
+        asks for if left out.
+      trains: whether batches are to be trained on, so that their size has to fit.
+
+    Raises:
+      UserError: if the parts do not fit together, or not on the mesh.
+    """
+    objective = make_objective(config, spec)
+    players = tuple(dict.fromkeys(objective.turns))
+    unknown = set(config.optim) - {"", *players}
+    if unknown:
+        raise UserError(
+            f"optim.{sorted(unknown)[0]} is for a player that does not play:"
+            f" {', '.join(players)} do"
+        )
+    made = {
+        p: make_optimizer(config.optim_of(p), config.train.steps, objective.turns.count(p))
+        for p in players
+    }
+    optimizers = {p: chain for p, (chain, _) in made.items()}
+    mesh = make_mesh(config.mesh) if mesh is None else mesh
+    if trains:
+        check_batch(config.data.batch_size, mesh, config.train.accumulate, "data.batch_size")
+    check_batch(config.eval.batch_size, mesh, 1, "eval.batch_size")
+    check_length(config, spec, mesh)
+    check_product(config, mesh)
+    ema = config.ema
+    example = spec.example_batch(2)
+
+    def init(seed: jax.Array) -> TrainState:
+        averaged = dict(ema=ema.halflife > 0, profiles=ema.power)
+        return init_state(objective, optimizers, example, seed, **averaged)
+
+    shardings = whole_state(mesh)
+    if splits_state(mesh):
+        shapes = jax.eval_shape(init, jnp.int32(0))
+        shardings = state_shardings(shapes, mesh, registry.axes())
+    step = make_step(objective, optimizers, ema, config.train.accumulate)
+    return Run(
+        config=config,
+        spec=spec,
+        objective=objective,
+        init=init,
+        step=compile_step(step, mesh, config.train.compile, shardings),
+        mesh=mesh,
+        shardings=shardings,
+        optimizers=optimizers,
+        schedules={p: schedule for p, (_, schedule) in made.items()},
+    )
+
+
+def check_length(config: Config, spec: Spec, mesh: Mesh) -> None:
+    """Raises UserError unless the mesh's axis `sequence` can share out what the model reads."""
+    parts, name = size_of(mesh, "sequence"), config.raw["model"]["name"]
+    if parts == 1:
+        return
+    length_of = getattr(config.model, "length_of", None)
+    if length_of is None:
+        raise UserError(
+            f"sequence={parts} in mesh splits long sequences, which model.name='{name}' does not"
+            " read at once: use fsdp or tensor instead"
+        )
+    if isinstance(spec, ImageSpec) and spec.stage is not None:
+        stage = make_objective(parse_config(spec.stage), dataclasses.replace(spec, stage=None))
+        spec = first_stage.inner_spec(stage, spec)
+    length = length_of(spec)
+    if length % parts:
+        raise UserError(
+            f"sequence={parts} in mesh does not divide the {length} places that model.name="
+            f"'{name}' reads at once: change data.seq_len, the size of the images, or sequence"
+        )
+
+
+def check_product(config: Config, mesh: Mesh) -> None:
+    """Raises UserError for axes along which together XLA computes a model's gradient wrongly."""
+    wrong = getattr(config.model, "wrong_on", ())
+    if wrong and all(size_of(mesh, axis) > 1 for axis in wrong):
+        split, batch = " and ".join(wrong), size_of(mesh, "data") * size_of(mesh, "fsdp")
+        raise UserError(
+            f"XLA's partitioner computes a wrong gradient of model.name="
+            f"'{config.raw['model']['name']}' where {split} are all split: use mesh=fsdp={batch}"
+            f",tensor={size_of(mesh, 'tensor')}, which splits the batch the same way"
+        )
+
+
+def sample_options(config: Config, overrides: Mapping[str, Any]) -> Sample:
+    """The config's sampling options with some replaced.
+
+    Raises:
+      UserError: for an option that this family's sampling does not have.
+    """
+    known = {f.name for f in dataclasses.fields(config.sample)}
+    for name in overrides:
+        if name not in known:
+            family = config.raw["objective"]["name"]
+            raise UserError(f"sampling from '{family}' has no option '{name}': it has"
+                            f" {', '.join(sorted(known - {'every'}))}")  # fmt: skip
+    values = {**dataclasses.asdict(config.sample), **overrides}
+    return parse(type(config.sample), values, "sample")

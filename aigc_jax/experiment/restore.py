@@ -1,0 +1,181 @@
+"""Trained workdirs as something to go on from: their runs, parameters and tokenizers."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from aigc_jax.core.config import Data, differences
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.state import TrainState, named
+from aigc_jax.data.dataset import Dataset, drawn
+from aigc_jax.distributed.mesh import local_mesh, make_mesh
+from aigc_jax.distributed.processes import say
+from aigc_jax.experiment import build
+from aigc_jax.families.latent.first_stage import PLAYER, Behind
+from aigc_jax.modalities import spec as spec_lib
+from aigc_jax.modalities.text.tokenizers import Tokenizer
+from aigc_jax.training.checkpoint import Contents, Reader, newest
+
+WORKDIR = "workdir:"
+# Settings of a model with which the same parameters mean the same.
+HARMLESS = (
+    *("model.lora_", "model.dropout", "model.context", "model.vocab_size", "model.head_dim"),
+    *("model.init_std", "model.embedding_std", "model.zero_init"),
+)
+NORMALISED = 512  # images whose latents say how latents are normalised
+
+
+def restore(workdir: str, mesh: str = "") -> tuple[build.Run, TrainState, int]:
+    """The run and the newest state of a workdir that is whole; only the workdir is needed.
+
+    Args:
+      workdir: a trained run's folder.
+      mesh: over which devices, as in a config; this process's first one if left out.
+
+    Raises:
+      UserError: if it holds no checkpoint, or the mesh does not fit.
+    """
+    step, (run, state) = newest(workdir, functools.partial(load, mesh=mesh))
+    return run, state, step
+
+
+def load(
+    reader: Reader, step: int, contents: Contents, mesh: str = ""
+) -> tuple[build.Run, TrainState]:
+    """The run and the state of one checkpoint; Damaged if it is not whole."""
+    saved = contents["config"]
+    # On whatever devices there are now, and with no batch to train on.
+    now = {"mesh": mesh or "data=1", "train": {**saved["config"]["train"], "compile": "jit"}}
+    config = build.parse_config({**saved["config"], **now})
+    devices = make_mesh(mesh) if mesh else local_mesh()
+    run = build.build(config, spec_lib.from_json(saved["spec"]), devices, trains=False)
+    return run, reader.state(step, run.state_shapes(), run.shardings, contents)
+
+
+def tokenizer_of(data: Data) -> Tokenizer | None:
+    """The tokenizer of the workdir that `data.tokenizer=workdir:DIR` names; otherwise none.
+
+    Raises:
+      UserError: if it holds no checkpoint, or not one of a text model.
+    """
+    if not data.tokenizer.startswith(WORKDIR):
+        return None
+    workdir = data.tokenizer.removeprefix(WORKDIR)
+    _, spec = newest(
+        workdir, lambda _, __, contents: spec_lib.from_json(contents["config"]["spec"])
+    )
+    if not isinstance(spec, spec_lib.TextSpec):
+        raise UserError(f"data.tokenizer={data.tokenizer}: that run has none, it models images")
+    return spec.tokenizer
+
+
+def guide_of(run: build.Run, options: Any) -> Any:
+    """`Request.guide` for sampling from `run`: the workdir that `options.guide` names; or none.
+
+    Raises:
+      UserError: if it holds no checkpoint, or its model cannot guide this one.
+    """
+    workdir = getattr(options, "guide", "")
+    if not workdir:
+        return None
+    other, state, _ = restore(os.path.expanduser(workdir))
+    return run.objective.guided_by(other.objective, jax.device_get(state.sampling_params))
+
+
+def behind_first_stage(dataset: Dataset, data: Data) -> Dataset:
+    """The data as a model behind the autoencoder of `data.first_stage` has them, if it is named.
+
+    Raises:
+      UserError: if that workdir holds no checkpoint, or one of other images.
+    """
+    workdir = data.first_stage
+    if not workdir:
+        return dataset
+    saved, spec = newest(
+        workdir,
+        lambda _, __, contents: (contents["config"]["config"], contents["config"]["spec"]),
+    )[1]
+    spec_lib.check_spec(workdir, spec, dataset.spec, data.source)
+    return dataclasses.replace(dataset, spec=dataclasses.replace(dataset.spec, stage=saved))
+
+
+def like(dataset: Dataset, spec: spec_lib.Spec) -> Dataset:
+    """The data behind the first stage of a trained run's, if that has one."""
+    if getattr(spec, "stage", None) is None or not isinstance(dataset.spec, spec_lib.ImageSpec):
+        return dataset
+    return dataclasses.replace(dataset, spec=dataclasses.replace(dataset.spec, stage=spec.stage))
+
+
+def begin_behind(
+    workdir: str, objective: Behind, params: dict[str, Any], dataset: Dataset
+) -> dict[str, Any]:
+    """Fresh parameters with a trained autoencoder as their frozen first stage.
+
+    Args:
+      workdir: the autoencoder's run.
+      objective: what stands behind it.
+      params: `{player: parameters}`.
+      dataset: of which some images, drawn evenly, say how latents are normalised.
+    """
+    _, state, _ = restore(workdir)
+    examples = drawn(dataset.train, NORMALISED)
+    batch = {k: np.stack([example[k] for example in examples]) for k in examples[0]}
+    frozen = objective.fill(state.sampling_params, state.mutables, batch)
+    return {**params, PLAYER: jax.device_get(frozen)}
+
+
+def begin_from(
+    workdir: str, params: dict[str, Any], model: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Fresh parameters with those of a trained run in their places, where it has them.
+
+    Parameters go by their names; adapters of the trained run are merged into its model, and a
+    frozen `base` of the new run gets what was trained. What the trained run does not have, such as
+    the head of a new task, stays fresh, which is said in one line; so are settings of the model
+    that differ, with which the same parameters would mean something else.
+
+    Args:
+      workdir: the trained run.
+      params: `{player: parameters}` on the host or on devices.
+      model: the config's section of that name.
+
+    Raises:
+      UserError: if it has nothing of the kind, or arrays of other sizes.
+    """
+    run, state, _ = restore(workdir)
+    plain = getattr(run.objective, "plain", lambda params: params)
+    known = dict(named(jax.device_get(plain(state.sampling_params))))
+    taken, fresh = [], []
+
+    def place(path: tuple, leaf: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        player, _, rest = name.partition("/")
+        old = known.get(f"model/{rest}" if player == "base" else name)
+        if old is None:
+            fresh.append(name)
+            return leaf
+        if np.shape(old) != np.shape(leaf):
+            raise UserError(
+                f"train.init_from={workdir}: {name} is of shape {np.shape(old)} there and"
+                f" {np.shape(leaf)} here: give the model the same sizes"
+            )
+        taken.append(name)
+        return np.asarray(old, leaf.dtype)
+
+    placed = jax.tree_util.tree_map_with_path(place, params)
+    if not taken:
+        raise UserError(
+            f"train.init_from={workdir} has no parameter of this model: it is of another kind"
+        )
+    more = f" ({', '.join(fresh[:4])}{' …' if len(fresh) > 4 else ''})" if fresh else ""
+    say(f"begun with {len(taken)} arrays of {workdir}; {len(fresh)} are fresh{more}")
+    others = differences({"model": run.config.raw["model"]}, {"model": model}) if model else []
+    others = [phrase for phrase in others if not phrase.startswith(HARMLESS)]
+    if others:
+        say(f"the models differ: {', '.join(others)}")
+    return placed

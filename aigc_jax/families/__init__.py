@@ -1,0 +1,1 @@
+"""Objectives with their networks and samplers, one folder per family."""

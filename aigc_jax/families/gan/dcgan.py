@@ -1,0 +1,163 @@
+"""DCGAN (Radford et al. 2016) in its published form and a deeper one, conditional if asked.
+
+Shapes: B batch, H height, W width, C channels, Z latent size, K classes.
+Without batch norm: an image's score then never depends on its neighbours in the batch.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.fields import option
+from aigc_jax.distributed.logical_axes import split
+from aigc_jax.nn.layers import Conv, Dense, SubPixelConv, group_norm, label_one_hot
+from aigc_jax.nn.padding import coarse_size, crop
+
+AXES = (
+    ("stem/kernel", ("latent", "first")),
+    ("up_*/kernel", (None, None, "conv_in", "conv_out")),
+    ("conv_*/kernel", (None, None, "conv_in", "conv_out")),
+    ("image/kernel", (None, None, "conv_in", "colours")),
+    ("image/conv/kernel", (None, None, "conv_in", "colours")),
+    ("down_0/kernel", (None, None, "colours", "first")),
+    ("down_*/kernel", (None, None, "conv_in", "conv_out")),
+    ("features/kernel", ("dense_in", "dense_out")),
+    ("score/kernel", ("dense_in", "outputs")),
+    ("class_embedding/kernel", ("classes", "dense_in")),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DCGANConfig:
+    latent: int = option(64, low=1)
+    generator_channels: tuple[int, ...] = option(
+        (64, 32), low=1, filled=True
+    )  # coarse to fine; ×2 between
+    critic_channels: tuple[int, ...] = option(
+        (32, 64), low=1, filled=True
+    )  # fine to coarse; ÷2 between
+    kernel: int = option(3, low=1)
+    norm: bool = True  # group norm in the generator
+    conditional: bool = True  # on the class, if the data has classes
+    plain: bool = (
+        False  # as published: one convolution per entry, each with a stride; no extra ones
+    )
+    strides: tuple[int, ...] = option((), low=1, high=2)  # plain generator: of each; (): all 2
+
+    # Split along all of these, the critic's gradient at its images is wrong (jaxlib 0.10.2, 0.12).
+    wrong_on = ("data", "fsdp", "tensor")
+
+    def __post_init__(self):
+        if self.strides and len(self.strides) != len(self.generator_channels):
+            raise UserError(
+                f"model.strides has {len(self.strides)} entries and model.generator_channels"
+                f" {len(self.generator_channels)}: give a stride for each"
+            )
+        if self.strides and not self.plain:
+            raise UserError("model.strides is for the published form only: set model.plain=True")
+
+    @property
+    def generator_strides(self) -> tuple[int, ...]:
+        """Of the transposed convolution after each entry of `generator_channels`, if plain."""
+        return self.strides or (2,) * len(self.generator_channels)
+
+
+class Generator(nn.Module):
+    """(B, Z) → images (B, H, W, C) in [−1, 1]."""
+
+    config: DCGANConfig
+    shape: tuple[int, int, int]
+    num_classes: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, z_BZ: jax.Array, label_B: jax.Array | None = None) -> jax.Array:
+        c, (height, width, colours) = self.config, self.shape
+        doubled = c.generator_strides.count(2) if c.plain else len(c.generator_channels) - 1
+        h, w = coarse_size((height, width), doubled, "model.generator_channels")
+        if self.num_classes:
+            one_hot = label_one_hot(label_B, z_BZ.shape[0], self.num_classes)
+            z_BZ = jnp.concatenate([z_BZ, one_hot], -1)
+        first = c.generator_channels[0]
+        x = Dense(h * w * first, dtype=self.dtype, name="stem")(z_BZ)
+        x = split(x.reshape(-1, h, w, first), "batch")
+        x = self._plain(x, colours) if c.plain else self._deep(x, colours)
+        return jnp.tanh(crop(x, (height, width)).astype(jnp.float32))
+
+    def _deep(self, x: jax.Array, colours: int) -> jax.Array:
+        c = self.config
+        for i, channels in enumerate(c.generator_channels):
+            if i:
+                x = SubPixelConv(channels, c.kernel, self.dtype, name=f"up_{i}")(x)
+            x = group_norm(channels, self.dtype, name=f"norm_{i}")(x) if c.norm else x
+            x = jax.nn.leaky_relu(x, 0.2)
+            x = Conv(channels, (c.kernel, c.kernel), dtype=self.dtype, name=f"conv_{i}")(x)
+            x = jax.nn.leaky_relu(x, 0.2)
+        return Conv(colours, (c.kernel, c.kernel), dtype=self.dtype, name="image")(x)
+
+    def _plain(self, x: jax.Array, colours: int) -> jax.Array:
+        """A transposed convolution after each entry, the last one to colours.
+
+        One of stride 2 has, in its sub-pixel form, a kernel of half the size for each of the four
+        places: 3 × 3 holds all taps of a 5 × 5.
+        """
+        c = self.config
+        outputs = (*c.generator_channels[1:], colours)
+        for i, (channels, stride) in enumerate(zip(outputs, c.generator_strides, strict=True)):
+            x = group_norm(x.shape[-1], self.dtype, name=f"norm_{i}")(x) if c.norm else x
+            x, name = jax.nn.leaky_relu(x, 0.2), "image" if i == len(outputs) - 1 else f"up_{i + 1}"
+            if stride == 1:
+                x = Conv(channels, (c.kernel, c.kernel), dtype=self.dtype, name=name)(x)
+            else:
+                half = -(-c.kernel // 2)
+                x = SubPixelConv(channels, half + 1 - half % 2, self.dtype, name=name)(x)
+        return x
+
+
+class Critic(nn.Module):
+    """Images (B, H, W, C) in [−1, 1] → scores (B,); projects classes (Miyato & Koyama 2018)."""
+
+    config: DCGANConfig
+    num_classes: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array, label_B: jax.Array | None = None) -> jax.Array:
+        c, x = self.config, split(x_BHWC, "batch")
+        halved = len(c.critic_channels) - (0 if c.plain else 1)
+        coarse_size(x.shape[1:3], halved, "model.critic_channels")
+        for i, channels in enumerate(c.critic_channels):
+            stride = 2 if i or c.plain else 1
+            x = Conv(
+                channels, (c.kernel, c.kernel), (stride, stride), dtype=self.dtype, name=f"down_{i}"
+            )(x)
+            x = jax.nn.leaky_relu(x, 0.2)
+            if not c.plain:
+                x = Conv(channels, (c.kernel, c.kernel), dtype=self.dtype, name=f"conv_{i}")(x)
+                x = jax.nn.leaky_relu(x, 0.2)
+        x = x.reshape(x.shape[0], -1)
+        if not c.plain:
+            x = jax.nn.leaky_relu(
+                Dense(2 * c.critic_channels[-1], dtype=self.dtype, name="features")(x), 0.2
+            )
+        return score(x, label_B, self.num_classes, self.dtype)
+
+
+def score(
+    feature_BF: jax.Array, label_B: jax.Array | None, num_classes: int, dtype: jnp.dtype
+) -> jax.Array:
+    """Scores (B,) of features, with a projection of the class if there are classes.
+
+    Called within a module: `score` and `class_embedding` are its parameters.
+    """
+    score_B = Dense(1, dtype=dtype, name="score")(feature_BF)[:, 0]
+    if num_classes:
+        one_hot = label_one_hot(label_B, feature_BF.shape[0], num_classes)
+        direction = Dense(
+            feature_BF.shape[-1], use_bias=False, dtype=dtype, name="class_embedding"
+        )(one_hot)
+        score_B += (feature_BF * direction).sum(-1) / jnp.sqrt(feature_BF.shape[-1])
+    return score_B.astype(jnp.float32)

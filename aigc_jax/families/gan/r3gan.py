@@ -1,0 +1,170 @@
+"""R3GAN (Huang et al. 2024, "The GAN is dead; long live the GAN!"): residual, without any norm.
+
+Blocks of 1×1, grouped 3×3 and 1×1 convolutions whose last one begins as zero (fix-up, Zhang et al.
+2019), bilinear resampling between stages, a learned basis instead of dense layers at the coarsest
+one. The critic is the generator's mirror.
+Shapes: B batch, H height, W width, C channels, Z latent size, K classes.
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.fields import option
+from aigc_jax.distributed.logical_axes import split
+from aigc_jax.nn.layers import Dense, label_one_hot
+from aigc_jax.nn.padding import coarse_size, crop, fill, filled_size
+from aigc_jax.ops.convolution import bilinear_half, bilinear_twice, grouped_convolution
+
+SLOPE = 0.2
+GAIN = math.sqrt(2 / (1 + SLOPE**2))  # of a kernel before a leaky ReLU (He et al. 2015)
+
+AXES = (
+    ("stem/Dense_0/kernel", ("latent", "first")),
+    ("basis", (None, None, "conv_in")),
+    ("change_*/Dense_0/kernel", ("conv_in", "conv_out")),
+    ("expand/Dense_0/kernel", ("conv_in", "conv_out")),
+    ("grouped_kernel", (None, None, None, "first")),
+    ("reduce/Dense_0/kernel", ("conv_in", "conv_out")),
+    ("bias_*", ("bias",)),
+    ("generator/image/Dense_0/kernel", ("conv_in", "colours")),
+    ("critic/image/Dense_0/kernel", ("colours", "first")),
+    ("score/Dense_0/kernel", ("conv_in", "outputs")),
+    ("class_embedding/Dense_0/kernel", ("classes", "outputs")),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class R3GANConfig:
+    latent: int = option(64, low=1)
+    channels: tuple[int, ...] = option(
+        (64, 64, 32), low=1, filled=True
+    )  # coarse to fine, ×2 between; the critic mirrors them
+    blocks: int = option(2, low=1)  # residual blocks per stage
+    expansion: int = option(2, low=1)  # channels inside a block / outside
+    group_width: int = option(16, low=1)  # channels of a group inside a block
+    conditional: bool = True  # on the class, if the data has classes
+
+    def __post_init__(self):
+        for channels in self.channels:
+            if channels * self.expansion % self.group_width:
+                raise UserError(
+                    f"model.channels has {channels}, and {channels} · model.expansion must be"
+                    f" divisible by model.group_width={self.group_width}"
+                )
+
+    @property
+    def kernel_gain(self) -> float:
+        """Fix-up's scale of the kernels inside of L blocks with 3 kernels each: L^(−1/4) · gain."""
+        return GAIN * (self.blocks * len(self.channels)) ** -0.25
+
+
+def kernel_init(gain: float) -> nn.initializers.Initializer:
+    """Normal with standard deviation gain / √fan-in."""
+    return nn.initializers.variance_scaling(gain**2, "fan_in", "normal")
+
+
+class PointConv(nn.Module):
+    """A 1×1 convolution without bias."""
+
+    features: int
+    gain: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        init = kernel_init(self.gain) if self.gain else nn.initializers.zeros
+        return Dense(self.features, use_bias=False, kernel_init=init, dtype=self.dtype)(x_BHWC)
+
+
+class Block(nn.Module):
+    """x + 1×1 ∘ grouped 3×3 ∘ 1×1 (x); the identity when training begins."""
+
+    config: R3GANConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        c, channels, x_BHWC = self.config, x_BHWC.shape[-1], split(x_BHWC, "batch")
+        inner = channels * c.expansion
+        x = PointConv(inner, c.kernel_gain, self.dtype, name="expand")(x_BHWC)
+        x = self._bent("bias_0", x)
+        shape = (3, 3, c.group_width, inner)
+        kernel = self.param("grouped_kernel", kernel_init(c.kernel_gain), shape)
+        x = grouped_convolution(x, kernel.astype(self.dtype))
+        x = PointConv(channels, 0.0, self.dtype, name="reduce")(self._bent("bias_1", x))
+        return x_BHWC + x
+
+    def _bent(self, name: str, x: jax.Array) -> jax.Array:
+        bias = self.param(name, nn.initializers.zeros, x.shape[-1:])
+        return jax.nn.leaky_relu(x + bias.astype(self.dtype), SLOPE)
+
+
+class Generator(nn.Module):
+    """(B, Z) → images (B, H, W, C) in about [−1, 1], without a bound."""
+
+    config: R3GANConfig
+    shape: tuple[int, int, int]
+    num_classes: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, z_BZ: jax.Array, label_B: jax.Array | None = None) -> jax.Array:
+        c, (height, width, colours) = self.config, self.shape
+        h, w = coarse_size((height, width), len(c.channels) - 1, "model.channels")
+        if self.num_classes:
+            one_hot = label_one_hot(label_B, z_BZ.shape[0], self.num_classes)
+            known = PointConv(c.latent, 1.0, self.dtype, name="class_embedding")(one_hot)
+            z_BZ = jnp.concatenate([z_BZ, known], -1)
+        basis = self.param("basis", nn.initializers.normal(1.0), (h, w, c.channels[0]))
+        weight = PointConv(c.channels[0], 1.0, self.dtype, name="stem")(z_BZ)
+        x = basis.astype(self.dtype) * weight[:, None, None]
+        for i, channels in enumerate(c.channels):
+            if i:
+                if channels != x.shape[-1]:
+                    x = PointConv(channels, 1.0, self.dtype, name=f"change_{i}")(x)
+                x = bilinear_twice(x)
+            for j in range(c.blocks):
+                x = Block(c, self.dtype, name=f"block_{i}_{j}")(x)
+        x = PointConv(colours, 1.0, self.dtype, name="image")(crop(x, (height, width)))
+        return x.astype(jnp.float32)
+
+
+class Critic(nn.Module):
+    """Images (B, H, W, C) in [−1, 1] → scores (B,); projects classes (Miyato & Koyama 2018)."""
+
+    config: R3GANConfig
+    num_classes: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array, label_B: jax.Array | None = None) -> jax.Array:
+        c, batch = self.config, x_BHWC.shape[0]
+        halvings = len(c.channels) - 1
+        x = fill(x_BHWC, filled_size(x_BHWC.shape[1:3], halvings, "model.channels"))
+        channels = c.channels[::-1]
+        x = PointConv(channels[0], 1.0, self.dtype, name="image")(x)
+        for i in range(len(channels)):
+            for j in range(c.blocks):
+                x = Block(c, self.dtype, name=f"block_{i}_{j}")(x)
+            if i < halvings:
+                x = bilinear_half(x)
+                if channels[i + 1] != x.shape[-1]:
+                    x = PointConv(channels[i + 1], 1.0, self.dtype, name=f"change_{i + 1}")(x)
+        # One weight per place and channel: a depthwise convolution as large as the image is now.
+        h, w = x.shape[1:3]
+        init = nn.initializers.normal(1 / math.sqrt(h * w))
+        basis = self.param("basis", init, (h, w, channels[-1]))
+        x = (x * basis.astype(self.dtype)).sum((1, 2))
+        outputs = channels[-1] if self.num_classes else 1
+        x = PointConv(outputs, 1.0, self.dtype, name="score")(x).astype(jnp.float32)
+        if not self.num_classes:
+            return x[:, 0]
+        one_hot = label_one_hot(label_B, batch, self.num_classes)
+        gain = 1 / math.sqrt(outputs)
+        direction = PointConv(outputs, gain, jnp.float32, name="class_embedding")(one_hot)
+        return (x * direction).sum(-1)

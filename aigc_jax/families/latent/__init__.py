@@ -1,0 +1,1 @@
+"""Objectives in the latent space of a frozen first stage."""

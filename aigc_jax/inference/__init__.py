@@ -1,0 +1,1 @@
+"""Autoregressive decoding: the engine, its caches, stop strings."""

@@ -1,0 +1,1 @@
+"""Image models in the form of Hugging Face `diffusers`."""

@@ -1,0 +1,146 @@
+"""Arrays of images: npz, safetensors and IDX files."""
+
+import gzip
+import math
+import os
+import struct
+import zlib
+from typing import BinaryIO
+
+import numpy as np
+
+from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.files import check_memory, file_size, open_file
+from aigc_jax.core.safetensors_file import open_npz, open_safetensors
+from aigc_jax.data.raw_dataset import Columns, Content
+
+MAX_DEFLATE = 1032  # gzip makes nothing smaller than this many times
+
+
+def read_npz(path: str) -> Content:
+    """Arrays of images, and labels if present, of an npz file.
+
+    Keys: `images` and `labels`, or per split `x_train`, `y_train`, `x_test`, `y_test` (Keras), or
+    `train_images`, `train_labels`, … (MedMNIST).
+    """
+    return _named_content(open_npz(path), path)
+
+
+def read_safetensors(path: str) -> Content:
+    """The same arrays by the same names as `read_npz`, of a safetensors file."""
+    return _named_content(open_safetensors(path), path)
+
+
+def _named_content(archive: dict[str, np.ndarray], path: str) -> Content:
+    splits: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+    for split, short in (("train", "train"), ("validation", "val"), ("test", "test")):
+        for x, y in ((f"x_{short}", f"y_{short}"), (f"{short}_images", f"{short}_labels")):
+            if x in archive:
+                splits[split] = (archive[x], archive.get(y))
+    for x, y in (("images", "labels"), ("x", "y"), ("image", "label")):
+        if x in archive and not splits:
+            splits["train"] = (archive[x], archive.get(y))
+    if "train" not in splits:
+        raise UserError(
+            f"{shown(path)} has the arrays {shown(', '.join(archive), 200) or 'none'}: name them"
+            " images and labels, or x_train, y_train, x_test, y_test"
+        )
+    return _array_content(splits, shown(path))
+
+
+def read_idx(path: str) -> Content:
+    """A folder with MNIST's four IDX files, gzipped or not."""
+    splits = {}
+    for split, stem in (("train", "train"), ("test", "t10k")):
+        images = _idx_file(path, f"{stem}-images-idx3-ubyte", required=split == "train")
+        labels = _idx_file(path, f"{stem}-labels-idx1-ubyte", required=False)
+        if images:
+            splits[split] = (read_idx_file(images, 3), read_idx_file(labels, 1) if labels else None)
+    return _array_content(splits, shown(path))
+
+
+def _idx_file(folder: str, name: str, required: bool) -> str | None:
+    for stem in (name, name.replace("-idx", ".idx")):
+        for candidate in (stem, f"{stem}.gz"):
+            if os.path.isfile(os.path.join(folder, candidate)):
+                return os.path.join(folder, candidate)
+    if required:
+        raise UserError(f"there is no {name}(.gz) in {shown(folder)}")
+    return None
+
+
+def read_idx_file(path: str, dims: int) -> np.ndarray:
+    """One IDX file of unsigned bytes: magic 0 0 8 dims, big-endian sizes, then the data."""
+    where = shown(path)
+    with open_file(path) as raw:
+        zipped = path.endswith(".gz")
+        f = gzip.GzipFile(fileobj=raw) if zipped else raw
+        most = file_size(raw) * (MAX_DEFLATE if zipped else 1)
+        try:
+            header = f.read(4 + 4 * dims)
+            if header[:4] != bytes([0, 0, 8, dims]) or len(header) != 4 + 4 * dims:
+                raise UserError(f"{where} is not an IDX file of {dims}-dimensional bytes")
+            shape = struct.unpack(f">{dims}I", header[4:])
+            size = math.prod(shape)
+            claim = f"{where} is damaged: its header says {'×'.join(map(str, shape))} bytes, but"
+            if not size:  # numpy refuses shapes like 0 × 2³¹ × 2³²
+                raise UserError(f"{where} is empty: its header says {'×'.join(map(str, shape))}")
+            if size > most:
+                raise UserError(f"{claim} the file cannot hold more than {most}")
+            check_memory(size, where)
+            data = read_at_most(f, size + 1)
+        except (OSError, EOFError, zlib.error) as e:
+            raise UserError(f"{where} is damaged ({reason(e)})") from e
+    if len(data) != size:
+        raise UserError(f"{claim} {'more' if len(data) > size else len(data)} follow")
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def read_at_most(f: BinaryIO, size: int) -> bytearray:
+    """Up to `size` bytes, in pieces: a header's claim takes no memory, nor does a gzip bomb."""
+    content = bytearray()
+    while len(content) < size and (piece := f.read(min(size - len(content), 1 << 20))):
+        content += piece
+    return content
+
+
+def _array_content(splits: dict[str, tuple[np.ndarray, np.ndarray | None]], path: str) -> Content:
+    checked, classes, shapes = {}, set(), set()
+    for split, (images, labels) in splits.items():
+        images = images[..., None] if images.ndim == 3 else images
+        if images.ndim != 4 or not images.size or images.shape[-1] not in (1, 3):
+            raise UserError(
+                f"the {split} images of {path} have the shape {images.shape}: it must be"
+                " (count, height, width) or (count, height, width, 1 or 3)"
+            )
+        if images.dtype != np.uint8:
+            raise UserError(
+                f"the {split} images of {path} are {images.dtype}: store them as uint8, 0 to 255"
+            )
+        if labels is not None:
+            labels = labels.reshape(-1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
+            if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+                raise UserError(
+                    f"the {split} labels of {path} are {labels.dtype} {labels.shape}: one integer"
+                    f" for each of the {len(images)} images is needed"
+                )
+            classes |= set(np.unique(labels).tolist())
+        shapes.add(images.shape[1:])
+        checked[split] = (images, labels)
+    if len(shapes) > 1:
+        raise UserError(f"the splits of {path} differ in image shape: {sorted(shapes)}")
+    # Labels of some splits only are of no use: they are left out.
+    labelled = all(labels is not None for _, labels in checked.values())
+    names = sorted(classes) if labelled else []
+    return Content(
+        {s: _columns(x, y if labelled else None, names) for s, (x, y) in checked.items()},
+        shapes.pop(),
+        tuple(map(str, names)),
+    )
+
+
+def _columns(images: np.ndarray, labels: np.ndarray | None, names: list[int]) -> Columns:
+    """The examples of a split; a label is its place among the names."""
+    if labels is None:
+        return Columns(image=images)
+    return Columns(image=images, label=np.searchsorted(names, labels))

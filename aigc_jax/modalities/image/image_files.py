@@ -1,0 +1,142 @@
+"""Image files, one at a time: checked by their header before they are decoded."""
+
+import contextlib
+import struct
+import warnings
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.files import open_file
+
+MAX_PIXELS = 64_000_000  # a header may claim any size; refuse before memory is taken
+# Not whatever Pillow can open, by content: EPS would start Ghostscript, for example.
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
+GREY = ("L", "1", "LA", "La")
+COLOUR = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV")
+
+
+def open_image(file: str) -> Image.Image:
+    """The decoded image, turned as a viewer shows it; of several frames or pages the first.
+
+    Raises:
+      UserError: if it is broken, too large, not of 8 bits, or none of `FORMATS`.
+    """
+    with open_file(file) as f:
+        image = decode_image(f, shown(file))
+    with _refused(shown(file)):
+        return ImageOps.exif_transpose(image)
+
+
+def decode_image(f: BinaryIO, where: str, size: tuple[int, int] | None = None) -> Image.Image:
+    """The decoded image, as it is stored.
+
+    Args:
+      f: the encoded image.
+      where: what to call it in messages.
+      size: (width, height) that it must have.
+
+    Raises:
+      UserError: as `open_image`, or if it has another size.
+    """
+    with _refused(where):
+        _check_size(webp_size(f) or (1, 1), where)
+        image = Image.open(f, formats=FORMATS)
+        _check_size(image.size, where)
+        if size is not None and image.size != size:
+            raise UserError(f"{where} is an image of {image.size[0]}×{image.size[1]} pixels")
+        if image.mode[0] in "IF":
+            raise UserError(f"{where} has more than 8 bits a pixel: convert it to 8 bits")
+        if image.mode not in GREY + COLOUR:
+            raise UserError(f"{where} has {image.mode} colours: convert it to RGB")
+        image.load()
+        return image
+
+
+@contextlib.contextmanager
+def _refused(where: str) -> Iterator[None]:
+    """Turns what Pillow raises into one sentence, and its remarks on what it can read to none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except UserError:
+        raise
+    except Image.DecompressionBombError as e:
+        raise UserError(f"{where} is too large ({reason(e)}): shrink it") from e
+    except Exception as e:  # each of Pillow's decoders raises what it likes
+        raise UserError(
+            f"{where} is not a readable image ({reason(e, 100)}): mend or remove it"
+        ) from e
+
+
+def _check_size(size: tuple[int, int], where: str) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise UserError(
+            f"{where} claims {size[0]}×{size[1]} pixels: too large, shrink or remove it"
+        )
+
+
+def webp_size(f: BinaryIO) -> tuple[int, int] | None:
+    """(width, height) of a WebP's header, which Pillow does not read before memory is taken.
+
+    None for other files. `f` is left at its start.
+    """
+    head = f.read(30).ljust(30, b"\0")
+    f.seek(0)
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP":
+        return None
+    if head[12:16] == b"VP8X":  # 24 bits each, of the size less 1
+        width, height = (int.from_bytes(head[i : i + 3], "little") + 1 for i in (24, 27))
+    elif head[12:16] == b"VP8L":  # 14 bits each, of the size less 1
+        (bits,) = struct.unpack_from("<I", head, 21)
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    elif head[12:16] == b"VP8 ":  # 14 bits each, and 2 bits of scale
+        width, height = (n & 0x3FFF for n in struct.unpack_from("<HH", head, 26))
+    else:
+        return None
+    return width, height
+
+
+def colourful(image: Image.Image) -> bool:
+    """Whether the image is of a kind that can hold colours."""
+    return image.mode not in GREY
+
+
+def to_pixels(file: str, shape: tuple[int, int, int], fit: bool) -> np.ndarray:
+    """The image as uint8 (H, W, C).
+
+    Args:
+      file: its path.
+      shape: (H, W, C), which it must have.
+      fit: scale it and crop it at the centre to H × W.
+
+    Raises:
+      UserError: if it cannot be read or converted, or has another size.
+    """
+    height, width, channels = shape
+    image = open_image(file)
+    with _refused(shown(file)):
+        image = _opaque(image)
+        if fit:
+            image = _fit(image, (width, height))
+        pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"), np.uint8)
+        return pixels.reshape(shape)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """On white, where it is transparent: the colours hidden there are nobody's intention."""
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def _fit(image: Image.Image, size: tuple[int, int]) -> Any:
+    """Scaled so that the shorter side fits, then cropped at the centre."""
+    image = image.convert("RGB") if image.mode in ("P", "CMYK") else image
+    return ImageOps.fit(image, size, Image.Resampling.LANCZOS)

@@ -1,0 +1,139 @@
+"""Folders of images."""
+
+import os
+import unicodedata
+from collections.abc import Mapping, Sequence
+
+from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.data.raw_dataset import Content, Example
+from aigc_jax.modalities.image.image_files import MAX_PIXELS, colourful, open_image, to_pixels
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+
+UNKEPT = ("Cc", "Cs", "Zl", "Zp")  # control characters, undecodable bytes, line ends
+
+Files = Sequence[tuple[str, str | None]]  # each with its class
+
+
+def read_folder(path: str, image_size: int = 0) -> Content:
+    """A folder of images: flat, or one folder per class; `train/` and `test/` may lie above.
+
+    Args:
+      path: the folder.
+      image_size: resize and centre-crop to this many pixels a side; 0: they must agree already.
+
+    Raises:
+      UserError: if the folder holds no images, or they cannot be taken as they are.
+    """
+    if not os.path.isdir(path):
+        raise UserError(f"there is no folder {shown(path)}")
+    if image_size < 0 or image_size**2 > MAX_PIXELS:
+        raise UserError(f"--image_size={image_size}: it must be from 1 to {int(MAX_PIXELS**0.5)}")
+    found = {}
+    for split, root in _split_folders(path).items():
+        found[split] = _image_files(root)
+        if not found[split]:
+            raise UserError(
+                f"the folder {shown(root)} holds no images ({', '.join(IMAGE_SUFFIXES)})"
+            )
+    names = _class_names(found)
+    sizes: dict[tuple[int, int], str] = {}
+    colour = False
+    for file in (f for pairs in found.values() for f, _ in pairs):
+        image = open_image(file)
+        colour |= colourful(image)
+        sizes.setdefault(image.size, file)
+    if len(sizes) > 1 and not image_size:
+        (first, a), (second, b) = list(sizes.items())[:2]
+        raise UserError(
+            f"images differ in size: {shown(a)} is {first[0]}×{first[1]} and {shown(b)} is"
+            f" {second[0]}×{second[1]}; bring them to one size with aigc prepare --image_size=N"
+        )
+    width, height = (image_size, image_size) if image_size else next(iter(sizes))
+    shape = (height, width, 3 if colour else 1)
+
+    def example(file: str, name: str | None) -> Example:
+        pixels = to_pixels(file, shape, fit=image_size > 0)
+        return {"image": pixels} | ({"label": names.index(name)} if name is not None else {})
+
+    splits = {
+        split: [lambda file=file, name=name: example(file, name) for file, name in pairs]
+        for split, pairs in found.items()
+    }
+    return Content(splits, shape, tuple(names))
+
+
+def _split_folders(path: str) -> dict[str, str]:
+    """`{split: folder}`: the folders `train`, `test`, … in `path`, or `path` itself to train on."""
+    try:
+        with os.scandir(path) as entries:
+            children = {d.name for d in entries if d.is_dir()}
+    except OSError as e:
+        raise UserError(f"the folder {shown(path)} cannot be read: {reason(e)}") from e
+    split_folders = sorted(children & SPLIT_NAMES.keys())
+    if not children & {"train", "training"}:
+        return {"train": path}
+    roots = {SPLIT_NAMES[s]: os.path.join(path, s) for s in split_folders}
+    where = shown(path)
+    if len(roots) < len(split_folders):
+        raise UserError(f"{where} has two folders for one split: {', '.join(split_folders)}")
+    inside = tuple(root + os.sep for root in roots.values())
+    stray = [f for f, _ in _image_files(path) if not f.startswith(inside)]
+    if stray:
+        raise UserError(f"{shown(stray[0])} lies outside the folders {', '.join(split_folders)}")
+    return roots
+
+
+def _class_names(found: Mapping[str, Files]) -> list[str]:
+    """The classes in order; UserError if some images have none, or a name cannot be kept."""
+    pairs = [pair for files in found.values() for pair in files]
+    names = sorted({name for _, name in pairs if name is not None})
+    unlabelled = [file for file, name in pairs if name is None]
+    if names and unlabelled:
+        raise UserError(
+            f"{shown(unlabelled[0])} lies beside class folders: put every image into a class"
+            " folder, or none"
+        )
+    for name in names:
+        # TFDS keeps the names as the lines of a text file, without the spaces around them.
+        if name != name.strip() or any(unicodedata.category(c) in UNKEPT for c in name):
+            raise UserError(
+                f"the class folder '{shown(name)}' cannot be kept under this name: rename it,"
+                " without spaces around it, line ends or bytes that are no text"
+            )
+    return names
+
+
+def _image_files(root: str) -> Files:
+    """Image files with their class: the name of the folder under `root` they lie in.
+
+    Links to folders are refused: they may lead anywhere, or in circles.
+    """
+    pairs = []
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"the folder {shown(error.filename)} cannot be read: {reason(error)}")
+
+    for folder, inside, files in sorted(os.walk(root, onerror=refuse)):
+        links = [os.path.join(folder, d) for d in inside if os.path.islink(os.path.join(folder, d))]
+        if links:
+            raise UserError(
+                f"{shown(min(links))} is a link to a folder, which is not followed: put a copy of"
+                " the folder there, or remove the link"
+            )
+        relative = os.path.relpath(folder, root)
+        name = None if relative == os.curdir else relative.split(os.sep)[0]
+        pairs += [
+            (os.path.join(folder, f), name)
+            for f in sorted(files)
+            if f.lower().endswith(IMAGE_SUFFIXES) and not f.startswith(".")
+        ]
+    return pairs

@@ -1,0 +1,81 @@
+"""Images that a person hands to a trained model, and masks of what to draw anew."""
+
+import os
+
+import numpy as np
+from PIL import Image
+
+from aigc_jax.core.errors import UserError, shown
+from aigc_jax.modalities.image.image_files import open_image, to_pixels
+
+Picture = str | os.PathLike | np.ndarray
+
+
+def given_images(
+    image: Picture | None, mask: Picture | None, shape: tuple[int, int, int]
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """uint8 images (N, H, W, C) and masks (N, H, W), True where to draw anew.
+
+    Files are scaled so that the shorter side fits and cropped at the centre, as `aigc prepare
+    --image_size` does it, the mask just as the image. Arrays must have the model's size.
+
+    Args:
+      image: a file, or uint8 of shape (H, W), (H, W, C) or (N, H, W, C).
+      mask: a file of the same size, white where to draw anew; or booleans, or uint8 of which 128
+        and more is white, of shape (H, W) or (N, H, W). None: everywhere.
+      shape: (H, W, C) of the model.
+
+    Raises:
+      UserError: for what cannot be read, is of another size or of another type.
+    """
+    if image is None:
+        if mask is not None:
+            raise UserError("a mask says what of an image to draw anew: give the image too")
+        return None, None
+    height, width, _ = shape
+    if isinstance(image, np.ndarray):
+        image_NHWC = _array(image, shape)
+    else:
+        if isinstance(mask, str | os.PathLike):
+            _check_same_size(image, mask)
+        image_NHWC = to_pixels(os.fspath(image), shape, fit=True)[None]
+    if mask is None:
+        return image_NHWC, None
+    if isinstance(mask, np.ndarray):
+        white = mask if mask.dtype == np.bool_ else mask >= 128
+        mask_NHW = white[None] if white.ndim == 2 else white
+    else:
+        mask_NHW = to_pixels(os.fspath(mask), (height, width, 1), fit=True)[None, :, :, 0] >= 128
+    count = max(len(image_NHWC), len(mask_NHW))
+    if mask_NHW.shape[1:] != (height, width) or {len(image_NHWC), len(mask_NHW)} - {1, count}:
+        raise UserError(
+            f"the mask has the shape {np.shape(mask)}: it must be ({height}, {width}), or one such"
+            " for each image"
+        )
+    return tuple(np.repeat(a, count // len(a), 0) for a in (image_NHWC, mask_NHW))
+
+
+def _array(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    pixels = image[..., None] if image.ndim == 2 else image
+    pixels = pixels[None] if pixels.ndim == 3 else pixels
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != shape or not len(pixels):
+        raise UserError(
+            f"the image is {image.dtype} of the shape {image.shape}: this model needs uint8 of"
+            f" {shape}, or one such per sample"
+        )
+    return pixels
+
+
+def _check_same_size(image: str | os.PathLike, mask: str | os.PathLike) -> None:
+    sizes = [_size(os.fspath(file)) for file in (image, mask)]
+    if sizes[0] != sizes[1]:
+        (w, h), (mask_w, mask_h) = sizes
+        raise UserError(
+            f"{shown(os.fspath(mask))} is a mask of {mask_w}×{mask_h} pixels for an image of"
+            f" {w}×{h}: give both the same size"
+        )
+
+
+def _size(file: str) -> tuple[int, int]:
+    image: Image.Image = open_image(file)
+    return image.size

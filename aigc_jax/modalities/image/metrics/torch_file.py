@@ -1,0 +1,140 @@
+"""The tensors of a file that `torch.save` wrote of a state dict, without running its pickle.
+
+Both forms are read: the zip archive of PyTorch 1.6 and later, and the stream of pickles before it.
+What a header claims is compared with what the file holds before an array is made.
+"""
+
+import io
+import math
+import zipfile
+from collections.abc import Callable
+from typing import BinaryIO
+
+import numpy as np
+
+from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.files import check_memory, file_size, open_file
+from aigc_jax.modalities.image.metrics.safe_unpickler import Machine, Storage, View
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_VERSION = 1001
+MAX_PICKLE = 50_000_000  # bytes of a zip's data.pkl; real ones have a few hundred thousand
+WRAPPERS = ("state_dict", "model", "model_state_dict")  # keys under which a state dict may lie
+
+
+def read_torch(path: str) -> dict[str, np.ndarray]:
+    """`{name: array}`, read-only, of a state dict.
+
+    Raises:
+      UserError: if the file is none, is damaged, or its pickle asks for anything but tensors.
+    """
+    with open_file(path) as f:
+        check_memory(file_size(f), f"the content of {shown(path)}")
+        try:
+            content = f.read()
+            whole = io.BytesIO(content)
+            zipped = content[:4] == b"PK\x03\x04"
+            found = _read_zip(whole) if zipped else _read_stream(whole, content)
+        except UserError:
+            raise
+        except Exception as e:  # zipfile and pickletools raise all kinds
+            raise UserError(
+                f"{shown(path)} is not a state dict that torch.save wrote ({reason(e)}): save one,"
+                " or convert it to safetensors"
+            ) from e
+    return found
+
+
+def _read_zip(f: BinaryIO) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(f) as archive:
+        members = {m.filename: m for m in archive.infolist()}
+        (top,) = {name.partition("/")[0] for name in members}
+        if f"{top}/data.pkl" not in members:
+            raise ValueError("it has no data.pkl; TorchScript archives are not read")
+        if f"{top}/constants.pkl" in members:
+            raise ValueError("it is a TorchScript program, not a state dict")
+
+        def read(name: str, limit: int) -> bytes:
+            member = members[f"{top}/{name}"]
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > limit:
+                raise ValueError(f"{name} is compressed or has {member.file_size} bytes")
+            return archive.read(member)
+
+        if f"{top}/byteorder" in members and read("byteorder", 10) != b"little":
+            raise ValueError("its numbers are big-endian")
+        top_level = Machine(io.BytesIO(read("data.pkl", MAX_PICKLE))).run()
+
+        def numbers(storage: Storage) -> np.ndarray:
+            claim = storage.count * np.dtype(storage.dtype).itemsize
+            data = read(f"data/{storage.key}", claim)
+            if len(data) != claim:
+                raise ValueError(f"storage {storage.key} has {len(data)} bytes, not {claim}")
+            return np.frombuffer(data, storage.dtype)
+
+        return _arrays(top_level, _Once(numbers))
+
+
+def _read_stream(f: BinaryIO, content: bytes) -> dict[str, np.ndarray]:
+    """The form before PyTorch 1.6: five pickles, then each storage's count and its numbers."""
+    if Machine(f).run() != LEGACY_MAGIC or Machine(f).run() != LEGACY_VERSION:
+        raise ValueError("it does not begin as such files do")
+    system = Machine(f).run()
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise ValueError("its numbers are big-endian")
+    machine = Machine(f)
+    top_level, keys = machine.run(), Machine(f).run()
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(machine.storages):
+        raise ValueError("its list of storages is not that of its tensors")
+    places: dict[str, np.ndarray] = {}
+    for key in keys:
+        storage = machine.storages[key]
+        (count,) = np.frombuffer(f.read(8), np.int64)
+        claim = storage.count * np.dtype(storage.dtype).itemsize
+        if count != storage.count or f.tell() + claim > len(content):
+            raise ValueError(f"storage {shown(key, 40)} is cut off")
+        places[key] = np.frombuffer(content, storage.dtype, storage.count, f.tell())
+        f.seek(claim, io.SEEK_CUR)
+    return _arrays(top_level, lambda storage: places[storage.key])
+
+
+class _Once:
+    """Reads each storage once, however many tensors are views of it."""
+
+    def __init__(self, read: Callable[[Storage], np.ndarray]):
+        self._read, self._found = read, dict[str, np.ndarray]()
+
+    def __call__(self, storage: Storage) -> np.ndarray:
+        if storage.key not in self._found:
+            self._found[storage.key] = self._read(storage)
+        array = self._found[storage.key]
+        if array.dtype != storage.dtype or len(array) != storage.count:
+            raise ValueError(f"storage {shown(storage.key, 40)} is of two kinds")
+        return array
+
+
+def _arrays(top_level: object, numbers: Callable[[Storage], np.ndarray]) -> dict[str, np.ndarray]:
+    if isinstance(top_level, dict):
+        for name in WRAPPERS:
+            if isinstance(top_level.get(name), dict):
+                top_level = top_level[name]
+    if not isinstance(top_level, dict) or not top_level:
+        raise ValueError("it does not hold a dictionary of tensors")
+    for name, view in top_level.items():
+        if not isinstance(name, str) or not isinstance(view, View):
+            raise ValueError(f"its entry {shown(name, 60)} is not a tensor")
+    return {name: _array(view, numbers(view.storage)) for name, view in top_level.items()}
+
+
+def _array(view: View, numbers: np.ndarray) -> np.ndarray:
+    """A view of the storage, no copy: many tensors cannot take more memory than the file has."""
+    count = math.prod(view.size)
+    end = view.offset + sum((n - 1) * s for n, s in zip(view.size, view.stride, strict=True)) + 1
+    if count > len(numbers) or (count and end > len(numbers)):
+        raise ValueError(f"a tensor of {shown(view.size, 60)} reaches beyond its storage")
+    if not count:
+        return np.zeros(view.size, numbers.dtype)
+    item = numbers.dtype.itemsize
+    strides = [s * item for s in view.stride]
+    return np.lib.stride_tricks.as_strided(
+        numbers[view.offset :], view.size, strides, writeable=False
+    )

@@ -1,0 +1,154 @@
+"""Own data → an ArrayRecord TFDS data set that `data.source=tfds:NAME` reads. No TensorFlow."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.files import is_remote
+from aigc_jax.modalities import readers
+from aigc_jax.modalities.image.image_folder import UNKEPT
+
+NAME = r"[a-z][a-z0-9_]{0,99}"  # a file's name must hold it and more
+
+
+def prepare(
+    source: str,
+    name: str,
+    data_dir: str,
+    *,
+    image_size: int = 0,
+    text_field: str = "text",
+    label_field: str = "label",
+) -> str:
+    """Writes the data set and returns its folder.
+
+    Every file is checked before the first record is written.
+
+    Args:
+      source: `folder:DIR`, `text:GLOB`, `jsonl:FILE`, `messages:FILE`, `conll:FILE` or `:DIR`,
+        `npz:FILE`, `safetensors:FILE` or `idx:DIR`.
+      name: of the new data set: lower-case letters, digits and underscores.
+      data_dir: where data sets lie.
+      image_size: resize and centre-crop images of a folder; 0: leave them.
+      text_field: the field of a JSONL record that holds its text.
+      label_field: the field that holds its class, if all have one.
+
+    Raises:
+      UserError: if the source cannot be taken, or the data set exists already.
+    """
+    if not re.fullmatch(NAME, name) or name == "downloads":
+        raise UserError(
+            f"--name={shown(name)}: use at most 100 lower-case letters, digits and underscores, a"
+            " letter first, and not 'downloads', which TFDS keeps for itself"
+        )
+    if is_remote(data_dir):
+        raise UserError(
+            f"--data_dir={shown(data_dir)} is an object store: write to a folder of this machine,"
+            " then copy it there"
+        )
+    folder, where = os.path.abspath(os.path.expanduser(data_dir)), shown(data_dir)
+    if os.path.lexists(os.path.join(folder, name)):
+        raise UserError(
+            f"{shown(os.path.join(data_dir, name))} exists already: choose another --name or"
+            " remove it"
+        )
+    content = readers.read(
+        source, image_size=image_size, text_field=text_field, label_field=label_field
+    )
+    _check_names(content.class_names)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except (OSError, ValueError) as e:  # ValueError: a NUL, or what is no Unicode
+        raise UserError(f"--data_dir={where} cannot be written: {reason(e)}") from e
+    try:
+        return _write(content, name, folder, source)
+    except OSError as e:
+        raise UserError(
+            f"{shown(os.path.join(folder, name))} cannot be written: {reason(e)}"
+        ) from e
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Raises UserError for a class name that TFDS, which keeps them as lines, would change."""
+    for name in names:
+        if name != name.strip() or any(unicodedata.category(c) in UNKEPT for c in name):
+            raise UserError(
+                f"the class '{shown(name, 80)}' cannot be kept under this name: rename it, without"
+                " spaces around it and line ends"
+            )
+
+
+def _features(content: readers.Content) -> dict[str, Any]:
+    """TFDS's features that need no TensorFlow to be written."""
+    import tensorflow_datasets as tfds
+
+    features: dict[str, Any] = {}
+    if content.image_shape is not None:
+        # Pixels as they are: TFDS's own image feature needs TensorFlow to encode.
+        features["image"] = tfds.features.Tensor(shape=content.image_shape, dtype=np.uint8)
+    elif content.holds == "words":
+        features = dict(words=tfds.features.Text(), tags=tfds.features.Text())
+    else:
+        features[content.holds] = tfds.features.Text()
+    if content.class_names:
+        features["label"] = tfds.features.ClassLabel(names=content.class_names)
+    return features
+
+
+def _plain(example: readers.Example) -> dict[str, Any]:
+    """The example with lists as JSON: TFDS's own sequences need TensorFlow to be written."""
+    return {
+        key: json.dumps(value, ensure_ascii=False) if isinstance(value, (list, tuple)) else value
+        for key, value in example.items()
+    }
+
+
+def _write(content: readers.Content, name: str, folder: str, source: str) -> str:
+    import tensorflow_datasets as tfds
+
+    features = _features(content)
+
+    class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        pkg_dir_path = None
+
+        def _info(self) -> Any:
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=f"Prepared by aigc from {source.partition(':')[0]} files.",
+                features=tfds.features.FeaturesDict(features),
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+            del dl_manager
+            return {split: self._generate_examples(split) for split in content.splits}
+
+        def _generate_examples(self, split: str) -> Iterator:
+            examples = content.splits[split]
+            for i, example in enumerate(tqdm(examples, desc=f"{name} {split}", unit=" examples")):
+                yield i, _plain(example())
+
+    Prepared.name = name
+    tfds.disable_progress_bar()
+    builder = Prepared(data_dir=folder, file_format="array_record")
+    skip = tfds.download.ComputeStatsMode.SKIP
+    # TFDS would say that it downloads something; the progress bar above says what happens.
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(compute_stats=skip)
+            )
+    except BaseException:  # also Ctrl-C: what is half written must not block the next try
+        shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+        raise
+    return str(builder.data_path)

@@ -1,0 +1,130 @@
+"""Conversations as text and as tokens, in the form ChatML.
+
+A turn is `<|im_start|>role`, a line end, its content, `<|im_end|>` and a line end.
+N is the number of tokens of a conversation.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from aigc_jax.core.errors import UserError, shown
+from aigc_jax.modalities.text.hf_tokenizer import IM_END, IM_START
+from aigc_jax.modalities.text.tokenizers import Tokenizer
+
+ROLES = ("system", "user", "assistant")
+ANSWER = "assistant"  # whose words a model learns
+
+Message = dict[str, str]  # "role", one of `ROLES`, and "content"
+
+
+def check_messages(value: Any, where: str, *, training: bool = True) -> list[Message]:
+    """The messages of one conversation from anywhere.
+
+    Args:
+      value: what JSON made of `{"messages": [{"role": …, "content": …}, …]}`; other keys are left
+        out.
+      where: what to call it in messages, such as "line 3 of chats.jsonl".
+      training: whether a model is to learn from it, so that an assistant must speak.
+
+    Raises:
+      UserError: if it is no conversation; it names the message.
+    """
+    messages = value.get("messages") if isinstance(value, dict) else None
+    if not isinstance(messages, list) or not messages:
+        raise UserError(
+            f"{where} has no list of messages: it must be of the form"
+            ' {"messages": [{"role": "user", "content": "…"}, …]}'
+        )
+    checked = [_message(m, f"message {i} of {where}") for i, m in enumerate(messages, 1)]
+    if training and not any(m["role"] == ANSWER for m in checked):
+        raise UserError(
+            f"no message of {where} has the role '{ANSWER}', so there is nothing to learn: leave"
+            " the conversation out"
+        )
+    return checked
+
+
+def _message(value: Any, where: str) -> Message:
+    role, content = (
+        value.get(key) if isinstance(value, dict) else None for key in ("role", "content")
+    )
+    if role not in ROLES:
+        raise UserError(
+            f"{where} has the role {shown(repr(role), 80)}: it must be one of {', '.join(ROLES)}"
+        )
+    if not isinstance(content, str):
+        raise UserError(f"{where} has no text as its 'content': give it one")
+    try:
+        content.encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise UserError(f"{where} is not Unicode text (at character {e.start}): mend it") from e
+    return {"role": role, "content": content}
+
+
+def chatml(messages: Sequence[Message], *, answer: bool = False) -> str:
+    """The conversation as text; with `answer`, up to where the assistant is to go on."""
+    turns = [f"{IM_START}{m['role']}\n{m['content']}{IM_END}\n" for m in messages]
+    return "".join([*turns, f"{IM_START}{ANSWER}\n" if answer else ""])
+
+
+def spoken(messages: Sequence[Message]) -> list[str]:
+    """The roles and what they say, one text per message, without the marks of turns."""
+    return [f"{m['role']}\n{m['content']}" for m in messages]
+
+
+def render(
+    messages: Sequence[Message], tokenizer: Tokenizer, *, answer: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """The conversation as tokens, and which of them an assistant must learn to say.
+
+    What people write never becomes a special token. Where the tokenizer has no special tokens of
+    these names (byte, char), they are spelled out, and a message that spells them too looks like
+    more turns.
+
+    Args:
+      messages: as `check_messages` returns them.
+      tokenizer: text → tokens; its `prefix` is not put in front.
+      answer: whether to end with the head of an assistant's turn, for the model to go on.
+
+    Returns:
+      Tokens (N,) int32, and weights (N,) float32: 1 for an assistant's content and the <|im_end|>
+      after it, else 0.
+
+    Raises:
+      UserError: for a character that the tokenizer lacks.
+    """
+    start, end = tokenizer.special(IM_START), tokenizer.special(IM_END)
+    parts: list[tuple[Sequence[int], bool]] = []
+    for m in messages:
+        head, content = _turn(m, tokenizer)
+        learned = m["role"] == ANSWER
+        parts += [(start, False), (head, False), (content, learned), (end, learned)]
+        parts.append((tokenizer.encode("\n"), False))
+    if answer:
+        parts += [(start, False), (tokenizer.encode(f"{ANSWER}\n"), False)]
+    tokens = [np.asarray(part, np.int32) for part, _ in parts]
+    weight = [np.full(len(part), learned, np.float32) for part, learned in parts]
+    return (
+        np.concatenate([np.zeros(0, np.int32), *tokens]),
+        np.concatenate([np.zeros(0, np.float32), *weight]),
+    )
+
+
+def _turn(message: Message, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of `role`, line end and content, cut before the content.
+
+    Read as one text, as Hugging Face's templates are. But a token must not reach over the cut in an
+    assistant's turn: a model goes on after the line end.
+    """
+    head = tokenizer.encode(f"{message['role']}\n")
+    whole = tokenizer.encode(f"{message['role']}\n{message['content']}")
+    if message["role"] != ANSWER or np.array_equal(whole[: len(head)], head):
+        return whole[: len(head)], whole[len(head) :]
+    return head, tokenizer.encode(message["content"])
+
+
+def turn_end(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The texts before which an assistant's turn ends: none if <|im_end|> is a token of its own."""
+    return () if len(tokenizer.special(IM_END)) == 1 else (IM_END,)

@@ -1,0 +1,125 @@
+"""Words with tags, a word a line, as the CoNLL shared tasks write them."""
+
+import os
+import re
+from typing import Any
+
+from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.data.raw_dataset import Columns, Content, is_unicode, read_lines
+
+TAG = re.compile(r"O|[BI]-\S+")
+# What a file's name tells of its split. CoNLL-2003 calls its development set "testa".
+SPLIT_NAMES = (
+    ("train", re.compile(r"(?<![a-z])train", re.IGNORECASE)),
+    ("validation", re.compile(r"(?<![a-z])(dev|valid|val(?![a-z])|testa)", re.IGNORECASE)),
+    ("test", re.compile(r"(?<![a-z])test(?!a)", re.IGNORECASE)),
+)
+
+Sentence = tuple[list[str], list[str]]  # words and their tags
+
+
+def read_conll(path: str) -> Content:
+    """A file of sentences, or a folder of files whose names contain train, dev, valid or test.
+
+    A line is a word and its tag, with any columns between them; blank lines lie between sentences.
+    Tags are O, B-TYPE and I-TYPE.
+
+    Raises:
+      UserError: if there are no such files, or a line has no word or tag, naming it.
+    """
+    files = {"train": [path]}
+    if os.path.isdir(os.path.expanduser(path)):
+        files = _split_files(os.path.expanduser(path))
+    splits = {}
+    for split, paths in files.items():
+        sentences = [sentence for file in paths for sentence in read_sentences(file)]
+        if not sentences:
+            raise UserError(f"{shown(paths[0])} holds no words with tags")
+        words, tags = zip(*sentences, strict=True)
+        splits[split] = Columns(words=words, tags=tags)
+    return Content(splits, holds="words")
+
+
+def _split_files(folder: str) -> dict[str, list[str]]:
+    """`{split: files}`, from their names."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(d.name for d in entries if d.is_file() and not d.name.startswith("."))
+    except OSError as e:
+        raise UserError(f"the folder {shown(folder)} cannot be read: {reason(e)}") from e
+    found: dict[str, list[str]] = {}
+    for name in names:
+        split = next((split for split, pattern in SPLIT_NAMES if pattern.search(name)), None)
+        if split:
+            found.setdefault(split, []).append(os.path.join(folder, name))
+    if "train" not in found:
+        raise UserError(
+            f"the folder {shown(folder)} has no file with 'train' in its name: it has"
+            f" {shown(', '.join(names), 200) or 'none'}"
+        )
+    return {split: found[split] for split, _ in SPLIT_NAMES if split in found}
+
+
+def read_sentences(path: str) -> list[Sentence]:
+    """The sentences of one file.
+
+    A line that starts with '#' before a sentence is a comment unless it has as many columns as the
+    others and a tag in the last: in tweets '#' starts words. Lines of the word -DOCSTART- are left
+    out.
+
+    Raises:
+      UserError: for a line without word or tag.
+    """
+    sentences: list[Sentence] = [([], [])]
+    width = _width(path)
+    for where, line in read_lines(path):
+        cells = _cells(line)
+        if not line.strip() or cells[0] == "-DOCSTART-":
+            if sentences[-1][0]:
+                sentences.append(([], []))
+            continue
+        words, tags = sentences[-1]
+        tagged = len(cells) > 1 and TAG.fullmatch(cells[-1])
+        if cells[0].startswith("#") and not words and not (tagged and len(cells) == width):
+            continue
+        if not tagged or not cells[0]:
+            raise UserError(_complaint(cells, where))
+        words.append(cells[0])
+        tags.append(cells[-1])
+    return sentences if sentences[-1][0] else sentences[:-1]
+
+
+def _width(path: str) -> int:
+    """How many columns the file has: those of its first line that can be no comment, or else 2."""
+    rows = (_cells(line) for _, line in read_lines(path) if line.strip())
+    return next((len(r) for r in rows if not r[0].startswith(("#", "-DOCSTART-"))), 2)
+
+
+def _cells(line: str) -> list[str]:
+    """The columns of a line, between tabs or else between runs of spaces."""
+    line = line.rstrip("\r\n")
+    if "\t" in line:
+        return [cell.strip(" ") for cell in line.split("\t")]
+    return [cell for cell in line.split(" ") if cell.strip()]
+
+
+def _complaint(cells: list[str], where: str) -> str:
+    if len(cells) < 2:
+        return f"{where} has no tag: write a word, a tab and its tag"
+    if not cells[0]:
+        return f"{where} has no word before its tag '{shown(cells[-1], 40)}'"
+    return (
+        f"{where} has the tag '{shown(cells[-1], 40)}' in its last column: it must be O, B-TYPE or"
+        " I-TYPE"
+    )
+
+
+def check_sentence(words: Any, tags: Any, where: str) -> Sentence:
+    """A sentence of what JSON made of one; UserError names `where` it is none."""
+    whole = isinstance(words, list) and isinstance(tags, list) and len(words) == len(tags) > 0
+    if not whole or not all(isinstance(s, str) and s and is_unicode(s) for s in (*words, *tags)):
+        raise UserError(f"{where} is not a list of words with as many tags")
+    wrong = next((tag for tag in tags if not TAG.fullmatch(tag)), None)
+    if wrong is not None:
+        raise UserError(f"{where} has the tag '{shown(wrong, 40)}': it must be O, B-TYPE or I-TYPE")
+    return words, tags

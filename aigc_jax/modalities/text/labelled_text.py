@@ -1,0 +1,202 @@
+"""Texts with a class each, and sentences with a tag for each word.
+
+T is the most tokens that an example holds; the arrays have a place more, so that an example can be
+shifted against itself as in language modelling.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from aigc_jax.core.errors import UserError
+from aigc_jax.modalities.text.token_windows import TokenStore
+from aigc_jax.modalities.text.tokenizers import Tokenizer
+
+NO_TAG = -1  # of tokens that begin no word
+
+
+class Frame:
+    """What stands around the tokens of every example.
+
+    Args:
+      tokenizer: its prefix and suffix; the separator where it has none.
+      seq_len: T.
+
+    Raises:
+      UserError: if no room is left between them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, seq_len: int):
+        self.before = tokenizer.prefix or (tokenizer.separator,)
+        self.after = tokenizer.suffix or (tokenizer.separator,)
+        self.seq_len = seq_len
+        self.room = seq_len - len(self.before) - len(self.after)
+        if self.room < 1:
+            raise UserError(
+                f"data.seq_len={seq_len} leaves no room for text between the"
+                f" {seq_len - self.room} tokens around it: raise data.seq_len"
+            )
+
+    def around(self, inner: np.ndarray) -> dict[str, np.ndarray]:
+        """An example's `tokens` and `segments`, (T+1,); 1 marks what is no padding."""
+        tokens = np.zeros(self.seq_len + 1, np.int32)
+        segments = np.zeros(self.seq_len + 1, np.int32)
+        whole = np.concatenate([self.before, inner, self.after])
+        tokens[: len(whole)] = whole
+        segments[: len(whole)] = 1
+        return {"tokens": tokens, "segments": segments}
+
+    def tags(self, inner: np.ndarray) -> np.ndarray:
+        """An example's `tags`, (T,)."""
+        tags = np.full(self.seq_len, NO_TAG, np.int32)
+        tags[len(self.before) : len(self.before) + len(inner)] = inner
+        return tags
+
+
+class Labelled:
+    """Examples `{"tokens" (T+1), "segments" (T+1), "label", "weight"}`.
+
+    Args:
+      texts: one per example; what does not fit is cut off at the end.
+      labels: their classes.
+      tokenizer: text → tokens.
+      seq_len: T.
+
+    Attributes:
+      cut: how many texts were too long.
+    """
+
+    def __init__(
+        self, texts: Sequence[str], labels: Sequence[int], tokenizer: Tokenizer, seq_len: int
+    ):
+        self._frame, self._labels = Frame(tokenizer, seq_len), np.array(labels, np.int32)
+        store, ends, self.cut = TokenStore(tokenizer.size), [0], 0
+        for text in texts:
+            tokens = tokenizer.encode(text)
+            self.cut += len(tokens) > self._frame.room
+            store.add(tokens[: self._frame.room])
+            ends.append(len(store))
+        self._tokens, self._ends = store.array(), np.array(ends)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        inner = self._tokens[self._ends[index] : self._ends[index + 1]]
+        label = {"label": self._labels[index], "weight": np.float32(1)}
+        return {**self._frame.around(inner), **label}
+
+
+class Tagged:
+    """Examples `{"tokens" (T+1), "segments" (T+1), "tags" (T), "weight"}`.
+
+    A word's tag stands on its first token. Sentences that are too long become several examples.
+
+    Args:
+      sentences: the words of each.
+      tags: one per word, as numbers.
+      tokenizer: text → tokens.
+      seq_len: T.
+      inside: which tags go on with the word before (I-…).
+      outside: the tag of words that belong to nothing (O).
+
+    Attributes:
+      cut: how many sentences became several examples.
+    """
+
+    def __init__(
+        self,
+        sentences: Sequence[Sequence[str]],
+        tags: Sequence[Sequence[int]],
+        tokenizer: Tokenizer,
+        seq_len: int,
+        inside: frozenset[int] = frozenset(),
+        outside: int = 0,
+    ):
+        self._frame = Frame(tokenizer, seq_len)
+        room, encode = self._frame.room, word_encoder(tokenizer)
+        tokens, marks = TokenStore(tokenizer.size), TokenStore(1 << 31)
+        ends, self.cut = [0], 0
+        for words, tag in zip(sentences, tags, strict=True):
+            coded = [encode(word, i > 0)[:room] for i, word in enumerate(words)]
+            before = len(ends)
+            for run in runs([len(t) for t in coded], tag, room, inside, outside):
+                for i in run:
+                    tokens.add(coded[i])
+                    marks.add([tag[i]] + [NO_TAG] * (len(coded[i]) - 1))
+                ends.append(len(tokens))
+            self.cut += len(ends) > before + 1
+        self._tokens, self._tags, self._ends = tokens.array(), marks.array(), np.array(ends)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        inner = slice(self._ends[index], self._ends[index + 1])
+        example = self._frame.around(self._tokens[inner])
+        return {**example, "tags": self._frame.tags(self._tags[inner]), "weight": np.float32(1)}
+
+
+def word_encoder(tokenizer: Tokenizer) -> Callable[[str, bool], np.ndarray]:
+    """(word, whether a space stands before it) → its tokens, at least one.
+
+    A word of which the tokenizer makes nothing is the separator, so that it keeps its tag.
+    """
+    known: dict[tuple[str, bool], np.ndarray] = {}
+    space = _space(tokenizer)
+    nothing = np.array([tokenizer.separator], np.int32)
+
+    def encode(word: str, spaced: bool) -> np.ndarray:
+        if (word, spaced) not in known:
+            tokens = tokenizer.encode(f"{space}{word}" if spaced else word)
+            known[word, spaced] = tokens if len(tokens) else nothing
+        return known[word, spaced]
+
+    return encode
+
+
+def _space(tokenizer: Tokenizer) -> str:
+    """What to put before a word, so that its tokens are those that it has inside of a sentence.
+
+    Tokenizers that write ▁ for spaces, such as Llama 2's, put one there by themselves.
+    """
+    if tokenizer.pieces is not None:
+        return " "
+    one, two = tokenizer.encode("a"), tokenizer.encode("a a")
+    return "" if np.array_equal(two, np.concatenate([one, one])) else " "
+
+
+def runs(
+    sizes: Sequence[int],
+    tags: Sequence[int],
+    room: int,
+    inside: frozenset[int] = frozenset(),
+    outside: int = 0,
+) -> list[range]:
+    """A sentence as runs of words that fit, cut beside words outside of everything if it can be.
+
+    Args:
+      sizes: tokens of each word, from 1 to `room`.
+      tags: one per word.
+      room: the most tokens of a run.
+      inside: the tags that go on with the word before.
+      outside: the tag of words that belong to nothing.
+    """
+    found, start = [], 0
+    while start < len(sizes):
+        end, used = start, 0
+        while end < len(sizes) and (end == start or used + sizes[end] <= room):
+            used += sizes[end]
+            end += 1
+        if end < len(sizes):
+            end = _cut(start, end, tags, inside, outside)
+        found.append(range(start, end))
+        start = end
+    return found
+
+
+def _cut(start: int, end: int, tags: Sequence[int], inside: frozenset[int], outside: int) -> int:
+    """Where a run ends at best: beside a word outside of everything, else before one not inside."""
+    between = [i for i in range(end, start, -1) if tags[i] not in inside]
+    beside = (i for i in between if outside in (tags[i - 1], tags[i]) and 2 * i > start + end)
+    return next(beside, between[0] if between else end)

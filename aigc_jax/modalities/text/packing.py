@@ -1,0 +1,171 @@
+"""Whole documents and conversations, packed side by side into rows of equal length.
+
+A model must not look from one document of a row into another: `segments` tells them apart.
+T is the number of tokens that a row predicts, P that of the pieces that are packed.
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from aigc_jax.modalities.text.token_windows import TokenStore
+from aigc_jax.modalities.text.tokenizers import Tokenizer
+
+Document = tuple[np.ndarray, np.ndarray | None]  # tokens, and the weight of each; None: all 1
+
+
+class Packed:
+    """Examples `{"tokens" (T+1), "segments" (T+1), "weight" (T)}`; see `pack`.
+
+    Args:
+      tokens: of all documents.
+      weights: one per token; None: all 1.
+      first, length: of each piece, (P,).
+      row: in which each piece lies, (P,), from 0 without gaps.
+      seq_len: T.
+      dropped: how many documents had nothing to predict.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        weights: np.ndarray | None,
+        first: np.ndarray,
+        length: np.ndarray,
+        row: np.ndarray,
+        seq_len: int,
+        dropped: int = 0,
+    ):
+        self._tokens, self._weights = tokens, weights
+        order = np.argsort(row, kind="stable")
+        self._first, self._length = first[order], length[order]
+        # The pieces of row i are start[i] … start[i + 1] − 1.
+        self._start = np.searchsorted(row[order], np.arange(row.max(initial=-1) + 2))
+        self.seq_len, self.dropped = seq_len, dropped
+
+    def __len__(self) -> int:
+        return len(self._start) - 1
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        pieces = range(self._start[index], self._start[index + 1])
+        return filled((self._piece(piece) for piece in pieces), self.seq_len)
+
+    def _piece(self, piece: int) -> Document:
+        first, length = self._first[piece], self._length[piece]
+        inner = slice(first, first + length)
+        return self._tokens[inner], None if self._weights is None else self._weights[inner]
+
+
+def filled(pieces: Iterable[Document], seq_len: int) -> dict[str, np.ndarray]:
+    """A row of these pieces side by side: `{"tokens" (T+1), "segments" (T+1), "weight" (T)}`."""
+    tokens = np.zeros(seq_len + 1, np.int32)
+    segments = np.zeros(seq_len + 1, np.int32)
+    weight = np.zeros(seq_len, np.float32)
+    at = 0
+    for segment, (piece, weights) in enumerate(pieces, 1):
+        end = at + len(piece)
+        tokens[at:end] = piece
+        segments[at:end] = segment
+        # The piece's own first token is no target: what came before it is another document.
+        weight[at : end - 1] = 1 if weights is None else weights[1:]
+        at = end
+    return {"tokens": tokens, "segments": segments, "weight": weight}
+
+
+def cuts(document: Document, seq_len: int) -> Iterator[tuple[int, int]]:
+    """Where the pieces of a document begin and how long they are, each at most T + 1 tokens.
+
+    Each begins with the last token of the one before: so every token but a document's first is a
+    target exactly once. A piece without weight on any target is left out.
+    """
+    token, weight = document
+    for at in range(0, len(token) - 1, seq_len):
+        if weight is None or np.any(weight[at + 1 : at + 1 + seq_len]):
+            yield at, min(seq_len + 1, len(token) - at)
+
+
+def pack(documents: Iterable[Document], seq_len: int, vocab_size: int = 1 << 31) -> Packed:
+    """Documents in as few rows of T + 1 tokens as best fit finds.
+
+    A document longer than a row is cut into pieces, each a segment of its own; see `cuts`.
+
+    Args:
+      documents: tokens (N,), and their weights as targets (N,) or None for 1.
+      seq_len: T.
+      vocab_size: tokens are below it.
+    """
+    tokens, weights, weighted = TokenStore(vocab_size), bytearray(), False
+    first, length = array("q"), array("q")
+    dropped = 0
+    for token, weight in documents:
+        start, count = len(tokens), len(first)
+        tokens.add(token)
+        if weight is not None and not weighted:
+            weights += np.ones(start, np.float32).tobytes()
+            weighted = True
+        if weighted:
+            filled = np.ones(len(token), np.float32) if weight is None else weight
+            weights += np.asarray(filled, np.float32).tobytes()
+        for at, size in cuts((token, weight), seq_len):
+            first.append(start + at)
+            length.append(size)
+        dropped += len(first) == count
+    length_P = np.array(length, np.int64)
+    return Packed(
+        tokens.array(),
+        np.frombuffer(weights, np.float32) if weighted else None,
+        np.array(first, np.int64),
+        length_P,
+        place(length_P, seq_len + 1),
+        seq_len,
+        dropped,
+    )
+
+
+def place(length_P: np.ndarray, capacity: int) -> np.ndarray:
+    """The row for each piece: the longest first, each where it leaves the least room.
+
+    Args:
+      length_P: tokens of each piece, from 2 to `capacity`.
+      capacity: tokens of a row.
+
+    Returns:
+      Rows (P,), numbered by their first piece.
+    """
+    row_P = np.zeros(len(length_P), np.int64)
+    rows_with: dict[int, list[int]] = {}  # by the room that they have left
+    rooms = 0  # bit n is set if a row has room for n tokens
+    count = 0
+    for piece in np.argsort(-length_P, kind="stable").tolist():
+        need = int(length_P[piece])
+        fitting = rooms >> need
+        if fitting:
+            room = need + (fitting & -fitting).bit_length() - 1
+            row = rows_with[room].pop()
+            if not rows_with[room]:
+                rooms ^= 1 << room
+        else:
+            room, row, count = capacity, count, count + 1
+        row_P[piece] = row
+        if room - need > 1:  # no piece is a single token
+            rows_with.setdefault(room - need, []).append(row)
+            rooms |= 1 << (room - need)
+    _, first = np.unique(row_P, return_index=True)
+    number = np.empty(count, np.int64)
+    number[np.argsort(first)] = np.arange(count)
+    return number[row_P]
+
+
+def framed(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[Document]:
+    """Texts as documents: what the tokenizer puts in front, the text, and the separator.
+
+    Something always stands in front, so that a text's first token is predicted too.
+    """
+    before = tokenizer.prefix or (tokenizer.separator,)
+    for text in texts:
+        document = TokenStore(tokenizer.size)
+        document.add(before)
+        document.add_text(text, tokenizer)
+        document.add([tokenizer.separator])
+        yield document.array(), None

@@ -1,0 +1,110 @@
+"""Text files and JSON lines."""
+
+import glob
+import os
+from typing import Any
+
+from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.files import check_memory, file_size, open_file
+from aigc_jax.data.raw_dataset import Columns, Content, decode, is_unicode, parse_json, read_lines
+
+
+def read_text(pattern: str) -> Content:
+    """Text files, one document each; `pattern` is a path with wildcards.
+
+    `**` is any number of folders, but hidden ones and links to folders, which may lead in circles.
+
+    Raises:
+      UserError: if nothing matches, or a file is no UTF-8 text.
+    """
+    try:
+        matches = _matching(os.path.expanduser(pattern))
+    except (ValueError, RecursionError) as e:  # a NUL, no Unicode, thousands of folders
+        raise UserError(f"{shown(pattern)} is not a path: {reason(e)}") from e
+    files = [f for f in sorted(matches) if os.path.isfile(f)]
+    if not files:
+        raise UserError(f"no file matches {shown(pattern)}")
+    documents, total = [], 0
+    for file in files:
+        with open_file(file) as f:
+            total += file_size(f)
+            check_memory(total, f"the text of {shown(pattern)}")
+            documents.append(decode(f.read(), shown(file)).removeprefix("\ufeff"))
+    return _text_content(documents, pattern, "text files have none")
+
+
+def _matching(pattern: str) -> set[str]:
+    """The paths that match; glob's own `**` would go round links in circles."""
+    parts = pattern.split(os.sep)
+    if "**" not in parts:
+        return set(glob.glob(pattern))
+    at = parts.index("**")
+    head, tail = os.sep.join(parts[:at]), os.sep.join(parts[at + 1 :]) or "*"
+    # An absolute pattern has an empty first part.
+    roots = _matching(head) if head else {os.sep if at else os.curdir}
+    found = set()
+    for root in roots:
+        for folder, inside, _ in os.walk(root):
+            inside[:] = [d for d in inside if not d.startswith(".")]
+            found |= _matching(os.path.join(glob.escape(folder), tail))
+    return found
+
+
+def read_jsonl(path: str, text_field: str = "text", label_field: str = "label") -> Content:
+    """One JSON object a line; its `text_field` is the document, its `label_field` the class.
+
+    Labels are texts, whole numbers or truths. Unless every document has one they are left out.
+
+    Raises:
+      UserError: for a line that is too long, not JSON or without text under `text_field`.
+    """
+    documents, labels, unlabelled = [], [], ""
+    for where, line in read_lines(path):
+        line = line.removeprefix("\ufeff")
+        if not line.strip():
+            continue
+        record = parse_json(line, where, (text_field, label_field))
+        text = _text_of(record, text_field, where)
+        if not text.strip():
+            continue
+        documents.append(text)
+        label = _label_of(record, label_field)
+        labels.append(label)
+        if label is None and not unlabelled:
+            unlabelled = f"{where} has no text or whole number under '{shown(label_field, 80)}'"
+    if unlabelled:
+        return _text_content(documents, path, unlabelled)
+    content = _text_content(documents, path)
+    names = sorted(set(labels))
+    index = {name: i for i, name in enumerate(names)}
+    content.splits = {"train": Columns(text=documents, label=[index[label] for label in labels])}
+    content.class_names = tuple(names)
+    return content
+
+
+def _text_of(record: Any, field: str, where: str) -> str:
+    """The text of one line; UserError names `where` it has none."""
+    text = record.get(field) if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise UserError(
+            f"{where} has no text under '{shown(field, 80)}': name the field with --text_field"
+            " (data.text_field in a config)"
+        )
+    if not is_unicode(text):
+        raise UserError(f"{where} is not Unicode text: mend it")
+    return text
+
+
+def _label_of(record: dict[str, Any], field: str) -> str | None:
+    """The class of one line, if it is one."""
+    value = record.get(field)
+    if isinstance(value, (bool, int)):
+        return str(value).lower()
+    return value if isinstance(value, str) and value.strip() and is_unicode(value) else None
+
+
+def _text_content(documents: list[str], where: str, unlabelled: str = "") -> Content:
+    documents = [d for d in documents if d.strip()]
+    if not documents:
+        raise UserError(f"{shown(where)} holds no text")
+    return Content({"train": Columns(text=documents)}, unlabelled=unlabelled)

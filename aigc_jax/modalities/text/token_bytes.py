@@ -1,0 +1,52 @@
+"""What tokens stand for: bytes of text, cut anywhere, and the text that they make together."""
+
+from collections.abc import Collection, Iterable, Sequence
+
+from aigc_jax.core.errors import UserError
+
+
+def utf8(text: str) -> bytes:
+    """The text's bytes; UserError for half a surrogate pair."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise UserError(f"the text is not valid Unicode (at character {e.start})") from e
+
+
+def until(tokens: Iterable[int], stops: Collection[int]) -> list[int]:
+    """The tokens before the first of `stops`."""
+    kept = []
+    for token in map(int, tokens):
+        if token in stops:
+            break
+        kept.append(token)
+    return kept
+
+
+def bytes_of(pieces: Sequence[bytes], tokens: Iterable[int]) -> bytes:
+    """The bytes of all tokens; none for those that `pieces` lacks, as models may be wider."""
+    return b"".join(pieces[t] for t in tokens if 0 <= t < len(pieces))
+
+
+def byte_alphabet() -> list[str]:
+    """The character that byte-level BPE writes for each byte, (256,) (Radford et al. 2019).
+
+    Printable ones of Latin-1 stand for themselves, the others for code points from 256 on.
+    """
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = (b for b in range(256) if b not in plain)
+    characters = {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(others)}
+    return [characters[b] for b in range(256)]
+
+
+def byte_pieces(vocabulary: dict[str, int], size: int) -> list[bytes]:
+    """What each token of a byte-level vocabulary stands for, (V,).
+
+    A token with a character outside the alphabet was added as it is.
+    """
+    byte = {c: b for b, c in enumerate(byte_alphabet())}
+    pieces = [b""] * size
+    for token, i in vocabulary.items():
+        known = all(c in byte for c in token)
+        pieces[i] = bytes(byte[c] for c in token) if known else token.encode("utf-8")
+    return pieces

@@ -1,0 +1,156 @@
+"""Reads a tokenizer from a tokenizer.json or from a Hugging Face folder, which need not be trusted.
+
+The folder's other files say which tokens end a text; nothing in them is run.
+"""
+
+import json
+import os
+from typing import Any
+
+import tokenizers
+
+from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.files import check_memory, file_size, open_file
+from aigc_jax.modalities.text.hf_tokenizer import (
+    END,
+    IM_END,
+    LibraryTokenizer,
+    checked,
+    parse,
+    settled,
+    vocabulary_of,
+)
+
+TOKENIZER = "tokenizer.json"
+NAMED = ("tokenizer_config.json", "special_tokens_map.json")  # special tokens by their text
+NUMBERED = ("config.json", "generation_config.json")  # by their ids
+ROLES = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")  # of special tokens
+# Ends of texts in the order of trust, where no file names one.
+ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "[SEP]", IM_END)
+MASKS = ("[MASK]", "<mask>")
+
+Settings = dict[str, dict[str, Any]]  # what each file of the folder holds
+
+
+def read(path: str) -> LibraryTokenizer:
+    """The tokenizer of a file or folder.
+
+    Raises:
+      UserError: if there is none, or it cannot be used.
+    """
+    path = os.path.expanduser(path)
+    folder = os.path.isdir(path)
+    file = os.path.join(path, TOKENIZER) if folder else path
+    if folder and not os.path.exists(file):
+        raise UserError(
+            f"{shown(path)} holds no {TOKENIZER}: save the model's fast tokenizer there with"
+            " save_pretrained of transformers"
+        )
+    text = _text(file)
+    settings = {name: _settings(path, name) for name in NAMED + NUMBERED} if folder else {}
+    try:
+        return with_settings(parse(text), settings)
+    except ValueError as e:
+        raise UserError(
+            f"{shown(file)} is not a tokenizer that can be used ({reason(e)}): take another file"
+        ) from e
+
+
+def with_settings(library: tokenizers.Tokenizer, settings: Settings) -> LibraryTokenizer:
+    """What the settings make of it; ValueError if it cannot be used."""
+    size = max(vocabulary_of(library).values()) + 1
+    names = [_name(settings.get(file, {}), "eos_token") for file in NAMED]
+    ends = [i for name in names if name and (i := library.token_to_id(name)) is not None]
+    ends += [i for file in NUMBERED for i in _ids(settings.get(file, {}), "eos_token_id", size)]
+    known = [i for name in ENDS if (i := library.token_to_id(name)) is not None]
+    if not ends and not known:
+        raise ValueError("no token ends a text: give a folder whose tokenizer_config.json names it")
+    separator = ends[0] if ends else known[0]
+    turn, end = library.token_to_id(IM_END), library.token_to_id(END)
+    if separator == turn and end is not None:
+        separator = end  # a model for chat: its "end" is that of a turn, not of a document
+    masks = [*(_name(settings.get(file, {}), "mask_token") for file in NAMED), *MASKS]
+    mask = [i for name in masks if name and (i := library.token_to_id(name)) is not None]
+    prefix, suffix = _affixes(library)
+    return LibraryTokenizer(
+        library,
+        separator=separator,
+        stops=[separator, *ends, *([] if turn is None else [turn])],
+        prefix=prefix or _start(library, settings),
+        suffix=suffix,
+        mask=mask[0] if mask else None,
+    )
+
+
+def roles(folder: str, library: tokenizers.Tokenizer) -> dict[str, int]:
+    """The ids of the special tokens that the folder's files name, by their role such as "mask"."""
+    found: dict[str, int] = {}
+    for settings in (_settings(folder, file) for file in NAMED):
+        for role in ROLES:
+            name = _name(settings, f"{role}_token")
+            i = library.token_to_id(name) if name else None
+            if i is not None:
+                found.setdefault(role, i)
+    return found
+
+
+def _affixes(library: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+    """What the post-processor puts before and after a text."""
+    with checked():
+        settled(library)  # without padding, above all
+        for text in ("a", "0", ""):
+            encoding = library.encode(text, add_special_tokens=True)
+            ids, special = encoding.ids, encoding.special_tokens_mask
+            if 0 in special:
+                first, last = special.index(0), len(special) - special[::-1].index(0)
+                return ids[:first], ids[last:]
+    return ids, []
+
+
+def _start(library: tokenizers.Tokenizer, settings: Settings) -> list[int]:
+    """The token at the start of a text where only the settings ask for it."""
+    asked = settings.get(NAMED[0], {}).get("add_bos_token") is True
+    names = [_name(settings.get(file, {}), "bos_token") for file in NAMED] if asked else []
+    found = [i for name in names if name and (i := library.token_to_id(name)) is not None]
+    return found[:1]
+
+
+def _name(settings: dict[str, Any], key: str) -> str | None:
+    """A special token's text, which may stand inside of an object."""
+    value = settings.get(key)
+    value = value.get("content") if isinstance(value, dict) else value
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{key} is {shown(value, 40)}")
+    return value
+
+
+def _ids(settings: dict[str, Any], key: str, size: int) -> list[int]:
+    """The tokens under the key, one or a list; those that the tokenizer lacks are left out."""
+    value = settings.get(key)
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(i) is int for i in values):
+        raise ValueError(f"{key} is {shown(value, 40)}")
+    return [i for i in values if 0 <= i < size]
+
+
+def _settings(folder: str, name: str) -> dict[str, Any]:
+    """The object in a file of the folder; empty if there is no such file."""
+    path = os.path.join(folder, name)
+    if not os.path.exists(path):
+        return {}
+    try:
+        value = json.loads(_text(path))
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{shown(path)} is not JSON ({reason(e)})") from e
+    if not isinstance(value, dict):
+        raise UserError(f"{shown(path)} is not a JSON object")
+    return value
+
+
+def _text(path: str) -> str:
+    with open_file(path) as f:
+        check_memory(10 * file_size(f), f"the tokenizer in {shown(path)}")
+        try:
+            return f.read().decode("utf-8")
+        except UnicodeDecodeError as e:
+            raise UserError(f"{shown(path)} is not UTF-8 text ({reason(e)})") from e

@@ -1,0 +1,270 @@
+"""Text ↔ tokens: bytes, characters, and whatever the `tokenizers` library reads or trains.
+
+V is the number of tokens.
+"""
+
+import codecs
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import tokenizers
+
+from aigc_jax.core.errors import UserError, nearest, shown
+from aigc_jax.modalities.text import tokenizer_files
+from aigc_jax.modalities.text.hf_tokenizer import END, LibraryTokenizer, put_in_front
+from aigc_jax.modalities.text.token_bytes import byte_alphabet, bytes_of, until, utf8
+
+KINDS = ("byte", "char", "bpe", "file:PATH", "workdir:DIR")
+
+
+class Tokenizer(Protocol):
+    """What the rest of the package needs of a tokenizer.
+
+    Attributes:
+      name: byte, char or library.
+      size: V.
+      separator: the token between documents.
+      stops: tokens that end a generation, the separator among them.
+      prefix: tokens before a prompt.
+      suffix: tokens after a text, such as BERT's [SEP].
+      mask: the token that hides another, if there is one.
+      pieces: the bytes of each token, (V,), empty for special ones; None if they depend on their
+        neighbours.
+    """
+
+    name: str
+    size: int
+    separator: int
+    stops: tuple[int, ...]
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    mask: int | None
+    pieces: list[bytes] | None
+
+    def encode(self, text: str) -> np.ndarray:
+        """The tokens of the text, int32; special tokens spelled in it are plain text."""
+        ...
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text up to the first of `stops`, special tokens left out; broken UTF-8 becomes �."""
+        ...
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of all tokens, special ones left out."""
+        ...
+
+    def byte_lengths(self) -> np.ndarray:
+        """How many bytes of text each token stands for, (V,)."""
+        ...
+
+    def special(self, text: str) -> tuple[int, ...]:
+        """A special token by its name; the name spelled out if there is none."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` makes the tokenizer of."""
+        ...
+
+    def to_library(self) -> tokenizers.Tokenizer:
+        """The same tokens for the `tokenizers` library, whose JSON others can read."""
+        ...
+
+
+class _Table:
+    """A tokenizer whose tokens are pieces of text, and a separator as the last one."""
+
+    suffix: tuple[int, ...] = ()
+    mask: int | None = None
+
+    def __init__(self, pieces: list[bytes]):
+        self.pieces = [*pieces, b""]
+        self.size = len(self.pieces)
+        self.separator = self.size - 1
+        self.stops = self.prefix = (self.separator,)
+
+    def encode(self, text: str) -> np.ndarray:
+        raise NotImplementedError
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of the tokens up to the first separator; broken UTF-8 becomes '�'."""
+        return self.text(until(tokens, self.stops))
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return bytes_of(self.pieces, tokens).decode("utf-8", errors="replace")
+
+    def byte_lengths(self) -> np.ndarray:
+        return np.array([len(piece) for piece in self.pieces])
+
+    def special(self, text: str) -> tuple[int, ...]:
+        return tuple(self.encode(text).tolist())
+
+
+class ByteTokenizer(_Table):
+    """UTF-8 bytes, and one separator between documents."""
+
+    name = "byte"
+    size = 257
+    separator = 256
+
+    def __init__(self):
+        super().__init__([bytes([b]) for b in range(256)])
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(utf8(text), np.uint8).astype(np.int32)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"tokenizer": self.name, "characters": []}
+
+    def to_library(self) -> tokenizers.Tokenizer:
+        vocabulary = {c: b for b, c in enumerate(byte_alphabet())}
+        library = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+        library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        library.decoder = tokenizers.decoders.ByteLevel()
+        return put_in_front(library, END)
+
+
+class CharTokenizer(_Table):
+    """The characters of a text, and one separator between documents."""
+
+    name = "char"
+
+    def __init__(self, characters: Sequence[str]):
+        self.characters = list(characters)
+        self.index = {c: i for i, c in enumerate(self.characters)}
+        super().__init__([c.encode("utf-8") for c in self.characters])
+
+    @classmethod
+    def of(cls, documents: Sequence[str]) -> "CharTokenizer":
+        for document in documents:
+            utf8(document)
+        return cls(sorted(set().union(*documents)))
+
+    def encode(self, text: str) -> np.ndarray:
+        """Raises UserError for a character that the vocabulary lacks."""
+        try:
+            return np.array([self.index[c] for c in text], np.int32)
+        except KeyError as e:
+            raise UserError(
+                f"the character {e.args[0]!r} is not in this model's vocabulary of"
+                f" {len(self.characters)} characters: leave it out, or train with"
+                " --config.data.tokenizer=byte"
+            ) from None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"tokenizer": self.name, "characters": self.characters}
+
+    def to_library(self) -> tokenizers.Tokenizer:
+        # Without an <unk> in the vocabulary, an unknown character is an error there too.
+        model = tokenizers.models.WordLevel(vocab=dict(self.index), unk_token="<unk>")
+        library = tokenizers.Tokenizer(model)
+        every = tokenizers.Regex(r"[\s\S]")
+        library.pre_tokenizer = tokenizers.pre_tokenizers.Split(every, "isolated")
+        library.decoder = tokenizers.decoders.Fuse()
+        return put_in_front(library, END)
+
+
+def make_tokenizer(name: str, documents: Sequence[str], vocab_size: int = 0) -> Tokenizer:
+    """The tokenizer that `data.tokenizer` names.
+
+    Args:
+      name: byte; char: the characters of the documents; bpe: byte-level BPE learned from them;
+        file:PATH: a tokenizer.json or a Hugging Face folder.
+      documents: for char and bpe.
+      vocab_size: the most tokens of a bpe tokenizer.
+
+    Raises:
+      UserError: for another name, or a file or a size that will not do.
+    """
+    kind, _, argument = name.partition(":")
+    if kind == "file" and argument:
+        return tokenizer_files.read(argument)
+    if name == "byte":
+        return ByteTokenizer()
+    if name == "char":
+        return CharTokenizer.of(documents)
+    if name == "bpe":
+        return LibraryTokenizer.train(documents, vocab_size)
+    raise UserError(
+        f"there is no data.tokenizer '{shown(name)}': {nearest(shown(kind, 40), KINDS)}"
+    )
+
+
+def from_json(value: dict[str, Any]) -> Tokenizer:
+    """The inverse of `to_json`; the value may come from anywhere, and hold more.
+
+    Raises:
+      KeyError, TypeError, ValueError: if it describes no tokenizer.
+    """
+    name, characters = value["tokenizer"], value.get("characters", [])
+    if name == LibraryTokenizer.name:
+        return LibraryTokenizer.from_json(value["library"])
+    if name == ByteTokenizer.name:
+        return ByteTokenizer()
+    if name != CharTokenizer.name:
+        raise ValueError(f"the tokenizer {shown(name, 40)}")
+    strings = isinstance(characters, list) and all(isinstance(c, str) for c in characters)
+    if not strings or any(len(c) != 1 for c in characters):
+        raise ValueError("characters that are none")
+    if len(set(characters)) < len(characters):
+        raise ValueError("a character twice")
+    return CharTokenizer(characters)  # ValueError for half a surrogate pair
+
+
+class TextStream:
+    """Text as its tokens come: what `feed` and `finish` return makes up `decode` of all tokens.
+
+    A character whose bytes are not all there yet is held back.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer, self._ended = tokenizer, False
+        whole = tokenizer.pieces is None
+        self._stream = _Windows(tokenizer) if whole else _Bytes(tokenizer.pieces)
+
+    def feed(self, tokens: Iterable[int]) -> str:
+        """The text that these tokens complete; nothing after one of the tokenizer's `stops`."""
+        tokens = [] if self._ended else [int(t) for t in tokens]
+        kept = until(tokens, self._tokenizer.stops)
+        self._ended = self._ended or len(kept) < len(tokens)
+        return self._stream.feed(kept)
+
+    def finish(self) -> str:
+        """What was held back."""
+        self._ended = True
+        return self._stream.feed([], final=True)
+
+
+class _Bytes:
+    """A stream of tokens that are bytes."""
+
+    def __init__(self, pieces: list[bytes]):
+        self._pieces = pieces
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, tokens: list[int], final: bool = False) -> str:
+        return self._decoder.decode(bytes_of(self._pieces, tokens), final)
+
+
+class _Windows:
+    """A stream of tokens whose text depends on the one before, such as '▁a' or '##ing'.
+
+    New tokens are decoded after the last ones that made text, whose own text is then cut off.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._before: list[int] = []
+        self._held: list[int] = []
+
+    def feed(self, tokens: list[int], final: bool = False) -> str:
+        self._held += self._tokenizer.plain(tokens)
+        # A run of byte tokens is known only at its end: one wrong byte turns all of it into �.
+        if not self._held or (self._held[-1] in self._tokenizer.byte_tokens and not final):
+            return ""
+        old = self._tokenizer.text(self._before)
+        text = self._tokenizer.text(self._before + self._held)
+        if not final and (len(text) <= len(old) or text.endswith("�")):
+            return ""
+        self._before, self._held = self._held, []
+        return text[len(old) :]

@@ -1,1 +1,0 @@
-"""Pure Flax (linen) modules: arrays in, arrays out; no loss, no optimizer, no I/O."""

@@ -1,0 +1,1 @@
+"""Flax (linen) layers that several families share."""

@@ -1,0 +1,276 @@
+"""Layers that several models share."""
+
+import dataclasses
+import zlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from aigc_jax.distributed.logical_axes import split
+from aigc_jax.ops import dispatch, norm
+from aigc_jax.ops.activation import gelu
+from aigc_jax.ops.convolution import Padding, convolution, depth_to_space
+from aigc_jax.ops.dense import dense
+from aigc_jax.ops.norm import layer_norm, rms_norm
+
+# The axes of their parameters, and of those of Flax's own layers: see parallel/rules.py.
+CONV = (None, None, "conv_in", "conv_out")
+AXES = (
+    ("bias", ("bias",)),
+    ("scale", ("norm",)),
+    ("conv/kernel", CONV),
+    ("conv_in/kernel", CONV),
+    ("conv_out/kernel", CONV),
+    ("class*/embedding", ("classes", "embed")),
+    ("lora_a", ("inputs", "rank")),
+    ("lora_b", ("rank", "outputs")),
+)
+
+UNROLLED = 8  # layers that one turn of a loop may have where that is faster
+
+
+class Dropout(nn.Module):
+    """Dropout with one key per example, so that it does not depend on how a batch is cut."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x_B: jax.Array, key_B: jax.Array | None) -> jax.Array:
+        """Without keys (evaluation, sampling) it is the identity."""
+        if key_B is None or self.rate == 0:
+            return x_B
+        site = zlib.crc32("/".join(map(str, self.path)).encode()) & 0x7FFFFFFF
+
+        def keep(key):
+            return jax.random.bernoulli(jax.random.fold_in(key, site), 1 - self.rate, x_B.shape[1:])
+
+        return jnp.where(jax.vmap(keep)(key_B), x_B / (1 - self.rate), 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """A low-rank change beside a frozen kernel (Hu et al. 2021): y += x a b · alpha / rank."""
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+
+
+class Dense(nn.Module):
+    """x @ kernel + bias."""
+
+    features: int
+    use_bias: bool = True
+    kernel_init: Any = nn.initializers.lecun_normal()
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        y = dense(x.astype(self.dtype), kernel.astype(self.dtype))
+        if not self.use_bias:
+            return y
+        return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+
+
+class Linear(Dense):
+    """A dense layer and, where there is one, a low-rank change of it.
+
+    The change's factors are the collection "lora", so that the kernel can stay frozen.
+    """
+
+    use_bias: bool = False
+    lora: Lora | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, key_B: jax.Array | None = None) -> jax.Array:
+        y = super().__call__(x)
+        if self.lora is None:
+            return y
+        rank, x = self.lora.rank, x.astype(self.dtype)
+        a = self.variable("lora", "lora_a", lambda: self._uniform((x.shape[-1], rank))).value
+        b = self.variable("lora", "lora_b", jnp.zeros, (rank, self.features)).value
+        x = Dropout(self.lora.dropout, name="lora_dropout")(x, key_B)
+        return y + (x @ a.astype(self.dtype)) @ b.astype(self.dtype) * (self.lora.alpha / rank)
+
+    def _uniform(self, shape: tuple[int, int]) -> jax.Array:
+        limit = shape[0] ** -0.5  # a is random and b is zero: the change begins as none
+        return jax.random.uniform(self.make_rng("params"), shape, minval=-limit, maxval=limit)
+
+
+class Conv(nn.Module):
+    """A convolution of images (B, H, W, C) and a bias."""
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    padding: Padding = "SAME"
+    kernel_init: Any = nn.initializers.lecun_normal()
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        shape = (*self.kernel_size, x_BHWC.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        y = convolution(x_BHWC.astype(self.dtype), kernel, self.strides, self.padding)
+        return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+
+
+class Bias(nn.Module):
+    """x + bias over the last axis."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x + self.param("bias", nn.initializers.zeros, x.shape[-1:])
+
+
+class Norm(nn.Module):
+    """RMS norm (Zhang & Sennrich 2019) or layer norm over the last axis, in float32.
+
+    Attributes:
+      kind: "rmsnorm" or "layernorm".
+      eps: added to the mean square.
+      use_bias: layer norm: whether it has one.
+      offset: whether the learned scale is added to one, as in Gemma.
+      learned: whether there is a learned scale.
+      dtype: of the result.
+    """
+
+    kind: str = "rmsnorm"
+    eps: float = 1e-6
+    use_bias: bool = True
+    offset: bool = False
+    dtype: jnp.dtype = jnp.float32
+    learned: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape, scale = x.shape[-1:], 1.0
+        if self.learned:
+            start = nn.initializers.zeros if self.offset else nn.initializers.ones
+            scale = self.param("scale", start, shape) + float(self.offset)
+        x = (layer_norm if self.kind == "layernorm" else rms_norm)(x, self.eps) * scale
+        if self.kind == "layernorm" and self.use_bias:
+            x += self.param("bias", nn.initializers.zeros, shape)
+        return x.astype(self.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group norm with a learned scale and bias, in float32.
+
+    Attributes:
+      groups: of neighbouring channels.
+      eps: added to the variance.
+      dtype: of the result.
+    """
+
+    groups: int
+    eps: float
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BC: jax.Array) -> jax.Array:
+        shape = x_BC.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        return norm.group_norm(x_BC, scale, bias, self.groups, self.eps).astype(self.dtype)
+
+
+class SubPixelConv(nn.Module):
+    """Doubles height and width: a transposed convolution of stride 2 in its sub-pixel form."""
+
+    features: int
+    kernel: int = 3
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        conv = Conv(4 * self.features, (self.kernel, self.kernel), dtype=self.dtype, name="conv")
+        return depth_to_space(conv(x_BHWC))
+
+
+class Residual(nn.Module):
+    """Two convolutions beside a path that they leave alone at the start."""
+
+    channels: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        x_BHWC = split(x_BHWC, "batch")
+        x = gelu(group_norm(self.channels, self.dtype, name="norm_in")(x_BHWC))
+        x = Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_in")(x)
+        x = gelu(group_norm(self.channels, self.dtype, name="norm_out")(x))
+        start = nn.initializers.zeros
+        conv = Conv(self.channels, (3, 3), kernel_init=start, dtype=self.dtype, name="conv_out")
+        return x_BHWC + conv(x)
+
+
+def group_norm(
+    channels: int, dtype: jnp.dtype, name: str | None = None, groups: int = 0, eps: float = 1e-5
+) -> GroupNorm:
+    """Group norm; 0 groups: up to 32 of at least 4 channels, which divide the channels."""
+    if not groups:
+        groups = next(g for g in range(min(32, max(channels // 4, 1)), 0, -1) if channels % g == 0)
+    return GroupNorm(groups, eps, dtype, name=name)
+
+
+def layers_in_a_turn(given: int, layers: int) -> int:
+    """How many layers one turn of the loop over layers has: what is given, or by platform.
+
+    A CPU's compiler does worse with the gradients of stacked parameters when all are unrolled.
+    """
+    if given or dispatch.form("layers") == "rolled":
+        return given or 1
+    return layers if layers <= UNROLLED else 1
+
+
+def time_embedding(
+    time_B: jax.Array, size: int, *, shift: float = 0.0, sin_first: bool = False
+) -> jax.Array:
+    """Cosines and sines of times at geometric frequencies, (B, size) float32.
+
+    Args:
+      time_B: in units of 0…1000.
+      size: an odd one ends with a zero.
+      shift: frequency i is 10,000^(−i / (size / 2 − shift)).
+      sin_first: sines before cosines.
+    """
+    half = size // 2
+    frequency = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / (half - shift))
+    angle = time_B[:, None].astype(jnp.float32) * frequency
+    parts = (jnp.sin(angle), jnp.cos(angle)) if sin_first else (jnp.cos(angle), jnp.sin(angle))
+    return jnp.pad(jnp.concatenate(parts, -1), ((0, 0), (0, size % 2)))
+
+
+class ClassEmbedding(nn.Module):
+    """Vectors of K classes, (B,) → (B, features); the label K is "no class".
+
+    Attributes:
+      num_classes: K.
+      features: size of a vector.
+      null: whether "no class" has a vector of its own; otherwise it is zero.
+      init: of the table.
+    """
+
+    num_classes: int
+    features: int
+    null: bool = True
+    init: Any = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
+
+    @nn.compact
+    def __call__(self, label_B: jax.Array) -> jax.Array:
+        shape = (self.num_classes + self.null, self.features)
+        table = self.param("embedding", self.init, shape)
+        known_B = label_B < len(table)
+        vectors = jnp.take(table, jnp.where(known_B, label_B, 0), axis=0)
+        return jnp.where(known_B[:, None], vectors, 0)
+
+
+def label_one_hot(label_B: jax.Array | None, batch: int, num_classes: int) -> jax.Array:
+    """(B, num_classes) float32; all zero for a label outside the range, which means "none"."""
+    if label_B is None:
+        return jnp.zeros((batch, num_classes))
+    return jax.nn.one_hot(label_B, num_classes)

@@ -1,0 +1,149 @@
+"""What a transformer can be: GPT-2, Llama, Qwen, Mistral, Gemma, BERT and others by config."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.fields import option
+
+PROJECTIONS = ("query", "key", "value", "out", "gate", "in", "down")
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    layers: int = option(4, low=1)
+    width: int = option(128, low=2)
+    heads: int = option(4, low=1)
+    kv_heads: int = option(0, low=0)  # heads of keys and values; 0: as many as heads
+    head_dim: int = option(0, low=0)  # 0: width / heads
+    mlp_width: int = option(0, low=0)  # 0: 4 · width
+    context: int = option(0, low=0)  # tokens of the longest text; 0: data.seq_len
+    vocab_size: int = option(0, low=0)  # 0: the tokenizer's
+    causal: bool = True  # False: every token sees the whole text, as masked language models need
+
+    positions: str = option("rotary", choices=("rotary", "learned", "none"))
+    rope_theta: float = option(10_000.0, low=1.0)
+    rope_scaling: str = option("none", choices=("none", "linear", "llama3", "yarn"))
+    rope_factor: float = option(1.0, low=1.0)  # how much longer texts are than in pretraining
+    rope_original_context: int = option(0, low=0)  # tokens in pretraining; llama3 and yarn
+    rope_low_freq_factor: float = option(1.0, low=0.0)
+    rope_high_freq_factor: float = option(4.0, low=0.0)
+    rope_beta_fast: float = option(32.0, low=0.0)
+    rope_beta_slow: float = option(1.0, low=0.0)
+
+    norm: str = option("rmsnorm", choices=("rmsnorm", "layernorm"))
+    norm_position: str = option("pre", choices=("pre", "post", "both"))
+    norm_eps: float = option(1e-6, low=0.0)
+    norm_bias: bool = True  # of layer norm
+    norm_scale: bool = True  # whether norms have learned scales
+    norm_offset: bool = False  # scales are 1 + s, as in Gemma
+    embedding_norm: bool = False
+    qk_norm: bool = False  # RMS norm of each head's queries and keys
+    activation: str = option("gelu", choices=("gelu", "gelu_exact", "silu", "relu", "relu2"))
+    gated: bool = False  # GLU: with silu SwiGLU, with gelu GeGLU (Shazeer 2020)
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    # Each branch reads its input and the ones of so many tokens in all, mixed channel by channel
+    # (short convolutions, Allen-Zhu 2025); 1: its own only.
+    conv_width: int = option(1, low=1)
+    window: int = option(0, low=0)  # positions that a token sees, itself included; 0: all
+    global_every: int = option(0, low=0)  # every so many layers one sees all; 0: none
+    attention_scale: float = option(0.0, low=0.0)  # 0: 1/√head_dim
+    attention_softcap: float = option(0.0, low=0.0)  # 0: off
+    logit_scale: float = option(1.0, low=0.0)
+    logit_softcap: float = option(0.0, low=0.0)  # 0: off
+    residual_scale: float = option(1.0, low=0.0)  # of what each block adds
+    embedding_scale: float = option(1.0, low=0.0)
+    tie_embeddings: bool = True  # the output's weights are the token embedding
+    token_types: int = option(0, low=0)  # BERT's; all tokens are of type 0
+    head_transform: bool = False  # BERT's dense layer and norm before the output
+    head_bias: bool = False
+
+    init_std: float = option(0.0, low=0.0)  # of kernels; 0: 1/√inputs
+    embedding_std: float = option(0.0, low=0.0)  # 0: init_std, or 0.02
+    # Blocks begin by adding nothing, and an output of its own weights by finding all alike likely.
+    zero_init: bool = True
+    dropout: float = option(0.0, low=0.0, high=0.99)
+
+    lora_rank: int = option(0, low=0)  # 0: every weight is trained
+    lora_alpha: float = option(16.0, low=0.0)
+    lora_targets: tuple[str, ...] = option(("query", "value"), choices=())
+    lora_dropout: float = option(0.0, low=0.0, high=0.99)
+
+    # What the forward pass keeps for the backward one: all, each layer's input, or that and the
+    # results of its matrix products.
+    remat: str = option("none", choices=("none", "full", "dots"))
+    # Layers in one turn of the loop over layers: more compile longer. 0: by the platform, see
+    # ops/platform.py.
+    scan_unroll: int = option(0, low=0)
+
+    def __post_init__(self):
+        if not self.head_dim and self.width % self.heads:
+            raise UserError(
+                f"model.width={self.width} must be divisible by model.heads={self.heads}, or"
+                " model.head_dim given"
+            )
+        if self.positions == "rotary" and self.head_size % 2:
+            raise UserError(
+                f"a head of {self.head_size} is odd, but rotary positions turn pairs: change"
+                " model.width, model.heads or model.head_dim"
+            )
+        if self.heads % self.key_heads:
+            raise UserError(
+                f"model.heads={self.heads} must be divisible by model.kv_heads={self.kv_heads}"
+            )
+        if self.rope_scaling in ("llama3", "yarn") and not self.rope_original_context:
+            raise UserError(
+                f"model.rope_scaling={self.rope_scaling} needs model.rope_original_context, the"
+                " tokens of a text in pretraining"
+            )
+        wrong = set(self.lora_targets) - set(PROJECTIONS)
+        if wrong:
+            raise UserError(
+                f"model.lora_targets names {sorted(wrong)[0]!r}: it may hold"
+                f" {', '.join(PROJECTIONS)}"
+            )
+
+    @property
+    def key_heads(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def head_size(self) -> int:
+        return self.head_dim or self.width // self.heads
+
+    def length_of(self, spec: Any) -> int:
+        """Tokens that are read at once."""
+        return spec.seq_len
+
+    @property
+    def hidden(self) -> int:
+        """The width inside the MLP."""
+        return self.mlp_width or 4 * self.width
+
+    @property
+    def bounded(self) -> bool:
+        """Whether texts cannot be longer than `context`."""
+        return self.positions == "learned"
+
+    def windows(self) -> list[int]:
+        """How many positions each layer sees; 0: all."""
+        every = self.global_every
+        return [0 if every and (i + 1) % every == 0 else self.window for i in range(self.layers)]
+
+    def seen(self, length: int) -> float:
+        """Of all pairs of so many tokens, the share that see each other, on average over layers."""
+        before = np.arange(length)
+        after = 0 if self.causal else before[::-1]
+        reach = [(window or length) - 1 for window in self.windows()]
+        pairs = [(np.minimum(before, r) + np.minimum(after, r) + 1).sum() for r in reach]
+        return float(np.mean(pairs)) / length**2
+
+    @property
+    def common_window(self) -> int | None:
+        """What all layers see; None if they differ."""
+        windows = set(self.windows())
+        return windows.pop() if len(windows) == 1 else None

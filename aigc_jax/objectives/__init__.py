@@ -1,1 +1,0 @@
-"""What each family optimises and how it samples: one file each, one protocol (`base`)."""

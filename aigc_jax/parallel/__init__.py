@@ -1,1 +1,0 @@
-"""Where arrays live: mesh and processes."""

@@ -1,1 +1,0 @@
-"""What a run needs of devices that are not here: `aigc plan`."""

@@ -1,1 +1,0 @@
-"""Pictures and pages: sample grids, curves, the HTML page of a demonstration."""

@@ -1,0 +1,194 @@
+"""Train, evaluate and sample: what the command line and a notebook both call."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from aigc_jax.experiment import build
+from aigc_jax.core.config import Eval
+from aigc_jax.modalities import sources
+from aigc_jax.modalities import spec as spec_lib
+from aigc_jax.modalities.image.init_images import (Picture, given_images)
+from aigc_jax.core.errors import UserError
+from aigc_jax.runs.evaluate_images import judge_images
+from aigc_jax.evaluation.evaluator import Judge
+from aigc_jax.core.fields import (check_value, parse)
+from aigc_jax.distributed.gather import for_sampling
+from aigc_jax.distributed.preemption import Stop
+from aigc_jax.runs.report.samples import (decode, save)
+from aigc_jax.experiment.generate import generate
+from aigc_jax.inference.stop_strings import TextWatch
+from aigc_jax.training.posthoc_ema import synthesize
+from aigc_jax.experiment.restore import (guide_of, like, restore)
+from aigc_jax.runs.trainer import Training
+
+__all__ = ["evaluate", "judge_images", "restore", "sample", "save", "train"]
+
+Recipe = Mapping[str, Any] | ml_collections.ConfigDict
+
+
+def train(
+    config: Recipe,
+    workdir: str,
+    *,
+    name: str = "train",
+    progress: bool = True,
+    stop: Stop | None = None,
+) -> dict[str, float]:
+    """Trains, or goes on where the workdir's newest checkpoint stands.
+
+    Args:
+      config: a recipe, such as `configs/lm/quickstart.py` returns.
+      workdir: the folder for everything that the run writes.
+      name: what the progress bar says.
+      progress: whether there is one.
+      stop: requests to stop; `aigc train` makes signals into such requests.
+
+    Returns:
+      The last evaluation, or the last training record if the recipe evaluates never.
+
+    Raises:
+      UserError: for a wrong config, missing data, or a workdir of another config or in use; its
+        subclasses in `errors.py` for a run that cannot go on.
+    """
+    return Training(build.parse_config(config), workdir, stop or Stop()).run(name, progress)
+
+
+def evaluate(
+    workdir: str,
+    data_dir: str = "",
+    source: str = "",
+    *,
+    ema_width: float | None = None,
+    mesh: str = "",
+    **options: Any,
+) -> dict[str, Any]:
+    """The held-out metrics of a workdir's newest checkpoint, `loss` among them.
+
+    For classes and tags, `report` holds the scores of each. Samples of images are shown beside
+    their nearest training images in `samples/neighbours.png`.
+
+    Args:
+      workdir: a trained run's folder.
+      data_dir: where its prepared data set lies now; where it lay in training if left out.
+      source: other data to evaluate on, as in `data.source`.
+      ema_width: of the average of parameters to use; it needs the snapshots of `ema.power`.
+      mesh: over which devices, as in a config; one if left out.
+      **options: fields of the section `eval`, such as `generations`.
+
+    Raises:
+      UserError: if there is no checkpoint, or its data cannot be found.
+    """
+    run, state, step = restore(workdir, mesh)
+    if ema_width is not None:
+        state = synthesize(workdir, state, ema_width)
+    section = parse(Eval, {**dataclasses.asdict(run.config.eval), **options}, "eval")
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, eval=section))
+    data = run.config.data
+    given = {"data_dir": data_dir, "source": source}
+    data = dataclasses.replace(data, **{k: v for k, v in given.items() if v})
+    text = run.spec if run.spec.modality != "image" else None
+    dataset = sources.load(data, text and text.tokenizer, text if source else None)
+    dataset = like(dataset, run.spec)
+    spec_lib.check_spec(workdir, run.spec.to_json(), dataset.spec, data.source)
+    judge = Judge(run, dataset, source=data.source, folder=os.path.expanduser(workdir))
+    return {"step": step, **judge(state)}
+
+
+def sample(
+    workdir: str,
+    num: int | None = None,
+    seed: int = 0,
+    *,
+    prompt: str | Sequence[str] | None = None,
+    show: Callable[[str], None] | None = None,
+    image: Picture | None = None,
+    mask: Picture | None = None,
+    ema_width: float | None = None,
+    mesh: str = "",
+    **options: Any,
+) -> np.ndarray | list[str]:
+    """Samples from a workdir's newest checkpoint: uint8 images (N, H, W, C), or texts.
+
+    Args:
+      workdir: a trained run's folder.
+      num: how many; if left out, one for each of several prompts or images, or the recipe's
+        `sample.num`.
+      seed: of the samples.
+      prompt: a text to continue, or several.
+      show: is given the pieces of a (single) text as they are drawn.
+      image: a file or array to begin with; `strength` (0…1) says how much of it is drawn anew.
+      mask: a file or array, white where the image is drawn anew; see `data.given`.
+      ema_width: of the average of parameters to use; it needs the snapshots of `ema.power`.
+      mesh: over which devices, as in a config; one if left out.
+      **options: fields of the family's `sample` section, such as `temperature` or `guidance`.
+
+    Raises:
+      UserError: if there is no checkpoint, or the family has no such option.
+    """
+    check_value(int, seed, "seed")
+    run, state, _ = restore(workdir, mesh)
+    if ema_width is not None:
+        state = synthesize(workdir, state, ema_width)
+    if prompt is not None:
+        options["prompts"] = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+        if num is None and not isinstance(prompt, str):
+            num = len(options["prompts"])
+    if show is not None:
+        num = 1
+    given: dict[str, Any] = {}
+    if image is not None or mask is not None:
+        given = begin_with(run, image, mask, num)
+        num = len(given["image_NHWC"])
+    if num is not None:
+        options["num"] = num
+    chosen = build.sample_options(run.config, options)
+    watch = text_watch(run, chosen, show)
+    given |= dict(watch=watch, guide=guide_of(run, chosen))
+    state = for_sampling(state)
+    variables = state.sampling_params, state.mutables
+    samples = generate(run.objective, *variables, chosen, chosen.num, seed, **given)
+    if watch is not None:
+        watch.close()
+    return decode(run, samples, chosen)
+
+
+def begin_with(
+    run: build.Run, image: Picture | None, mask: Picture | None, num: int | None
+) -> dict[str, Any]:
+    """Images and masks for `num` samples, or for one each if it is none.
+
+    Raises:
+      UserError: if the family's samples do not begin with images, or the images do not fit.
+    """
+    if not hasattr(run.config.sample, "strength"):
+        name = run.config.raw["objective"]["name"]
+        raise UserError(f"samples of '{name}' do not begin with an image: leave out image and mask")
+    image_NHWC, mask_NHW = given_images(image, mask, run.spec.shape)
+    count = len(image_NHWC)
+    num = count if num is None else num
+    if num % count:
+        raise UserError(f"{num} samples cannot begin with {count} images: ask for a multiple")
+    repeated = (
+        a if a is None else np.resize(a, (num, *a.shape[1:])) for a in (image_NHWC, mask_NHW)
+    )
+    return dict(zip(("image_NHWC", "mask_NHW"), repeated, strict=True))
+
+
+def text_watch(
+    run: build.Run, options: Any, show: Callable[[str], None] | None
+) -> TextWatch | None:
+    """What looks at a text while it is drawn, if it is to be shown or to end at a string.
+
+    Raises:
+      UserError: if the family's samples are not drawn piece by piece.
+    """
+    stops = getattr(options, "stop", None)
+    if stops is None and show is not None:
+        name = run.config.raw["objective"]["name"]
+        raise UserError(f"samples of '{name}' are not drawn piece by piece: leave out --stream")
+    return TextWatch(run.spec.tokenizer, stops, show) if stops or show else None

@@ -1,0 +1,135 @@
+"""Talking with a language model in a terminal, in the form ChatML."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from aigc_jax.experiment import build
+from aigc_jax.modalities.text.chat_format import (ANSWER, Message, render, turn_end)
+from aigc_jax.core.errors import UserError
+from aigc_jax.families.lm.language_model import before
+from aigc_jax.experiment.generate import generate
+from aigc_jax.inference.stop_strings import TextWatch
+from aigc_jax.experiment.restore import restore
+
+HELP = "say something; /reset begins anew, /exit or Ctrl-D ends the chat"
+
+
+class Chat:
+    """A conversation with a workdir's model.
+
+    Args:
+      workdir: a run of a language model that knows conversations.
+      system: what the model is told first; "": nothing.
+      seed: of its answers.
+      **options: fields of the family's `sample` section, such as `temperature`.
+
+    Raises:
+      UserError: if there is no checkpoint, no language model, or no such option.
+    """
+
+    def __init__(self, workdir: str, system: str = "", seed: int = 0, **options: Any):
+        run, state, _ = restore(workdir)
+        if not hasattr(getattr(run.config, "sample", None), "stop"):
+            name = run.config.raw["objective"]["name"]
+            raise UserError(f"{workdir} holds a run of '{name}': a chat needs a language model")
+        self._objective, self._tokenizer = run.objective, run.spec.tokenizer
+        self._params, self._mutables = state.sampling_params, state.mutables
+        self._seed = seed
+        chosen = build.sample_options(run.config, {"num": 1, **options})
+        stop = (*chosen.stop, *turn_end(self._tokenizer))
+        self._options = dataclasses.replace(chosen, stop=stop)
+        model = run.objective.model
+        self._room = model.context - chosen.max_new_tokens
+        if not model.config.bounded:  # the answer may push the beginning out of sight
+            self._room = max(self._room, model.context // 2)
+        self._first = [{"role": "system", "content": system}] if system else []
+        self.messages: list[Message] = list(self._first)
+
+    def reset(self) -> None:
+        """Forgets all that was said."""
+        self.messages = list(self._first)
+
+    def take_back(self) -> None:
+        """Forgets what a person has said and the model has not answered."""
+        if self.messages[-1:] and self.messages[-1]["role"] == "user":
+            self.messages.pop()
+
+    def answer(self, text: str, show: Callable[[str], None] = lambda piece: None) -> str:
+        """What the model says to `text`; both are added to `messages`.
+
+        Of a conversation that has become too long for the model the oldest turns are left out.
+
+        Args:
+          text: what the person says.
+          show: is given the pieces of the answer as they are drawn.
+
+        Raises:
+          UserError: if `text` alone is too long.
+        """
+        self.messages.append({"role": "user", "content": text})
+        prompt, first = self._prompt(0), len(self._first)
+        left_out = 0
+        while len(prompt) > self._room:
+            left_out += 2
+            if first + left_out >= len(self.messages):
+                self.messages.pop()
+                raise UserError(
+                    f"that is {len(prompt)} tokens, but the model has room for {self._room} beside"
+                    " its answer: say less, or lower --max_new_tokens"
+                )
+            prompt = self._prompt(left_out)
+        watch = TextWatch(self._tokenizer, self._options.stop, show)
+        samples = generate(
+            self._objective,
+            self._params,
+            self._mutables,
+            self._options,
+            1,
+            self._seed + len(self.messages),
+            prompts=[prompt],
+            watch=watch,
+        )
+        watch.close()
+        said = before(self._tokenizer.decode(samples[0]), self._options.stop)
+        self.messages.append({"role": ANSWER, "content": said})
+        return said
+
+    def _prompt(self, left_out: int) -> np.ndarray:
+        kept = self.messages[len(self._first) + left_out :]
+        return render([*self._first, *kept], self._tokenizer, answer=True)[0]
+
+
+def talk(chat: Chat) -> None:
+    """Reads what a person says, line by line, and writes what the model answers."""
+    terminal = sys.stdin.isatty()
+    if terminal:
+        import readline  # noqa: F401 (gives `input` its history and editing)
+
+        print(HELP, file=sys.stderr)
+
+    def show(piece: str) -> None:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    while True:
+        try:
+            line = input("> " if terminal else "").strip()
+        except EOFError:
+            return
+        if line == "/exit":
+            return
+        if line == "/reset":
+            chat.reset()
+        elif line:
+            try:
+                chat.answer(line, show)
+                print()
+            except KeyboardInterrupt:  # enough of this answer, not of the conversation
+                chat.take_back()
+                print()
+            except UserError as e:
+                print(f"aigc: {e}", file=sys.stderr)

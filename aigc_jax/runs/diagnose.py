@@ -1,0 +1,208 @@
+"""Why steps were not finite: a report, the state and the batch, for a person to look at."""
+
+import json
+import os
+import time
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+import optax
+
+from aigc_jax.experiment.build import Run
+from aigc_jax.data.loader import TrainIterator
+from aigc_jax.core.errors import NotFinite
+from aigc_jax.nn.activation_stats import (bad_activations, finite)
+from aigc_jax.distributed.gather import on_host
+from aigc_jax.training.anomaly import Trouble
+from aigc_jax.core.state import (TrainState, named)
+from aigc_jax.training.step import (example_keys, gradients, move_key)
+from aigc_jax.core.workdir import (write_whole, writing)
+
+FOLDER, REPORT = "nonfinite", "report.json"
+SHOWN = 3  # names in a sentence
+Report = dict[str, Any]
+
+
+def give_up(
+    run: Run, batches: TrainIterator, trouble: Trouble, workdir: str, state: TrainState
+) -> NoReturn:
+    """Writes down what is known of a step that was not finite, and ends the run.
+
+    Args:
+      run: its parts.
+      batches: positioned after the batch of that step.
+      trouble: which step.
+      workdir: where the report goes.
+      state: before the step, which has left it as it was.
+
+    Raises:
+      NotFinite: with the step, the examples and the first names.
+    """
+    number = batches.taken - 1
+    batches.seek_batch(number)
+    batch = next(batches)
+    state = state.replace(step=np.int32(trouble.step - 1))
+    state = on_host(state)
+    report = {
+        "step": trouble.step,
+        "reason": trouble.reason,
+        "time": time.time(),
+        "examples": batches.example_ids(number),
+        **diagnose(run, state, batch),
+    }
+    place = os.path.join(workdir, FOLDER, f"step_{trouble.step:07d}")
+    if jax.process_index() == 0:
+        with writing(workdir):
+            dump(place, report, state, batch)
+    raise NotFinite(
+        f"{trouble}; {summary(report)}; its examples are {few(report['examples'])}; the state and"
+        f" the batch are in {place}: aigc doctor --workdir={workdir} explains them"
+    )
+
+
+def diagnose(run: Run, state: TrainState, batch: dict[str, np.ndarray]) -> Report:
+    """What is not finite in a step, per player, in the order in which a step computes it.
+
+    Args:
+      run: its parts.
+      state: before the step, on the host.
+      batch: this process's rows.
+    """
+    arrays = {name: [k for k, x in named(getattr(state, name)) if not finite(x)]
+              for name in ("params", "opt_state", "ema", "profiles", "mutables")}  # fmt: skip
+    data = {k: range_of(x) for k, x in batch.items()}
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    players = {}
+    for turn, player in enumerate(run.objective.turns):
+        key_B = example_keys(move_key(key, run.objective.turns, turn), len(batch["weight"]), None)
+        arguments = (player, state.params, state.mutables, batch, key_B, state.step)
+
+        def loss(arguments: tuple[Any, ...] = arguments) -> Any:
+            return run.objective.loss(*arguments)
+
+        activations = bad_activations(loss)
+        mean, grads, _, _ = jax.jit(
+            lambda *a, player=player: gradients(run.objective, player, *a, 1, None)
+        )(*arguments[1:])
+        updates, _ = run.optimizers[player].update(
+            grads, state.opt_state[player], state.params[player]
+        )
+        players[f"{turn + 1}. {player}"] = {
+            "loss": repr(float(mean.value())),
+            "activations": activations,
+            "gradients": [k for k, x in named(grads) if not finite(x)],
+            "updates": [k for k, x in named(updates) if not finite(x)],
+            "norms": {
+                "gradient": repr(float(optax.global_norm(grads))),
+                "update": repr(float(optax.global_norm(updates))),
+            },
+            "largest_parameter": largest(state.params[player]),
+            "largest_update": largest(updates),
+            "lr": float(run.schedules[player](state.step)),
+        }
+    return {"arrays": arrays, "batch": data, "turns": players}
+
+
+def largest(tree: Any) -> list[Any]:
+    """The name and the size of the largest element in a tree."""
+    sizes = [(float(np.max(np.abs(np.asarray(x, np.float32)))), k) for k, x in named(tree)]
+    size, name = max(sizes, key=lambda pair: (not np.isfinite(pair[0]), pair[0]))
+    return [name, repr(size)]
+
+
+def range_of(x: np.ndarray) -> dict[str, Any]:
+    """The extent of a batch's array, as JSON."""
+    return {"shape": list(x.shape), "min": repr(x.min()), "max": repr(x.max()),
+            "finite": finite(x)}  # fmt: skip
+
+
+def dump(place: str, report: Report, state: TrainState, batch: dict[str, np.ndarray]) -> None:
+    """Writes the report, and the arrays as npz files, which hold plain numbers only."""
+    os.makedirs(place, exist_ok=True)
+    np.savez(os.path.join(place, "state.npz"), **{k: plain(x) for k, x in named(state)})
+    np.savez(os.path.join(place, "batch.npz"), **batch)
+    write_whole(os.path.join(place, REPORT), json.dumps(report, indent=2))
+
+
+def plain(x: Any) -> np.ndarray:
+    """bfloat16 and its like, which npz does not know, as float32."""
+    x = np.asarray(x)
+    return x.astype(np.float32) if x.dtype.kind == "V" else x
+
+
+def summary(report: Report) -> str:
+    """The first thing that was not finite, as a clause."""
+    for name, bad in report["arrays"].items():
+        if bad:
+            return f"the state itself is not finite: {name} {few(bad)}"
+    for name, data in report["batch"].items():
+        if not data["finite"]:
+            return f"the data are not finite: {name}"
+    for turn, found in report["turns"].items():
+        for what in ("activations", "gradients", "updates"):
+            if found[what]:
+                return f"the first in turn {turn} are the {what} {few(found[what])}"
+        if found["loss"] in ("nan", "inf", "-inf"):
+            return f"the loss of turn {turn} is {found['loss']}, with finite activations"
+        for what, norm in found["norms"].items():
+            if norm in ("nan", "inf"):
+                name, size = found["largest_update"]
+                return (f"the {what} of turn {turn} is too large for its norm to be a number; the"
+                        f" largest update is of {name} ({float(size):.3g})")  # fmt: skip
+    several = len(report["turns"]) > 1 and "finite" in report["reason"]
+    return "everything in it is finite" + (" until an earlier turn's update" if several else "")
+
+
+def few(items: list[Any]) -> str:
+    """The first items of a list, and how many more there are."""
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return ", ".join(map(str, items[:SHOWN])) + more
+
+
+def reports(workdir: str) -> list[tuple[str, Report]]:
+    """The reports of a workdir, oldest first, with their folders."""
+    folder, found = os.path.join(workdir, FOLDER), []
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        try:
+            with open(os.path.join(folder, name, REPORT), encoding="utf-8") as f:
+                found.append((os.path.join(folder, name), json.load(f)))
+        except (OSError, ValueError, RecursionError) as e:
+            found.append((os.path.join(folder, name), {"unreadable": str(e)}))
+    return found
+
+
+def explain(report: Report) -> list[str]:
+    """A report in sentences, with what to try."""
+    try:
+        return _explain(report)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return [f"{REPORT} is damaged"]
+
+
+def _explain(report: Report) -> list[str]:
+    lines = [f"step {report['step']}: {report['reason']}; {summary(report)}"]
+    lines.append(f"  examples of the batch: {', '.join(map(str, report['examples'][:16]))}"
+                 + (" …" if len(report["examples"]) > 16 else ""))  # fmt: skip
+    for turn, found in report["turns"].items():
+        name, size = found["largest_parameter"]
+        lines.append(f"  turn {turn}: loss {found['loss']}, lr {found['lr']:.3g}, largest parameter"
+                     f" {name} ({float(size):.3g})")  # fmt: skip
+        for what in ("activations", "gradients", "updates"):
+            if found[what]:
+                lines.append(f"    {what} not finite: {few(found[what])}")
+    lines.append("  to try: " + "; ".join(remedies(report)))
+    return lines
+
+
+def remedies(report: Report) -> list[str]:
+    """What usually helps."""
+    if any(not data["finite"] for data in report["batch"].values()):
+        return ["look at these examples: their numbers are not finite before any model sees them"]
+    if any(report["arrays"].values()):
+        return ["go back to an older checkpoint, or start again in another --workdir"]
+    return [
+        "let the run go back and skip these data with guard.max_rollbacks=3",
+        "a lower optim.lr, more optim.warmup_steps or optim.clip_norm=1 in a new --workdir",
+        "train.compute_dtype=float32 if it is not",
+    ]

@@ -1,0 +1,74 @@
+"""What is done beside training: evaluations, samples, snapshots of averages."""
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from aigc_jax.experiment.build import Run
+from aigc_jax.evaluation.evaluator import Judge
+from aigc_jax.distributed import kv_store
+from aigc_jax.distributed.gather import (for_sampling, on_host)
+from aigc_jax.distributed.processes import from_first
+from aigc_jax.runs.report.samples import save_samples
+from aigc_jax.training import (metric_log, posthoc_ema)
+from aigc_jax.training.loop import Every
+from aigc_jax.core.state import TrainState
+
+
+def hooks(
+    run: Run,
+    workdir: str,
+    judge: Judge,
+    records: metric_log.Records | metric_log.NoRecords,
+    storage: Callable[[], AbstractContextManager[None]],
+    tick: Callable[[str], None],
+) -> tuple[Every, ...]:
+    """Each with when the recipe wants it, and whether it was done before an interruption.
+
+    Args:
+      run: the parts of the run.
+      workdir: its folder.
+      judge: evaluates states.
+      records: takes the evaluations.
+      storage: what to do when the folder cannot be written.
+      tick: told where the run is.
+    """
+    c, main = run.config, kv_store.joined()[0] == 0
+
+    def path(step: int) -> str:
+        suffix = ".png" if run.spec.modality == "image" else ".txt"
+        return os.path.join(workdir, "samples", f"step_{step:07d}{suffix}")
+
+    def evaluate(step: int, state: TrainState) -> None:
+        tick(f"the evaluation after step {step}")
+        record = {"step": step, "kind": "eval", **judge(state)}
+        with storage():
+            records.write(record)
+
+    def sample(step: int, state: TrainState) -> None:
+        tick(f"sampling after step {step}")
+        state = for_sampling(state)
+        if main:
+            with storage():
+                save_samples(run, state, path(step))
+
+    def snapshot(step: int, state: TrainState) -> None:
+        profiles = on_host(state.profiles)
+        if main:
+            with storage():
+                posthoc_ema.save(workdir, step, profiles)
+
+    def kept(step: int) -> bool:
+        return bool(from_first(os.path.exists(posthoc_ema.path_of(workdir, step))))
+
+    def evaluated(step: int) -> bool:
+        return bool(from_first(records.has(step, "eval")))
+
+    def sampled(step: int) -> bool:
+        return bool(from_first(os.path.exists(path(step))))
+
+    return (
+        Every(c.ema.snapshot_every if c.ema.power else 0, snapshot, done=kept),
+        Every(c.eval.every, evaluate, c.eval.every > 0, evaluated),
+        Every(c.sample.every, sample, c.sample.every > 0, sampled),
+    )

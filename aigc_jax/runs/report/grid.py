@@ -1,0 +1,58 @@
+"""Images side by side in one PNG, and text samples in one file."""
+
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from aigc_jax.core.files import whole
+
+TALLEST = 96  # pixels to which small images are enlarged
+
+
+def image_grid(images_NHWC: np.ndarray, columns: int = 0, gap: int = 2) -> Image.Image:
+    """A grid of uint8 images (N, H, W, 1 or 3), small ones enlarged by whole factors.
+
+    Args:
+      images_NHWC: the images, row by row.
+      columns: 10 or √N if 0.
+      gap: white pixels between images, at least 1.
+    """
+    n, height, width, colours = images_NHWC.shape
+    gap = max(gap, 1)
+    columns = columns or (10 if n % 10 == 0 else math.ceil(math.sqrt(n)))
+    rows = -(-n // columns)
+    scale = max(1, min(TALLEST // height, 900 // (columns * width)))
+    sheet = np.full(
+        (rows * (height * scale + gap) + gap, columns * (width * scale + gap) + gap, colours),
+        255,
+        np.uint8,
+    )
+    large = images_NHWC.repeat(scale, 1).repeat(scale, 2)
+    for i, image in enumerate(large):
+        top = gap + i // columns * (height * scale + gap)
+        left = gap + i % columns * (width * scale + gap)
+        sheet[top : top + height * scale, left : left + width * scale] = image
+    return Image.fromarray(sheet[..., 0] if colours == 1 else sheet)
+
+
+def save_images(images_NHWC: np.ndarray, path: str) -> str:
+    """Writes a PNG grid, whole or not at all; returns its path."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with whole(path) as temporary:
+        image_grid(images_NHWC).save(temporary, format="PNG")
+    return path
+
+
+def save_texts(texts: Sequence[str], path: str) -> str:
+    """Writes text samples under numbered rules; returns the path."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with whole(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
+        f.write(join_texts(texts) + "\n")
+    return path
+
+
+def join_texts(texts: Sequence[str]) -> str:
+    return "\n".join(f"--- {i + 1} ---\n{text}" for i, text in enumerate(texts))

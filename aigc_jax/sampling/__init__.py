@@ -1,1 +1,0 @@
-"""Decoding loops and diffusion samplers: pure and jitted."""

@@ -1,0 +1,1 @@
+"""Measures what a config costs on this machine: `aigc bench`."""

@@ -1,0 +1,167 @@
+"""All four families on embedded data, from nothing to a page of pictures and numbers."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from aigc_jax.core.config import Data
+from aigc_jax.core.errors import UserError
+from aigc_jax.experiment.recipes import load_recipe
+from aigc_jax.modalities import sources
+from aigc_jax.runs import api
+from aigc_jax.runs.report.curves import further, save_curves, side_by_side
+from aigc_jax.runs.report.grid import save_images
+from aigc_jax.runs.report.page import Row, Section, write_page
+from aigc_jax.runs.report.terminal import terminal_table
+from aigc_jax.training.health_checks import Raised, raised
+from aigc_jax.training.metric_log import read_metrics
+
+RECIPES = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
+FAMILIES = {
+    "lm": ("Transformer LM", "A decoder-only transformer that has read the Python reference."),
+    "gan": ("GAN", "A class-conditional DCGAN with the relativistic loss and R1 + R2."),
+    "vae": ("VAE", "A convolutional VAE with a Gaussian likelihood of learned scale."),
+    "diffusion": (
+        "Diffusion",
+        "A class-conditional U-Net with EDM preconditioning, 18 Heun steps.",
+    ),
+}
+CURVES = (
+    "loss",
+    "critic/loss",
+    "generator/loss",
+    "bits_per_byte",
+    "elbo",
+    "iwae",
+    "frechet_classifier",
+)
+
+
+def demonstrate(workdir: str) -> str:
+    """Trains, evaluates and samples each family; writes `index.html` and returns its path.
+
+    A family that is trained already is not trained again.
+
+    Raises:
+      UserError: if the recipes are not there.
+    """
+    if not os.path.isdir(RECIPES):
+        raise UserError("the demo needs the folder configs/ of the repository: run it there")
+    workdir = os.path.expanduser(workdir)
+    began = time.perf_counter()
+    sections, table = [], [("family", "trained", "measure", "this run", "beside it")]
+    for family in FAMILIES:
+        section, seconds = show(family, os.path.join(workdir, family))
+        sections.append(section)
+        for i, row in enumerate(section.rows):
+            references = ", ".join(f"{k} {v:.3f}" for k, v in row.references.items())
+            first = (FAMILIES[family][0], f"{seconds:.0f} s") if i == 0 else ("", "")
+            table.append((*first, row.name, f"{row.value:.3f}", references))
+    path = write_page(
+        os.path.join(workdir, "index.html"),
+        "aigc_jax: four families, one train step",
+        "Everything below was trained, evaluated and drawn on this machine; this call took"
+        f" {seconds_since(began)} seconds.",
+        sections,
+    )
+    overview(workdir)
+    print(f"\n{terminal_table(table)}\n\n{seconds_since(began)} s in all; open {path}")
+    return path
+
+
+def seconds_since(began: float) -> int:
+    return round(time.perf_counter() - began)
+
+
+def overview(workdir: str) -> str:
+    """The image families beside held-out images, in one picture."""
+    drawn = {
+        FAMILIES[family][0]: os.path.join(workdir, family, "samples", "demo.png")
+        for family in ("gan", "vae", "diffusion")
+    }
+    held_out = os.path.join(workdir, "vae", "samples", "held_out.png")
+    pictures = {**drawn, "held out": held_out}
+    return side_by_side(pictures, os.path.join(workdir, "overview.png"))
+
+
+def show(family: str, workdir: str) -> tuple[Section, float]:
+    """One family's section of the page, and how long its training took."""
+    recipe = load_recipe(os.path.join(RECIPES, family, "quickstart.py"))
+    began = time.perf_counter()
+    api.train(recipe, workdir, name=f"{family:<9}")
+    seconds = time.perf_counter() - began
+    metrics = api.evaluate(workdir)
+    samples = api.sample(workdir)
+    saved = api.save(samples, os.path.join(workdir, "samples", "demo"))
+    records = read_metrics(workdir)
+    # The last evaluation belongs to the curves too.
+    records.append({**metrics, "kind": "eval"})
+    trained = api.restore(workdir)[0]
+    alarms = raised(getattr(trained.objective, "alarms", ()), records)
+    title, about = FAMILIES[family]
+    section = Section(title, about, rows(metrics), alarms, facts=[
+        f"aigc train --config=configs/{family}/quickstart.py --workdir={workdir}"
+        f" · {recipe.train.steps} steps · {seconds:.0f} s",
+    ])  # fmt: skip
+    if isinstance(samples, list):
+        section.texts = samples
+    else:
+        real = held_out_images(workdir, trained.config.data, len(samples))
+        section.pictures["generated"] = saved
+        section.pictures["held-out images, for comparison"] = real
+        near = os.path.join(workdir, "samples", "neighbours.png")
+        section.pictures["generated images beside the training images nearest to them"] = near
+    section.pictures |= curves(workdir, records, alarms)
+    return section, seconds
+
+
+def curves(
+    workdir: str, records: Sequence[dict[str, Any]], alarms: Sequence[Raised]
+) -> dict[str, str]:
+    """`{caption: PNG}`: how well the run did, and whatever else it wrote down of its training."""
+    path = os.path.join(workdir, "curves.png")
+    found = {"curves": save_curves(records, path, CURVES, alarms)}
+    if rest := further(records, CURVES):
+        path = os.path.join(workdir, "further_curves.png")
+        found["the other metrics of the run"] = save_curves(records, path, rest, alarms)
+    return found
+
+
+def held_out_images(workdir: str, data: Data, num: int) -> str:
+    """A grid of real images, sorted by class like the generated ones."""
+    validation = sources.load(data).validation
+    examples = [validation[i] for i in range(min(num * 3, len(validation)))]
+    classes = sorted({int(e.get("label", 0)) for e in examples})
+    queues = {c: [e["image"] for e in examples if int(e.get("label", 0)) == c] for c in classes}
+    images = [queues[c].pop() for _ in range(num) for c in classes if queues[c]][:num]
+    return save_images(np.stack(images), os.path.join(workdir, "samples", "held_out.png"))
+
+
+def rows(metrics: dict[str, Any]) -> list[Row]:
+    """The measures that a family has, beside their references."""
+    makers: dict[str, Callable[[], Row]] = {
+        "bits_per_byte": lambda: Row(
+            "bits per byte",
+            metrics["bits_per_byte"],
+            references={
+                "bz2": metrics["bits_per_byte_bz2"],
+                "order-3 model": metrics["bits_per_byte_order3"],
+            },
+        ),
+        "iwae": lambda: Row(
+            "IWAE bound, nats per image", metrics["iwae"], "higher", {"ELBO": metrics["elbo"]}
+        ),
+        "bits_per_dim": lambda: Row("bits per dimension", metrics["bits_per_dim"]),
+        "frechet_classifier": lambda: Row(
+            "Fréchet classifier distance",
+            metrics["frechet_classifier"],
+            references={
+                "floor": metrics["frechet_classifier_floor"],
+                "Gaussian per class": metrics["frechet_classifier_gaussian"],
+            },
+        ),
+    }
+    return [make() for key, make in makers.items() if key in metrics]

@@ -1,0 +1,1 @@
+"""Plans runs on devices that are not here: `aigc plan`."""

@@ -1,0 +1,1 @@
+"""The shared train step and everything around it that knows no family."""

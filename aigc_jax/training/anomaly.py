@@ -1,0 +1,84 @@
+"""Watching for training that goes wrong: steps that are not finite, and losses that jump."""
+
+import statistics
+from collections import deque
+from typing import Any
+
+from aigc_jax.core.config import Guard as GuardConfig
+from aigc_jax.core.metrics import Metrics
+
+
+class Trouble(Exception):
+    """Training has gone wrong at a step.
+
+    Attributes:
+      step: at which step.
+      reason: what happened there, as a clause.
+    """
+
+    def __init__(self, step: int, reason: str):
+        super().__init__(f"step {step}: {reason}")
+        self.step, self.reason = step, reason
+
+
+class Guard:
+    """Looks at each step's metrics, in order.
+
+    A loss has *jumped* if it is more than `spike_threshold` deviations above the median of the last
+    `spike_history` steps, where a deviation is 1.4826 times the median absolute one (which is the
+    standard deviation of a Gaussian, and is not moved by outliers).
+
+    Attributes:
+      rollbacks: how often the run has gone back to a checkpoint.
+    """
+
+    def __init__(self, config: GuardConfig):
+        self.config, self.rollbacks = config, 0
+        self._skipped = 0  # in a row
+        self._losses: dict[str, deque[float]] = {}
+
+    @property
+    def alert(self) -> bool:
+        """Whether one more skipped step would be too many: its metrics must not come late."""
+        return 0 < self.config.max_skipped <= self._skipped + 1
+
+    def check(self, step: int, metrics: Metrics) -> None:
+        """Takes the metrics of `step`, fetched from the devices.
+
+        Raises:
+          Trouble: if too many steps in a row were skipped, or a loss has jumped.
+        """
+        if float(metrics["skipped"].total) > 0:
+            self._skipped += 1
+            if 0 < self.config.max_skipped <= self._skipped:
+                raise Trouble(step, f"{self._skipped} steps in a row were not finite")
+            return
+        self._skipped = 0
+        if self.config.spike_threshold:
+            for name, mean in metrics.items():
+                if name.split("/")[-1] == "loss":
+                    self._check_loss(step, name, float(mean.total) / (float(mean.weight) or 1.0))
+
+    def _check_loss(self, step: int, name: str, loss: float) -> None:
+        size = self.config.spike_history
+        past = self._losses.setdefault(name, deque(maxlen=size))
+        if len(past) >= max(size // 2, 2):
+            middle = statistics.median(past)
+            deviation = 1.4826 * statistics.median(abs(x - middle) for x in past)
+            # Losses that hardly differ would make every ripple a jump.
+            deviation = max(deviation, 1e-3 * abs(middle), 1e-12)
+            if loss > middle + self.config.spike_threshold * deviation:
+                jump = (loss - middle) / deviation
+                raise Trouble(step, f"{name} jumped to {loss:.4g}, {jump:.0f} deviations up")
+        past.append(loss)
+
+    def position(self) -> dict[str, Any]:
+        """What the next step's verdict depends on, as plain values."""
+        losses = {name: list(past) for name, past in self._losses.items()}
+        return {"skipped": self._skipped, "rollbacks": self.rollbacks, "losses": losses}
+
+    def seek(self, position: dict[str, Any]) -> None:
+        """Goes on from what `position` has returned."""
+        self._skipped, self.rollbacks = position["skipped"], position["rollbacks"]
+        size = self.config.spike_history
+        self._losses = {k: deque(v, maxlen=size) for k, v in position["losses"].items()}

@@ -1,0 +1,302 @@
+"""Checkpoints: state, data position and config together, written by Orbax in the background.
+
+This is the only file that imports orbax. A checkpoint is a folder `checkpoints/<step>` that Orbax
+renames into place when it is whole. Beside the arrays it keeps their fingerprints, and a digest of
+everything else, so that damage is found before it is trained on.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+
+from aigc_jax.core.errors import StorageError, UserError, reason
+from aigc_jax.core.workdir import (
+    DAMAGED,
+    SAVED,
+    folder_of,
+    last_saved,
+    steps_in,
+    write_whole,
+    writing,
+)
+from aigc_jax.distributed.processes import all_agree, say
+from aigc_jax.distributed.sharding import placed
+from aigc_jax.training.checksum import fingerprints
+
+TEMPORARY = ".orbax-checkpoint-tmp"
+Contents = dict[str, Any]  # what a checkpoint holds besides the state, as plain JSON values
+
+
+T = TypeVar("T")
+
+
+class Damaged(Exception):
+    """A checkpoint that does not hold what was saved."""
+
+
+class Reader:
+    """Reads the checkpoints of a workdir, each process on its own; writes nothing."""
+
+    def __init__(self, workdir: str):
+        self._folder = folder_of(workdir)
+        options = ocp.CheckpointManagerOptions(
+            read_only=True,
+            create=False,
+            save_interval_steps=0,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=jax.process_index(), active_processes={jax.process_index()}
+            ),
+        )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def contents(self, step: int) -> Contents:
+        """What was saved besides the state. All processes call it together.
+
+        Raises:
+          Damaged: if it is not there, or not as it was saved, in any process.
+        """
+        return _together(lambda: self._contents(step))
+
+    def _contents(self, step: int) -> Contents:
+        items = ocp.args.Composite(data=ocp.args.JsonRestore(), config=ocp.args.JsonRestore())
+        saved = self._restore(step, items)
+        contents = {"data": saved["data"], "config": saved["config"]}
+        try:
+            digest = contents["config"].pop("digest")
+        except (AttributeError, KeyError, TypeError):
+            raise Damaged("it has no digest") from None
+        if digest != _digest(contents):
+            raise Damaged("its config or its place in the data has changed since it was saved")
+        if contents["config"].get("step") != step:
+            raise Damaged(f"it is that of step {contents['config'].get('step')}")
+        return contents
+
+    def state(self, step: int, shapes: Any, sharding: Any, contents: Contents) -> Any:
+        """The arrays of a step, on this run's devices, checked against their fingerprints.
+
+        All processes call it together.
+
+        Args:
+          step: which checkpoint.
+          shapes: the state's shapes, as `jax.eval_shape` gives them.
+          sharding: where its arrays go: one for all, or a tree of them.
+          contents: those of the same step.
+
+        Raises:
+          Damaged: if the checkpoint does not hold such a state, in any process's share.
+        """
+        abstract = placed(shapes, sharding)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        state = _together(lambda: self._restore(step, items)["state"])
+        if fingerprints(state) != contents["config"]["fingerprints"]:
+            raise Damaged("its arrays have changed since they were saved")
+        return state
+
+    def _restore(self, step: int, items: ocp.args.Composite) -> Any:
+        try:
+            return self._manager.restore(step, args=items)
+        except Exception as e:  # whatever a damaged file brings up in Orbax and TensorStore
+            raise Damaged(reason(e)) from e
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+class Writer:
+    """Writes checkpoints of a run in the background.
+
+    Args:
+      workdir: the run's folder.
+      keep: how many of the newest to keep.
+      trusted: the step that the run starts from; newer ones, which it could not read, are put
+        aside. 0: it starts afresh.
+      discard: steps that it can read but does not want.
+    """
+
+    def __init__(self, workdir: str, keep: int, trusted: int = 0, discard: Collection[int] = ()):
+        self._workdir, self._folder = workdir, folder_of(workdir)
+        self._keep, self._pending = keep, trusted
+        if jax.process_index() == 0:
+            with writing(workdir):
+                self._clear_away()
+                self._put_aside(trusted, discard)
+        all_agree(True)  # nobody looks into the folder before it is in order
+        self._open()
+
+    def _open(self) -> None:
+        policy = ocp.checkpoint_managers.preservation_policy.LatestN(self._keep)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy, create=True, enable_async_checkpointing=True
+        )
+        try:
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        except OSError as e:
+            raise StorageError(f"{self._folder} cannot be written: {e.strerror or e}") from e
+
+    def _put_aside(self, trusted: int, discard: Collection[int]) -> None:
+        """Moves what cannot be read to `damaged/`, where it is in nobody's way."""
+        for step in steps_in(self._workdir):
+            if step <= trusted:
+                continue
+            place = os.path.join(self._folder, str(step))
+            if step in discard:
+                shutil.rmtree(place)
+                continue
+            aside = os.path.join(os.path.dirname(self._folder), DAMAGED)
+            os.makedirs(aside, exist_ok=True)
+            target, n = os.path.join(aside, str(step)), 1
+            while os.path.lexists(target):
+                target, n = os.path.join(aside, f"{step}.{n}"), n + 1
+            os.rename(place, target)
+        if 0 < trusted < last_saved(self._workdir):
+            self._write_note(trusted)  # what came after is known to be gone
+
+    def save(self, step: int, state: Any, data: Contents, config: Contents) -> None:
+        """Starts to save; returns once the arrays are copied and training may go on.
+
+        Args:
+          step: the step that `state` has reached.
+          state: arrays.
+          data: the place in the data, as plain JSON values.
+          config: the run's config and what its data look like, as plain JSON values.
+
+        Raises:
+          StorageError: if this checkpoint, or the one before, could not be written.
+        """
+        config = {**config, "step": step, "fingerprints": fingerprints(state)}
+        digest = _digest({"data": data, "config": config})
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            data=ocp.args.JsonSave(data),
+            config=ocp.args.JsonSave({**config, "digest": digest}),
+        )
+        with self._failures():
+            self._manager.wait_until_finished()
+            self._note()
+            self._manager.save(step, args=items, force=True)
+            self._pending = step
+
+    def wait(self) -> None:
+        """Returns when the last save is complete.
+
+        Raises:
+          StorageError: if it could not be written.
+        """
+        with self._failures():
+            self._manager.wait_until_finished()
+            self._note()
+
+    def _note(self) -> None:
+        """Notes outside the folder that there are checkpoints, should the folder be lost."""
+        if jax.process_index() == 0 and self._pending > last_saved(self._workdir):
+            self._write_note(self._pending)
+
+    def _write_note(self, step: int) -> None:
+        path = os.path.join(os.path.dirname(self._folder), SAVED)
+        write_whole(path, json.dumps({"step": step}))
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as e:  # OSError, and TensorStore's ValueErrors
+            good = max((s for s in steps_in(self._workdir)), default=0)
+            kept = f"that of step {good} is whole" if good else "there is none yet"
+            why = "no space left" if "No space left" in str(e) else reason(e)
+            raise StorageError(
+                f"a checkpoint cannot be written to {self._folder} ({why}); {kept}: free some"
+                " space or mend the folder, then give the same command again"
+            ) from e
+
+    def recover(self) -> None:
+        """Clears away a save that failed, so that the next one can be tried."""
+        self._pending = 0
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        self._clear_away()
+        self._open()
+
+    def _clear_away(self) -> None:
+        """Removes what is left of saves that were cut off."""
+        for name in os.listdir(self._folder) if os.path.isdir(self._folder) else []:
+            if TEMPORARY in name:
+                shutil.rmtree(os.path.join(self._folder, name), ignore_errors=True)
+
+    def close(self) -> None:
+        """Waits for what is being written; says nothing of failures, which `wait` has said."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+
+
+def _together(read: Callable[[], T]) -> T:
+    """What `read` returns; Damaged if it raises that in any process."""
+    found, error = None, None
+    try:
+        found = read()
+    except Damaged as e:
+        error = e
+    if not all_agree(error is None):
+        raise error or Damaged("another process cannot read its share")
+    return found
+
+
+def _digest(contents: Contents) -> str:
+    text = json.dumps(contents, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def newest(
+    workdir: str,
+    load: Callable[["Reader", int, Contents], T],
+    last: Callable[[Contents], bool] = lambda contents: False,
+) -> tuple[int, T]:
+    """The newest checkpoint that can be read: its step, and what `load` makes of it.
+
+    All processes call it together. A damaged one is said in one line, and the one before is tried.
+
+    Args:
+      workdir: the run's folder.
+      load: (reader, step, contents) → anything; it may raise `Damaged`.
+      last: which checkpoints to try only when there is no other.
+
+    Raises:
+      UserError: if there is none, or none that is whole.
+    """
+    steps, lost, reasons = steps_in(workdir), last_saved(workdir), []
+    if not steps and lost:
+        raise UserError(
+            f"{workdir} had checkpoints up to step {lost}, but they are gone: put them back, or"
+            " train in another --workdir"
+        )
+    if not steps:
+        raise UserError(f"{workdir} holds no checkpoint: train there first")
+    if lost > steps[0]:
+        say(f"checkpoint {lost} of {workdir} is missing: trying {steps[0]}")
+    reader = Reader(workdir)
+    try:
+        queue, put_off = list(steps), set()
+        for step in queue:
+            try:
+                contents = reader.contents(step)
+                if step in put_off or not last(contents):
+                    return step, load(reader, step, contents)
+                put_off.add(step)
+                queue.append(step)
+            except Damaged as e:
+                if jax.process_count() == 1 and steps_in(workdir)[:1] > steps[:1]:
+                    return newest(workdir, load, last)  # a run has replaced it meanwhile
+                reasons.append(f"{step}: {e}")
+                say(f"checkpoint {step} of {workdir} is damaged ({e}): trying the one before")
+    finally:
+        reader.close()
+    raise UserError(
+        f"{workdir} holds no checkpoint that is whole ({'; '.join(reasons)[:300]}): put a copy"
+        " back, or train in another --workdir"
+    )

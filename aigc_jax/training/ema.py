@@ -1,0 +1,80 @@
+"""Moving averages of parameters: exponential ones, and ones with a power-function profile.
+
+A power-function average of width s weighs the parameters after τ of t steps by τ^γ: its profile
+grows with the run, and its relative standard deviation s stays. Two of them, kept from time to
+time, give any other width after training (Karras et al. 2024, EDM2, section 3 and appendix C).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aigc_jax.core.config import Ema
+
+
+def decay(config: Ema, examples: jax.Array, batch_size: int) -> jax.Array:
+    """The weight of the old average in one step.
+
+    Counting in examples makes the average mean the same under every batch size. During warm-up the
+    half-life is `rampup · examples`, so that the start of training is soon forgotten (Karras et
+    al. 2022, EDM, appendix F.2).
+
+    Args:
+      config: half-life and ramp-up.
+      examples: scalar, examples seen before this step.
+      batch_size: examples of this step.
+    """
+    halflife = jnp.float32(config.halflife)
+    if config.rampup > 0:
+        halflife = jnp.minimum(halflife, config.rampup * examples.astype(jnp.float32))
+    return 0.5 ** (batch_size / jnp.maximum(halflife, 1e-8))
+
+
+def update(ema: Any, params: Any, share: jax.Array) -> Any:
+    """`(1 − share) · ema + share · params`, leaf by leaf."""
+    return jax.tree.map(lambda e, p: e + share.astype(e.dtype) * (p - e), ema, params)
+
+
+def name(width: float) -> str:
+    """What the average of a width is called in a state."""
+    return f"{width:g}"
+
+
+def exponent(width: float) -> float:
+    """γ of the profile τ^γ on [0, 1] whose standard deviation is `width`.
+
+    (γ + 1) = width² (γ + 2)² (γ + 3): its largest root.
+    """
+    t = width**-2
+    return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
+
+
+def power_share(width: float, step: jax.Array) -> jax.Array:
+    """The weight of the newest parameters after `step` steps, 1 − (1 − 1/step)^(γ + 1).
+
+    It becomes as small as 10⁻⁵, of which a difference from 1 would leave few digits.
+    """
+    last = 1 / jnp.maximum(step, 1).astype(jnp.float32)
+    return -jnp.expm1((exponent(width) + 1) * jnp.log1p(-last))
+
+
+def advance(
+    config: Ema, ema: Any, profiles: Any, params: Any, step: jax.Array, batch_size: int
+) -> tuple[Any, Any]:
+    """All averages after one more step.
+
+    Args:
+      config: which there are.
+      ema: the exponential one; empty if there is none.
+      profiles: those with power-function profiles by their names.
+      params: the new parameters.
+      step: int32 scalar, steps taken before this one.
+      batch_size: examples of this step.
+    """
+    if ema:
+        examples = step.astype(jnp.float32) * batch_size
+        ema = update(ema, params, 1 - decay(config, examples, batch_size))
+    shares = {name(width): power_share(width, step + 1) for width in config.power}
+    return ema, {k: update(old, params, shares[k]) for k, old in profiles.items()}

@@ -1,0 +1,47 @@
+"""A fresh training state."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from aigc_jax.core.objective import Objective
+from aigc_jax.core.state import TrainState, copied
+from aigc_jax.training import ema as ema_lib
+from aigc_jax.training.optimizers import Optimizers
+
+INIT = 0xFFFFFFFF  # folded into the run's key for initialisation: no step has this number
+
+
+def init_state(
+    objective: Objective,
+    optimizers: Optimizers,
+    batch: Any,
+    seed: jax.Array,
+    *,
+    ema: bool,
+    profiles: Sequence[float] = (),
+) -> TrainState:
+    """A fresh state; pure, so that it can be shaped by `eval_shape` and compiled.
+
+    Args:
+      objective: the game.
+      optimizers: one per player that moves.
+      batch: an example batch; only its shapes matter.
+      seed: int32 scalar.
+      ema: whether the run averages its parameters.
+      profiles: widths of the power-function averages that it keeps.
+    """
+    key = jax.random.key(seed)
+    params, mutables = objective.init(jax.random.fold_in(key, INIT), batch)
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        opt_state={player: o.init(params[player]) for player, o in optimizers.items()},
+        ema=copied({p: params[p] for p in optimizers}) if ema else {},
+        profiles={ema_lib.name(w): copied({p: params[p] for p in optimizers}) for w in profiles},
+        mutables=mutables,
+        rng=jax.random.key_data(key),
+        skipped=jnp.int32(0),
+    )

@@ -1,0 +1,145 @@
+"""Averages of any width after training, from snapshots of two widths taken along the way.
+
+A snapshot is a weighted mean of the parameters over time with a known profile. The wanted profile
+is fitted by a linear combination of the snapshots' profiles in the least-squares sense, and the
+same combination of their parameters is the average (Karras et al. 2024, EDM2, section 3.2).
+
+Shapes: S snapshots.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from aigc_jax.core.errors import UserError, reason
+from aigc_jax.core.files import whole
+from aigc_jax.core.state import TrainState, named
+from aigc_jax.distributed.gather import on_host
+from aigc_jax.training.ema import exponent
+
+FOLDER = "ema"
+_NAME = re.compile(r"step_(\d+)\.safetensors")
+
+
+def path_of(workdir: str, step: int) -> str:
+    """Where the snapshots after a step lie."""
+    return os.path.join(workdir, FOLDER, f"step_{step:08d}.safetensors")
+
+
+def save(workdir: str, step: int, profiles: Any) -> None:
+    """Writes the power-function averages of a state, on the host, whole or not at all."""
+    path = path_of(workdir, step)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    arrays = {key: np.array(x, order="C") for key, x in named(profiles)}
+    with whole(path) as temporary:
+        save_file(arrays, temporary)
+
+
+def forget(workdir: str, after: int) -> None:
+    """Removes the snapshots of later steps: a run has gone back and goes on otherwise."""
+    for step in snapshots(workdir):
+        if step > after:
+            os.remove(path_of(workdir, step))
+
+
+def snapshots(workdir: str) -> list[int]:
+    """The steps of which there are snapshots."""
+    folder = os.path.join(workdir, FOLDER)
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return sorted(int(m.group(1)) for m in map(_NAME.fullmatch, names) if m)
+
+
+def overlap(
+    step_a: np.ndarray, exponent_a: np.ndarray, step_b: np.ndarray, exponent_b: np.ndarray
+) -> np.ndarray:
+    """∫ p_a p_b dτ of the profiles p(τ) = (γ + 1) τ^γ / t^(γ + 1) on 0 … t.
+
+    In logarithms, since t^γ overflows.
+    """
+    first = np.minimum(step_a, step_b)
+    a, b = exponent_a + 1, exponent_b + 1
+    log = a * np.log(first / step_a) + b * np.log(first / step_b) - np.log(first)
+    return a * b / (a + b - 1) * np.exp(log)
+
+
+def combination(
+    steps_S: Sequence[int], widths_S: Sequence[float], step: int, width: float
+) -> np.ndarray:
+    """The weights (S,) of snapshots whose sum comes nearest to a profile.
+
+    Args:
+      steps_S: when each snapshot was taken.
+      widths_S: its width.
+      step: when the wanted average ends.
+      width: its width.
+    """
+    t = np.asarray(steps_S, np.float64)
+    gamma = np.array([exponent(w) for w in widths_S])
+    each = overlap(t[:, None], gamma[:, None], t[None], gamma[None])
+    wanted = overlap(t, gamma, np.float64(step), np.float64(exponent(width)))
+    weights_S, *_ = np.linalg.lstsq(each, wanted, rcond=1e-12)
+    return weights_S / weights_S.sum()  # a mean of parameters
+
+
+def synthesize(workdir: str, state: TrainState, width: float) -> TrainState:
+    """The state with the average of a width in place of those that it has.
+
+    Args:
+      workdir: the run's folder, which holds the snapshots.
+      state: the newest state, which counts as a snapshot itself.
+      width: the relative standard deviation of the profile in time.
+
+    Raises:
+      UserError: if the run has kept no snapshots, or they cannot be read.
+    """
+    if not state.profiles or not 0 < width < 0.28:
+        wrong = "the run keeps no such averages: set ema.power" if not state.profiles else (
+            "it must lie between 0 and 0.28"
+        )  # fmt: skip
+        raise UserError(f"there is no average of the width {width:g}: {wrong}")
+    now = int(state.step)
+    steps = [s for s in snapshots(workdir) if s < now]
+    names = list(state.profiles)
+    pairs = [(s, n) for s in (*steps, now) for n in names]
+    weights_S = combination([s for s, _ in pairs], [float(n) for _, n in pairs], now, width)
+    shares = dict(zip(pairs, weights_S, strict=True))
+    profiles = on_host(state.profiles)
+    total = {
+        n: jax.tree.map(lambda x, n=n: shares[now, n] * np.asarray(x, np.float64), profiles[n])
+        for n in names
+    }
+    for step in steps:
+        arrays = _read(path_of(workdir, step))
+        for n in names:
+            total[n] = jax.tree_util.tree_map_with_path(
+                lambda path, x, n=n, a=arrays, s=step: (
+                    x + shares[s, n] * _array(a, n, path, x.shape)
+                ),
+                total[n],
+            )
+    mean = jax.tree.map(lambda *xs: sum(xs), *total.values())
+    ema = jax.tree.map(
+        lambda x, like: x.astype(like.dtype), mean, next(iter(state.profiles.values()))
+    )
+    return state.replace(ema=ema, profiles={})
+
+
+def _read(path: str) -> dict[str, np.ndarray]:
+    try:
+        with safe_open(path, "np") as f:
+            return {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as e:
+        raise UserError(f"{path} cannot be read ({reason(e)}): remove it") from e
+
+
+def _array(arrays: dict[str, np.ndarray], name: str, path: Any, shape: Any) -> np.ndarray:
+    key = f"{name}/{jax.tree_util.keystr(path, simple=True, separator='/')}"
+    if key not in arrays or arrays[key].shape != shape:
+        raise UserError(f"a snapshot in {FOLDER}/ has no {key} of this model: remove the folder")
+    return arrays[key].astype(np.float64)

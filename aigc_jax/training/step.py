@@ -1,0 +1,160 @@
+"""The train step: every family's, compiled once.
+
+Shapes: B examples of a batch, M microbatches.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from aigc_jax.core.config import Ema
+from aigc_jax.core.metrics import Mean, Metrics, merge
+from aigc_jax.core.objective import Batch, Objective
+from aigc_jax.core.state import TrainState
+from aigc_jax.ops.random import numbered_keys
+from aigc_jax.training import ema as ema_lib
+from aigc_jax.training.optimizers import Optimizers
+
+Step = Callable[..., tuple[TrainState, Metrics]]
+
+
+def make_step(
+    objective: Objective, optimizers: Optimizers, ema: Ema | None = None, accumulate: int = 1
+) -> Step:
+    """A pure `step(state, batch, axis=None) -> (state, metrics)`.
+
+    Each turn differentiates the moving player's loss by its own parameters and updates them; the
+    next turn sees the update. If a loss or a gradient of any turn is not finite, the step leaves
+    every player as it was and counts itself as skipped.
+
+    Args:
+      objective: the game.
+      optimizers: one Optax transformation per player.
+      ema: the averages to keep, if any.
+      accumulate: microbatches; B must be divisible by it.
+
+    A player that moves several times in a step sees the same batch with fresh noise each time.
+    What another player drew in its first move is known to a player in its own first one.
+
+    `axis` names the mapped axis under `pmap`, where `batch` is this device's share.
+    """
+    players = tuple(dict.fromkeys(objective.turns))
+    ema = ema or Ema()
+
+    def step(state: TrainState, batch: Batch, axis: str | None = None):
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        params, opt_state, mutables = dict(state.params), dict(state.opt_state), state.mutables
+        metrics: dict[str, Mean] = {}
+        finite = jnp.bool_(True)
+        for turn, player in enumerate(objective.turns):
+            key_B = example_keys(move_key(key, objective.turns, turn), len(batch["weight"]), axis)
+            loss, grads, aux, mutables = gradients(
+                objective, player, params, mutables, batch, key_B, state.step, accumulate, axis
+            )
+            norm = optax.global_norm(grads)
+            updates, opt_state[player] = optimizers[player].update(
+                grads, opt_state[player], params[player]
+            )
+            # An optimizer can make a bad update of good gradients: 0 / 0 with eps = 0, for one.
+            for size in (loss.total, norm, optax.global_norm(updates)):
+                finite &= jnp.isfinite(size)
+            params[player] = optax.apply_updates(params[player], updates)
+            aux = {"loss": loss, "grad_norm": Mean.of(norm), **aux}
+            prefix = f"{player}/" if len(players) > 1 else ""
+            metrics = merge(metrics, {prefix + name: mean for name, mean in aux.items()})
+        own = {player: params[player] for player in players}
+        size = batch["weight"].shape[0] * (jax.lax.axis_size(axis) if axis else 1)
+        averages, profiles = ema_lib.advance(ema, state.ema, state.profiles, own, state.step, size)
+        before = {player: state.params[player] for player in players}
+        moved = (own, opt_state, averages, profiles, mutables)
+        stayed = (before, state.opt_state, state.ema, state.profiles, state.mutables)
+        own, opt_state, averages, profiles, mutables = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), moved, stayed
+        )
+        params |= own
+        # A skipped step has no say in an interval's means but for its own count.
+        metrics = jax.tree.map(lambda m: jnp.where(finite, m, 0), metrics)
+        metrics["skipped"] = Mean.of(~finite)
+        skipped = state.skipped + (~finite).astype(jnp.int32)
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema=averages,
+            profiles=profiles,
+            mutables=mutables,
+            skipped=skipped,
+        )
+        return state, metrics
+
+    return step
+
+
+def move_key(key: jax.Array, turns: tuple[str, ...], turn: int) -> jax.Array:
+    """The key of a turn: the step's, numbered by how often that player has moved in the step."""
+    return jax.random.fold_in(key, turns[:turn].count(turns[turn]))
+
+
+def example_keys(key: jax.Array, size: int, axis: str | None) -> jax.Array:
+    """One key per example, numbered over the whole batch, also when this device has a share."""
+    first = jax.lax.axis_index(axis) * size if axis else 0
+    return numbered_keys(key, first + jnp.arange(size))
+
+
+def gradients(
+    objective: Objective,
+    player: str,
+    params: dict[str, Any],
+    mutables: dict[str, Any],
+    batch: Batch,
+    key_B: jax.Array,
+    step: jax.Array,
+    accumulate: int,
+    axis: str | None,
+) -> tuple[Mean, Any, Metrics, dict[str, Any]]:
+    """Loss, gradient, metrics and mutables of one turn over the whole batch.
+
+    The totals of the microbatches and devices are summed and divided once, by the total weight:
+    the gradient is that of one big batch.
+    """
+
+    def total(own, mutables, batch, key_B):
+        loss, (metrics, mutables) = objective.loss(
+            player, {**params, player: own}, mutables, batch, key_B, step
+        )
+        return loss.total, (loss, metrics, mutables)
+
+    def part(mutables, batch, key_B):
+        grads, aux = jax.grad(total, has_aux=True)(params[player], mutables, batch, key_B)
+        return grads, *aux
+
+    if accumulate == 1:
+        grads, loss, metrics, mutables = part(mutables, batch, key_B)
+    else:
+        # (B/M, M) and swapped, not (M, B/M): each microbatch then spans all devices.
+        batch_M, key_M = jax.tree.map(
+            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), (batch, key_B)
+        )
+
+        def body(carry, microbatch):
+            mutables, sums = carry
+            *new, mutables = part(mutables, *microbatch)
+            return (mutables, jax.tree.map(jnp.add, sums, tuple(new))), None
+
+        first = jax.tree.map(lambda x: x[0], (batch_M, key_M))
+        shapes = jax.eval_shape(part, mutables, *first)[:-1]
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), tuple(shapes))
+        (mutables, (grads, loss, metrics)), _ = jax.lax.scan(
+            body, (mutables, zeros), (batch_M, key_M)
+        )
+    if axis:
+        grads, loss, metrics = jax.lax.psum((grads, loss, metrics), axis)
+        mutables = jax.tree.map(
+            lambda m: jax.lax.pmean(m, axis) if jnp.issubdtype(m.dtype, jnp.floating) else m,
+            mutables,
+        )
+    weight = jnp.where(loss.weight > 0, loss.weight, 1)
+    return loss, jax.tree.map(lambda g: g / weight, grads), metrics, mutables

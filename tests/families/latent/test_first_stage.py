@@ -1,0 +1,226 @@
+"""Models behind a frozen autoencoder: diffusion over its latents, a transformer over its codes."""
+
+import dataclasses
+import shutil
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import tiny
+
+import aigc_jax
+from aigc_jax.core.config import Sample
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.fields import option
+from aigc_jax.core.metrics import Mean
+from aigc_jax.core.objective import Request
+from aigc_jax.data.shuffle import permuted
+from aigc_jax.experiment import build
+from aigc_jax.experiment.restore import begin_behind
+from aigc_jax.families import registry
+from aigc_jax.families.latent import first_stage
+from aigc_jax.families.latent.first_stage import PLAYER
+from aigc_jax.modalities import spec as spec_lib
+from aigc_jax.ops.convolution import downsample, upsample
+from aigc_jax.ops.image import to_bytes, to_signed
+
+
+@dataclasses.dataclass(frozen=True)
+class BlocksConfig:
+    codes: int = option(0, low=0)  # 0: continuous
+
+
+@dataclasses.dataclass(frozen=True)
+class Nothing:
+    pass
+
+
+class Blocks:
+    """An autoencoder by hand: the mean of each 4 × 4 block, times a learned gain."""
+
+    turns, num_classes, latent_shape, covered = ("model",), 0, (2, 2, 1), (8, 8)
+
+    def __init__(self, config):
+        self.num_codes = config.codes
+
+    def init(self, rng, batch):
+        return {"model": {"gain": jnp.float32(3.0)}}, {"model": {"seen": jnp.float32(0)}}
+
+    def loss(self, player, params, mutables, batch, key_B, step):
+        seen = {"model": {"seen": mutables["model"]["seen"] + 1}}
+        loss_B = jnp.full(batch["weight"].shape, (params["model"]["gain"] - 2) ** 2)
+        return Mean.of(loss_B, batch["weight"]), ({}, seen)
+
+    def evaluate(self, params, mutables, batch, key_B):
+        return {"loss": self.loss("model", params, mutables, batch, key_B, 0)[0]}
+
+    def encode(self, params, mutables, batch, key_B):
+        mean = downsample(to_signed(batch["image"]), 4)
+        if self.num_codes:
+            return jnp.round((mean + 1) / 2 * (self.num_codes - 1)).astype(jnp.int32)
+        return mean * params["model"]["gain"] + 5
+
+    def decode(self, params, mutables, latent_N):
+        if self.num_codes:
+            return to_bytes(upsample(latent_N / (self.num_codes - 1) * 2 - 1, 4))
+        return to_bytes(upsample((latent_N - 5) / params["model"]["gain"], 4))
+
+    def sample(self, params, mutables, key_N, request):
+        return jnp.zeros((len(key_N), 8, 8, 1), jnp.uint8)
+
+
+@pytest.fixture
+def blocks(monkeypatch, tmp_path):
+    """Trains the autoencoder; (codes) → its workdir."""
+    monkeypatch.setattr(registry, "FAMILIES", dict(registry.FAMILIES))
+    make = lambda config, model, spec, dtype: Blocks(config)  # noqa: E731
+    family = registry.Family(BlocksConfig, Sample, {"none": Nothing}, make, "image")
+    registry.register("blocks", family)
+
+    def train(codes=0):
+        workdir = str(tmp_path / f"stage{codes}")
+        config = tiny.recipe(
+            "vae",
+            model=dict(name="none", latent=None, channels=None, hidden=None),
+            objective=dict(name="blocks", importance_samples=None, codes=codes),
+            train=dict(steps=2),
+        )
+        aigc_jax.train(config, workdir, progress=False)
+        return workdir
+
+    return train
+
+
+def behind(family, stage, **changes):
+    data = dict(tiny.SECTIONS["diffusion"]["data"], first_stage=stage)
+    return tiny.recipe(family, data=data, **changes)
+
+
+def parts(config):
+    """The parts of a run behind its first stage, with the frozen player in its place."""
+    from aigc_jax.experiment.restore import behind_first_stage
+    from aigc_jax.modalities import sources
+
+    config = build.parse_config(config)
+    dataset = behind_first_stage(sources.load(config.data), config.data)
+    run = build.build(config, dataset.spec)
+    state = run.init(jnp.int32(0))
+    params = begin_behind(config.data.first_stage, run.objective, state.params, dataset)
+    some = permuted(len(dataset.train), 0)[:512]  # not the first: they may all be of one class
+    images = np.stack([dataset.train[int(i)]["image"] for i in some])
+    labels = np.array([dataset.train[int(i)]["label"] for i in some])
+    return run, params, {"image": images, "label": labels, "weight": np.ones(512, np.float32)}
+
+
+def test_latents_are_normalised_and_samples_are_images(blocks):
+    run, params, batch = parts(behind("diffusion", blocks()))
+    key_B = jax.random.split(jax.random.key(0), 512)
+    latent = np.asarray(run.objective._inward(params, batch, key_B)["image"])
+    assert latent.shape == (512, 2, 2, 1)
+    assert abs(latent.mean()) < 1e-5 and latent.std() == pytest.approx(0.5, rel=1e-4)
+    # What the objective behind it draws comes out as if it had gone through the encoder.
+    run.objective.objective.sample = lambda *_: latent[:4]
+    images = run.objective.sample(params, {}, key_B[:4], Request(run.config.sample))
+    np.testing.assert_array_equal(images, Blocks(BlocksConfig()).decode(
+        params[PLAYER]["params"], {}, downsample(to_signed(batch["image"][:4]), 4)
+        * params[PLAYER]["params"]["model"]["gain"] + 5))  # fmt: skip
+
+
+def test_places_of_images_that_are_filled_up_are_drawn_anew_where_their_pixels_are(monkeypatch):
+    stage = SimpleNamespace(latent_shape=(5, 6, 1), covered=(20, 24), decode=None)
+    inner = SimpleNamespace(turns=(), num_classes=0)
+    latents = first_stage.Latents(inner, stage, None)
+    monkeypatch.setattr(latents, "_inward", lambda *_: {"image": np.zeros((1, 5, 6, 1))})
+    mask = np.zeros((1, 17, 23), bool)  # which begins in the second of 20 rows
+    mask[0, 3, 0] = mask[0, 16, 22] = True
+    request = Request(None, image_NHWC=np.zeros((1, 17, 23, 3)), mask_NHW=mask)
+    found = latents._begin({}, np.zeros(1), request).mask_NHW
+    np.testing.assert_array_equal(np.argwhere(found[0]), [[1, 0], [4, 5]])
+
+
+def test_an_image_is_inpainted_by_its_latents_and_keeps_its_pixels(blocks):
+    run, params, batch = parts(behind("diffusion", blocks()))
+    image, mask = batch["image"][:4], np.zeros((4, 8, 8), bool)
+    mask[:, :3, 1] = True  # within the first of 2 × 2 places
+    asked = []
+    run.objective.objective.sample = lambda p, m, k, request: (
+        asked.append(request), jnp.zeros((4, 2, 2, 1)))[1]  # fmt: skip
+    key_B = jax.random.split(jax.random.key(0), 4)
+    request = Request(run.config.sample, batch["label"][:4], image_NHWC=image, mask_NHW=mask)
+    drawn = run.objective.sample(params, {}, key_B, request)
+    np.testing.assert_array_equal(asked[0].mask_NHW, np.array([[[True, False], [False] * 2]] * 4))
+    inner = run.objective._inward(params, {k: v[:4] for k, v in batch.items()}, key_B)
+    np.testing.assert_allclose(asked[0].image_NHWC, inner["image"], atol=1e-5)
+    np.testing.assert_array_equal(np.where(mask[..., None], image, drawn), image)
+    assert (drawn != image).any()
+
+
+@pytest.mark.parametrize(
+    "family, codes", [pytest.param("diffusion", 0, marks=pytest.mark.slow), ("lm", 6)]
+)
+def test_a_run_behind_an_autoencoder_needs_only_its_own_workdir(blocks, tmp_path, family, codes):
+    stage, workdir = blocks(codes), str(tmp_path / "run")
+    sizes = dict(train=dict(steps=2), eval=dict(batches=1))
+    config = behind(family, stage, **sizes, sample=dict(prompts=None, max_new_tokens=None))
+    record = aigc_jax.train(config, workdir, progress=False)
+    assert np.isfinite(record["loss"]) and "bits_per_byte" not in record
+    gain = aigc_jax.restore(stage)[1].params["model"]["gain"]
+    shutil.rmtree(stage)
+    _, state, _ = aigc_jax.restore(workdir)
+    frozen = state.params[PLAYER]
+    assert frozen["params"]["model"]["gain"] == gain and frozen["mutables"]["model"]["seen"] == 2
+    assert PLAYER not in state.ema and PLAYER not in state.opt_state
+    images = aigc_jax.sample(workdir, num=3, label=4)
+    assert images.shape == (3, 8, 8, 1) and images.dtype == np.uint8
+    assert np.isfinite(aigc_jax.evaluate(workdir)["loss"])
+
+
+@pytest.mark.slow
+def test_a_token_model_sees_the_class_and_then_the_codes(blocks):
+    run, params, batch = parts(behind("lm", blocks(6)))
+    key_B = jax.random.split(jax.random.key(0), 512)
+    inner = run.objective._inward(params, batch, key_B)
+    assert inner["tokens"].shape == (512, 5) and inner["weight"].shape == (512, 4)
+    np.testing.assert_array_equal(inner["tokens"][:, 0], 6 + batch["label"])
+    shades = np.round(batch["image"].reshape(512, 2, 4, 2, 4).mean((2, 4)) / 255 * 5)
+    np.testing.assert_array_equal(inner["tokens"][:, 1:], shades.reshape(512, 4))
+    tokens = inner["tokens"][:3, 1:]
+    run.objective.objective.sample = lambda p, m, k, request: (
+        seen.append(request.prompts), tokens)[1]  # fmt: skip
+    seen = []
+    request = aigc_jax.objectives.base.Request(run.config.sample, jnp.array([7, 0, 2]))
+    images = run.objective.sample(params, {}, key_B[:3], request)
+    assert [int(p[0]) for p in seen[0]] == [13, 6, 8]
+    np.testing.assert_array_equal(
+        images[:, ::4, ::4, 0], to_bytes(tokens.reshape(3, 2, 2) / 2.5 - 1)
+    )
+
+
+def test_the_description_of_the_data_keeps_the_stage(blocks):
+    run, _, _ = parts(behind("diffusion", blocks()))
+    again = spec_lib.from_json(run.spec.to_json())
+    assert again == run.spec and again.stage["objective"]["name"] == "blocks"
+    damaged = {**run.spec.to_json(), "stage": 3}
+    with pytest.raises(UserError, match="a first stage that is 3"):
+        spec_lib.from_json(damaged)
+
+
+def test_what_cannot_stand_behind_an_autoencoder_is_refused(blocks, tmp_path):
+    continuous, codes = blocks(), blocks(6)
+    with pytest.raises(UserError, match="models pixels"):
+        aigc_jax.train(behind("gan", continuous), str(tmp_path / "a"), progress=False)
+    with pytest.raises(UserError, match="is trained on image, but"):
+        aigc_jax.train(behind("diffusion", codes), str(tmp_path / "b"), progress=False)
+    sample = dict(prompts=None, max_new_tokens=None)
+    with pytest.raises(UserError, match="written code by code"):
+        masked = behind("lm", codes, objective=dict(name="masked_lm"), sample=sample,
+                        model=dict(causal=False))  # fmt: skip
+        aigc_jax.train(masked, str(tmp_path / "m"), progress=False)
+    gan = str(tmp_path / "gan")
+    aigc_jax.train(tiny.recipe("gan", train=dict(steps=1)), gan, progress=False)
+    with pytest.raises(UserError, match="is no autoencoder"):
+        aigc_jax.train(behind("diffusion", gan), str(tmp_path / "c"), progress=False)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        aigc_jax.train(behind("diffusion", str(tmp_path)), str(tmp_path / "d"), progress=False)
