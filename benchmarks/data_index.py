@@ -18,11 +18,11 @@ from absl import app, flags
 from aigc_jax.core.config import Data
 from aigc_jax.core.files import most_memory
 from aigc_jax.data.dataset import files_of, hold_out
-from aigc_jax.data.loader import TrainIterator
+from aigc_jax.data.loader import DataLoader
 from aigc_jax.data.mixture import Mixed
 from aigc_jax.data.raw_dataset import Examples
 from aigc_jax.modalities.sources import Images
-from aigc_jax.modalities.text.streaming import Streamed
+from aigc_jax.modalities.text.streaming import StreamingSource
 from aigc_jax.tools.bench.marked_block import replace_between
 
 COUNTS = (10**3, 10**6, 10**9)
@@ -41,8 +41,8 @@ def images(count: int) -> Images:
     return Images(lambda i: (examples[i]()["image"], None), train, files=files)
 
 
-def documents(count: int) -> Streamed:
-    return Streamed(lambda i: (np.full(50 + i % 400, i % 251, np.int32), None), count, 512)
+def documents(count: int) -> StreamingSource:
+    return StreamingSource(lambda i: (np.full(50 + i % 400, i % 251, np.int32), None), count, 512)
 
 
 KINDS = {
@@ -58,7 +58,7 @@ def measure(kind: str, count: int) -> tuple[int, int]:
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
     source = KINDS[kind](count)
-    iterator = TrainIterator(source, BATCH, seed=0, threads=0)
+    iterator = DataLoader(source, BATCH, seed=0, threads=0)
     by_number = "lanes" not in iterator.position()
     for start in (0, count // (2 * BATCH), count // BATCH + 1) if by_number else (0,):
         iterator.seek_batch(start)

@@ -18,9 +18,9 @@ from aigc_jax.cli.flags import (
 )
 from aigc_jax.core.errors import UserError
 from aigc_jax.distributed import kv_store
-from aigc_jax.distributed.preemption import Stop
+from aigc_jax.distributed.preemption import PreemptionHandler
 
-STOP = Stop()  # the requests to stop that this process is given
+STOP = PreemptionHandler()  # the requests to stop that this process is given
 
 
 def train() -> None:

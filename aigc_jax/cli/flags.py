@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from aigc_jax.core.errors import UserError, nearest
+from aigc_jax.core.errors import UserError, did_you_mean
 
 FLAGS = flags.FLAGS
 
@@ -204,13 +204,15 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         raise SystemExit(0)
     command = words[0]
     if command not in COMMANDS:
-        raise UserError(f"there is no command '{command}': {nearest(command, COMMANDS)}")
+        raise UserError(f"there is no command '{command}': {did_you_mean(command, COMMANDS)}")
     check_overrides(words[1:])
     try:
         rest = FLAGS([argv[0], *words[1:]])
     except flags.UnrecognizedFlagError as e:
         known = dict.fromkeys(f for _, n, may in COMMANDS.values() for f in n + may)
-        raise UserError(f"there is no flag --{e.flagname}: {nearest(e.flagname, known)}") from e
+        raise UserError(
+            f"there is no flag --{e.flagname}: {did_you_mean(e.flagname, known)}"
+        ) from e
     except (flags.Error, TypeError, ValueError, LookupError, AttributeError) as e:
         raise UserError(" ".join(str(e).split())) from e
     if len(rest) > 1:
@@ -244,7 +246,7 @@ def check_overrides(words: Sequence[str]) -> None:
         name = flag.removeprefix("no")  # --noconfig.key is key=False
         key = name.removeprefix("config.")
         if key != name and key not in known.keys() | sections:
-            raise UserError(f"the config has no key '{key}': {nearest(key, known)}")
+            raise UserError(f"the config has no key '{key}': {did_you_mean(key, known)}")
 
 
 def _flag_values(words: Sequence[str]) -> list[tuple[str, str]]:

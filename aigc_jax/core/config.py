@@ -10,12 +10,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from aigc_jax.core.errors import UserError, nearest
+from aigc_jax.core.errors import UserError, did_you_mean
 from aigc_jax.core.fields import check_value, option, parse
 
 # Fields that may differ between a workdir and the config that resumes it: they change what is
 # watched, where it runs and for how long. (A schedule follows the new number of steps.)
-FREE_FIELDS = (
+RESUMABLE_FIELDS = (
     "train.steps",
     "train.log_every",
     "train.compile",
@@ -179,7 +179,7 @@ class Config:
         known = {"seed", "mesh", "optim", *sections}
         for key in config:
             if key not in known:
-                raise UserError(f"the config has no key '{key}': {nearest(key, known)}")
+                raise UserError(f"the config has no key '{key}': {did_you_mean(key, known)}")
         parsed = {k: parse(t, config.get(k, {}), k, named=k in NAMED) for k, t in sections.items()}
         optim = parse_optim(config.get("optim", {}))
         seed = check_value(int, config.get("seed", 0), "seed")
@@ -248,6 +248,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     old, new = flatten(jsonable(old)), flatten(jsonable(new))
     phrases = []
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and not key.startswith(FREE_FIELDS):
+        if old.get(key) != new.get(key) and not key.startswith(RESUMABLE_FIELDS):
             phrases.append(f"{key} was {old.get(key)!r} and is now {new.get(key)!r}")
     return phrases

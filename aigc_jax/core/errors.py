@@ -20,7 +20,7 @@ class UserError(Exception):
 
     def __init__(self, message: str):
         # Keys, paths and values of any kind and length may stand in it.
-        super().__init__(shown(message, limit=1000))
+        super().__init__(shorten(message, limit=1000))
 
 
 class PeerLost(UserError):
@@ -53,7 +53,7 @@ class Stopped(UserError):
     code = 75
 
 
-def shown(value: object, limit: int = 300) -> str:
+def shorten(value: object, limit: int = 300) -> str:
     """`value` for a message: on one line, its middle left out if it is longer than `limit`."""
     text = value if isinstance(value, str) else str(value)
     if len(text) > limit:
@@ -61,13 +61,13 @@ def shown(value: object, limit: int = 300) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def reason(error: BaseException, limit: int = 200) -> str:
+def one_line(error: BaseException, limit: int = 200) -> str:
     """What `error` says, on one line; its type if it says nothing."""
     said = getattr(error, "strerror", None) or str(error)
-    return shown(" ".join(said.split())[:limit]) or type(error).__name__
+    return shorten(" ".join(said.split())[:limit]) or type(error).__name__
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A clause naming the known word closest to `word`, or all of them if none is close."""
     known = sorted(known)
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)

@@ -39,5 +39,5 @@ class Feed(Protocol):
         ...
 
     def example_ids(self, batch: int) -> list[int]:
-        """Which of the source's examples batch number `batch` holds, for diagnostics; [] if unknown."""
+        """The source's examples in batch number `batch`; [] if unknown."""
         ...

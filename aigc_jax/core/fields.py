@@ -5,7 +5,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from aigc_jax.core.errors import UserError, nearest
+from aigc_jax.core.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ def parse(cls: type[T], values: Mapping[str, Any], where: str, *, named: bool = 
         if key not in fields:
             if named and key == "name":
                 continue
-            raise UserError(f"the config has no key '{where}.{key}': {nearest(key, fields)}")
+            raise UserError(f"the config has no key '{where}.{key}': {did_you_mean(key, fields)}")
         parsed[key] = check_value(hints[key], value, f"{where}.{key}")
         check_range(fields[key], parsed[key], f"{where}.{key}")
     return cls(**parsed)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.errors import UserError, one_line, shorten
 
 
 def is_remote(path: str) -> bool:
@@ -36,8 +36,8 @@ def open_file(path: str) -> BinaryIO:
                 return f
             f.close()
     except (OSError, ValueError) as e:  # ValueError: a NUL, or what is no Unicode
-        raise UserError(f"{shown(path)} cannot be read: {reason(e)}") from e
-    raise UserError(f"{shown(path)} cannot be read: it is not a regular file")
+        raise UserError(f"{shorten(path)} cannot be read: {one_line(e)}") from e
+    raise UserError(f"{shorten(path)} cannot be read: it is not a regular file")
 
 
 def file_size(f: BinaryIO) -> int:
@@ -80,7 +80,7 @@ def check_memory(size: int, what: str) -> None:
 
 
 @contextlib.contextmanager
-def whole(path: str) -> Iterator[str]:
+def atomic_path(path: str) -> Iterator[str]:
     """A path to write a file at, which becomes `path` once the block has ended well.
 
     After a crash at any instant either the old file or the new one is at `path`.

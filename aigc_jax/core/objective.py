@@ -17,7 +17,7 @@ Batch = dict[str, jax.Array]  # "image" and "label", or "tokens"; always "weight
 
 
 @dataclasses.dataclass(frozen=True)
-class Alarm:
+class HealthCheck:
     """A sign that training goes wrong, for people to be told of; training goes on.
 
     Attributes:

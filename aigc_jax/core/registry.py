@@ -9,7 +9,7 @@ import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
-from aigc_jax.core.errors import UserError, nearest, reason, shown
+from aigc_jax.core.errors import UserError, did_you_mean, one_line, shorten
 
 T = TypeVar("T")
 OWN_PACKAGE = "aigc_jax"
@@ -52,7 +52,8 @@ class Registry(Mapping[str, T], Generic[T]):
             if point.name == name:
                 return self.register(name, point.load())
         raise UserError(
-            f"{self.field} is '{shown(name, 80)}': {nearest(str(name), self.names())}, or give the"
+            f"{self.field} is '{shorten(name, 80)}': {did_you_mean(str(name), self.names())},"
+            " or give the"
             " import path of your own as package.module:NAME"
         )
 
@@ -100,7 +101,8 @@ def import_path(path: str, field: str) -> object:
         return getattr(importlib.import_module(module), attribute)
     except Exception as e:  # whatever the module raises when it is imported
         raise UserError(
-            f"{field}={shown(path)} cannot be imported ({type(e).__name__}: {reason(e)}): install"
+            f"{field}={shorten(path)} cannot be imported ({type(e).__name__}: {one_line(e)}):"
+            " install"
             f" the package, or put its folder on PYTHONPATH"
         ) from e
 
@@ -116,6 +118,6 @@ def import_plugins(modules: Iterable[str]) -> None:
             importlib.import_module(module)
         except Exception as e:  # whatever the module raises when it is imported
             raise UserError(
-                f"plugins names {shown(module)}, which cannot be imported ({type(e).__name__}:"
-                f" {reason(e)}): install the package, or put its folder on PYTHONPATH"
+                f"plugins names {shorten(module)}, which cannot be imported ({type(e).__name__}:"
+                f" {one_line(e)}): install the package, or put its folder on PYTHONPATH"
             ) from e

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.core.files import check_memory, file_size, open_file
 
 MAX_HEADER = 100_000_000  # bytes of a safetensors header; the format's own limit
@@ -39,7 +39,7 @@ def open_npz(path: str) -> dict[str, np.ndarray]:
             with zipfile.ZipFile(f) as archive:
                 members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
                 total = sum(member.file_size for member in members)
-                check_memory(total, f"the content of {shown(path)}")
+                check_memory(total, f"the content of {shorten(path)}")
                 for member in members:
                     if member.compress_size > size:  # zipfile would take memory for it
                         raise ValueError(f"{member.filename} claims {member.compress_size} bytes")
@@ -54,7 +54,7 @@ def open_npz(path: str) -> dict[str, np.ndarray]:
         except UserError:
             raise
         except Exception as e:  # zipfile and numpy's header parser raise all kinds
-            raise UserError(f"{shown(path)} is not an npz of plain arrays ({reason(e)})") from e
+            raise UserError(f"{shorten(path)} is not an npz of plain arrays ({one_line(e)})") from e
     return arrays
 
 
@@ -72,7 +72,7 @@ def _read_npy(data: Any, size: int) -> np.ndarray:
         raise ValueError(f"it holds {dtype}, not plain numbers")
     claim = _claim(shape, dtype.itemsize)
     if claim != size - data.tell():
-        raise ValueError(f"its header claims {shown(shape, 80)}, which is not what follows")
+        raise ValueError(f"its header claims {shorten(shape, 80)}, which is not what follows")
     content = data.read(claim)
     if len(content) != claim:
         raise ValueError("it is cut off")
@@ -83,7 +83,7 @@ def _claim(shape: Iterable[Any], item_size: int) -> int:
     """Bytes of an array; ValueError if the shape is none."""
     shape = tuple(shape)
     if not all(type(n) is int and 0 <= n < 2**63 for n in shape) or len(shape) > 32:
-        raise ValueError(f"the shape {shown(shape, 80)} cannot be")
+        raise ValueError(f"the shape {shorten(shape, 80)} cannot be")
     return math.prod(shape) * item_size
 
 
@@ -104,13 +104,13 @@ def open_safetensors(path: str) -> dict[str, np.ndarray]:
             data_size = size - f.tell()
             check_tensors(header, data_size)
         except (ValueError, RecursionError) as e:  # ValueError: also JSON's and Unicode's
-            raise UserError(f"{shown(path)} is not a safetensors file ({reason(e)})") from e
-        check_memory(data_size, f"the content of {shown(path)}")
+            raise UserError(f"{shorten(path)} is not a safetensors file ({one_line(e)})") from e
+        check_memory(data_size, f"the content of {shorten(path)}")
         try:
             with safe_open(os.path.expanduser(path), framework="np") as tensors:
                 return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
         except Exception as e:  # whatever else the library finds wrong
-            raise UserError(f"{shown(path)} is not a safetensors file ({reason(e)})") from e
+            raise UserError(f"{shorten(path)} is not a safetensors file ({one_line(e)})") from e
 
 
 def safetensors_header(f: io.BufferedIOBase, size: int) -> dict[str, Any]:
@@ -142,20 +142,21 @@ def check_tensors(header: dict[str, Any], data_size: int) -> None:
         if name == "__metadata__":
             continue
         if not isinstance(tensor, dict) or tensor.keys() != {"dtype", "shape", "data_offsets"}:
-            raise ValueError(f"the entry {shown(name, 80)} is not a tensor")
+            raise ValueError(f"the entry {shorten(name, 80)} is not a tensor")
         dtype, shape, offsets = tensor["dtype"], tensor["shape"], tensor["data_offsets"]
         if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
             known = ", ".join(ITEM_SIZES)
             raise ValueError(
-                f"{shown(name, 80)} is of the type {shown(dtype, 40)}: convert it to one of {known}"
+                f"{shorten(name, 80)} is of the type {shorten(dtype, 40)}: convert it to one of"
+                f" {known}"
             )
         if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
-            raise ValueError(f"the entry {shown(name, 80)} is not a tensor")
+            raise ValueError(f"the entry {shorten(name, 80)} is not a tensor")
         claim = _claim(shape, ITEM_SIZES[dtype])
         if not all(type(n) is int for n in offsets) or offsets[1] - offsets[0] != claim:
             raise ValueError(
-                f"{shown(name, 80)} claims the shape {shown(shape, 80)} at the bytes"
-                f" {shown(offsets, 80)}"
+                f"{shorten(name, 80)} claims the shape {shorten(shape, 80)} at the bytes"
+                f" {shorten(offsets, 80)}"
             )
         spans.append(tuple(offsets))
     end = 0

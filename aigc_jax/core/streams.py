@@ -39,7 +39,7 @@ def make_steady() -> None:
             setattr(sys, name, Steady(open(os.devnull, "w") if nowhere else stream))  # noqa: SIM115
 
 
-def tell(message: str) -> None:
+def write_stderr(message: str) -> None:
     """One line to the person, if there is one; not with `print`, which a signal may interrupt."""
     with contextlib.suppress(OSError):
         os.write(2, f"{message}\n".encode())

@@ -10,7 +10,7 @@ from typing import Any
 
 from aigc_jax.core.config import differences
 from aigc_jax.core.errors import StorageError, UserError
-from aigc_jax.core.files import open_file, whole
+from aigc_jax.core.files import atomic_path, open_file
 
 CONFIG, LOCK = "config.json", "lock"
 CHECKPOINTS, SAVED, DAMAGED = "checkpoints", "saved.json", "damaged"
@@ -67,7 +67,7 @@ def writing(workdir: str) -> Iterator[None]:
 
 def write_whole(path: str, text: str) -> None:
     """Writes a file so that after a crash either the old one or the new one is there."""
-    with whole(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
         f.write(text)
 
 

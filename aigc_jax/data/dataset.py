@@ -8,7 +8,7 @@ import numpy as np
 
 from aigc_jax.core.config import Data
 from aigc_jax.core.errors import UserError
-from aigc_jax.data.shuffle import Stratum, permuted, split
+from aigc_jax.data.shuffle import StratifiedSplit, permutation, split
 from aigc_jax.modalities.spec import Spec
 from aigc_jax.modalities.text.chat_format import Message
 
@@ -29,9 +29,9 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
 
 
-def drawn(source: Source, limit: int) -> list[dict[str, np.ndarray]]:
+def draw_examples(source: Source, limit: int) -> list[dict[str, np.ndarray]]:
     """Some examples, always the same, from all over the source: it may be stored class by class."""
-    return [source[int(i)] for i in permuted(len(source), 0)[:limit]]
+    return [source[int(i)] for i in permutation(len(source), 0)[:limit]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ def files_of(examples: Any, indices: Sequence[int], config: Data) -> Files:
     ends = getattr(examples, "ends", None)
     if ends is None or len(indices) <= config.window:
         return ()
-    if isinstance(indices, Stratum):
+    if isinstance(indices, StratifiedSplit):
         return indices.before(ends), config.window
     return np.append(ends[ends < len(indices)], len(indices)), config.window  # the first of them
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.data.dataset import HostBatch, Source, rows
-from aigc_jax.data.order import Batches, InTurn
+from aigc_jax.data.order import Batches, SequentialIterator
 from aigc_jax.data.shuffle import PLACES
 from aigc_jax.distributed.processes import all_rows
-from aigc_jax.modalities.text.streaming import Streamed
+from aigc_jax.modalities.text.streaming import StreamingSource
 
 RECENT = 64  # batches after which it is known where lanes stood
 
@@ -33,7 +33,7 @@ def local_size(batch_size: int, processes: int) -> int:
     return batch_size // processes
 
 
-class TrainIterator:
+class DataLoader:
     """Endless shuffled batches of this process, and how far they have come.
 
     Grain makes whole batches ahead: its threads and its position are used, not its stacking of
@@ -50,7 +50,7 @@ class TrainIterator:
 
     def __init__(
         self,
-        source: Source | Streamed,
+        source: Source | StreamingSource,
         batch_size: int,
         seed: int,
         threads: int = 4,
@@ -64,7 +64,7 @@ class TrainIterator:
         if self._batches.lanes:
             ahead = 2 if threads else 0
             self._iterator = grain.experimental.ThreadPrefetchDatasetIterator(
-                InTurn(self._batches), prefetch_buffer_size=ahead
+                SequentialIterator(self._batches), prefetch_buffer_size=ahead
             )
         else:
             data = grain.MapDataset.range(PLACES // batch_size).map(self._batches)

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 
 from aigc_jax.core.config import Data
-from aigc_jax.core.errors import UserError, shown
+from aigc_jax.core.errors import UserError, shorten
 from aigc_jax.data.dataset import Dataset, HostBatch, Source, from_parts, rows
 from aigc_jax.data.shuffle import MAX_WEIGHT
 from aigc_jax.modalities.spec import Spec
@@ -66,18 +66,18 @@ def parse(source: str) -> list[tuple[int, str]]:
     ]
     form = f"{KIND}:0.7*tfds:a,0.3*tfds:b"
     if not found or starts[0].start() or not all(name for _, name in found):
-        raise UserError(f"data.source='{shown(source)}' is no mixture: write {form}")
+        raise UserError(f"data.source='{shorten(source)}' is no mixture: write {form}")
     for weight, name in found:
         if not weight:
-            raise UserError(f"data.source gives '{shown(name, 80)}' the weight 0: leave it out")
+            raise UserError(f"data.source gives '{shorten(name, 80)}' the weight 0: leave it out")
         if name.startswith(f"{KIND}:"):
-            raise UserError(f"data.source='{shown(source)}' mixes a mixture: name all in one")
+            raise UserError(f"data.source='{shorten(source)}' mixes a mixture: name all in one")
     scale = math.lcm(*(weight.denominator for weight, _ in found))
     whole = [int(weight * scale) for weight, _ in found]
     whole = [weight // math.gcd(*whole) for weight in whole]
     if sum(whole) > MAX_WEIGHT:
         raise UserError(
-            f"the weights of data.source='{shown(source)}' have too many digits: round them"
+            f"the weights of data.source='{shorten(source)}' have too many digits: round them"
         )
     return [(weight, name) for weight, (_, name) in zip(whole, found, strict=True)]
 
@@ -122,7 +122,7 @@ def _check_alike(first: str, one: Spec, name: str, other: Spec, config: Data) ->
             " mixture: name one that is ready, byte, file:FILE or workdir:DIR"
         )
     raise UserError(
-        f"'{shown(first, 80)}' and '{shown(name, 80)}' cannot be mixed: their"
-        f" {different.replace('_', ' ')} differ, {shown(a.get(different), 80)} and"
-        f" {shown(b.get(different), 80)}"
+        f"'{shorten(first, 80)}' and '{shorten(name, 80)}' cannot be mixed: their"
+        f" {different.replace('_', ' ')} differ, {shorten(a.get(different), 80)} and"
+        f" {shorten(b.get(different), 80)}"
     )

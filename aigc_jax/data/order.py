@@ -8,9 +8,9 @@ import numpy as np
 
 from aigc_jax.data.dataset import HostBatch, Source, from_parts, rows, stacked
 from aigc_jax.data.mixture import Mixed
-from aigc_jax.data.shuffle import Mixture, order_of, remembered
-from aigc_jax.modalities.text.streaming import Lanes, Streamed
-from aigc_jax.modalities.text.token_windows import Windows
+from aigc_jax.data.shuffle import Mixture, lru, order_of
+from aigc_jax.modalities.text.streaming import StreamingBatcher, StreamingSource
+from aigc_jax.modalities.text.token_windows import TokenWindows
 
 Numbered = tuple[HostBatch, list[int]]  # a batch, and the streamed documents that it was made from
 
@@ -34,7 +34,7 @@ class Batches:
 
     def __init__(
         self,
-        source: Source | Streamed,
+        source: Source | StreamingSource,
         batch_size: int,
         seed: int,
         row_R: np.ndarray,
@@ -44,10 +44,10 @@ class Batches:
         self._mixed, self._row_R, self._all_R = mixed, row_R, np.arange(batch_size)
         self._mixture = Mixture(mixed.weights, batch_size, seed)
         self._readers: dict[int, _Reader] = {}
-        self.lanes: dict[str, Lanes] = {}
+        self.lanes: dict[str, StreamingBatcher] = {}
         for number, part in enumerate(mixed.parts):
-            if isinstance(part, Streamed):
-                self.lanes[str(number)] = Lanes(part, seed, row_R, batch_size)
+            if isinstance(part, StreamingSource):
+                self.lanes[str(number)] = StreamingBatcher(part, seed, row_R, batch_size)
             else:
                 self._readers[number] = _Reader(part, seed)
         self._pool = ThreadPoolExecutor(threads) if self.lanes and threads else None
@@ -85,22 +85,22 @@ class _Reader:
 
     def __init__(self, source: Source, seed: int):
         self._source, self.order = source, order_of(source, seed)
-        if isinstance(source, Windows):
+        if isinstance(source, TokenWindows):
             # They are cut at other places in every epoch: each token is seen once.
-            self._offset = remembered(
+            self._offset = lru(
                 lambda epoch: np.random.default_rng([seed, epoch]).integers(source.seq_len)
             )
 
     def __call__(self, place_B: np.ndarray) -> HostBatch:
         example_B = self.order(place_B)
-        if not isinstance(self._source, Windows):
+        if not isinstance(self._source, TokenWindows):
             return rows(self._source, example_B)
         epochs = (place_B // self.order.count).tolist()
         offset_B = np.array([self._offset(epoch) for epoch in epochs])
         return self._source.cut(example_B * self._source.seq_len + offset_B)
 
 
-class InTurn(grain.DatasetIterator):
+class SequentialIterator(grain.DatasetIterator):
     """The batches one after another, and where their lanes stand, as Grain's iterators say it."""
 
     def __init__(self, batches: Batches):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.core.files import check_memory, file_size, open_file
 
 Example = dict[str, Any]
@@ -15,7 +15,7 @@ MAX_LINE = 1 << 28  # bytes of a line; a file without line ends is read no furth
 
 
 @dataclasses.dataclass
-class Content:
+class RawDataset:
     """What a reader found.
 
     Attributes:
@@ -58,7 +58,7 @@ class Examples(Sequence[Callable[[], Example]]):
         return functools.partial(self._make, self._indices[index])
 
 
-class Columns(Examples):
+class ColumnarExamples(Examples):
     """Examples from one sequence per key, all equally long.
 
     Attributes:
@@ -85,7 +85,7 @@ def read_lines(path: str) -> Iterator[tuple[str, str]]:
     Raises:
       UserError: if the file cannot be read or held in memory, or a line is too long or no UTF-8.
     """
-    name = shown(path)
+    name = shorten(path)
     with open_file(path) as f:
         check_memory(file_size(f), f"the text of {name}")
         number = 0
@@ -114,13 +114,13 @@ def parse_json(line: str, where: str, once: Collection[str] = ()) -> Any:
         if len(record) < len(pairs):
             for key in once:
                 if sum(name == key for name, _ in pairs) > 1:
-                    raise UserError(f"{where} has two values under '{shown(key, 80)}': leave one")
+                    raise UserError(f"{where} has two values under '{shorten(key, 80)}': leave one")
         return record
 
     try:
         return json.loads(line, object_pairs_hook=checked)
     except (ValueError, RecursionError) as e:  # ValueError: also a number of too many digits
-        raise UserError(f"{where} is not JSON ({reason(e)})") from e
+        raise UserError(f"{where} is not JSON ({one_line(e)})") from e
 
 
 def is_unicode(text: str) -> bool:

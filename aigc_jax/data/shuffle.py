@@ -20,7 +20,7 @@ MAX_RUN = 10**6  # numbers of which a fixed share is chosen
 MAX_WEIGHT = 10**9  # sum of a mixture's weights: products with it fit into 64 bits
 
 
-class Order:
+class EpochShuffle:
     """The examples of one data set, each once in every epoch.
 
     Args:
@@ -37,12 +37,12 @@ class Order:
     def __init__(self, count: int, seed: int, ends: np.ndarray | None = None, window: int = PLACES):
         self.count = count
         self._ends, self._window = ends, window
-        self._epoch = remembered(lambda epoch: self._of_epoch([seed, epoch, count]))
+        self._epoch = lru(lambda epoch: self._of_epoch([seed, epoch, count]))
 
     def _of_epoch(self, seed: list[int]) -> "np.ndarray | Shuffled | Windowed":
         if self._ends is not None and self.count > self._window:
             return Windowed(self._ends, seed, self._window)
-        return permuted(self.count, seed)
+        return permutation(self.count, seed)
 
     def __call__(self, place_B: np.ndarray) -> np.ndarray:
         """The examples (B,) at these places."""
@@ -54,12 +54,12 @@ class Order:
         return example_B
 
 
-def order_of(source: Any, seed: int) -> Order:
+def order_of(source: Any, seed: int) -> EpochShuffle:
     """The order of a source, which says where its files end if they are large."""
-    return Order(len(source), seed, *getattr(source, "files", ()))
+    return EpochShuffle(len(source), seed, *getattr(source, "files", ()))
 
 
-def remembered(of_number: Callable[[int], Any]) -> Callable[[int], Any]:
+def lru(of_number: Callable[[int], Any]) -> Callable[[int], Any]:
     """Keeps the last few epochs' or batches' values: reader threads can be in two at once."""
     return functools.lru_cache(maxsize=4)(of_number)
 
@@ -97,7 +97,7 @@ class Shuffled(Sequence[int]):
         return index_shuffle(place, max_index=self._count - 1, seed=self._key, rounds=4)
 
 
-def permuted(count: int, seed: int | Sequence[int]) -> "np.ndarray | Shuffled":
+def permutation(count: int, seed: int | Sequence[int]) -> "np.ndarray | Shuffled":
     """The numbers below `count` in random order, in memory that is bounded."""
     if count > SMALL:
         return Shuffled(count, seed)
@@ -123,8 +123,8 @@ class Windowed:
         self._place = np.cumsum(length) - length  # where each file begins in the new order
         opens = np.diff(self._place // window, prepend=-1) > 0  # files with which a window begins
         self._starts = starts = np.append(self._place[opens], ends[-1])
-        self._window = remembered(
-            lambda window: permuted(int(starts[window + 1] - starts[window]), [*seed, window])
+        self._window = lru(
+            lambda window: permutation(int(starts[window + 1] - starts[window]), [*seed, window])
         )
 
     def __getitem__(self, place_B: np.ndarray) -> np.ndarray:
@@ -137,7 +137,7 @@ class Windowed:
         return self._first[file_B] + mixed_B - self._place[file_B]
 
 
-class Stratum(Sequence[int]):
+class StratifiedSplit(Sequence[int]):
     """The same share of every short run of numbers: near each other where the numbers are.
 
     Of each run of `of`, those at the places `chosen` of its own random order; where the last run is
@@ -161,7 +161,7 @@ class Stratum(Sequence[int]):
     def __len__(self) -> int:
         return len(self._range)
 
-    def __getitem__(self, index: int | slice) -> "int | Stratum":
+    def __getitem__(self, index: int | slice) -> "int | StratifiedSplit":
         if isinstance(index, slice):
             some = copy.copy(self)
             some._range = self._range[index]
@@ -189,8 +189,8 @@ def split(count: int, fraction: float, seed: int) -> tuple[Sequence[int], Sequen
         times = max(SMALL // share.denominator, 1)  # a computed order must not be short
         of, some = times * share.denominator, times * share.numerator
         return (
-            Stratum(count, of, range(some, of), True, seed),
-            Stratum(count, of, range(some), False, seed),
+            StratifiedSplit(count, of, range(some, of), True, seed),
+            StratifiedSplit(count, of, range(some), False, seed),
         )
     order = np.random.default_rng(seed).permutation(count)
     held, rest = np.split(order, [round(fraction * count)])
@@ -214,7 +214,7 @@ class Mixture:
         # A part's share of what the parts before it leave.
         self._shares = [(weight, sum(weights[i:])) for i, weight in enumerate(weights)]
         self._batch_size = batch_size
-        self._turn = remembered(
+        self._turn = lru(
             lambda batch: int(np.random.default_rng([seed, batch]).integers(batch_size))
         )
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.core.files import file_size, is_remote, open_file
 from aigc_jax.data.array_record_reader import Shards
 from aigc_jax.modalities.image.image_files import decode_image
@@ -37,7 +37,8 @@ def check_name(name: str) -> None:
     """Raises UserError unless `name` is NAME, NAME/CONFIG, NAME:VERSION or both."""
     if not NAME.fullmatch(name):
         raise UserError(
-            f"data.source=tfds:{shown(name)} names no data set: write tfds:NAME, tfds:NAME/CONFIG,"
+            f"data.source=tfds:{shorten(name)} names no data set: write tfds:NAME,"
+            " tfds:NAME/CONFIG,"
             " tfds:NAME:1.0.0 or tfds:NAME/CONFIG:1.0.0, of letters, digits and underscores"
         )
 
@@ -56,7 +57,7 @@ def find_folder(name: str, data_dir: str) -> str:
     for version in _versions(folder):
         if all(w in ("*", v) for w, v in zip(wanted, version.split("."), strict=True)):
             return os.path.join(folder, version)
-    raise ValueError(f"{shown(folder)} has no version {'.'.join(wanted)}")
+    raise ValueError(f"{shorten(folder)} has no version {'.'.join(wanted)}")
 
 
 def folders(folder: str) -> list[str]:
@@ -79,7 +80,7 @@ def _only_config(folder: str) -> str:
     if default in found or len(found) == 1:
         return default if default in found else found[0]
     raise ValueError(
-        f"it has the configs {shown(', '.join(sorted(found)) or 'none', 200)}: name one"
+        f"it has the configs {shorten(', '.join(sorted(found)) or 'none', 200)}: name one"
     )
 
 
@@ -115,17 +116,17 @@ def check_folder(folder: str) -> None:
     info = _read_json(os.path.join(folder, "dataset_info.json"))
     formats = [info.get("fileFormat"), *_list(info.get("alternativeFileFormats"))]
     if "array_record" not in formats:
-        raise ValueError(f"its form is {shown(info.get('fileFormat', 'tfrecord'), 40)}")
+        raise ValueError(f"its form is {shorten(info.get('fileFormat', 'tfrecord'), 40)}")
     splits = _list(info.get("splits"))
     for what in [info.get("name"), *(isinstance(s, dict) and s.get("name") for s in splits)]:
         if not isinstance(what, str) or not CONFIG.fullmatch(what):
-            raise ValueError(f"its dataset_info.json has the name {shown(what, 80)}")
+            raise ValueError(f"its dataset_info.json has the name {shorten(what, 80)}")
     for split in splits:
         template = split.get("filepathTemplate", "")
         if not isinstance(template, str) or (template and not TEMPLATE.fullmatch(template)):
-            raise ValueError(f"its files are named {shown(template, 80)}")
+            raise ValueError(f"its files are named {shorten(template, 80)}")
         if {".", ".."} & set(template.split("/")):
-            raise ValueError(f"its files lie outside: {shown(template, 80)}")
+            raise ValueError(f"its files lie outside: {shorten(template, 80)}")
 
 
 def _list(value: Any) -> list[Any]:
@@ -149,7 +150,7 @@ def _check_features(value: Any, known: set[str]) -> None:
     for key, item in value.items() if isinstance(value, dict) else []:
         if key in ("pythonClassName", "python_class_name", "type") and isinstance(item, str):
             if item not in known:
-                raise ValueError(f"its features.json names the class {shown(item, 120)}")
+                raise ValueError(f"its features.json names the class {shorten(item, 120)}")
         elif key == "json" and isinstance(item, str):  # TFDS reads it as JSON once more
             _check_features(json.loads(item), known)
         else:
@@ -180,7 +181,7 @@ class Records:
         paths = [os.fspath(path) for path in info.filepaths]
         lengths = list(info.shard_lengths)
         if min(lengths) < 0 or len(paths) != len(lengths):
-            raise ValueError(f"its files hold {shown(lengths, 80)} records")
+            raise ValueError(f"its files hold {shorten(lengths, 80)} records")
         self._raw = Shards(paths, lengths, 2 * window)
         self._raw.check()
         self._where = where
@@ -219,7 +220,7 @@ class Records:
             return record
         except Exception as e:  # TFDS, protobuf and array_record raise all kinds
             raise UserError(
-                f"record {index} of {self._where} cannot be read ({reason(e)}): make the data set"
+                f"record {index} of {self._where} cannot be read ({one_line(e)}): make the data set"
                 " again"
             ) from e
 
@@ -240,7 +241,7 @@ def check_images(features: Any, where: str) -> None:
     if not whole or dtype != np.uint8 or shape[2] not in MODES:
         raise UserError(
             f"the images of {where} must be uint8 of one shape (height, width, colours), but they"
-            f" are {dtype} {shown(shape, 80)}: prepare them with aigc prepare --image_size=N"
+            f" are {dtype} {shorten(shape, 80)}: prepare them with aigc prepare --image_size=N"
         )
 
 

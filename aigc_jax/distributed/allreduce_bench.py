@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from aigc_jax.core.config import Guard
 from aigc_jax.distributed import kv_store
-from aigc_jax.distributed.watchdog import Monitor
+from aigc_jax.distributed.watchdog import Watchdog
 
 SIZES = tuple(1024 * 4**k for k in range(9))  # bytes per device: 1 KiB … 64 MiB
 REPEATS = 11
@@ -36,7 +36,7 @@ def examine_network(sizes: tuple[int, ...] = SIZES) -> int:
       sizes: bytes per device.
     """
     kv_store.attach()
-    monitor = Monitor(Guard())
+    monitor = Watchdog(Guard())
     first, n = kv_store.joined()[0] == 0, jax.device_count()
     for line in participants():
         if first:

@@ -12,14 +12,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from aigc_jax.core.errors import UserError, reason
+from aigc_jax.core.errors import UserError, one_line
 
 LOCAL = ("AIGC_LOCAL_PROCESS", "AIGC_LOCAL_PROCESSES")  # launch/local.py: which one of how many
 FLAGS = "give --coordinator=HOST:PORT, --num_processes and --process_id"
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ProcessInfo:
     """A process's place among those of its run.
 
     Attributes:
@@ -57,7 +57,7 @@ class Cluster(Protocol):
 
 def find_place(
     coordinator: str | None, count: int | None, process: int | None, seconds: int
-) -> Place | None:
+) -> ProcessInfo | None:
     """This process's place; none if it is alone.
 
     Args:
@@ -99,7 +99,7 @@ def find_place(
         except Exception as e:  # whatever JAX's detection comes upon
             raise UserError(
                 f"{cluster.name} seems to have started this process, but does not tell its place"
-                f" ({reason(e)}): {FLAGS}, or --coordinator=none if it is to run alone"
+                f" ({one_line(e)}): {FLAGS}, or --coordinator=none if it is to run alone"
             ) from e
     if count is None or count < 1 or process is None or not 0 <= process < count:
         raise UserError(f"there is no process {process} of {count}: {FLAGS}")
@@ -108,7 +108,7 @@ def find_place(
     if not re.fullmatch(r".+:\d{1,5}", address or ""):
         raise UserError(f"--coordinator={address} is not HOST:PORT: name the host of process 0")
     told = cluster is not None or os.environ.keys() >= set(LOCAL)
-    return Place(address or "", count, process, own_devices(os.environ) if told else None)
+    return ProcessInfo(address or "", count, process, own_devices(os.environ) if told else None)
 
 
 def detect(environment: Mapping[str, str]) -> Cluster | None:

@@ -14,7 +14,7 @@ import jax
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from aigc_jax.core.errors import UserError, nearest
+from aigc_jax.core.errors import UserError, did_you_mean
 from aigc_jax.distributed.mesh import BATCH
 
 T = TypeVar("T")
@@ -82,7 +82,7 @@ def rules_of(shape: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
     return table
 
 
-def spec_of(axes: Axes, shape: Sequence[int], mesh: Mapping[str, int], name: str) -> P:
+def logical_to_mesh(axes: Axes, shape: Sequence[int], mesh: Mapping[str, int], name: str) -> P:
     """How a parameter is split.
 
     An axis of the mesh splits one axis of an array at most, the first of its names.
@@ -100,7 +100,8 @@ def spec_of(axes: Axes, shape: Sequence[int], mesh: Mapping[str, int], name: str
     for axis, size in zip(axes, shape, strict=True):
         if axis is not None and axis not in table:
             raise UserError(
-                f"the parameter {name} has an axis '{axis}' without a rule: {nearest(axis, NAMES)},"
+                f"the parameter {name} has an axis '{axis}' without a rule:"
+                f" {did_you_mean(axis, NAMES)},"
                 " or add it to a table of parallel/rules.py"
             )
         over = tuple(a for a in table.get(axis or "", ()) if a not in taken)
@@ -120,7 +121,7 @@ def spec_of(axes: Axes, shape: Sequence[int], mesh: Mapping[str, int], name: str
     return P(*parts)
 
 
-def split(x: jax.Array, *axes: str | None) -> jax.Array:
+def with_logical_constraint(x: jax.Array, *axes: str | None) -> jax.Array:
     """`x`, told to the compiler to lie on the mesh as its axes' names say.
 
     The identity where there is no mesh (see `on`) or nothing to split: on one device, under
@@ -142,7 +143,7 @@ def split(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(*parts, *free))
 
 
-def on(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
+def with_mesh(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
     """`function`, to be compiled, with `split` in it splitting for this mesh."""
 
     @functools.wraps(function)
@@ -153,7 +154,9 @@ def on(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
     return traced
 
 
-def apart(function: Callable[..., T], given: Sequence[tuple[jax.Array, Axes]], axes: Axes) -> T:
+def shard_map_over(
+    function: Callable[..., T], given: Sequence[tuple[jax.Array, Axes]], axes: Axes
+) -> T:
     """`function` of arrays, run by each device on its own part: for what XLA cannot split itself.
 
     Args:
@@ -182,12 +185,12 @@ def apart(function: Callable[..., T], given: Sequence[tuple[jax.Array, Axes]], a
     return run(*(x for x, _ in given))
 
 
-def meshed() -> bool:
+def has_mesh() -> bool:
     """Whether there is a mesh at hand along which to split."""
     return bool(_mesh())
 
 
-def sharers(*axes: str) -> int:
+def num_shards(*axes: str) -> int:
     """Among how many devices of the mesh an array with axes of these names is shared out."""
     mesh = _mesh()
     table = rules_of(mesh)

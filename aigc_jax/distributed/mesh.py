@@ -17,7 +17,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from aigc_jax.core.errors import UserError, nearest
+from aigc_jax.core.errors import UserError, did_you_mean
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 BATCH = ("data", "fsdp")  # the axes that split the rows of a batch
@@ -36,7 +36,9 @@ def parse_mesh(text: str, devices: int) -> dict[str, int]:
     for part in filter(None, text.replace(" ", "").split(",")):
         name, _, size = part.partition("=")
         if name not in AXES:
-            raise UserError(f"mesh='{text}' names an unknown axis '{name}': {nearest(name, AXES)}")
+            raise UserError(
+                f"mesh='{text}' names an unknown axis '{name}': {did_you_mean(name, AXES)}"
+            )
         if name in sizes:
             raise UserError(f"mesh='{text}' names the axis '{name}' twice: leave one out")
         try:

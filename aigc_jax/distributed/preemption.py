@@ -23,8 +23,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from aigc_jax.core.errors import Stopped, UserError, reason
-from aigc_jax.core.streams import tell
+from aigc_jax.core.errors import Stopped, UserError, one_line
+from aigc_jax.core.streams import write_stderr
 from aigc_jax.distributed import kv_store
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -34,7 +34,7 @@ AGAIN = 1.0  # seconds: a launcher may signal a process and then its group, whic
 REQUEST, LEFT = "stop/request", "stop/left"
 
 
-class Stop:
+class PreemptionHandler:
     """A request to stop. Without `listen` nobody makes one."""
 
     def __init__(self):
@@ -88,7 +88,7 @@ class Stop:
                 self._finish = None
 
     @contextlib.contextmanager
-    def listen(self) -> Iterator["Stop"]:
+    def listen(self) -> Iterator["PreemptionHandler"]:
         """Takes SIGTERM and SIGINT for requests; for the main thread of a program.
 
         Until the first free phase has ended, nothing is at stake, and the process may leave.
@@ -150,7 +150,7 @@ class Stop:
     def _announce(self, what: str) -> None:
         """Says once, and in process 0 only, that the run is about to end."""
         if self._announced.acquire(blocking=False) and kv_store.joined()[0] == 0:
-            tell(f"\naigc: {what}")
+            write_stderr(f"\naigc: {what}")
 
     def _hear(self) -> None:
         """Passes a request on to the other processes, and hears of theirs."""
@@ -177,12 +177,12 @@ class Stop:
         try:
             finish()
             if kv_store.joined()[0] == 0:
-                tell("aigc: stopped; all that was done is saved")
+                write_stderr("aigc: stopped; all that was done is saved")
         except UserError as e:
-            tell(f"aigc: error: {e}")
+            write_stderr(f"aigc: error: {e}")
             code = e.code
         except Exception as e:
-            tell(f"aigc: error: {reason(e)}")
+            write_stderr(f"aigc: error: {one_line(e)}")
             code = 1
         self.leave_together()
         os._exit(code)

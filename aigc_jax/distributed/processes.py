@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from aigc_jax.core.errors import PeerLost, UserError, reason
-from aigc_jax.core.streams import tell
+from aigc_jax.core.errors import PeerLost, UserError, one_line
+from aigc_jax.core.streams import write_stderr
 from aigc_jax.distributed import kv_store
 from aigc_jax.distributed.cluster import find_place
 from aigc_jax.distributed.rendezvous import meet
@@ -18,7 +18,7 @@ from aigc_jax.distributed.rendezvous import meet
 JOINING = 60  # seconds in which JAX connects processes that are all there
 
 
-def say(message: str) -> None:
+def log_main(message: str) -> None:
     """One line to the person, from the first process only."""
     if jax.process_index() == 0:
         print(f"aigc: {message}", file=sys.stderr, flush=True)
@@ -46,7 +46,7 @@ def join(
     meet(place, seconds)
 
     def give_up() -> None:
-        tell(
+        write_stderr(
             "\naigc: error: another process of the run, or the coordinator at"
             f" {place.coordinator}, was gone before all had joined: start all processes again"
         )
@@ -67,7 +67,7 @@ def join(
             heartbeat_timeout_seconds=24 * 3600,
         )
     except (ValueError, RuntimeError, TypeError) as e:
-        raise UserError(f"the processes of the run cannot be joined ({reason(e)})") from e
+        raise UserError(f"the processes of the run cannot be joined ({one_line(e)})") from e
     kv_store.attach()
 
 

@@ -11,9 +11,9 @@ import selectors
 import socket
 import time
 
-from aigc_jax.core.errors import PeerLost, UserError, reason
-from aigc_jax.core.streams import tell
-from aigc_jax.distributed.cluster import Place
+from aigc_jax.core.errors import PeerLost, UserError, one_line
+from aigc_jax.core.streams import write_stderr
+from aigc_jax.distributed.cluster import ProcessInfo
 
 AGAIN = 0.2  # seconds between two tries to reach process 0
 READ = 2.0  # seconds that a visitor may take to say who it is
@@ -21,7 +21,7 @@ PATIENCE = 10.0  # seconds after which process 0 says for whom it waits
 LINE = 4096  # bytes of a message, at most
 
 
-def meet(place: Place, seconds: float) -> None:
+def meet(place: ProcessInfo, seconds: float) -> None:
     """Returns when all processes of the run are there.
 
     Args:
@@ -42,7 +42,7 @@ def meet(place: Place, seconds: float) -> None:
 class _Host:
     """Process 0's side."""
 
-    def __init__(self, place: Place):
+    def __init__(self, place: ProcessInfo):
         self._place = place
         self._here: dict[int, socket.socket] = {}
         self._names: dict[int, str] = {}
@@ -52,7 +52,7 @@ class _Host:
             self._server = _listen(port)
         except OSError as e:
             raise UserError(
-                f"process 0 cannot listen on port {port} ({reason(e)}): choose another"
+                f"process 0 cannot listen on port {port} ({one_line(e)}): choose another"
                 " --coordinator"
             ) from e
         self._selector.register(self._server, selectors.EVENT_READ)
@@ -68,7 +68,7 @@ class _Host:
                 raise error
             if waited > PATIENCE and not told:
                 told = True
-                tell(f"aigc: waiting for {_names(absent)} of {self._place.count}")
+                write_stderr(f"aigc: waiting for {_names(absent)} of {self._place.count}")
             for key, _ in self._selector.select(timeout=min(1.0, seconds)):
                 if key.fileobj is self._server:
                     self._welcome()
@@ -127,7 +127,7 @@ class _Host:
         self._selector.close()
 
 
-def _report(place: Place, seconds: float) -> None:
+def _report(place: ProcessInfo, seconds: float) -> None:
     """The other processes' side."""
     until = time.monotonic() + seconds
     name = f"pid {os.getpid()} on {socket.gethostname()}"

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.state import TrainState, named
-from aigc_jax.distributed.logical_axes import Axes, spec_of
+from aigc_jax.distributed.logical_axes import Axes, logical_to_mesh
 from aigc_jax.distributed.mesh import replicated, size_of
 
 # The end of a parameter's name, and the names of its axes: ("mlp/in/kernel", ("embed", "mlp")).
@@ -69,7 +69,7 @@ def param_specs(shapes: Any, mesh: Mapping[str, int], table: Table) -> dict[str,
                 " names, so no mesh but data=… can split it: add a row for it to AXES beside its"
                 " model"
             )
-        specs[name] = spec_of(axes, leaf.shape, mesh, name)
+        specs[name] = logical_to_mesh(axes, leaf.shape, mesh, name)
     return specs
 
 
@@ -110,18 +110,18 @@ def state_shardings(shapes: TrainState, mesh: Mesh, table: Table) -> TrainState:
     )
 
 
-def whole_state(mesh: Mesh) -> TrainState:
+def replicated_state(mesh: Mesh) -> TrainState:
     """A sharding for each part of a train state that lies on every device."""
     whole = replicated(mesh)
     return TrainState(**{field.name: whole for field in dataclasses.fields(TrainState)})
 
 
-def splits_state(mesh: Mesh) -> bool:
+def is_state_sharded(mesh: Mesh) -> bool:
     """Whether the devices of a mesh share out the state, not only the batch."""
     return size_of(mesh, "fsdp", "tensor") > 1
 
 
-def placed(shapes: Any, shardings: Any) -> Any:
+def with_shardings(shapes: Any, shardings: Any) -> Any:
     """Shapes that know where they lie: what `jit(…).lower` and a restore are given.
 
     Args:
@@ -141,5 +141,5 @@ def per_device(shapes: Any, shardings: Any) -> Any:
     """The shapes of what a device holds of each array."""
     return jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.sharding.shard_shape(s.shape), s.dtype),
-        placed(shapes, shardings),
+        with_shardings(shapes, shardings),
     )

@@ -14,8 +14,8 @@ import time
 from typing import Any
 
 from aigc_jax.core.config import Guard
-from aigc_jax.core.errors import PeerLost, Stopped, UserError, reason
-from aigc_jax.core.streams import tell
+from aigc_jax.core.errors import PeerLost, Stopped, UserError, one_line
+from aigc_jax.core.streams import write_stderr
 from aigc_jax.distributed import kv_store
 
 BEAT = 0.5  # seconds
@@ -23,7 +23,7 @@ BEAT = 0.5  # seconds
 SIGNS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "onnection", "barrier", "BARRIER")
 
 
-class Monitor:
+class Watchdog:
     """Watches the other processes in a thread; does nothing in a run of one process.
 
     Args:
@@ -36,7 +36,7 @@ class Monitor:
         self._ticks, self._where = 0, "start"
         self._running = self._count > 1
         if self._running:
-            self._seen = {p: Seen() for p in range(self._count)}
+            self._seen = {p: PeerStatus() for p in range(self._count)}
             kv_store.on_abort(self._coordinator_gone)
             threading.Thread(target=self._watch, daemon=True, name="monitor").start()
 
@@ -59,7 +59,7 @@ class Monitor:
             # It failed because another process is gone. `_watch` will know which.
             time.sleep(self._guard.peer_timeout + 4 * BEAT)
             code = PeerLost.code
-        last = json.dumps({"reason": reason(error), "code": code})
+        last = json.dumps({"reason": one_line(error), "code": code})
         with contextlib.suppress(Exception):
             kv_store.put(f"last/{self._me}", last)
             time.sleep(BEAT)
@@ -99,7 +99,7 @@ class Monitor:
         """
         time.sleep(3 * BEAT)
         if self._me == 0:
-            tell(f"\naigc: error: {name} has ended: {reason}")
+            write_stderr(f"\naigc: error: {name} has ended: {reason}")
         os._exit(code)
 
     def _find_missing(self) -> None:
@@ -122,14 +122,14 @@ class Monitor:
 
     def _end(self, message: str) -> None:
         """Ends this process, whose main thread waits for what will not come."""
-        tell(f"\naigc: error: {message}; {ADVICE}")
+        write_stderr(f"\naigc: error: {message}; {ADVICE}")
         os._exit(PeerLost.code)
 
 
 ADVICE = "start all processes again to go on from the newest checkpoint"
 
 
-class Seen:
+class PeerStatus:
     """What is known of a process."""
 
     def __init__(self):

@@ -19,7 +19,7 @@ from aigc_jax.distributed.mesh import BATCH, share, size_of
 from aigc_jax.evaluation.heldout import HeldOut
 from aigc_jax.experiment.build import Run
 from aigc_jax.experiment.generate import generate
-from aigc_jax.experiment.restore import guide_of
+from aigc_jax.experiment.restore import guidance_model_of
 from aigc_jax.modalities.image.metrics.feature_networks import check_features
 from aigc_jax.modalities.image.metrics.fidelity import Fidelity, check_enough, fidelity_of
 from aigc_jax.modalities.image.metrics.mode_coverage import mode_report
@@ -29,7 +29,7 @@ from aigc_jax.modalities.text.metrics import compression_baselines as text_eval
 from aigc_jax.modalities.text.metrics.classification_report import entity_report, is_bio, report
 from aigc_jax.modalities.text.metrics.text_generation import score_answers
 
-Found = dict[str, Any]
+Metrics = dict[str, Any]
 
 
 def check_judging(dataset: Dataset, terms: Eval) -> None:
@@ -39,7 +39,7 @@ def check_judging(dataset: Dataset, terms: Eval) -> None:
         check_enough(*sizes, terms.samples or sizes[0])
 
 
-class Judge:
+class Evaluator:
     """Evaluates a run's states.
 
     Args:
@@ -86,7 +86,7 @@ class Judge:
                 )
             self._exact = HeldOut(run.objective, run.mesh, run.objective.likelihood)
 
-    def __call__(self, state: TrainState) -> Found:
+    def __call__(self, state: TrainState) -> Metrics:
         """The metrics as numbers; for classes and tags also `report`, the scores of each."""
         run, c = self._run, self._run.config
         which = self._dataset.validation, c.eval.batch_size, c.eval.batches
@@ -104,7 +104,7 @@ class Judge:
             metrics |= self._likelihood(state)
         state = for_sampling(state) if self._samples else state
         if jax.process_index() == 0:
-            more: dict[str, Callable[..., Found]] = {
+            more: dict[str, Callable[..., Metrics]] = {
                 "text": self._text,
                 "image": self._image,
                 "labelled text": self._labels,
@@ -113,7 +113,7 @@ class Judge:
             metrics |= more[run.spec.modality](state, metrics, predictions)
         return metrics
 
-    def _likelihood(self, state: TrainState) -> Found:
+    def _likelihood(self, state: TrainState) -> Metrics:
         """Exact likelihoods of the first held-out images."""
         count = min(self._run.config.eval.likelihood, len(self._dataset.validation))
         images = First(self._dataset.validation, count)
@@ -125,9 +125,9 @@ class Judge:
         found, _ = self._exact(state.sampling_params, state.mutables, batches)
         return found
 
-    def _text(self, state: TrainState, metrics: Found, predictions: Found) -> Found:
+    def _text(self, state: TrainState, metrics: Metrics, predictions: Metrics) -> Metrics:
         c = self._run.config
-        found: Found = {"perplexity": math.exp(min(metrics["loss"], 700))}
+        found: Metrics = {"perplexity": math.exp(min(metrics["loss"], 700))}
         if c.eval.generations:
             found |= score_answers(self._run, self._dataset, state, c.eval.generations)
         # A part of the held-out text has no references for the whole of it.
@@ -138,13 +138,13 @@ class Judge:
             found |= self._references
         return found
 
-    def _image(self, state: TrainState, metrics: Found, predictions: Found) -> Found:
+    def _image(self, state: TrainState, metrics: Metrics, predictions: Metrics) -> Metrics:
         c = self._run.config
         if not c.eval.fidelity:
             return {}
         if self._fidelity is None:
             self._fidelity = fidelity_of(self._dataset, self._source, c.eval, self._folder)
-            self._guide = guide_of(self._run, c.sample)
+            self._guide = guidance_model_of(self._run, c.sample)
         judge, objective = self._fidelity, self._run.objective
         variables = state.sampling_params, state.mutables
         drawn = dict(num=judge.num, seed=c.eval.seed, label_N=judge.label_N, guide=self._guide)
@@ -157,13 +157,13 @@ class Judge:
             found |= judge.report_reconstructions(reconstructed(objective, *variables, *real))
         return found
 
-    def _labels(self, state: TrainState, metrics: Found, predictions: Found) -> Found:
+    def _labels(self, state: TrainState, metrics: Metrics, predictions: Metrics) -> Metrics:
         real = predictions["true"] >= 0
         names = self._run.spec.class_names
         found = report(predictions["true"][real], predictions["predicted"][real], names)
         return {**found.metrics(), "report": found.to_json()}
 
-    def _tags(self, state: TrainState, metrics: Found, predictions: Found) -> Found:
+    def _tags(self, state: TrainState, metrics: Metrics, predictions: Metrics) -> Metrics:
         names, real = np.array(self._run.spec.class_names), predictions["true"] >= 0
         if not is_bio(names):
             return self._labels(state, metrics, predictions)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from aigc_jax.core.bootstrap import bootstrap
 from aigc_jax.core.metrics import Mean, Metrics, merge, to_floats
 from aigc_jax.core.objective import Objective
-from aigc_jax.distributed.logical_axes import on
+from aigc_jax.distributed.logical_axes import with_mesh
 from aigc_jax.distributed.mesh import put_batch, replicated
 from aigc_jax.ops.random import numbered_keys
 
@@ -40,7 +40,7 @@ class HeldOut:
             return metrics, predictions
 
         # Whole in every process, whatever share of the batch it has.
-        self._compiled = jax.jit(on(mesh, batch_metrics), out_shardings=replicated(mesh))
+        self._compiled = jax.jit(with_mesh(mesh, batch_metrics), out_shardings=replicated(mesh))
 
     def __call__(
         self, params: Any, mutables: Any, batches: Iterable[Any]

@@ -10,13 +10,13 @@ import ml_collections
 from jax.sharding import Mesh
 
 from aigc_jax.core.config import Config, Sample
-from aigc_jax.core.errors import UserError, nearest
+from aigc_jax.core.errors import UserError, did_you_mean
 from aigc_jax.core.fields import parse
 from aigc_jax.core.objective import Objective
 from aigc_jax.core.state import TrainState
-from aigc_jax.distributed.logical_axes import on
+from aigc_jax.distributed.logical_axes import with_mesh
 from aigc_jax.distributed.mesh import check_batch, make_mesh, size_of
-from aigc_jax.distributed.sharding import splits_state, state_shardings, whole_state
+from aigc_jax.distributed.sharding import is_state_sharded, replicated_state, state_shardings
 from aigc_jax.families import registry
 from aigc_jax.families.latent import first_stage
 from aigc_jax.families.registry import Family
@@ -36,7 +36,7 @@ def _named(config: Mapping[str, Any], section: str, known: Mapping[str, Any]) ->
     block = config.get(section)
     name = block.get("name") if isinstance(block, Mapping) else None
     if not isinstance(name, str) or name not in known:
-        raise UserError(f"{section}.name is {name!r}: {nearest(str(name), known)}")
+        raise UserError(f"{section}.name is {name!r}: {did_you_mean(str(name), known)}")
     return known[name]
 
 
@@ -106,7 +106,7 @@ class Run:
 
     def fresh_state(self) -> TrainState:
         """A state to begin with, each array made where it lies."""
-        init = jax.jit(on(self.mesh, self.init), out_shardings=self.shardings)
+        init = jax.jit(with_mesh(self.mesh, self.init), out_shardings=self.shardings)
         return init(jnp.int32(self.config.seed))
 
 
@@ -124,8 +124,12 @@ def make_objective(config: Config, spec: Spec) -> Objective:
                 f"data.first_stage={config.data.first_stage} is no autoencoder with latents: name a"
                 " workdir of configs/vae/kl.py, fsq.py or vq.py"
             )
-        inner = first_stage.inner_spec(stage, pixels)
-        behind = first_stage.CodeSequences if stage.num_codes else first_stage.Latents
+        inner = first_stage.latent_spec(stage, pixels)
+        behind = (
+            first_stage.TokenSequenceObjective
+            if stage.num_codes
+            else first_stage.ContinuousLatentObjective
+        )
         return behind(_make_objective(config, inner), stage, pixels)
     return _make_objective(config, spec)
 
@@ -186,8 +190,8 @@ def build(config: Config, spec: Spec, mesh: Mesh | None = None, trains: bool = T
         averaged = dict(ema=ema.halflife > 0, profiles=ema.power)
         return init_state(objective, optimizers, example, seed, **averaged)
 
-    shardings = whole_state(mesh)
-    if splits_state(mesh):
+    shardings = replicated_state(mesh)
+    if is_state_sharded(mesh):
         shapes = jax.eval_shape(init, jnp.int32(0))
         shardings = state_shardings(shapes, mesh, registry.axes())
     step = make_step(objective, optimizers, ema, config.train.accumulate)
@@ -217,7 +221,7 @@ def check_length(config: Config, spec: Spec, mesh: Mesh) -> None:
         )
     if isinstance(spec, ImageSpec) and spec.stage is not None:
         stage = make_objective(parse_config(spec.stage), dataclasses.replace(spec, stage=None))
-        spec = first_stage.inner_spec(stage, spec)
+        spec = first_stage.latent_spec(stage, spec)
     length = length_of(spec)
     if length % parts:
         raise UserError(

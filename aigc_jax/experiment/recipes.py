@@ -5,7 +5,7 @@ import runpy
 
 import ml_collections
 
-from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.errors import UserError, one_line, shorten
 
 
 def load_recipe(path: str) -> ml_collections.ConfigDict:
@@ -16,7 +16,7 @@ def load_recipe(path: str) -> ml_collections.ConfigDict:
     """
     path, _, variant = path.partition(":")
     if not os.path.isfile(path):
-        raise UserError(f"there is no config file {shown(path)}")
+        raise UserError(f"there is no config file {shorten(path)}")
     try:
         get_config = runpy.run_path(path).get("get_config")
         arguments = (variant,) if variant else ()
@@ -25,10 +25,10 @@ def load_recipe(path: str) -> ml_collections.ConfigDict:
         raise
     except (Exception, SystemExit) as e:  # whatever the person's file raises
         raise UserError(
-            f"{shown(path)} cannot be loaded ({type(e).__name__}: {reason(e, 300)})"
+            f"{shorten(path)} cannot be loaded ({type(e).__name__}: {one_line(e, 300)})"
         ) from e
     if get_config is None:
-        raise UserError(f"{shown(path)} is no recipe: it defines no get_config()")
+        raise UserError(f"{shorten(path)} is no recipe: it defines no get_config()")
     if not isinstance(recipe, ml_collections.ConfigDict):
-        raise UserError(f"get_config() of {shown(path)} must return an ml_collections.ConfigDict")
+        raise UserError(f"get_config() of {shorten(path)} must return an ml_collections.ConfigDict")
     return recipe

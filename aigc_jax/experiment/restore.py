@@ -12,22 +12,22 @@ import numpy as np
 from aigc_jax.core.config import Data, differences
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.state import TrainState, named
-from aigc_jax.data.dataset import Dataset, drawn
+from aigc_jax.data.dataset import Dataset, draw_examples
 from aigc_jax.distributed.mesh import local_mesh, make_mesh
-from aigc_jax.distributed.processes import say
+from aigc_jax.distributed.processes import log_main
 from aigc_jax.experiment import build
-from aigc_jax.families.latent.first_stage import PLAYER, Behind
+from aigc_jax.families.latent.first_stage import PLAYER, LatentSpaceObjective
 from aigc_jax.modalities import spec as spec_lib
 from aigc_jax.modalities.text.tokenizers import Tokenizer
 from aigc_jax.training.checkpoint import Contents, Reader, newest
 
 WORKDIR = "workdir:"
 # Settings of a model with which the same parameters mean the same.
-HARMLESS = (
+INIT_COMPATIBLE_FIELDS = (
     *("model.lora_", "model.dropout", "model.context", "model.vocab_size", "model.head_dim"),
     *("model.init_std", "model.embedding_std", "model.zero_init"),
 )
-NORMALISED = 512  # images whose latents say how latents are normalised
+LATENT_STATS_IMAGES = 512  # images whose latents say how latents are normalised
 
 
 def restore(workdir: str, mesh: str = "") -> tuple[build.Run, TrainState, int]:
@@ -74,7 +74,7 @@ def tokenizer_of(data: Data) -> Tokenizer | None:
     return spec.tokenizer
 
 
-def guide_of(run: build.Run, options: Any) -> Any:
+def guidance_model_of(run: build.Run, options: Any) -> Any:
     """`Request.guide` for sampling from `run`: the workdir that `options.guide` names; or none.
 
     Raises:
@@ -87,7 +87,7 @@ def guide_of(run: build.Run, options: Any) -> Any:
     return run.objective.guided_by(other.objective, jax.device_get(state.sampling_params))
 
 
-def behind_first_stage(dataset: Dataset, data: Data) -> Dataset:
+def with_first_stage(dataset: Dataset, data: Data) -> Dataset:
     """The data as a model behind the autoencoder of `data.first_stage` has them, if it is named.
 
     Raises:
@@ -111,8 +111,8 @@ def like(dataset: Dataset, spec: spec_lib.Spec) -> Dataset:
     return dataclasses.replace(dataset, spec=dataclasses.replace(dataset.spec, stage=spec.stage))
 
 
-def begin_behind(
-    workdir: str, objective: Behind, params: dict[str, Any], dataset: Dataset
+def load_first_stage(
+    workdir: str, objective: LatentSpaceObjective, params: dict[str, Any], dataset: Dataset
 ) -> dict[str, Any]:
     """Fresh parameters with a trained autoencoder as their frozen first stage.
 
@@ -123,13 +123,13 @@ def begin_behind(
       dataset: of which some images, drawn evenly, say how latents are normalised.
     """
     _, state, _ = restore(workdir)
-    examples = drawn(dataset.train, NORMALISED)
+    examples = draw_examples(dataset.train, LATENT_STATS_IMAGES)
     batch = {k: np.stack([example[k] for example in examples]) for k in examples[0]}
     frozen = objective.fill(state.sampling_params, state.mutables, batch)
     return {**params, PLAYER: jax.device_get(frozen)}
 
 
-def begin_from(
+def warm_start(
     workdir: str, params: dict[str, Any], model: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Fresh parameters with those of a trained run in their places, where it has them.
@@ -173,9 +173,9 @@ def begin_from(
             f"train.init_from={workdir} has no parameter of this model: it is of another kind"
         )
     more = f" ({', '.join(fresh[:4])}{' …' if len(fresh) > 4 else ''})" if fresh else ""
-    say(f"begun with {len(taken)} arrays of {workdir}; {len(fresh)} are fresh{more}")
+    log_main(f"begun with {len(taken)} arrays of {workdir}; {len(fresh)} are fresh{more}")
     others = differences({"model": run.config.raw["model"]}, {"model": model}) if model else []
-    others = [phrase for phrase in others if not phrase.startswith(HARMLESS)]
+    others = [phrase for phrase in others if not phrase.startswith(INIT_COMPATIBLE_FIELDS)]
     if others:
-        say(f"the models differ: {', '.join(others)}")
+        log_main(f"the models differ: {', '.join(others)}")
     return placed

@@ -125,18 +125,18 @@ def _halves(model: Any, spec: ImageSpec, dtype: Any) -> tuple[Any, Any]:
 
 
 def _vae(config: Any, model: Any, spec: ImageSpec, dtype: Any) -> Objective:
-    if isinstance(model, hierarchical_vae.LadderConfig):
+    if isinstance(model, hierarchical_vae.HierarchicalVAEConfig):
         classes = _classes(model, spec)
         up = hierarchical_vae.BottomUp(model, classes, dtype)
         down = hierarchical_vae.TopDown(model, spec.shape, classes, dtype)
-        return vae.VAE(config, latent_groups.Ladder(up, down), spec.levels)
+        return vae.VAE(config, latent_groups.HierarchicalLatents(up, down), spec.levels)
     return vae.KLAutoencoder(
-        config, latent_groups.OneGroup(*_halves(model, spec, dtype)), spec.levels
+        config, latent_groups.SingleLatent(*_halves(model, spec, dtype)), spec.levels
     )
 
 
 def _discrete(config: Any, model: Any, spec: ImageSpec, dtype: Any) -> Objective:
-    return vq_autoencoder.Discrete(config, *_halves(model, spec, dtype))
+    return vq_autoencoder.VQAutoencoder(config, *_halves(model, spec, dtype))
 
 
 DENOISERS = {unet.UNetConfig: unet.UNet, dit.DiTConfig: dit.DiT}
@@ -170,13 +170,13 @@ FAMILIES: dict[str, Family] = {
     "vae": Family(
         vae.VAEConfig,
         vae.VAESample,
-        {**AUTOENCODERS, "ladder": hierarchical_vae.LadderConfig},
+        {**AUTOENCODERS, "ladder": hierarchical_vae.HierarchicalVAEConfig},
         _vae,
         "image",
     ),
     "vq": Family(
-        vq_autoencoder.DiscreteConfig,
-        vq_autoencoder.DiscreteSample,
+        vq_autoencoder.VQConfig,
+        vq_autoencoder.VQSample,
         AUTOENCODERS,
         _discrete,
         "image",

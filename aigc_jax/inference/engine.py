@@ -14,7 +14,7 @@ import numpy as np
 
 from aigc_jax.ops import dispatch
 
-PIECE = 8  # tokens between two looks at what has been drawn
+CALLBACK_EVERY = 8  # tokens between two looks at what has been drawn
 SHORTEST = 16  # no bucket of prompts is shorter
 
 # Told the new tokens of all rows so far (N, t); returns the rows that need no more (N,).
@@ -34,7 +34,7 @@ class TextModel(Protocol):
 
 
 @flax.struct.dataclass
-class Choice:
+class SamplingParams:
     """How a token is drawn from its logits; all scalars are traced.
 
     Attributes:
@@ -54,15 +54,15 @@ class Choice:
     min_p: jax.Array | float = 0.0
     repetition_penalty: jax.Array | float = 1.0
 
-    def traced(self) -> "Choice":
+    def traced(self) -> "SamplingParams":
         """With arrays of one type each, so that no value compiles anew."""
         floats = (self.temperature, self.top_p, self.min_p, self.repetition_penalty)
         t, p, m, r = (jnp.float32(x) for x in floats)
-        return Choice(t, jnp.int32(self.top_k), p, m, r)
+        return SamplingParams(t, jnp.int32(self.top_k), p, m, r)
 
 
 @flax.struct.dataclass
-class Decoding:
+class DecodeState:
     """Where the loop stands.
 
     Attributes:
@@ -92,7 +92,7 @@ def decode(
     *,
     max_new_tokens: int,
     stops: Sequence[int] = (),
-    choice: Choice | None = None,
+    choice: SamplingParams | None = None,
     watch: Watch | None = None,
 ) -> jax.Array:
     """New tokens (N, max_new_tokens), each row from its own key.
@@ -124,14 +124,14 @@ def decode(
     stops_Z[: len(stops)] = stops
     size = bucket(max_new_tokens)
     state = _prefill(model, (slots, size), variables, prompts_NP, lengths, stops_Z)
-    if dispatch.form("decoding") == "by_layer":
+    if dispatch.implementation("decoding") == "by_layer":
         variables, cache = _by_layer(model, variables, state.cache)
         state = state.replace(cache=cache)
-    arguments = key_N, (choice or Choice()).traced(), jnp.asarray(stops_Z)
+    arguments = key_N, (choice or SamplingParams()).traced(), jnp.asarray(stops_Z)
     if watch is None:
         state = _loop(model, variables, state, *arguments, jnp.int32(max_new_tokens))
         return state.out_NT[:, :max_new_tokens]
-    for upto in (*range(PIECE, max_new_tokens, PIECE), max_new_tokens):
+    for upto in (*range(CALLBACK_EVERY, max_new_tokens, CALLBACK_EVERY), max_new_tokens):
         state = _loop(model, variables, state, *arguments, jnp.int32(upto))
         ended = watch(np.asarray(state.out_NT)[:, : int(state.t)])
         state = state.replace(done_N=state.done_N | jnp.asarray(ended))
@@ -161,7 +161,7 @@ def _prefill(model, sizes, variables, prompts_NP, length_N, stops_Z):
         jnp.zeros((n, vocab), bool).at[jnp.arange(n)[:, None], in_prompt].set(True, mode="drop")
     )
     filler = jnp.maximum(stops_Z[0], 0)
-    return Decoding(
+    return DecodeState(
         t=jnp.int32(0),
         done_N=jnp.zeros(n, bool),
         out_NT=jnp.full((n, size), filler, jnp.int32),
@@ -182,10 +182,10 @@ def _loop(model, variables, state, key_N, choice, stops_Z, upto):
     n = key_N.shape[0]
     filler = jnp.maximum(stops_Z[0], 0)
 
-    def going(s: Decoding) -> jax.Array:
+    def going(s: DecodeState) -> jax.Array:
         return (s.t < upto) & ~s.done_N.all()
 
-    def body(s: Decoding) -> Decoding:
+    def body(s: DecodeState) -> DecodeState:
         key = jax.vmap(jax.random.fold_in, (0, None))(key_N, s.t)
         token_N = jnp.where(s.done_N, filler, draw(key, s.logits_NV, s.seen_NV, choice))
         x_N1W, cache = model.apply(
@@ -207,7 +207,9 @@ def _loop(model, variables, state, key_N, choice, stops_Z, upto):
     return jax.lax.while_loop(going, body, state)
 
 
-def draw(key_N: jax.Array, logits_NV: jax.Array, seen_NV: jax.Array, choice: Choice) -> jax.Array:
+def draw(
+    key_N: jax.Array, logits_NV: jax.Array, seen_NV: jax.Array, choice: SamplingParams
+) -> jax.Array:
     """One token per row, int32; what is switched off costs nothing."""
 
     def penalise(logits):
@@ -229,7 +231,7 @@ def draw(key_N: jax.Array, logits_NV: jax.Array, seen_NV: jax.Array, choice: Cho
     return token_N.astype(jnp.int32)
 
 
-def truncate(logits_NV: jax.Array, choice: Choice) -> jax.Array:
+def truncate(logits_NV: jax.Array, choice: SamplingParams) -> jax.Array:
     """−∞ for all but the top k and the nucleus of top p."""
     descending_NV = -jnp.sort(-logits_NV, axis=-1)
     vocab = logits_NV.shape[-1]

@@ -10,7 +10,7 @@ import numpy as np
 from aigc_jax.modalities.text.tokenizers import TextStream, Tokenizer
 
 
-class TextWatch:
+class StopStringStreamer:
     """Ends a row when its text holds a stop string; shows the first row's text as it grows.
 
     Args:

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from aigc_jax.core.errors import UserError, nearest, shown
+from aigc_jax.core.errors import UserError, did_you_mean, shorten
 from aigc_jax.core.files import open_file
 from aigc_jax.core.workdir import has_run, open_workdir, write_config, write_whole, writing
-from aigc_jax.distributed.processes import say
+from aigc_jax.distributed.processes import log_main
 from aigc_jax.experiment import build
 from aigc_jax.experiment.restore import restore
 from aigc_jax.families.lm import lora
@@ -46,8 +46,8 @@ def from_other(source: str, workdir: str) -> None:
     kind, _, path = source.partition(":")
     if kind not in ("hf", "gguf", "diffusers") or not path:
         raise UserError(
-            f"--from={shown(source)} is not of the form hf:DIR or gguf:FILE or diffusers:DIR:"
-            f" {nearest(kind, ['hf', 'gguf', 'diffusers'])}"
+            f"--from={shorten(source)} is not of the form hf:DIR or gguf:FILE or diffusers:DIR:"
+            f" {did_you_mean(kind, ['hf', 'gguf', 'diffusers'])}"
         )
     if has_run(workdir):
         raise UserError(f"{workdir} holds a run already: choose another --workdir")
@@ -66,7 +66,7 @@ def from_other(source: str, workdir: str) -> None:
     with writing(workdir):
         write_whole(os.path.join(workdir, ORIGIN), json.dumps(made.origin, indent=2))
     for note in made.notes:
-        say(note)
+        log_main(note)
 
 
 def _read_text(kind: str, path: str) -> Made:
@@ -93,10 +93,10 @@ def _tokenizer(found: Imported, path: str) -> Tokenizer:
     tokenizer = ByteTokenizer()
     if found.model["vocab_size"] < tokenizer.size:
         raise UserError(
-            f"{shown(path)} holds no {TOKENIZER}: save the model's fast tokenizer there with"
+            f"{shorten(path)} holds no {TOKENIZER}: save the model's fast tokenizer there with"
             " save_pretrained of transformers"
         )
-    say(f"{path} holds no {TOKENIZER}: the model reads bytes, which only suits random weights")
+    log_main(f"{path} holds no {TOKENIZER}: the model reads bytes, which only suits random weights")
     return tokenizer
 
 
@@ -144,7 +144,7 @@ def to_other(workdir: str, target: str, dtype: str | None = None) -> str:
     kind, _, path = target.partition(":")
     if kind not in ("hf", "peft", "diffusers") or not path:
         raise UserError(
-            f"--to={shown(target)} is not of the form hf:DIR or peft:DIR or diffusers:DIR"
+            f"--to={shorten(target)} is not of the form hf:DIR or peft:DIR or diffusers:DIR"
         )
     run, state, _ = restore(workdir)
     if kind == "diffusers":
@@ -164,11 +164,11 @@ def to_other(workdir: str, target: str, dtype: str | None = None) -> str:
             raise UserError(f"{workdir} has no adapters: give the model out with --to=hf:DIR")
         write_adapter(path, config, lora.join(params)["lora"], architecture=architecture)
         if base := run.config.train.init_from:
-            say(f"they belong to the model of {base}: give it out with --to=hf:DIR")
+            log_main(f"they belong to the model of {base}: give it out with --to=hf:DIR")
         return path
     params = dict(run.objective.plain(params)["model"])
     if params.pop("task_head", None) is not None:
-        say("the head of the task stays behind: transformers has none of the kind")
+        log_main("the head of the task stays behind: transformers has none of the kind")
     tokenizer = run.spec.tokenizer
     specials = origin["specials"] if "specials" in origin else _specials(tokenizer)
     write_folder(

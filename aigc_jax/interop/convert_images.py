@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from aigc_jax.core.errors import UserError, shown
-from aigc_jax.distributed.processes import say
+from aigc_jax.core.errors import UserError, shorten
+from aigc_jax.distributed.processes import log_main
 from aigc_jax.experiment import build
 from aigc_jax.families.diffusion.diffusion_config import DiffusionConfig
 from aigc_jax.families.latent.first_stage import PLAYER
@@ -77,7 +77,8 @@ def read(folder: str) -> Made:
     height, width, colours = found.shape
     if stage.kind.denoises or config.latent != colours:
         raise UserError(
-            f"{shown(vae)} does not make the latents of {colours} channels that {shown(folder)} is"
+            f"{shorten(vae)} does not make the latents of {colours} channels that"
+            f" {shorten(folder)} is"
             " for: put the right autoencoder there, or none"
         )
     pixels = (height * config.factor, width * config.factor, stage.shape[2])
@@ -91,7 +92,7 @@ def read(folder: str) -> Made:
         "shift": np.zeros(colours, np.float32),
         "scale": np.ones(colours, np.float32),
     }
-    notes.append(f"it is a model of latents: the autoencoder in {shown(vae)} comes with it")
+    notes.append(f"it is a model of latents: the autoencoder in {shorten(vae)} comes with it")
     return _made(found, recipe, spec, {"model": found.params, PLAYER: frozen}, notes)
 
 
@@ -180,7 +181,7 @@ def _write(
     if isinstance(config.objective, DiffusionConfig):
         scheduler = write_schedule(config.objective)
         if scheduler is None:
-            say(f"diffusers has no scheduler for this kind of noise: there is no {CONFIG}")
+            log_main(f"diffusers has no scheduler for this kind of noise: there is no {CONFIG}")
     params = {name: tree for name, tree in params.items() if name != "log_scale"}
     write_image_folder(folder, model, params, shape, classes, dtype=dtype, scheduler=scheduler)
 

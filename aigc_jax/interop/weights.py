@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import safe_open
 
 from aigc_jax.core import safetensors_file as readers
-from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.core.files import file_size, open_file
 
 WEIGHTS = "model.safetensors"
@@ -32,19 +32,19 @@ def read_json(path: str) -> dict[str, Any]:
     """
     with open_file(path) as f:
         if file_size(f) > MAX_JSON:
-            raise UserError(f"{shown(path)} is too large: it has {file_size(f)} bytes")
+            raise UserError(f"{shorten(path)} is too large: it has {file_size(f)} bytes")
         try:
             content = json.loads(f.read().decode("utf-8"), parse_int=_whole)
         except (ValueError, RecursionError) as e:
-            raise UserError(f"{shown(path)} is not JSON: {reason(e)}") from e
+            raise UserError(f"{shorten(path)} is not JSON: {one_line(e)}") from e
     if not isinstance(content, dict):
-        raise UserError(f"{shown(path)} must hold an object, but it is {shown(content, 60)}")
+        raise UserError(f"{shorten(path)} must hold an object, but it is {shorten(content, 60)}")
     return content
 
 
 def _whole(digits: str) -> int:
     if len(digits) > 18:
-        raise ValueError(f"the number {shown(digits, 40)} is too large")
+        raise ValueError(f"the number {shorten(digits, 40)} is too large")
     return int(digits)
 
 
@@ -72,8 +72,9 @@ class Tensors:
                     continue
                 if name in self.files:
                     raise UserError(
-                        f"the tensor {shown(name, 100)} stands in {shown(self.files[name])} and in"
-                        f" {shown(path)}: remove one"
+                        f"the tensor {shorten(name, 100)} stands in {shorten(self.files[name])}"
+                        " and in"
+                        f" {shorten(path)}: remove one"
                     )
                 self.files[name], self.dtypes[name] = path, entry["dtype"]
                 self.shapes[name] = tuple(entry["shape"])
@@ -85,7 +86,7 @@ class Tensors:
             with safe_open(os.path.expanduser(path), framework="np") as f:
                 return f.get_tensor(name)
         except Exception as e:  # the file may have changed, or have gone, since
-            raise UserError(f"{shown(path)} cannot be read: {reason(e)}") from e
+            raise UserError(f"{shorten(path)} cannot be read: {one_line(e)}") from e
 
 
 def _header(path: str) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def _header(path: str) -> dict[str, Any]:
             header = readers.safetensors_header(f, size)
             readers.check_tensors(header, size - f.tell())
         except (ValueError, RecursionError) as e:
-            raise UserError(f"{shown(path)} is not a safetensors file ({reason(e)})") from e
+            raise UserError(f"{shorten(path)} is not a safetensors file ({one_line(e)})") from e
     return header
 
 
@@ -119,15 +120,15 @@ def open_folder(folder: str, weights: str = WEIGHTS) -> Tensors:
     try:
         names = sorted(os.listdir(folder))
     except OSError as e:
-        raise UserError(f"{shown(folder)} cannot be read: {reason(e)}") from e
+        raise UserError(f"{shorten(folder)} cannot be read: {one_line(e)}") from e
     for name in names:
         if name.endswith(PICKLED):
             raise UserError(
-                f"{shown(folder)} has its weights in {shown(name, 60)}, a pickle, which can run"
+                f"{shorten(folder)} has its weights in {shorten(name, 60)}, a pickle, which can run"
                 " code and is not read: convert it to safetensors first"
             )
     raise UserError(
-        f"{shown(folder)} has neither {weights} nor {os.path.basename(index)}: is it a model's"
+        f"{shorten(folder)} has neither {weights} nor {os.path.basename(index)}: is it a model's"
         " folder?"
     )
 
@@ -136,11 +137,12 @@ def _sharded(folder: str, index: str) -> Tensors:
     """The tensors of the files that an index names."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
-        raise UserError(f"{shown(index)} has no weight_map from tensors to files")
+        raise UserError(f"{shorten(index)} has no weight_map from tensors to files")
     for file in places.values():
         if not re.fullmatch(r"[\w.-]+\.safetensors", file, re.ASCII):
             raise UserError(
-                f"{shown(index)} names the file {shown(file, 60)}: it must be a safetensors file"
+                f"{shorten(index)} names the file {shorten(file, 60)}: it must be a safetensors"
+                " file"
                 " beside it"
             )
     name_of_index = os.path.basename(index)
@@ -148,12 +150,12 @@ def _sharded(folder: str, index: str) -> Tensors:
     for file, path in paths.items():
         if not os.path.exists(path):
             raise UserError(
-                f"{shown(folder)} lacks {file}, which {name_of_index} names: copy it there"
+                f"{shorten(folder)} lacks {file}, which {name_of_index} names: copy it there"
             )
     found = Tensors(paths.values())
     for name, file in places.items():
         if found.files.get(name) != paths[file]:
             raise UserError(
-                f"the tensor {shown(name, 100)} is not in {file}, where {name_of_index} has it"
+                f"the tensor {shorten(name, 100)} is not in {file}, where {name_of_index} has it"
             )
     return found

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.core.files import is_remote
 from aigc_jax.modalities import readers
 from aigc_jax.modalities.image.image_folder import UNKEPT
@@ -48,18 +48,18 @@ def prepare(
     """
     if not re.fullmatch(NAME, name) or name == "downloads":
         raise UserError(
-            f"--name={shown(name)}: use at most 100 lower-case letters, digits and underscores, a"
+            f"--name={shorten(name)}: use at most 100 lower-case letters, digits and underscores, a"
             " letter first, and not 'downloads', which TFDS keeps for itself"
         )
     if is_remote(data_dir):
         raise UserError(
-            f"--data_dir={shown(data_dir)} is an object store: write to a folder of this machine,"
+            f"--data_dir={shorten(data_dir)} is an object store: write to a folder of this machine,"
             " then copy it there"
         )
-    folder, where = os.path.abspath(os.path.expanduser(data_dir)), shown(data_dir)
+    folder, where = os.path.abspath(os.path.expanduser(data_dir)), shorten(data_dir)
     if os.path.lexists(os.path.join(folder, name)):
         raise UserError(
-            f"{shown(os.path.join(data_dir, name))} exists already: choose another --name or"
+            f"{shorten(os.path.join(data_dir, name))} exists already: choose another --name or"
             " remove it"
         )
     content = readers.read(
@@ -69,12 +69,12 @@ def prepare(
     try:
         os.makedirs(folder, exist_ok=True)
     except (OSError, ValueError) as e:  # ValueError: a NUL, or what is no Unicode
-        raise UserError(f"--data_dir={where} cannot be written: {reason(e)}") from e
+        raise UserError(f"--data_dir={where} cannot be written: {one_line(e)}") from e
     try:
         return _write(content, name, folder, source)
     except OSError as e:
         raise UserError(
-            f"{shown(os.path.join(folder, name))} cannot be written: {reason(e)}"
+            f"{shorten(os.path.join(folder, name))} cannot be written: {one_line(e)}"
         ) from e
 
 
@@ -83,7 +83,8 @@ def _check_names(names: Sequence[str]) -> None:
     for name in names:
         if name != name.strip() or any(unicodedata.category(c) in UNKEPT for c in name):
             raise UserError(
-                f"the class '{shown(name, 80)}' cannot be kept under this name: rename it, without"
+                f"the class '{shorten(name, 80)}' cannot be kept under this name: rename it,"
+                " without"
                 " spaces around it and line ends"
             )
 

@@ -6,15 +6,15 @@ Each reader checks what it reads; a file that it cannot take is named in a `User
 import os
 from collections.abc import Callable
 
-from aigc_jax.core.errors import UserError, shown
-from aigc_jax.data.raw_dataset import Content, Example
+from aigc_jax.core.errors import UserError, shorten
+from aigc_jax.data.raw_dataset import Example, RawDataset
 from aigc_jax.modalities.image.array_files import read_idx, read_npz, read_safetensors
 from aigc_jax.modalities.image.image_folder import read_folder
 from aigc_jax.modalities.text.conll import read_conll
 from aigc_jax.modalities.text.messages import read_messages
 from aigc_jax.modalities.text.text_files import read_jsonl, read_text
 
-__all__ = ["KINDS", "Content", "Example", "read"]
+__all__ = ["KINDS", "Example", "RawDataset", "read"]
 
 KINDS = ("folder", "text", "jsonl", "messages", "conll", "npz", "safetensors", "idx")
 
@@ -26,7 +26,7 @@ def read(
     text_field: str = "text",
     label_field: str = "label",
     option: str = "--from",
-) -> Content:
+) -> RawDataset:
     """What `KIND:PATH` names.
 
     Args:
@@ -40,7 +40,7 @@ def read(
       UserError: for an unknown kind, or files that cannot be taken or held in memory.
     """
     kind, _, path = source.partition(":")
-    readers: dict[str, Callable[[], Content]] = {
+    readers: dict[str, Callable[[], RawDataset]] = {
         "folder": lambda: read_folder(os.path.expanduser(path), image_size),
         "text": lambda: read_text(path),
         "jsonl": lambda: read_jsonl(path, text_field, label_field),
@@ -52,10 +52,10 @@ def read(
     }
     if kind not in readers or not path:
         raise UserError(
-            f"{option}={shown(source)} is not of the form KIND:PATH with KIND one of"
+            f"{option}={shorten(source)} is not of the form KIND:PATH with KIND one of"
             f" {', '.join(KINDS)}"
         )
     try:
         return readers[kind]()
     except MemoryError as e:
-        raise UserError(f"{option}={shown(source)} does not fit into memory: split it up") from e
+        raise UserError(f"{option}={shorten(source)} does not fit into memory: split it up") from e

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from aigc_jax.core.config import Data
-from aigc_jax.core.errors import UserError, nearest, shown
+from aigc_jax.core.errors import UserError, did_you_mean, shorten
 from aigc_jax.data import mixture
 from aigc_jax.data.dataset import (
     Dataset,
@@ -18,11 +18,11 @@ from aigc_jax.data.dataset import (
     hold_out,
     limited,
 )
-from aigc_jax.data.raw_dataset import Columns, Content, Example
+from aigc_jax.data.raw_dataset import ColumnarExamples, Example, RawDataset
 from aigc_jax.modalities import readers
 from aigc_jax.modalities.image.stacked_digits import stack
 from aigc_jax.modalities.spec import ImageSpec, TextSpec
-from aigc_jax.modalities.text.text_examples import check_form, text_dataset, to_judge
+from aigc_jax.modalities.text.text_examples import check_form, for_evaluation, text_dataset
 from aigc_jax.modalities.text.tokenizers import Tokenizer
 from aigc_jax.modalities.tfds_source import IMAGE_KEY, LABEL_KEY, tfds_content
 
@@ -102,18 +102,19 @@ def load(
         known = [*embedded, "tfds:NAME", *(f"{kind}:PATH" for kind in readers.KINDS),
                  f"{mixture.KIND}:0.7*SOURCE,0.3*SOURCE"]  # fmt: skip
         raise UserError(
-            f"there is no data.source '{shown(config.source)}': {nearest(shown(kind), known)}"
+            f"there is no data.source '{shorten(config.source)}':"
+            f" {did_you_mean(shorten(kind), known)}"
         )
     if content.image_shape is None:
         if judge is not None:
-            dataset = text_dataset(to_judge(content, judge.class_names), config, tokenizer)
+            dataset = text_dataset(for_evaluation(content, judge.class_names), config, tokenizer)
             return dataclasses.replace(dataset, texts={})  # no text was trained on
         return text_dataset(content, config, tokenizer)
     check_form(content, config)
     return image_dataset(content, levels, config)
 
 
-def _own(config: Data) -> Content:
+def _own(config: Data) -> RawDataset:
     return readers.read(
         config.source,
         text_field=config.text_field,
@@ -122,31 +123,31 @@ def _own(config: Data) -> Content:
     )
 
 
-def digits() -> tuple[Content, int]:
+def digits() -> tuple[RawDataset, int]:
     """1,797 handwritten digits of 8×8 pixels and 17 grey levels, from scikit-learn."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
     images = np.round(found.images * (255 / 16)).astype(np.uint8)[..., None]
-    splits = {"train": Columns(image=images, label=found.target)}
-    return Content(splits, images.shape[1:], tuple(map(str, found.target_names))), 17
+    splits = {"train": ColumnarExamples(image=images, label=found.target)}
+    return RawDataset(splits, images.shape[1:], tuple(map(str, found.target_names))), 17
 
 
-def stacked_digits(config: Data) -> tuple[Content, int]:
+def stacked_digits(config: Data) -> tuple[RawDataset, int]:
     """55,000 images of 8×8 pixels with three of these digits each, one in each colour."""
     content, levels = digits()
     return stack(content, config), levels
 
 
-def python_docs() -> tuple[Content, int]:
+def python_docs() -> tuple[RawDataset, int]:
     """The language reference that comes with Python: 79 documents of about 6 kB."""
     from pydoc_data.topics import topics
 
     documents = [topics[name] for name in sorted(topics)]
-    return Content({"train": Columns(text=documents)}), 0
+    return RawDataset({"train": ColumnarExamples(text=documents)}), 0
 
 
-def image_dataset(content: Content, levels: int, config: Data) -> Dataset:
+def image_dataset(content: RawDataset, levels: int, config: Data) -> Dataset:
     """Images as they are; some held out where the source has no split."""
 
     def images(examples: Sequence[Callable[[], Example]], indices: Sequence[int]) -> Images:

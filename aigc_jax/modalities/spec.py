@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.modalities.text import tokenizers
 from aigc_jax.modalities.text.labelled_text import Labelled, Tagged
 from aigc_jax.modalities.text.tokenizers import Tokenizer
@@ -139,10 +139,10 @@ def from_json(value: Any) -> Spec:
         if modality == "text":
             tokenizer = tokenizers.from_json(value)
             return _text_spec(tokenizer, value["seq_len"], value["form"], value["class_names"])
-        raise ValueError(f"the modality is {shown(modality, 40)}")
+        raise ValueError(f"the modality is {shorten(modality, 40)}")
     except (KeyError, TypeError, ValueError) as e:
         raise UserError(
-            f"the checkpoint's description of its data is damaged ({reason(e)}): take another"
+            f"the checkpoint's description of its data is damaged ({one_line(e)}): take another"
             " checkpoint"
         ) from e
 
@@ -150,21 +150,21 @@ def from_json(value: Any) -> Spec:
 def _image_spec(shape: Any, class_names: Any, levels: Any, stage: Any) -> ImageSpec:
     whole = isinstance(shape, list) and len(shape) == 3 and all(type(n) is int for n in shape)
     if not whole or min(shape) < 1 or math.prod(shape) > MAX_VALUES:
-        raise ValueError(f"images of the shape {shown(shape, 80)}")
+        raise ValueError(f"images of the shape {shorten(shape, 80)}")
     if not _strings(class_names):
         raise ValueError("class names that are none")
     if type(levels) is not int or not 2 <= levels <= 256:
-        raise ValueError(f"pixels of {shown(levels, 40)} levels")
+        raise ValueError(f"pixels of {shorten(levels, 40)} levels")
     if stage is not None and not isinstance(stage, dict):
-        raise ValueError(f"a first stage that is {shown(stage, 40)}")
+        raise ValueError(f"a first stage that is {shorten(stage, 40)}")
     return ImageSpec((shape[0], shape[1], shape[2]), tuple(class_names), levels, stage=stage)
 
 
 def _text_spec(tokenizer: Tokenizer, seq_len: Any, form: Any, class_names: Any) -> TextSpec:
     if type(seq_len) is not int or not 0 < seq_len <= MAX_SEQ_LEN:
-        raise ValueError(f"examples of {shown(seq_len, 40)} tokens")
+        raise ValueError(f"examples of {shorten(seq_len, 40)} tokens")
     if form not in FORMS:
-        raise ValueError(f"text of the form {shown(form, 40)}")
+        raise ValueError(f"text of the form {shorten(form, 40)}")
     if not _strings(class_names) or bool(class_names) != (form in TASKS):
         raise ValueError("class names that are none")
     return TextSpec(tokenizer, seq_len, form, tuple(class_names))

@@ -8,10 +8,10 @@ from typing import Any
 from etils import epath
 
 from aigc_jax.core.config import Data
-from aigc_jax.core.errors import UserError, nearest, reason, shown
+from aigc_jax.core.errors import UserError, did_you_mean, one_line, shorten
 from aigc_jax.core.files import is_remote
 from aigc_jax.data.dataset import held_out_split
-from aigc_jax.data.raw_dataset import Columns, Content, Example, Examples, parse_json
+from aigc_jax.data.raw_dataset import ColumnarExamples, Example, Examples, RawDataset, parse_json
 from aigc_jax.data.tfds_folder import (
     Records,
     check_classes,
@@ -31,7 +31,7 @@ MESSAGES_KEY, WORDS_KEY, TAGS_KEY = "messages", "words", "tags"
 STORES = ("gs://", "s3://")  # where data sets can lie, besides folders
 
 
-def tfds_content(name: str, config: Data) -> Content:
+def tfds_content(name: str, config: Data) -> RawDataset:
     """A data set in TFDS form (ArrayRecord, no TensorFlow), from a folder that need not be trusted.
 
     Args:
@@ -49,7 +49,7 @@ def tfds_content(name: str, config: Data) -> Content:
     features, where = builder.info.features, f"the data set '{name}'"
     if not counts.get("train"):
         raise UserError(
-            f"the data set '{name}' has no training examples: it has {shown(counts or 'none')}"
+            f"the data set '{name}' has no training examples: it has {shorten(counts or 'none')}"
         )
     used = _used_features(name, features, config)
     with readable(name, config):
@@ -67,13 +67,13 @@ def tfds_content(name: str, config: Data) -> Content:
         if IMAGE_KEY in used:
             keys = used if names else used[:1]
             images = {s: Examples(_picker(r, keys), len(r), r.ends) for s, r in records.items()}
-            return Content(images, tuple(features[IMAGE_KEY].shape), names)
+            return RawDataset(images, tuple(features[IMAGE_KEY].shape), names)
         size = sum(builder.info.splits[s].num_bytes for s in records)
         streamed = size > config.in_memory and config.form in streaming_examples.FORMS
         texts = {s: (_unread if streamed else _texts)(r, where) for s, r in records.items()}
     holds = used[0] if used[0] in (MESSAGES_KEY, WORDS_KEY) else "text"
     unlabelled = f"it has no classes under '{LABEL_KEY}'"
-    return Content(texts, None, names, holds, unlabelled, streamed=streamed)
+    return RawDataset(texts, None, names, holds, unlabelled, streamed=streamed)
 
 
 def _used_features(name: str, features: Any, config: Data) -> list[str]:
@@ -82,7 +82,7 @@ def _used_features(name: str, features: Any, config: Data) -> list[str]:
     if found is None or (found == WORDS_KEY and TAGS_KEY not in features):
         raise UserError(
             f"the data set '{name}' has neither an '{IMAGE_KEY}' nor a '{TEXT_KEY}' feature:"
-            f" it has {shown(', '.join(features))}"
+            f" it has {shorten(', '.join(features))}"
         )
     if found == WORDS_KEY:
         return [WORDS_KEY, TAGS_KEY]
@@ -101,7 +101,7 @@ def _picker(records: Records, keys: Sequence[str]) -> Callable[[int], Example]:
 def _texts(records: Records, where: str) -> Examples:
     """All examples of a split of text."""
     rows = [_plain(record, f"record {i} of {where}") for i, record in enumerate(records)]
-    return Columns(**{key: [row[key] for row in rows] for key in rows[0]})
+    return ColumnarExamples(**{key: [row[key] for row in rows] for key in rows[0]})
 
 
 def _unread(records: Records, where: str) -> Examples:
@@ -126,7 +126,7 @@ def _plain(record: Example, where: str) -> Example:
 def _data_set_folder(name: str, config: Data) -> str:
     """The folder of data sets, in which there is one of this name."""
     check_name(name)
-    folder, where = os.path.expanduser(config.data_dir), shown(config.data_dir)
+    folder, where = os.path.expanduser(config.data_dir), shorten(config.data_dir)
     write = f"write a data set there with aigc prepare --name={name} --data_dir={where}"
     if is_remote(folder):
         write = "copy there what aigc prepare has written"
@@ -137,7 +137,7 @@ def _data_set_folder(name: str, config: Data) -> str:
             raise UserError(f"data.data_dir={where} is not a folder: {write}")
         if not epath.Path(folder, *name.split(":")[0].split("/")).is_dir():
             present = sorted(set(folders(folder)) - {"downloads"})
-            hint = shown(nearest(name, present)) if present else "it is empty"
+            hint = shorten(did_you_mean(name, present)) if present else "it is empty"
             raise UserError(
                 f"there is no data set '{name}' in {where} ({hint}): aigc prepare --name={name}"
                 " writes one"
@@ -155,12 +155,13 @@ def reachable(folder: str) -> Iterator[None]:
     except ImportError as e:
         extra = "gcs" if folder.startswith("gs:") else "s3"
         raise UserError(
-            f"data.data_dir={shown(folder)} cannot be read ({reason(e)}): pip install"
+            f"data.data_dir={shorten(folder)} cannot be read ({one_line(e)}): pip install"
             f" aigc-jax[{extra}], or copy the data set to this machine"
         ) from e
     except Exception as e:  # each store has its own errors
         raise UserError(
-            f"data.data_dir={shown(folder)} cannot be reached ({reason(e)}): look at its name and"
+            f"data.data_dir={shorten(folder)} cannot be reached ({one_line(e)}): look at its"
+            " name and"
             " your access to it"
         ) from e
 
@@ -180,12 +181,12 @@ def readable(name: str, config: Data) -> Iterator[None]:
         raise
     except Exception as e:
         raise UserError(
-            f"the data set '{name}' in {shown(config.data_dir)} cannot be read"
-            f" ({reason(e)}): it must be whole and in ArrayRecord form"
+            f"the data set '{name}' in {shorten(config.data_dir)} cannot be read"
+            f" ({one_line(e)}): it must be whole and in ArrayRecord form"
         ) from e
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, (bytes, str)):
-        raise ValueError(f"its text is {shown(value, 80)}")
+        raise ValueError(f"its text is {shorten(value, 80)}")
     return value.decode("utf-8") if isinstance(value, bytes) else value

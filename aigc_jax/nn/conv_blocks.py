@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from aigc_jax.core.errors import UserError
-from aigc_jax.distributed.logical_axes import split
+from aigc_jax.distributed.logical_axes import with_logical_constraint
 from aigc_jax.nn.layers import Conv, Dense, Dropout, group_norm
 from aigc_jax.ops.activation import silu
 from aigc_jax.ops.attention import attention
@@ -63,7 +63,7 @@ class ResBlock(nn.Module):
         def norm(x, name):
             return group_norm(x.shape[-1], self.dtype, name, self.groups, self.eps)(x)
 
-        x_BHWC = split(x_BHWC, "batch")
+        x_BHWC = with_logical_constraint(x_BHWC, "batch")
 
         resize = {"down": downsample, "up": upsample, "": lambda x: x}[self.resample]
         skip, x = resize(x_BHWC), resize(silu(norm(x_BHWC, "norm_in")))

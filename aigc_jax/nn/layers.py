@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.distributed.logical_axes import split
+from aigc_jax.distributed.logical_axes import with_logical_constraint
 from aigc_jax.ops import dispatch, norm
 from aigc_jax.ops.activation import gelu
 from aigc_jax.ops.convolution import Padding, convolution, depth_to_space
@@ -199,7 +199,7 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        x_BHWC = split(x_BHWC, "batch")
+        x_BHWC = with_logical_constraint(x_BHWC, "batch")
         x = gelu(group_norm(self.channels, self.dtype, name="norm_in")(x_BHWC))
         x = Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_in")(x)
         x = gelu(group_norm(self.channels, self.dtype, name="norm_out")(x))
@@ -222,7 +222,7 @@ def layers_in_a_turn(given: int, layers: int) -> int:
 
     A CPU's compiler does worse with the gradients of stacked parameters when all are unrolled.
     """
-    if given or dispatch.form("layers") == "rolled":
+    if given or dispatch.implementation("layers") == "rolled":
         return given or 1
     return layers if layers <= UNROLLED else 1
 

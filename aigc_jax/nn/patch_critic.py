@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.distributed.logical_axes import split
+from aigc_jax.distributed.logical_axes import with_logical_constraint
 from aigc_jax.nn.layers import Conv, group_norm
 
 AXES = (
@@ -30,7 +30,7 @@ class PatchCritic(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        x, features = split(x_BHWC, "batch"), []
+        x, features = with_logical_constraint(x_BHWC, "batch"), []
         for i, channels in enumerate(self.channels):
             x = Conv(channels, (4, 4), (2, 2), dtype=self.dtype, name=f"down_{i}")(x)
             x = group_norm(channels, self.dtype, name=f"norm_{i}")(x) if i else x

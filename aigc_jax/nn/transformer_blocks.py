@@ -11,12 +11,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.distributed.logical_axes import split
+from aigc_jax.distributed.logical_axes import with_logical_constraint
 from aigc_jax.nn.layers import Dropout, Linear, Lora, Norm
 from aigc_jax.nn.transformer_config import TransformerConfig
 from aigc_jax.ops.activation import ACTIVATIONS
 from aigc_jax.ops.attention import attention
-from aigc_jax.ops.attention_mask import Sight
+from aigc_jax.ops.attention_mask import AttentionMask
 from aigc_jax.ops.rope import rotary_frequencies, rotate
 
 # "k", "v" (L, B, K, S, D); "position" (B, S), −1: empty; the inputs of short convolutions
@@ -25,7 +25,7 @@ Cache = dict[str, jax.Array]
 
 
 @flax.struct.dataclass
-class Place:
+class AttentionContext:
     """Where the tokens stand: the same for every layer.
 
     Attributes:
@@ -44,11 +44,11 @@ class Place:
     key_B: jax.Array | None
     ordered: bool = flax.struct.field(pytree_node=False, default=False)
 
-    def sight(self, c: TransformerConfig, window: jax.Array) -> Sight:
+    def sight(self, c: TransformerConfig, window: jax.Array) -> AttentionMask:
         """Who sees whom in a layer in which a token sees so many positions; 0: all."""
         same = c.common_window
         span = dict(reach=window) if same is None else dict(window=same)
-        return Sight(
+        return AttentionMask(
             self.query_BT, self.key_BS, self.segments, c.causal, ordered=self.ordered, **span
         )
 
@@ -110,7 +110,7 @@ class Attention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BTW, place: Place, layer, window, kv):
+    def __call__(self, x_BTW, place: AttentionContext, layer, window, kv):
         c, key_B = self.config, place.key_B
         batch, length = x_BTW.shape[:2]
 
@@ -140,8 +140,8 @@ class Attention(nn.Module):
             q = rotate(q, place.query_BT, frequencies, scale)
             k = rotate(k, place.query_BT, frequencies, scale)
         # Each device has queries of its part of the text, and the keys and values of all of it.
-        q = split(q, "batch", "length", "heads", None)
-        k, v = (split(y, "batch", None, "kv", None) for y in (k, v))
+        q = with_logical_constraint(q, "batch", "length", "heads", None)
+        k, v = (with_logical_constraint(y, "batch", None, "kv", None) for y in (k, v))
         if kv is not None:
             # Into the cache of all layers, in place: nothing but the new keys is written.
             at = (layer, jnp.arange(batch)[:, None], slice(None), place.slot_BT)
@@ -176,7 +176,7 @@ class MLP(nn.Module):
 
         y = project("in", c.hidden, "in")(x_BTW, key_B)
         y = act(project("gate", c.hidden, "gate")(x_BTW, key_B)) * y if c.gated else act(y)
-        y = split(y, "batch", "length", "mlp")
+        y = with_logical_constraint(y, "batch", "length", "mlp")
         return project("down", c.width, "out")(y, key_B)
 
 
@@ -187,7 +187,7 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, carry, each, place: Place):
+    def __call__(self, carry, each, place: AttentionContext):
         """One layer of the loop.
 
         Args:
@@ -228,5 +228,5 @@ class Block(nn.Module):
 
         x_BTW = beside(x_BTW, "attention", attend)
         x_BTW = beside(x_BTW, "mlp", lambda y: MLP(c, self.dtype, name="mlp")(y, place.key_B))
-        x_BTW = split(x_BTW, "batch", "length", None)
+        x_BTW = with_logical_constraint(x_BTW, "batch", "length", None)
         return (x_BTW, kv), None

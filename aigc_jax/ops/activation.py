@@ -28,7 +28,9 @@ def with_slope(plain: Function, slope: Function) -> Function:
         return plain(x), slope(x.astype(jnp.float32)).astype(x.dtype) * dx
 
     def chosen(x: jax.Array) -> jax.Array:
-        return handwritten(x) if dispatch.form("activation") == "handwritten" else plain(x)
+        return (
+            handwritten(x) if dispatch.implementation("activation") == "handwritten" else plain(x)
+        )
 
     chosen.__doc__ = plain.__doc__
     return chosen

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from aigc_jax.ops import dispatch
 from aigc_jax.ops.attention_blocks import MASKED, blockwise
 from aigc_jax.ops.attention_implementations import cudnn, splash
-from aigc_jax.ops.attention_mask import Sight
+from aigc_jax.ops.attention_mask import AttentionMask
 
 # Each gives None for what it cannot do.
 FAST = {"blockwise": blockwise, "cudnn": cudnn, "splash": splash}
@@ -21,7 +21,7 @@ def attention(
     q_BTHD: jax.Array,
     k_BSKD: jax.Array,
     v_BSKD: jax.Array,
-    sight: Sight | None = None,
+    sight: AttentionMask | None = None,
     *,
     scale: float = 0.0,
     softcap: float = 0.0,
@@ -41,14 +41,14 @@ def attention(
       dropout: one key per example, and the rate at which attention weights are dropped.
     """
     scale = scale or 1 / math.sqrt(q_BTHD.shape[-1])
-    name = dispatch.form("attention")
+    name = dispatch.implementation("attention")
     plain = softcap or dropout is not None or q_BTHD.shape[1] == 1  # one token: nothing to save
     if name in FAST and not plain:
         y = FAST[name](q_BTHD, k_BSKD, v_BSKD, sight, scale)
         if y is not None:
-            dispatch.took("attention", name)
+            dispatch.note_choice("attention", name)
             return y
-    dispatch.took("attention", "reference")
+    dispatch.note_choice("attention", "reference")
     mask_BTS = None if sight is None else sight.mask_BTS()
     return reference(q_BTHD, k_BSKD, v_BSKD, mask_BTS, scale, softcap, dropout)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.distributed import logical_axes
-from aigc_jax.ops.attention_mask import Sight
+from aigc_jax.ops.attention_mask import AttentionMask
 
 MASKED = -1e30  # finite: a query that sees nothing gets numbers, not NaN
 # Logits of a part at most, where examples and blocks of queries can be made fewer; the backward
@@ -27,7 +27,11 @@ FLOAT32 = dict(preferred_element_type=jnp.float32)
 
 
 def blockwise(
-    q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, sight: Sight | None, scale: float
+    q_BTHD: jax.Array,
+    k_BSKD: jax.Array,
+    v_BSKD: jax.Array,
+    sight: AttentionMask | None,
+    scale: float,
 ) -> jax.Array:
     """Some examples after others, and some queries of theirs, against the keys that they may see.
 
@@ -63,7 +67,7 @@ _blockwise.defvjp(_forward, _backward)
 
 
 def _blocks(
-    q: jax.Array, k: jax.Array, sight: Sight | None, most: int
+    q: jax.Array, k: jax.Array, sight: AttentionMask | None, most: int
 ) -> list[tuple[slice, slice]]:
     """The queries of each block of `most` logits an example, and the keys that they may see."""
     heads, queries, keys = math.prod(q.shape[1:3]), q.shape[3], k.shape[2]
@@ -81,7 +85,7 @@ def _blocks(
 
 
 def _in_turn(
-    function: Callable[..., Any], most: int, sight: Sight | None, *arrays: jax.Array
+    function: Callable[..., Any], most: int, sight: AttentionMask | None, *arrays: jax.Array
 ) -> Any:
     """`function(blocks, sight, *arrays)`, with as many examples at once as have `most` logits.
 
@@ -93,7 +97,7 @@ def _in_turn(
     fitting = max(most // (math.prod(q.shape[1:3]) * widest), 1)
     size = max(n for n in range(1, batch + 1) if batch % n == 0 and n <= fitting)
     alone = jax.device_count() == 1 or (
-        logical_axes.meshed() and logical_axes.sharers("batch") == 1
+        logical_axes.has_mesh() and logical_axes.num_shards("batch") == 1
     )
     if size == batch or not alone:
         return function(blocks, sight, *arrays)
@@ -159,7 +163,7 @@ def _slopes_by_keys(q, grad, end, inner, k, v, sight, t, s):
     return _slopes(logits, dweights, end.transpose(lie), inner.transpose(lie))
 
 
-def _logits(q_BKGtD: jax.Array, k_BKsD: jax.Array, sight: Sight | None, t: slice, s: slice):
+def _logits(q_BKGtD: jax.Array, k_BKsD: jax.Array, sight: AttentionMask | None, t: slice, s: slice):
     """(B, K, G, t, s) float32 of some queries and keys."""
     logits = jnp.einsum("bkgtd,bksd->bkgts", q_BKGtD, k_BKsD, **FLOAT32)
     if sight is None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from aigc_jax.distributed import logical_axes
-from aigc_jax.ops.attention_mask import Sight
+from aigc_jax.ops.attention_mask import AttentionMask
 
 LANES = 128  # of a TPU: what its kernel's lengths are multiples of
 
@@ -21,7 +21,11 @@ LANES = 128  # of a TPU: what its kernel's lengths are multiples of
 
 
 def cudnn(
-    q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, sight: Sight | None, scale: float
+    q_BTHD: jax.Array,
+    k_BSKD: jax.Array,
+    v_BSKD: jax.Array,
+    sight: AttentionMask | None,
+    scale: float,
 ) -> jax.Array | None:
     """Flash attention of cuDNN, in half precision; a description that it has no word for as a mask.
 
@@ -32,7 +36,7 @@ def cudnn(
     (_, t, _, d), s = q_BTHD.shape, k_BSKD.shape[1]
     if q_BTHD.dtype not in (jnp.bfloat16, jnp.float16) or d % 8 or t % 2 or s % 2:
         return None
-    if logical_axes.sharers("length") > 1 or k_BSKD.shape[2] % logical_axes.sharers("kv"):
+    if logical_axes.num_shards("length") > 1 or k_BSKD.shape[2] % logical_axes.num_shards("kv"):
         return None
     given = {}
     if sight is not None:
@@ -51,7 +55,7 @@ def cudnn(
         return None
 
 
-def _sees_all(sight: Sight) -> bool:
+def _sees_all(sight: AttentionMask) -> bool:
     whole = sight.segments is None and not sight.causal
     return sight.ordered and whole and not sight.window and sight.reach is None
 
@@ -63,7 +67,7 @@ def splash(
     q_BTHD: jax.Array,
     k_BSKD: jax.Array,
     v_BSKD: jax.Array,
-    sight: Sight | None,
+    sight: AttentionMask | None,
     scale: float,
     interpret: bool = False,
 ) -> jax.Array | None:
@@ -76,9 +80,9 @@ def splash(
     known = sight is None or (sight.ordered and sight.reach is None)
     if not known or t % LANES or s % LANES or d % (LANES // 2):
         return None
-    if logical_axes.sharers("length") > 1 or k_BSKD.shape[2] % logical_axes.sharers("kv"):
+    if logical_axes.num_shards("length") > 1 or k_BSKD.shape[2] % logical_axes.num_shards("kv"):
         return None
-    if jax.device_count() > 1 and not logical_axes.meshed() and not interpret:
+    if jax.device_count() > 1 and not logical_axes.has_mesh() and not interpret:
         return None  # whose arrays may lie anywhere
 
     def part(q: jax.Array, k: jax.Array, v: jax.Array, *segments: jax.Array) -> jax.Array:
@@ -90,7 +94,7 @@ def splash(
     axes, keys = ("batch", None, "heads", None), ("batch", None, "kv", None)
     given = [(q_BTHD, axes), (k_BSKD, keys), (v_BSKD, keys)]
     given += [(x, ("batch", None)) for x in segments]
-    return logical_axes.apart(part, given, axes).astype(v_BSKD.dtype)
+    return logical_axes.shard_map_over(part, given, axes).astype(v_BSKD.dtype)
 
 
 def _segment_ids(segments: tuple[jax.Array, ...]) -> tuple[Any, ...]:
@@ -100,7 +104,7 @@ def _segment_ids(segments: tuple[jax.Array, ...]) -> tuple[Any, ...]:
 
 
 def _splash_kernel(
-    sight: Sight | None, t: int, s: int, heads: int, interpret: bool
+    sight: AttentionMask | None, t: int, s: int, heads: int, interpret: bool
 ) -> Callable[..., jax.Array]:
     """The kernel for one example: (H, T, D), (K, S, D), (K, S, D) → (H, T, D)."""
     from jax.experimental.pallas.ops.tpu import splash_attention as library

@@ -17,7 +17,7 @@ import numpy as np
     meta_fields=["causal", "window", "ordered"],
 )
 @dataclasses.dataclass(frozen=True)
-class Sight:
+class AttentionMask:
     """Who sees whom, as a description: only the plain form makes a mask of it.
 
     Attributes:

@@ -36,7 +36,12 @@ def convolution(
         return _patches_times(x_BHWC, kernel_HWIO)
     stride = strides[0]
     divides = strides[1] == stride and not any(side % stride for side in x_BHWC.shape[1:3])
-    if stride > 1 and divides and groups == 1 and dispatch.form("strided") == "space_to_depth":
+    if (
+        stride > 1
+        and divides
+        and groups == 1
+        and dispatch.implementation("strided") == "space_to_depth"
+    ):
         y = _strided(x_BHWC, kernel_HWIO, stride, padding)
         if y is not None:
             return y
@@ -44,7 +49,7 @@ def convolution(
     y = jax.lax.conv_general_dilated(
         x_BHWC, kernel_HWIO, strides, padding, dimension_numbers=form, feature_group_count=groups
     )
-    return guarded(y) if dispatch.form("convolution") == "guarded" else y
+    return guarded(y) if dispatch.implementation("convolution") == "guarded" else y
 
 
 def _strided(
@@ -157,7 +162,7 @@ def grouped_convolution(x_BHWC: jax.Array, kernel_HWIO: jax.Array) -> jax.Array:
     """
     height, width, i, outputs = kernel_HWIO.shape
     groups = x_BHWC.shape[-1] // i
-    if groups == 1 or dispatch.form("grouped_convolution") == "reference":
+    if groups == 1 or dispatch.implementation("grouped_convolution") == "reference":
         return convolution(x_BHWC, kernel_HWIO, groups=groups)
     blocks = kernel_HWIO.reshape(height, width, 1, i, groups, outputs // groups)
     whole = jnp.eye(groups, dtype=blocks.dtype)[:, None, :, None] * blocks
@@ -176,7 +181,7 @@ def depthwise(x_BHWC: jax.Array, kernel_khwC: jax.Array, stride: int = 1) -> jax
       stride: of the rows and columns of the result.
     """
     sizes, strides = kernel_khwC.shape[:2], (stride, stride)
-    if dispatch.form("depthwise") == "reference":
+    if dispatch.implementation("depthwise") == "reference":
         return convolution(x_BHWC, kernel_khwC, strides, groups=x_BHWC.shape[-1])
     pads = jax.lax.padtype_to_pads(x_BHWC.shape[1:3], sizes, strides, "SAME")
     rows, columns = (-(-n // stride) for n in x_BHWC.shape[1:3])

@@ -9,7 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.distributed.logical_axes import sharers
+from aigc_jax.distributed.logical_axes import num_shards
 from aigc_jax.ops import dispatch
 
 # float32 logits that may be in a device's memory at once. 64 MiB of them come and go fastest on a
@@ -54,9 +54,9 @@ def cross_entropy(
       vocab_size: V.
       limit: logits that may be in a device's memory at once; 0: as many as the platform likes.
     """
-    limit = limit or LOGITS[dispatch.form("cross_entropy")]
+    limit = limit or LOGITS[dispatch.implementation("cross_entropy")]
     b, t = target_BT.shape
-    pieces = min(-(-b * t * vocab_size // (limit * sharers("batch", "length", "vocab"))), t)
+    pieces = min(-(-b * t * vocab_size // (limit * num_shards("batch", "length", "vocab"))), t)
 
     def likelihood(x: jax.Array, target: jax.Array) -> Likelihood:
         logits = head(x).astype(jnp.float32)

@@ -16,9 +16,11 @@ def dense(x_M: jax.Array, kernel_MN: jax.Array) -> jax.Array:
     transposes what a kernel's gradient sums over several axes, and computes the chain of operations
     behind the gradient once more on the way: that would be more than half of a train step's time.
     """
-    if dispatch.form("dense") == "reference":
+    if dispatch.implementation("dense") == "reference":
         return x_M @ kernel_MN
-    if logical_axes.sharers("length") > 1:  # one axis of rows could not be split as the texts are
+    if (
+        logical_axes.num_shards("length") > 1
+    ):  # one axis of rows could not be split as the texts are
         return guarded(x_M @ kernel_MN)
     y_N = guarded(x_M.reshape(-1, x_M.shape[-1]) @ kernel_MN)
     return y_N.reshape(*x_M.shape[:-1], -1)

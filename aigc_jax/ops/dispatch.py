@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import jax
 
 # What a platform is not named for has the reference form.
-FORMS: dict[str, dict[str, str]] = {
+IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "activation": {"cpu": "handwritten", "gpu": "handwritten"},  # keeps one array for its slope
     "attention": {"cpu": "blockwise", "gpu": "cudnn", "tpu": "splash"},
     "convolution": {"cpu": "guarded"},
@@ -32,9 +32,9 @@ _HEARD: contextvars.ContextVar[dict[str, set[str]] | None] = contextvars.Context
 _PLATFORM: contextvars.ContextVar[str] = contextvars.ContextVar("platform", default="")
 
 
-def form(primitive: str) -> str:
+def implementation(primitive: str) -> str:
     """The name of the form that is to be traced now."""
-    return _FORCED.get().get(primitive) or FORMS[primitive].get(platform(), "reference")
+    return _FORCED.get().get(primitive) or IMPLEMENTATIONS[primitive].get(platform(), "reference")
 
 
 def platform() -> str:
@@ -55,7 +55,7 @@ def compiling_for(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def using(**forms: str) -> Iterator[None]:
+def override(**forms: str) -> Iterator[None]:
     """What is traced inside has these forms, by primitive.
 
     A function that `jax.jit` has traced already keeps the forms that it was traced with.
@@ -64,7 +64,7 @@ def using(**forms: str) -> Iterator[None]:
       KeyError: if there is no such primitive.
     """
     for primitive in forms:
-        FORMS[primitive]
+        IMPLEMENTATIONS[primitive]
     token = _FORCED.set(_FORCED.get() | forms)
     try:
         yield
@@ -72,7 +72,7 @@ def using(**forms: str) -> Iterator[None]:
         _FORCED.reset(token)
 
 
-def took(primitive: str, name: str) -> None:
+def note_choice(primitive: str, name: str) -> None:
     """A primitive says which form it has taken, where the chosen one cannot do everything."""
     heard = _HEARD.get()
     if heard is not None:
@@ -80,7 +80,7 @@ def took(primitive: str, name: str) -> None:
 
 
 @contextlib.contextmanager
-def heard() -> Iterator[dict[str, set[str]]]:
+def trace_choices() -> Iterator[dict[str, set[str]]]:
     """What is traced inside says here which forms it takes, by primitive (see `took`)."""
     found: dict[str, set[str]] = {}
     token = _HEARD.set(found)
@@ -92,4 +92,4 @@ def heard() -> Iterator[dict[str, set[str]]]:
 
 def all_reference() -> contextlib.AbstractContextManager[None]:
     """The plain form of every primitive."""
-    return using(**dict.fromkeys(FORMS, "reference"))
+    return override(**dict.fromkeys(IMPLEMENTATIONS, "reference"))

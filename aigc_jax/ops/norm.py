@@ -25,7 +25,7 @@ def rms_norm(x_C: jax.Array, eps: float) -> jax.Array:
 
 
 def _normalised(x_C: jax.Array, eps: float, centred: bool) -> jax.Array:
-    plain = dispatch.form("norm") == "reference"
+    plain = dispatch.implementation("norm") == "reference"
     return (_plain if plain else _handwritten)(x_C.astype(jnp.float32), eps, centred)
 
 

@@ -12,19 +12,19 @@ from aigc_jax.experiment import build
 from aigc_jax.core.config import Eval
 from aigc_jax.modalities import sources
 from aigc_jax.modalities import spec as spec_lib
-from aigc_jax.modalities.image.init_images import (Picture, given_images)
+from aigc_jax.modalities.image.init_images import (Picture, load_init_images)
 from aigc_jax.core.errors import UserError
 from aigc_jax.runs.evaluate_images import judge_images
-from aigc_jax.evaluation.evaluator import Judge
+from aigc_jax.evaluation.evaluator import Evaluator
 from aigc_jax.core.fields import (check_value, parse)
 from aigc_jax.distributed.gather import for_sampling
-from aigc_jax.distributed.preemption import Stop
+from aigc_jax.distributed.preemption import PreemptionHandler
 from aigc_jax.runs.report.samples import (decode, save)
 from aigc_jax.experiment.generate import generate
-from aigc_jax.inference.stop_strings import TextWatch
+from aigc_jax.inference.stop_strings import StopStringStreamer
 from aigc_jax.training.posthoc_ema import synthesize
-from aigc_jax.experiment.restore import (guide_of, like, restore)
-from aigc_jax.runs.trainer import Training
+from aigc_jax.experiment.restore import (guidance_model_of, like, restore)
+from aigc_jax.runs.trainer import Trainer
 
 __all__ = ["evaluate", "judge_images", "restore", "sample", "save", "train"]
 
@@ -37,7 +37,7 @@ def train(
     *,
     name: str = "train",
     progress: bool = True,
-    stop: Stop | None = None,
+    stop: PreemptionHandler | None = None,
 ) -> dict[str, float]:
     """Trains, or goes on where the workdir's newest checkpoint stands.
 
@@ -55,7 +55,7 @@ def train(
       UserError: for a wrong config, missing data, or a workdir of another config or in use; its
         subclasses in `errors.py` for a run that cannot go on.
     """
-    return Training(build.parse_config(config), workdir, stop or Stop()).run(name, progress)
+    return Trainer(build.parse_config(config), workdir, stop or PreemptionHandler()).run(name, progress)
 
 
 def evaluate(
@@ -95,7 +95,7 @@ def evaluate(
     dataset = sources.load(data, text and text.tokenizer, text if source else None)
     dataset = like(dataset, run.spec)
     spec_lib.check_spec(workdir, run.spec.to_json(), dataset.spec, data.source)
-    judge = Judge(run, dataset, source=data.source, folder=os.path.expanduser(workdir))
+    judge = Evaluator(run, dataset, source=data.source, folder=os.path.expanduser(workdir))
     return {"step": step, **judge(state)}
 
 
@@ -148,7 +148,7 @@ def sample(
         options["num"] = num
     chosen = build.sample_options(run.config, options)
     watch = text_watch(run, chosen, show)
-    given |= dict(watch=watch, guide=guide_of(run, chosen))
+    given |= dict(watch=watch, guide=guidance_model_of(run, chosen))
     state = for_sampling(state)
     variables = state.sampling_params, state.mutables
     samples = generate(run.objective, *variables, chosen, chosen.num, seed, **given)
@@ -168,7 +168,7 @@ def begin_with(
     if not hasattr(run.config.sample, "strength"):
         name = run.config.raw["objective"]["name"]
         raise UserError(f"samples of '{name}' do not begin with an image: leave out image and mask")
-    image_NHWC, mask_NHW = given_images(image, mask, run.spec.shape)
+    image_NHWC, mask_NHW = load_init_images(image, mask, run.spec.shape)
     count = len(image_NHWC)
     num = count if num is None else num
     if num % count:
@@ -181,7 +181,7 @@ def begin_with(
 
 def text_watch(
     run: build.Run, options: Any, show: Callable[[str], None] | None
-) -> TextWatch | None:
+) -> StopStringStreamer | None:
     """What looks at a text while it is drawn, if it is to be shown or to end at a string.
 
     Raises:
@@ -191,4 +191,4 @@ def text_watch(
     if stops is None and show is not None:
         name = run.config.raw["objective"]["name"]
         raise UserError(f"samples of '{name}' are not drawn piece by piece: leave out --stream")
-    return TextWatch(run.spec.tokenizer, stops, show) if stops or show else None
+    return StopStringStreamer(run.spec.tokenizer, stops, show) if stops or show else None

@@ -12,7 +12,7 @@ from aigc_jax.modalities.text.chat_format import (ANSWER, Message, render, turn_
 from aigc_jax.core.errors import UserError
 from aigc_jax.families.lm.language_model import before
 from aigc_jax.experiment.generate import generate
-from aigc_jax.inference.stop_strings import TextWatch
+from aigc_jax.inference.stop_strings import StopStringStreamer
 from aigc_jax.experiment.restore import restore
 
 HELP = "say something; /reset begins anew, /exit or Ctrl-D ends the chat"
@@ -82,7 +82,7 @@ class Chat:
                     " its answer: say less, or lower --max_new_tokens"
                 )
             prompt = self._prompt(left_out)
-        watch = TextWatch(self._tokenizer, self._options.stop, show)
+        watch = StopStringStreamer(self._tokenizer, self._options.stop, show)
         samples = generate(
             self._objective,
             self._params,

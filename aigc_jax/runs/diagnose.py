@@ -10,11 +10,11 @@ import numpy as np
 import optax
 
 from aigc_jax.experiment.build import Run
-from aigc_jax.data.loader import TrainIterator
+from aigc_jax.data.loader import DataLoader
 from aigc_jax.core.errors import NotFinite
 from aigc_jax.nn.activation_stats import (bad_activations, finite)
 from aigc_jax.distributed.gather import on_host
-from aigc_jax.training.anomaly import Trouble
+from aigc_jax.training.anomaly import TrainingAnomaly
 from aigc_jax.core.state import (TrainState, named)
 from aigc_jax.training.step import (example_keys, gradients, move_key)
 from aigc_jax.core.workdir import (write_whole, writing)
@@ -25,7 +25,7 @@ Report = dict[str, Any]
 
 
 def give_up(
-    run: Run, batches: TrainIterator, trouble: Trouble, workdir: str, state: TrainState
+    run: Run, batches: DataLoader, trouble: TrainingAnomaly, workdir: str, state: TrainState
 ) -> NoReturn:
     """Writes down what is known of a step that was not finite, and ends the run.
 

@@ -9,7 +9,7 @@ import numpy as np
 from aigc_jax.experiment import build
 from aigc_jax.core.config import (Data, Eval)
 from aigc_jax.modalities import (readers, sources)
-from aigc_jax.core.errors import (UserError, shown)
+from aigc_jax.core.errors import (UserError, shorten)
 from aigc_jax.modalities.image.metrics.fidelity import fidelity_of
 from aigc_jax.modalities.image.metrics.mode_coverage import mode_report
 from aigc_jax.core.fields import parse
@@ -52,12 +52,12 @@ def judge_images(
     generated = read_images(images) if isinstance(images, str) else np.asarray(images)
     dataset = sources.load(data)
     if dataset.spec.modality != "image":
-        raise UserError(f"data.source='{shown(data.source)}' has no images to compare with")
+        raise UserError(f"data.source='{shorten(data.source)}' has no images to compare with")
     shape = tuple(dataset.spec.shape)
     if generated.dtype != np.uint8 or generated.shape[1:] != shape:
         raise UserError(
             f"the images are {generated.dtype} {generated.shape}, but those of"
-            f" '{shown(data.source)}' are uint8 of {shape}: make them the same"
+            f" '{shorten(data.source)}' are uint8 of {shape}: make them the same"
         )
     options["samples"] = len(generated)
     terms = parse(Eval, {**dataclasses.asdict(terms), **options}, "eval")
@@ -81,7 +81,7 @@ def read_images(path: str) -> np.ndarray:
             path = f"{path.rpartition('.')[2]}:{path}"
         else:
             raise UserError(
-                f"--images={shown(path)} is neither a folder of images nor an npz or safetensors"
+                f"--images={shorten(path)} is neither a folder of images nor an npz or safetensors"
                 " file of them"
             )
     content = readers.read(path, option="--images")

@@ -5,24 +5,24 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from aigc_jax.experiment.build import Run
-from aigc_jax.evaluation.evaluator import Judge
+from aigc_jax.evaluation.evaluator import Evaluator
 from aigc_jax.distributed import kv_store
 from aigc_jax.distributed.gather import (for_sampling, on_host)
 from aigc_jax.distributed.processes import from_first
 from aigc_jax.runs.report.samples import save_samples
 from aigc_jax.training import (metric_log, posthoc_ema)
-from aigc_jax.training.loop import Every
+from aigc_jax.training.loop import Periodic
 from aigc_jax.core.state import TrainState
 
 
 def hooks(
     run: Run,
     workdir: str,
-    judge: Judge,
-    records: metric_log.Records | metric_log.NoRecords,
+    judge: Evaluator,
+    records: metric_log.MetricLogger | metric_log.NullLogger,
     storage: Callable[[], AbstractContextManager[None]],
     tick: Callable[[str], None],
-) -> tuple[Every, ...]:
+) -> tuple[Periodic, ...]:
     """Each with when the recipe wants it, and whether it was done before an interruption.
 
     Args:
@@ -68,7 +68,7 @@ def hooks(
         return bool(from_first(os.path.exists(path(step))))
 
     return (
-        Every(c.ema.snapshot_every if c.ema.power else 0, snapshot, done=kept),
-        Every(c.eval.every, evaluate, c.eval.every > 0, evaluated),
-        Every(c.sample.every, sample, c.sample.every > 0, sampled),
+        Periodic(c.ema.snapshot_every if c.ema.power else 0, snapshot, done=kept),
+        Periodic(c.eval.every, evaluate, c.eval.every > 0, evaluated),
+        Periodic(c.sample.every, sample, c.sample.every > 0, sampled),
     )

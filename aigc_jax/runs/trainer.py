@@ -10,30 +10,30 @@ import jax
 from aigc_jax.experiment import build
 from aigc_jax.core.config import Config
 from aigc_jax.modalities import sources
-from aigc_jax.data.loader import TrainIterator
+from aigc_jax.data.loader import DataLoader
 from aigc_jax.modalities.spec import check_spec
 from aigc_jax.runs.diagnose import give_up
 from aigc_jax.core.errors import (StorageError, UserError)
-from aigc_jax.evaluation.evaluator import (Judge, check_judging)
+from aigc_jax.evaluation.evaluator import (Evaluator, check_judging)
 from aigc_jax.runs.hooks import hooks
 from aigc_jax.distributed import kv_store
 from aigc_jax.distributed.mesh import share
-from aigc_jax.distributed.watchdog import Monitor
-from aigc_jax.distributed.processes import (all_agree, from_first, say)
+from aigc_jax.distributed.watchdog import Watchdog
+from aigc_jax.distributed.processes import (all_agree, from_first, log_main)
 from aigc_jax.distributed.sharding import per_device
-from aigc_jax.distributed.preemption import Stop
+from aigc_jax.distributed.preemption import PreemptionHandler
 from aigc_jax.experiment.generate import check_sampling
 from aigc_jax.training import (checkpoint, metric_log, oom, posthoc_ema)
-from aigc_jax.training.health_checks import Alarms
-from aigc_jax.training.anomaly import (Guard, Trouble)
-from aigc_jax.training.loop import (Care, fit)
+from aigc_jax.training.health_checks import HealthMonitor
+from aigc_jax.training.anomaly import (AnomalyDetector, TrainingAnomaly)
+from aigc_jax.training.loop import (RunCallbacks, fit)
 from aigc_jax.core.state import (TrainState, copied)
-from aigc_jax.training.metric_window import Window
-from aigc_jax.experiment.restore import (begin_behind, begin_from, behind_first_stage, tokenizer_of)
+from aigc_jax.training.metric_window import MetricAccumulator
+from aigc_jax.experiment.restore import (load_first_stage, warm_start, with_first_stage, tokenizer_of)
 from aigc_jax.core.workdir import (Lock, check_same, has_config, has_run, open_workdir, read_config, steps_in, write_config, writing)
 
 
-class Training:
+class Trainer:
     """One run of a config in a workdir.
 
     Args:
@@ -45,11 +45,11 @@ class Training:
       UserError: if the run cannot begin or go on.
     """
 
-    def __init__(self, config: Config, workdir: str, stop: Stop):
+    def __init__(self, config: Config, workdir: str, stop: PreemptionHandler):
         self.config, self.stop = config, stop
         self.workdir = os.path.abspath(os.path.expanduser(workdir))
         kv_store.attach()
-        self.monitor = Monitor(config.guard)  # before JAX looks for devices, for which it waits
+        self.monitor = Watchdog(config.guard)  # before JAX looks for devices, for which it waits
         self.main = kv_store.joined()[0] == 0
         self.lock: Lock | None = None
 
@@ -76,10 +76,10 @@ class Training:
             if self.lock:
                 self.lock.release()
         if start >= self.config.train.steps:
-            say(f"{self.workdir} already has all {self.config.train.steps} steps")
+            log_main(f"{self.workdir} already has all {self.config.train.steps} steps")
         skipped = int(jax.device_get(state.skipped))
         if skipped:
-            say(f"{skipped} steps were skipped: not finite")
+            log_main(f"{skipped} steps were skipped: not finite")
         return self.records.last
 
     def _prepare(self) -> None:
@@ -88,7 +88,7 @@ class Training:
         if has_config(self.workdir):
             self._check_same(read_config(self.workdir))
         dataset = sources.load(c.data, tokenizer_of(c.data))
-        self.dataset = behind_first_stage(dataset, c.data)
+        self.dataset = with_first_stage(dataset, c.data)
         check_judging(self.dataset, c.eval)
         self.parts = build.build(c, self.dataset.spec)
         self.shapes = self.parts.state_shapes()
@@ -104,18 +104,18 @@ class Training:
         c = self.config
         if self.main:
             self.lock = Lock(self.workdir)
-        self.batches = TrainIterator(
+        self.batches = DataLoader(
             self.dataset.train, c.data.batch_size, c.seed, c.data.threads, share(self.parts.mesh)
         )
-        self.window = Window(0, c.data.batch_size, Guard(c.guard))
+        self.window = MetricAccumulator(0, c.data.batch_size, AnomalyDetector(c.guard))
         start, state = self._newest_or_fresh()
         if start:
-            say(f"going on after step {start}")
+            log_main(f"going on after step {start}")
         self.writer = checkpoint.Writer(self.workdir, c.checkpoint.keep, start)
         with writing(self.workdir):
-            records = metric_log.Records(self.workdir, start, self.parts.schedules) if self.main else None
-        self.records = records or metric_log.NoRecords()
-        self.alarms = Alarms(getattr(self.parts.objective, "alarms", ()), self.records.kept)
+            records = metric_log.MetricLogger(self.workdir, start, self.parts.schedules) if self.main else None
+        self.records = records or metric_log.NullLogger()
+        self.alarms = HealthMonitor(getattr(self.parts.objective, "alarms", ()), self.records.kept)
         if self.main:
             write_config(self.workdir, c.raw)
         return start, state
@@ -161,9 +161,9 @@ class Training:
         """A fresh state with what the config takes from other runs: parameters, a first stage."""
         params, c = state.params, self.config
         if c.data.first_stage:
-            params = begin_behind(c.data.first_stage, self.parts.objective, params, self.dataset)
+            params = load_first_stage(c.data.first_stage, self.parts.objective, params, self.dataset)
         if c.train.init_from:
-            params = begin_from(c.train.init_from, params, c.raw["model"])
+            params = warm_start(c.train.init_from, params, c.raw["model"])
         if params is state.params:
             return state
         params = jax.device_put(params, self.parts.shardings.params)
@@ -176,7 +176,7 @@ class Training:
 
     def _train(self, start: int, state: TrainState, name: str, progress: bool) -> TrainState:
         c = self.config
-        judge = Judge(self.parts, self.dataset, lambda: self.monitor.tick("evaluation"))
+        judge = Evaluator(self.parts, self.dataset, lambda: self.monitor.tick("evaluation"))
         beside = self.parts, self.workdir, judge, self.records
         bar = metric_log.progress(c.train.steps, start, name) if progress and self.main else None
         try:
@@ -190,7 +190,7 @@ class Training:
                 flush_at=lambda step: step % c.train.log_every == 0,
                 write=self._write,
                 window=self.window,
-                care=Care(
+                care=RunCallbacks(
                     every=c.checkpoint.every,
                     save=self._save,
                     finish=self._finish,
@@ -211,7 +211,7 @@ class Training:
     def _write(self, record: dict[str, Any]) -> None:
         fired = self.alarms.check(record)
         for alarm in fired:
-            say(f"warning: {alarm.message}")
+            log_main(f"warning: {alarm.message}")
         if fired:
             record["alarm"] = ", ".join(alarm.metric for alarm in fired)
         with self._storage():
@@ -259,11 +259,11 @@ class Training:
             # Processes that cannot know of each other's full disks cannot go on together.
             if self.config.checkpoint.on_error == "stop" or jax.process_count() > 1:
                 raise
-            say(f"warning: {e}; training goes on, as checkpoint.on_error=continue says")
+            log_main(f"warning: {e}; training goes on, as checkpoint.on_error=continue says")
             if retry:
                 self.writer.recover()
 
-    def _recover(self, trouble: Trouble, since: int, state: TrainState) -> tuple[int, TrainState]:
+    def _recover(self, trouble: TrainingAnomaly, since: int, state: TrainState) -> tuple[int, TrainState]:
         """Goes back to the newest checkpoint and on with the data after the trouble, or gives up.
 
         Args:
@@ -288,7 +288,7 @@ class Training:
         step, state = self._newest_or_fresh(back=True)
         self.batches.seek_batch(after)
         self.window.guard.rollbacks = rollbacks + 1
-        say(f"{trouble}: going back to step {step} and on with other data")
+        log_main(f"{trouble}: going back to step {step} and on with other data")
         with writing(self.workdir):
             self.records.rewind(step)
             self.alarms.replay(self.records.kept)

@@ -8,7 +8,7 @@ from aigc_jax.core.config import Guard as GuardConfig
 from aigc_jax.core.metrics import Metrics
 
 
-class Trouble(Exception):
+class TrainingAnomaly(Exception):
     """Training has gone wrong at a step.
 
     Attributes:
@@ -21,7 +21,7 @@ class Trouble(Exception):
         self.step, self.reason = step, reason
 
 
-class Guard:
+class AnomalyDetector:
     """Looks at each step's metrics, in order.
 
     A loss has *jumped* if it is more than `spike_threshold` deviations above the median of the last
@@ -51,7 +51,7 @@ class Guard:
         if float(metrics["skipped"].total) > 0:
             self._skipped += 1
             if 0 < self.config.max_skipped <= self._skipped:
-                raise Trouble(step, f"{self._skipped} steps in a row were not finite")
+                raise TrainingAnomaly(step, f"{self._skipped} steps in a row were not finite")
             return
         self._skipped = 0
         if self.config.spike_threshold:
@@ -69,7 +69,9 @@ class Guard:
             deviation = max(deviation, 1e-3 * abs(middle), 1e-12)
             if loss > middle + self.config.spike_threshold * deviation:
                 jump = (loss - middle) / deviation
-                raise Trouble(step, f"{name} jumped to {loss:.4g}, {jump:.0f} deviations up")
+                raise TrainingAnomaly(
+                    step, f"{name} jumped to {loss:.4g}, {jump:.0f} deviations up"
+                )
         past.append(loss)
 
     def position(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
-from aigc_jax.core.errors import StorageError, UserError, reason
+from aigc_jax.core.errors import StorageError, UserError, one_line
 from aigc_jax.core.workdir import (
     DAMAGED,
     SAVED,
@@ -26,8 +26,8 @@ from aigc_jax.core.workdir import (
     write_whole,
     writing,
 )
-from aigc_jax.distributed.processes import all_agree, say
-from aigc_jax.distributed.sharding import placed
+from aigc_jax.distributed.processes import all_agree, log_main
+from aigc_jax.distributed.sharding import with_shardings
 from aigc_jax.training.checksum import fingerprints
 
 TEMPORARY = ".orbax-checkpoint-tmp"
@@ -92,7 +92,7 @@ class Reader:
         Raises:
           Damaged: if the checkpoint does not hold such a state, in any process's share.
         """
-        abstract = placed(shapes, sharding)
+        abstract = with_shardings(shapes, sharding)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         state = _together(lambda: self._restore(step, items)["state"])
         if fingerprints(state) != contents["config"]["fingerprints"]:
@@ -103,7 +103,7 @@ class Reader:
         try:
             return self._manager.restore(step, args=items)
         except Exception as e:  # whatever a damaged file brings up in Orbax and TensorStore
-            raise Damaged(reason(e)) from e
+            raise Damaged(one_line(e)) from e
 
     def close(self) -> None:
         self._manager.close()
@@ -209,7 +209,7 @@ class Writer:
         except Exception as e:  # OSError, and TensorStore's ValueErrors
             good = max((s for s in steps_in(self._workdir)), default=0)
             kept = f"that of step {good} is whole" if good else "there is none yet"
-            why = "no space left" if "No space left" in str(e) else reason(e)
+            why = "no space left" if "No space left" in str(e) else one_line(e)
             raise StorageError(
                 f"a checkpoint cannot be written to {self._folder} ({why}); {kept}: free some"
                 " space or mend the folder, then give the same command again"
@@ -278,7 +278,7 @@ def newest(
     if not steps:
         raise UserError(f"{workdir} holds no checkpoint: train there first")
     if lost > steps[0]:
-        say(f"checkpoint {lost} of {workdir} is missing: trying {steps[0]}")
+        log_main(f"checkpoint {lost} of {workdir} is missing: trying {steps[0]}")
     reader = Reader(workdir)
     try:
         queue, put_off = list(steps), set()
@@ -293,7 +293,7 @@ def newest(
                 if jax.process_count() == 1 and steps_in(workdir)[:1] > steps[:1]:
                     return newest(workdir, load, last)  # a run has replaced it meanwhile
                 reasons.append(f"{step}: {e}")
-                say(f"checkpoint {step} of {workdir} is damaged ({e}): trying the one before")
+                log_main(f"checkpoint {step} of {workdir} is damaged ({e}): trying the one before")
     finally:
         reader.close()
     raise UserError(

@@ -9,9 +9,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from aigc_jax.core.errors import UserError
-from aigc_jax.distributed.logical_axes import on
+from aigc_jax.distributed.logical_axes import with_mesh
 from aigc_jax.distributed.mesh import put_batch, replicated, rows, size_of
-from aigc_jax.distributed.sharding import placed
+from aigc_jax.distributed.sharding import with_shardings
 from aigc_jax.training.step import Step
 
 AXIS = "data"
@@ -54,7 +54,7 @@ class JitStep(CompiledStep):
         whole = replicated(mesh)
         self.shardings = whole if shardings is None else shardings
         self._compiled = jax.jit(
-            on(mesh, step), donate_argnums=0, out_shardings=(self.shardings, whole)
+            with_mesh(mesh, step), donate_argnums=0, out_shardings=(self.shardings, whole)
         )
 
     def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
@@ -64,7 +64,9 @@ class JitStep(CompiledStep):
           state: the state's shapes.
           batch: shapes of a batch over all processes.
         """
-        return self._compiled.lower(placed(state, self.shardings), placed(batch, rows(self.mesh)))
+        return self._compiled.lower(
+            with_shardings(state, self.shardings), with_shardings(batch, rows(self.mesh))
+        )
 
     def put_state(self, state: Any) -> Any:
         return jax.device_put(state, self.shardings)

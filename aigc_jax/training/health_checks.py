@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from aigc_jax.core.objective import Alarm
+from aigc_jax.core.objective import HealthCheck
 
 
 class Raised(NamedTuple):
@@ -20,7 +20,7 @@ class Raised(NamedTuple):
     message: str
 
 
-def raised(alarms: Sequence[Alarm], records: Iterable[Mapping[str, Any]]) -> list[Raised]:
+def raised(alarms: Sequence[HealthCheck], records: Iterable[Mapping[str, Any]]) -> list[Raised]:
     """The alarms that went off in a run, as its records say.
 
     Args:
@@ -37,11 +37,11 @@ def raised(alarms: Sequence[Alarm], records: Iterable[Mapping[str, Any]]) -> lis
     return found
 
 
-def _outside(alarm: Alarm, record: Mapping[str, Any]) -> bool:
+def _outside(alarm: HealthCheck, record: Mapping[str, Any]) -> bool:
     return not alarm.low <= record[alarm.metric] <= alarm.high
 
 
-class Alarms:
+class HealthMonitor:
     """Which alarms go off, record by record.
 
     An alarm goes off once, in the record that makes it enough in a row; after the metric has been
@@ -53,7 +53,9 @@ class Alarms:
       records: those of training so far, for a run that goes on.
     """
 
-    def __init__(self, alarms: Iterable[Alarm] = (), records: Iterable[Mapping[str, Any]] = ()):
+    def __init__(
+        self, alarms: Iterable[HealthCheck] = (), records: Iterable[Mapping[str, Any]] = ()
+    ):
         self._alarms = tuple(alarms)
         self.replay(records)
 
@@ -64,7 +66,7 @@ class Alarms:
             if record["kind"] == "train":
                 self.check(record)
 
-    def check(self, record: Mapping[str, Any]) -> list[Alarm]:
+    def check(self, record: Mapping[str, Any]) -> list[HealthCheck]:
         """The alarms that this record sets off."""
         fired = []
         for i, alarm in enumerate(self._alarms):

@@ -9,16 +9,16 @@ from typing import Any, Protocol
 
 from aigc_jax.core.errors import Stopped
 from aigc_jax.distributed import kv_store
-from aigc_jax.distributed.preemption import Stop
-from aigc_jax.training.anomaly import Trouble
+from aigc_jax.distributed.preemption import PreemptionHandler
+from aigc_jax.training.anomaly import TrainingAnomaly
 from aigc_jax.training.compile import CompiledStep
-from aigc_jax.training.metric_window import Window
+from aigc_jax.training.metric_window import MetricAccumulator
 
 Hook = Callable[[int, Any], None]  # (step, state) after the step
 
 
 @dataclasses.dataclass(frozen=True)
-class Every:
+class Periodic:
     """A hook and when it is due: after every `steps` steps, and at the end if `last`.
 
     Attributes:
@@ -35,7 +35,7 @@ class Every:
 
 
 @dataclasses.dataclass(frozen=True)
-class Care:
+class RunCallbacks:
     """What keeps a run safe; the default keeps nothing.
 
     Attributes:
@@ -50,9 +50,9 @@ class Care:
     every: int = 0
     save: Callable[[int, Any, bool], None] = lambda step, state, asked: None
     finish: Callable[[int], None] = lambda step: None
-    recover: Callable[[Trouble, int, Any], tuple[int, Any]] | None = None
+    recover: Callable[[TrainingAnomaly, int, Any], tuple[int, Any]] | None = None
     tick: Callable[[str], None] = lambda where: None
-    stop: Stop = dataclasses.field(default_factory=Stop)
+    stop: PreemptionHandler = dataclasses.field(default_factory=PreemptionHandler)
 
     def due(self, step: int, end: int) -> bool:
         return step == end or (self.every > 0 and step % self.every == 0)
@@ -71,11 +71,11 @@ def fit(
     *,
     start: int,
     end: int,
-    hooks: tuple[Every, ...] = (),
+    hooks: tuple[Periodic, ...] = (),
     flush_at: Callable[[int], bool] = lambda step: False,
     write: Callable[[dict[str, Any]], None] = lambda record: None,
-    window: Window | None = None,
-    care: Care | None = None,
+    window: MetricAccumulator | None = None,
+    care: RunCallbacks | None = None,
     progress: Progress | None = None,
 ) -> Any:
     """Steps `start` … `end`; returns the last state, in the form that is saved.
@@ -101,7 +101,7 @@ def fit(
     Raises:
       Stopped: if the run was asked to stop; its state is saved.
     """
-    window, care = window or Window(start), care or Care()
+    window, care = window or MetricAccumulator(start), care or RunCallbacks()
     stop, step, compiles = care.stop, start, 0
 
     def leave() -> None:
@@ -128,7 +128,7 @@ def fit(
             record_due = bool(due) or flush_at(step) or care.due(step, end)
             if saving or record_due:
                 window.collect()
-        except Trouble as trouble:
+        except TrainingAnomaly as trouble:
             if care.recover is None:
                 raise
             back, state = care.recover(trouble, step - trouble.step, state)
@@ -163,7 +163,9 @@ def fit(
     return step_fn.get_state(state)
 
 
-def call(due: list[Every], step: int, step_fn: CompiledStep, state: Any, window: Window) -> None:
+def call(
+    due: list[Periodic], step: int, step_fn: CompiledStep, state: Any, window: MetricAccumulator
+) -> None:
     """The hooks of a step, in time that does not count as training."""
     began = time.perf_counter()
     for hook in due:

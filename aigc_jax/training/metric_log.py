@@ -38,7 +38,7 @@ class MetricsFile:
         self._end = os.path.getsize(self._path)
         self._fd = os.open(self._path, os.O_WRONLY)
         self._waiting = b""
-        self._board = Board(workdir, step)
+        self._board = TensorBoardWriter(workdir, step)
 
     def write(self, record: dict[str, Any]) -> None:
         """`record` has `step`, `kind` ("train", "eval") and numbers."""
@@ -65,7 +65,7 @@ class MetricsFile:
         self._board.close()
 
 
-class Board:
+class TensorBoardWriter:
     """TensorBoard events of the same records, written by the calling thread.
 
     (The writers that come with TensorBoard's packages write in a thread, which dies of a full disk
@@ -125,7 +125,7 @@ def finite_json(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-class Records:
+class MetricLogger:
     """A run's records: learning rates are added to those of training.
 
     Attributes:
@@ -174,7 +174,7 @@ class Records:
         self._file.close()
 
 
-class NoRecords:
+class NullLogger:
     """For processes that leave the writing to the first."""
 
     def __init__(self):

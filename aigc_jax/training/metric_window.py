@@ -8,10 +8,10 @@ import numpy as np
 
 from aigc_jax.core.config import Guard as GuardConfig
 from aigc_jax.core.metrics import Mean, Metrics, merge, to_floats
-from aigc_jax.training.anomaly import Guard
+from aigc_jax.training.anomaly import AnomalyDetector
 
 
-class Window:
+class MetricAccumulator:
     """The metrics since the last record, summed; fetched one step late.
 
     Its sums are kept in checkpoints, so that a run stopped between two records writes the same ones
@@ -23,8 +23,8 @@ class Window:
       guard: looks at each step's metrics as they arrive.
     """
 
-    def __init__(self, step: int, batch_size: int = 0, guard: Guard | None = None):
-        self.batch_size, self.guard = batch_size, guard or Guard(GuardConfig())
+    def __init__(self, step: int, batch_size: int = 0, guard: AnomalyDetector | None = None):
+        self.batch_size, self.guard = batch_size, guard or AnomalyDetector(GuardConfig())
         self.waited = 0.0
         self._first = self._counted = step
         self._began = time.perf_counter()
@@ -90,7 +90,7 @@ class Window:
 
     def reset(self) -> None:
         """Goes back to before the first step."""
-        self.seek(0, Window(0, guard=Guard(self.guard.config)).position())
+        self.seek(0, MetricAccumulator(0, guard=AnomalyDetector(self.guard.config)).position())
 
     def seek(self, step: int, position: dict[str, Any]) -> None:
         """Goes on after `step` from what `position` has returned."""

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aigc_jax.core.errors import OutOfMemory, UserError, reason
+from aigc_jax.core.errors import OutOfMemory, UserError, one_line
 from aigc_jax.core.files import physical_memory
 from aigc_jax.core.state import named
 
@@ -60,7 +60,7 @@ def explained(state: Any, batch: Any) -> Iterator[None]:
             raise
         if not isinstance(e, MemoryError) and not any(sign in str(e) for sign in SIGNS):
             raise
-        raise OutOfMemory(f"{message(state, batch)} ({reason(e, 100)})") from e
+        raise OutOfMemory(f"{message(state, batch)} ({one_line(e, 100)})") from e
 
 
 def check(state: Any, batch: Any) -> None:

@@ -17,8 +17,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from aigc_jax.core.errors import UserError, reason
-from aigc_jax.core.files import whole
+from aigc_jax.core.errors import UserError, one_line
+from aigc_jax.core.files import atomic_path
 from aigc_jax.core.state import TrainState, named
 from aigc_jax.distributed.gather import on_host
 from aigc_jax.training.ema import exponent
@@ -37,7 +37,7 @@ def save(workdir: str, step: int, profiles: Any) -> None:
     path = path_of(workdir, step)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     arrays = {key: np.array(x, order="C") for key, x in named(profiles)}
-    with whole(path) as temporary:
+    with atomic_path(path) as temporary:
         save_file(arrays, temporary)
 
 
@@ -135,7 +135,7 @@ def _read(path: str) -> dict[str, np.ndarray]:
         with safe_open(path, "np") as f:
             return {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as e:
-        raise UserError(f"{path} cannot be read ({reason(e)}): remove it") from e
+        raise UserError(f"{path} cannot be read ({one_line(e)}): remove it") from e
 
 
 def _array(arrays: dict[str, np.ndarray], name: str, path: Any, shape: Any) -> np.ndarray:

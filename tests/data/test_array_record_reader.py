@@ -14,8 +14,8 @@ from helpers.object_stores import google_server, registered, upload
 from aigc_jax.core.config import Data
 from aigc_jax.data import array_record_reader as shards_lib
 from aigc_jax.data.array_record_reader import Shards
-from aigc_jax.data.loader import TrainIterator
-from aigc_jax.data.shuffle import Order
+from aigc_jax.data.loader import DataLoader
+from aigc_jax.data.shuffle import EpochShuffle
 from aigc_jax.modalities import sources
 from aigc_jax.modalities.prepare import prepare
 
@@ -92,13 +92,13 @@ def test_only_so_many_files_stay_open(tmp_path):
 def test_an_order_in_windows_opens_each_file_once_in_an_epoch(tmp_path):
     window = 6
     shards = Shards(write(tmp_path), LENGTHS, held=2 * window + max(LENGTHS))
-    order = Order(20, 0, shards.ends, window)
+    order = EpochShuffle(20, 0, shards.ends, window)
     for epoch in range(3):
         before = shards.opened
         assert sorted(int(shards[i]) for i in order(np.arange(20) + 20 * epoch)) == list(range(20))
         assert shards.opened - before <= 5
     everywhere = Shards(write(tmp_path), LENGTHS, held=6)
-    for i in Order(20, 0)(np.arange(20)):
+    for i in EpochShuffle(20, 0)(np.arange(20)):
         everywhere[int(i)]
     assert everywhere.opened > 8  # which is why there are windows
 
@@ -125,7 +125,7 @@ def test_a_data_set_of_several_files_opens_no_more_than_it_reads(tmp_path, monke
 def test_a_window_smaller_than_the_data_reads_file_by_file(tmp_path):
     images(tmp_path, (7, 9, 4, 30, 50))
     config = Data(source="tfds:own", data_dir=str(tmp_path), split="tail", window=10)
-    batches = TrainIterator(sources.load(config).train, 8, seed=0, threads=0)
+    batches = DataLoader(sources.load(config).train, 8, seed=0, threads=0)
     got = np.concatenate([np.array(batches.example_ids(k)) for k in range(10)])
     assert sorted(got.tolist()) == list(range(80))
     shown = [next(batches)["image"][:, 0, 0, 0] for _ in range(10)]
@@ -212,7 +212,7 @@ def test_text_that_is_not_held_has_the_same_words(tmp_path, form):
     for i in range(len(held.validation)):
         for key, value in held.validation[i].items():
             np.testing.assert_array_equal(data.validation[i][key], value)
-    batches = TrainIterator(data.train, 2, seed=0)
+    batches = DataLoader(data.train, 2, seed=0)
     tokens = np.concatenate([next(batches)["tokens"] for _ in range(60)])
     found = b"".join(np.asarray(row, np.uint8).tobytes() for row in tokens)
     judged = b"".join(
@@ -231,7 +231,7 @@ def test_vocabularies_of_text_that_is_not_held(tmp_path):
     assert "char" in refusal(sources.load, Data(**config, tokenizer="char"))
     data = sources.load(Data(**config, tokenizer="bpe", vocab_size=300))
     assert 256 < data.spec.tokenizer.size <= 300
-    assert next(TrainIterator(data.train, 2, seed=0))["tokens"].max() >= 256
+    assert next(DataLoader(data.train, 2, seed=0))["tokens"].max() >= 256
 
 
 def test_conversations_that_are_not_held(tmp_path):
@@ -242,5 +242,5 @@ def test_conversations_that_are_not_held(tmp_path):
     prepare(f"messages:{tmp_path / 'd.jsonl'}", "own", str(tmp_path))
     config = dict(source="tfds:own", data_dir=str(tmp_path), form="chat", seq_len=128, in_memory=0)
     data = sources.load(Data(**config))
-    batch = next(TrainIterator(data.train, 2, seed=0))
+    batch = next(DataLoader(data.train, 2, seed=0))
     assert 0 < batch["weight"].sum() < (batch["segments"] > 0).sum() and data.dialogues

@@ -9,11 +9,11 @@ import pytest
 from aigc_jax.core.errors import UserError
 from aigc_jax.data import shuffle as order_lib
 from aigc_jax.data.dataset import rows
-from aigc_jax.data.loader import TrainIterator, eval_batches, local_size
-from aigc_jax.data.raw_dataset import Columns
-from aigc_jax.data.shuffle import Order
+from aigc_jax.data.loader import DataLoader, eval_batches, local_size
+from aigc_jax.data.raw_dataset import ColumnarExamples
+from aigc_jax.data.shuffle import EpochShuffle
 from aigc_jax.modalities.sources import Images
-from aigc_jax.modalities.text.token_windows import Windows
+from aigc_jax.modalities.text.token_windows import TokenWindows
 
 STREAM = np.arange(1, 62, dtype=np.int32)  # distinct, so that a token tells its place
 
@@ -24,7 +24,7 @@ def images(count):
 
 
 def windows(seq_len=4, stride=None):
-    return Windows(STREAM, seq_len, stride)
+    return TokenWindows(STREAM, seq_len, stride)
 
 
 class Rows:
@@ -61,7 +61,7 @@ def differ(a, b):
 
 
 def test_a_batch_is_stacked_examples():
-    batch = next(TrainIterator(images(10), 4, seed=0))
+    batch = next(DataLoader(images(10), 4, seed=0))
     assert batch["image"].shape == (4, 2, 2, 1) and batch["image"].dtype == np.uint8
     assert batch["label"].shape == (4,) and batch["label"].dtype == np.int32
     assert batch["weight"].shape == (4,) and batch["weight"].dtype == np.float32
@@ -73,7 +73,7 @@ def test_a_batch_is_stacked_examples():
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 30])
 def test_every_example_once_per_epoch(batch_size, threads):
     """Whether or not the batches fit into an epoch, or an epoch into a batch."""
-    iterator = TrainIterator(images(10), batch_size, seed=0, threads=threads)
+    iterator = DataLoader(images(10), batch_size, seed=0, threads=threads)
     got = labels(take(iterator, -(-30 // batch_size)))
     for epoch in range(3):
         assert sorted(got[10 * epoch : 10 * (epoch + 1)]) == list(range(10))
@@ -82,7 +82,7 @@ def test_every_example_once_per_epoch(batch_size, threads):
 def test_every_epoch_and_every_seed_has_its_own_order():
     orders = []
     for seed in (0, 1):
-        got = labels(take(TrainIterator(images(10), 10, seed), 3))
+        got = labels(take(DataLoader(images(10), 10, seed), 3))
         orders += [tuple(got[10 * epoch : 10 * (epoch + 1)]) for epoch in range(3)]
     assert len(set(orders)) == 6
     assert tuple(range(10)) not in orders
@@ -92,16 +92,18 @@ def test_every_epoch_and_every_seed_has_its_own_order():
 def test_every_place_of_the_order_has_its_example(small, monkeypatch):
     """Whether an epoch's order is held or each place is found alone."""
     monkeypatch.setattr(order_lib, "SMALL", small)
-    order = Order(10, seed=3)
+    order = EpochShuffle(10, seed=3)
     got = order(np.arange(30)).reshape(3, 10)
     assert (np.sort(got) == np.arange(10)).all()
     assert len(set(map(tuple, got.tolist()))) == 3
     assert order(np.array([25, 7])).tolist() == [got[2, 5], got[0, 7]]
-    assert (Order(10, seed=4)(np.arange(10)) != got[0]).any()
+    assert (EpochShuffle(10, seed=4)(np.arange(10)) != got[0]).any()
 
 
 def test_a_batch_in_memory_is_its_examples_stacked():
-    columns = Columns(image=np.arange(40, dtype=np.uint8).reshape(10, 2, 2, 1), label=range(10, 20))
+    columns = ColumnarExamples(
+        image=np.arange(40, dtype=np.uint8).reshape(10, 2, 2, 1), label=range(10, 20)
+    )
     whole = {key: np.asarray(values) for key, values in columns.values.items()}
     indices = np.array([7, 2, 9])
     source = Images(lambda i: (columns[i]()["image"], columns[i]()["label"]), indices, whole)
@@ -113,10 +115,10 @@ def test_a_batch_in_memory_is_its_examples_stacked():
 
 @pytest.mark.parametrize("kind", SOURCES)
 def test_the_same_seed_gives_the_same_batches_with_any_number_of_threads(kind):
-    first = take(TrainIterator(SOURCES[kind](), 4, seed=7, threads=0), 9)
+    first = take(DataLoader(SOURCES[kind](), 4, seed=7, threads=0), 9)
     for threads in (0, 1, 4):
-        assert_same(first, take(TrainIterator(SOURCES[kind](), 4, seed=7, threads=threads), 9))
-    assert differ(first, take(TrainIterator(SOURCES[kind](), 4, seed=8), 9))
+        assert_same(first, take(DataLoader(SOURCES[kind](), 4, seed=7, threads=threads), 9))
+    assert differ(first, take(DataLoader(SOURCES[kind](), 4, seed=8), 9))
 
 
 @pytest.mark.parametrize("threads", [0, 2])
@@ -124,11 +126,11 @@ def test_the_same_seed_gives_the_same_batches_with_any_number_of_threads(kind):
 @pytest.mark.parametrize("kind", SOURCES)
 def test_seek_goes_on_with_exactly_the_next_batches(kind, taken, threads):
     """Also past the end of an epoch, and whatever was read ahead."""
-    iterator = TrainIterator(SOURCES[kind](), 4, seed=3, threads=threads)
+    iterator = DataLoader(SOURCES[kind](), 4, seed=3, threads=threads)
     take(iterator, taken)
     position = json.loads(json.dumps(iterator.position()))
     expected = take(iterator, 6)
-    again = TrainIterator(SOURCES[kind](), 4, seed=3, threads=threads)
+    again = DataLoader(SOURCES[kind](), 4, seed=3, threads=threads)
     again.seek(position)
     assert again.position() == position
     assert_same(take(again, 6), expected)
@@ -136,7 +138,7 @@ def test_seek_goes_on_with_exactly_the_next_batches(kind, taken, threads):
 
 
 def test_seek_also_goes_back():
-    iterator = TrainIterator(images(10), 4, seed=3)
+    iterator = DataLoader(images(10), 4, seed=3)
     start = iterator.position()
     first = take(iterator, 5)
     iterator.seek(start)
@@ -144,7 +146,7 @@ def test_seek_also_goes_back():
 
 
 def test_position_counts_the_examples_taken_and_is_plain_json():
-    iterator = TrainIterator(images(10), 4, seed=0)
+    iterator = DataLoader(images(10), 4, seed=0)
     for count in range(4):
         position = iterator.position()
         assert position["examples"] == 4 * count
@@ -153,7 +155,7 @@ def test_position_counts_the_examples_taken_and_is_plain_json():
 
 
 def test_training_windows_are_runs_of_the_stream_all_predicted():
-    for batch in take(TrainIterator(windows(), 5, seed=0), 9):
+    for batch in take(DataLoader(windows(), 5, seed=0), 9):
         assert batch["tokens"].shape == (5, 5) and batch["tokens"].dtype == np.int32
         assert batch["weight"].shape == (5, 4) and batch["weight"].dtype == np.float32
         assert (batch["weight"] == 1).all()
@@ -164,9 +166,9 @@ def test_training_windows_are_runs_of_the_stream_all_predicted():
 
 
 def test_fewer_windows_than_a_batch():
-    source = Windows(STREAM[:6], 5)
+    source = TokenWindows(STREAM[:6], 5)
     assert len(source) == 1
-    batch = next(TrainIterator(source, 3, seed=0))
+    batch = next(DataLoader(source, 3, seed=0))
     assert batch["tokens"].tolist() == [STREAM[:6].tolist()] * 3
 
 
@@ -236,24 +238,24 @@ def together(shares):
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("kind", SOURCES)
 def test_processes_share_the_batches_of_one(kind, processes, monkeypatch):
-    expected = take(TrainIterator(SOURCES[kind](), 8, seed=5), 6)
+    expected = take(DataLoader(SOURCES[kind](), 8, seed=5), 6)
     shares = []
     for p in range(processes):
         as_process(monkeypatch, p, processes)
-        shares.append(take(TrainIterator(SOURCES[kind](), 8, seed=5), 6))
+        shares.append(take(DataLoader(SOURCES[kind](), 8, seed=5), 6))
     assert shares[0][0]["weight"].shape[0] == 8 // processes
     assert_same(together(shares), expected)
 
 
 def test_a_run_goes_on_with_another_number_of_processes(monkeypatch):
-    iterator = TrainIterator(images(10), 8, seed=5)
+    iterator = DataLoader(images(10), 8, seed=5)
     take(iterator, 3)
     position = iterator.position()
     expected = take(iterator, 4)
     shares = []
     for p in range(2):
         as_process(monkeypatch, p, 2)
-        again = TrainIterator(images(10), 8, seed=5)
+        again = DataLoader(images(10), 8, seed=5)
         again.seek(position)
         shares.append(take(again, 4))
         assert again.position() == iterator.position()
@@ -261,9 +263,9 @@ def test_a_run_goes_on_with_another_number_of_processes(monkeypatch):
 
 
 def test_work_done_alone_is_not_shared(monkeypatch):
-    expected = take(TrainIterator(images(10), 8, seed=5), 3)
+    expected = take(DataLoader(images(10), 8, seed=5), 3)
     as_process(monkeypatch, 1, 2)
-    assert_same(take(TrainIterator(images(10), 8, seed=5, share=(0, 1)), 3), expected)
+    assert_same(take(DataLoader(images(10), 8, seed=5, share=(0, 1)), 3), expected)
 
 
 def test_processes_share_the_evaluation_in_equally_many_batches(monkeypatch):
@@ -282,13 +284,13 @@ def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
         local_size(6, 4)
     as_process(monkeypatch, 0, 4)
     with pytest.raises(UserError, match="4 processes"):
-        TrainIterator(images(10), 6, seed=0)
+        DataLoader(images(10), 6, seed=0)
 
 
 def test_an_epoch_of_windows_sees_each_token_once_from_another_offset():
     stream = np.arange(161, dtype=np.int32)
-    windows = Windows(stream, 8)
-    batches = TrainIterator(windows, 4, seed=1, threads=0, share=(0, 1))
+    windows = TokenWindows(stream, 8)
+    batches = DataLoader(windows, 4, seed=1, threads=0, share=(0, 1))
     offsets = []
     for _ in range(6):
         epoch = [row for _ in range(len(windows) // 4) for row in next(batches)["tokens"]]

@@ -8,11 +8,11 @@ import pytest
 from helpers.hostile import refusal
 
 from aigc_jax.core.config import Data
-from aigc_jax.data.loader import TrainIterator, eval_batches
+from aigc_jax.data.loader import DataLoader, eval_batches
 from aigc_jax.data.mixture import Mixed, parse
 from aigc_jax.modalities import sources
 from aigc_jax.modalities.sources import Images
-from aigc_jax.modalities.text.token_windows import Windows
+from aigc_jax.modalities.text.token_windows import TokenWindows
 
 
 def images(first, count):
@@ -38,12 +38,12 @@ def as_process(monkeypatch, process, processes):
 
 
 def test_a_batch_has_every_part_by_its_weight():
-    got = labels(take(TrainIterator(mixed(), 10, seed=0), 30)).reshape(30, 10)
+    got = labels(take(DataLoader(mixed(), 10, seed=0), 30)).reshape(30, 10)
     assert (np.stack([(got // 100 == part).sum(1) for part in range(3)], 1) == [6, 3, 1]).all()
 
 
 def test_every_part_has_epochs_of_its_own():
-    got = labels(take(TrainIterator(mixed(), 10, seed=0), 20))
+    got = labels(take(DataLoader(mixed(), 10, seed=0), 20))
     for part, (first, count) in enumerate([(0, 20), (100, 7), (200, 5)]):
         mine = got[got // 100 == part]
         epoch = mine[: len(mine) // count * count].reshape(-1, count)
@@ -54,11 +54,11 @@ def test_every_part_has_epochs_of_its_own():
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_the_batches_of_one(processes, monkeypatch):
-    whole = take(TrainIterator(mixed(), 8, seed=5), 9)
+    whole = take(DataLoader(mixed(), 8, seed=5), 9)
     shares = []
     for process in range(processes):
         as_process(monkeypatch, process, processes)
-        shares.append(take(TrainIterator(mixed(), 8, seed=5), 9))
+        shares.append(take(DataLoader(mixed(), 8, seed=5), 9))
     for k, batch in enumerate(whole):
         together = np.concatenate([share[k]["label"] for share in shares])
         assert together.tolist() == batch["label"].tolist()
@@ -66,19 +66,19 @@ def test_processes_share_the_batches_of_one(processes, monkeypatch):
 
 @pytest.mark.parametrize("taken", [0, 1, 7])
 def test_seek_goes_on_in_the_middle_of_a_mixture(taken):
-    iterator = TrainIterator(mixed(), 8, seed=3)
+    iterator = DataLoader(mixed(), 8, seed=3)
     take(iterator, taken)
     position = json.loads(json.dumps(iterator.position()))
     assert sum(position["mixture"]) == position["examples"] == 8 * taken
     expected = labels(take(iterator, 5))
-    again = TrainIterator(mixed(), 8, seed=3)
+    again = DataLoader(mixed(), 8, seed=3)
     again.seek(position)
     assert again.position() == position
     assert labels(take(again, 5)).tolist() == expected.tolist()
 
 
 def test_the_examples_of_a_batch_are_those_of_the_mixture():
-    iterator, source = TrainIterator(mixed(), 8, seed=3), mixed()
+    iterator, source = DataLoader(mixed(), 8, seed=3), mixed()
     for number, batch in enumerate(take(iterator, 4)):
         found = [source[i]["label"] for i in iterator.example_ids(number)]
         assert found == batch["label"].tolist()
@@ -90,8 +90,10 @@ def test_held_out_examples_are_joined():
 
 
 def test_windows_of_text_are_mixed_too():
-    source = Mixed([Windows(np.arange(1, 62), 4), Windows(np.arange(101, 130), 4)], [1, 1])
-    for batch in take(TrainIterator(source, 6, seed=0), 9):
+    source = Mixed(
+        [TokenWindows(np.arange(1, 62), 4), TokenWindows(np.arange(101, 130), 4)], [1, 1]
+    )
+    for batch in take(DataLoader(source, 6, seed=0), 9):
         first = batch["tokens"][:, :1]
         np.testing.assert_array_equal(batch["tokens"], first + np.arange(5))
         assert (first > 100).sum() == 3
@@ -129,7 +131,7 @@ def test_data_sets_are_loaded_as_a_mixture(tmp_path):
     source = f"mix:1*text:{tmp_path}/a.txt,1*text:{tmp_path}/b.txt"
     for form in ("stream", "documents"):
         text = sources.load(Data(source=source, seq_len=16, form=form))
-        batch = next(TrainIterator(text.train, 8, seed=0))
+        batch = next(DataLoader(text.train, 8, seed=0))
         assert batch["tokens"].shape == (8, 17)
         assert len(text.texts["train"]) == sum("longer" in t or "length" in t
                                                for t in text.texts["train"])  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aigc_jax.data import shuffle as order_lib
-from aigc_jax.data.shuffle import Mixture, Order, Shuffled, Windowed, split
+from aigc_jax.data.shuffle import EpochShuffle, Mixture, Shuffled, Windowed, split
 
 BILLION = 10**9
 
@@ -29,7 +29,7 @@ ENDS = np.array([4, 4, 9, 10, 30, 37, 40])  # one file is empty
 
 @pytest.mark.parametrize("window", [1, 7, 12, 39])
 def test_an_order_in_windows_has_every_example_once_and_goes_file_by_file(window):
-    order = Order(40, 5, ENDS, window)
+    order = EpochShuffle(40, 5, ENDS, window)
     for epoch in range(3):
         got = order(epoch * 40 + np.arange(40))
         assert sorted(got.tolist()) == list(range(40))
@@ -43,7 +43,9 @@ def test_an_order_in_windows_has_every_example_once_and_goes_file_by_file(window
 
 
 def test_an_order_that_fits_into_a_window_does_not_look_at_files():
-    assert (Order(40, 5, ENDS, 40)(np.arange(80)) == Order(40, 5)(np.arange(80))).all()
+    assert (
+        EpochShuffle(40, 5, ENDS, 40)(np.arange(80)) == EpochShuffle(40, 5)(np.arange(80))
+    ).all()
 
 
 def test_an_order_in_windows_shuffles_files_and_examples():
@@ -121,7 +123,7 @@ def test_far_places_of_a_mixture_do_not_overflow():
 def index_of(count):
     """Everything that says which example stands where, for `count` of them."""
     train, held_out = split(count, 0.1, seed=0)
-    order = Order(len(train), seed=0)
+    order = EpochShuffle(len(train), seed=0)
     mixture = Mixture((7, 3), 256, seed=0)
     for number in (0, 1, 10**6):
         _, places = mixture.batch(number, np.arange(256))

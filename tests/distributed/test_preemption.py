@@ -13,7 +13,7 @@ from helpers.runs import final_state, records, steps_of, train
 
 from aigc_jax.core.errors import Stopped
 from aigc_jax.core.streams import Steady
-from aigc_jax.distributed.preemption import AGAIN, SIGNALS, Stop
+from aigc_jax.distributed.preemption import AGAIN, SIGNALS, PreemptionHandler
 from aigc_jax.runs import hooks, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -47,14 +47,14 @@ def same_runs(a, b):
 
 
 def test_a_request_is_kept():
-    stop = Stop()
+    stop = PreemptionHandler()
     assert not stop.requested and not stop.agreed()
     stop.request()
     assert stop.requested and stop.agreed() and stop.agreed()
 
 
 def test_a_free_phase_is_not_begun_after_a_request():
-    stop, finished = Stop(), []
+    stop, finished = PreemptionHandler(), []
     with stop.free(lambda: finished.append(1)):
         pass
     assert not finished
@@ -68,7 +68,7 @@ def test_a_free_phase_is_not_begun_after_a_request():
 def test_a_stopped_run_goes_on_as_if_nobody_had_asked(family, tmp_path):
     """After a step at which nothing else is due: its share of the metrics is saved with it."""
     train(family, tmp_path / "whole")
-    stop = Stop()
+    stop = PreemptionHandler()
     with (
         runs.batches(runs.at_batch(5, stop.request)),
         pytest.raises(Stopped, match="after step 5") as e,
@@ -84,7 +84,7 @@ def test_a_stopped_run_goes_on_as_if_nobody_had_asked(family, tmp_path):
 @pytest.mark.parametrize("number", [1, 3, 6])
 def test_a_request_at_any_step(number, tmp_path, watched):
     """Also the first, the last, one that is saved and evaluated anyway, one that is recorded."""
-    stop = Stop()
+    stop = PreemptionHandler()
     with runs.batches(runs.at_batch(number, stop.request)), pytest.raises(Stopped):
         train("vae", tmp_path, stop, **WATCHED)
     # The first step compiles, which is nothing to wait for: there is nothing to save yet.
@@ -95,7 +95,7 @@ def test_a_request_at_any_step(number, tmp_path, watched):
 
 def test_one_request_after_another(tmp_path, watched):
     for number in range(1, 7):
-        stop = Stop()
+        stop = PreemptionHandler()
         with runs.batches(runs.at_batch(number, stop.request)), pytest.raises(Stopped):
             train("vae", tmp_path, stop, **WATCHED)
     train("vae", tmp_path, **WATCHED)
@@ -103,7 +103,7 @@ def test_one_request_after_another(tmp_path, watched):
 
 
 def test_a_request_before_the_start_begins_nothing(tmp_path):
-    stop = Stop()
+    stop = PreemptionHandler()
     stop.request()
     with pytest.raises(Stopped):
         train("vae", tmp_path / "w", stop)
@@ -134,7 +134,7 @@ def in_hook(monkeypatch, hook, number, action):
 @pytest.mark.parametrize("hook", ["evaluation", "sampling"])
 def test_a_request_during_a_hook(hook, number, tmp_path, watched, monkeypatch):
     """What has begun is finished, and not done twice."""
-    stop = Stop()
+    stop = PreemptionHandler()
     with monkeypatch.context() as patch:
         in_hook(patch, hook, number, stop.request)
         try:
@@ -277,7 +277,7 @@ def test_one_request_that_comes_twice_is_one(monkeypatch):
     """`timeout` signals a process, and then its whole group."""
     left = []
     monkeypatch.setattr(os, "_exit", left.append)
-    stop = Stop()
+    stop = PreemptionHandler()
     for ear in ("thread", "main", "thread", "main"):
         stop._signalled(signal.SIGTERM, ear)
     assert stop.requested and not left
@@ -300,7 +300,7 @@ def test_a_stream_that_nobody_reads_is_written_to_in_peace():
 
 def test_other_handlers_come_back():
     before = [signal.getsignal(s) for s in SIGNALS], signal.set_wakeup_fd(-1)
-    with Stop().listen() as stop:
+    with PreemptionHandler().listen() as stop:
         assert [signal.getsignal(s) for s in SIGNALS] != before[0]
     assert ([signal.getsignal(s) for s in SIGNALS], signal.set_wakeup_fd(-1)) == before
     assert not stop.requested

@@ -15,9 +15,14 @@ from jax.sharding import PartitionSpec as P
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.state import named
 from aigc_jax.distributed import mesh as mesh_lib
-from aigc_jax.distributed.logical_axes import NAMES, on, spec_of, split
+from aigc_jax.distributed.logical_axes import (
+    NAMES,
+    logical_to_mesh,
+    with_logical_constraint,
+    with_mesh,
+)
 from aigc_jax.distributed.mesh import arrange, check_batch, make_mesh, parse_mesh, put_batch
-from aigc_jax.distributed.sharding import axes_of, param_specs, per_device, placed
+from aigc_jax.distributed.sharding import axes_of, param_specs, per_device, with_shardings
 from aigc_jax.experiment import build
 from aigc_jax.families import registry
 from aigc_jax.training.compile import compile_step
@@ -76,8 +81,8 @@ def test_the_row_that_says_most_counts():
 
 def test_an_axis_of_the_mesh_splits_one_axis_of_an_array():
     mesh = dict(fsdp=2, tensor=2)
-    assert spec_of(("embed", "embed"), (4, 4), mesh, "w") == P("fsdp")
-    assert spec_of(("inputs", "first"), (3, 4), mesh, "w") == P(None, ("fsdp", "tensor"))
+    assert logical_to_mesh(("embed", "embed"), (4, 4), mesh, "w") == P("fsdp")
+    assert logical_to_mesh(("inputs", "first"), (3, 4), mesh, "w") == P(None, ("fsdp", "tensor"))
 
 
 @pytest.mark.parametrize(
@@ -159,12 +164,12 @@ def test_batches_lie_on_data_and_fsdp():
 
 def test_split_says_where_what_is_computed_lies():
     def f(x):
-        return split(x, "batch", "length", None) * 2
+        return with_logical_constraint(x, "batch", "length", None) * 2
 
     x = jnp.ones((4, 4, 3))
     assert "sharding_constraint" not in str(jax.make_jaxpr(f)(x))
     mesh = make_mesh("data=2,sequence=2")
-    here = on(mesh, f)
+    here = with_mesh(mesh, f)
     y = jax.jit(here)(jax.device_put(x, mesh_lib.replicated(mesh)))
     assert y.sharding.shard_shape(x.shape) == (2, 2, 3)
     odd = jax.make_jaxpr(here)(jnp.ones((3, 3, 3)))
@@ -178,7 +183,7 @@ def test_the_whole_state_is_made_where_it_lies():
     config = dict(ema=dict(halflife=20.0, power=(0.1,)), optim=dict(name="adamw"))
     run = tiny.make("vae", mesh="fsdp=4,tensor=2", **sharded.MODELS["conv"][1], **config)
     shapes = run.state_shapes()
-    expected = placed(shapes, run.shardings)
+    expected = with_shardings(shapes, run.shardings)
     name = "model/decoder/spread/kernel"
     params = dict(named(expected.params))
     assert params[name].sharding.spec == P("fsdp", "tensor")
@@ -210,7 +215,10 @@ def test_a_frozen_first_stage_is_split_too(stage, model):
         changes["model"] = dict(vocab_size=528, heads=4)  # codes, classes, …
     config = build.parse_config(tiny.recipe(family, mesh="fsdp=2,tensor=2", **changes))
     run = build.build(config, spec)
-    specs = {k: x.sharding.spec for k, x in named(placed(run.state_shapes(), run.shardings).params)}
+    specs = {
+        k: x.sharding.spec
+        for k, x in named(with_shardings(run.state_shapes(), run.shardings).params)
+    }
     kernels = {k: s for k, s in specs.items() if k.startswith("first_stage/") and "kernel" in k}
     assert sum(s != P() for s in kernels.values()) > len(kernels) / 2
     rest = {s for k, s in specs.items() if k.startswith("first_stage/") and "/params/" not in k}

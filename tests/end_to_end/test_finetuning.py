@@ -14,16 +14,16 @@ from helpers.own_texts import write_jsonl
 import aigc_jax
 from aigc_jax import interop
 from aigc_jax.core.config import Data
-from aigc_jax.distributed.preemption import Stop
+from aigc_jax.distributed.preemption import PreemptionHandler
 from aigc_jax.experiment import build
-from aigc_jax.experiment.restore import begin_from, restore, tokenizer_of
+from aigc_jax.experiment.restore import restore, tokenizer_of, warm_start
 from aigc_jax.families.lm import lora
 from aigc_jax.families.lm.transformer import TransformerConfig
 from aigc_jax.interop import convert
 from aigc_jax.interop.transformers import names
 from aigc_jax.modalities.spec import ImageSpec, TextSpec
 from aigc_jax.modalities.text.tokenizers import CharTokenizer
-from aigc_jax.runs.trainer import Training
+from aigc_jax.runs.trainer import Trainer
 from aigc_jax.training.checkpoint import Writer
 
 SIZE = dict(name="transformer", layers=1, width=8, heads=2, gated=True, activation="silu")
@@ -142,21 +142,21 @@ def test_adapters_that_were_trained_are_merged_into_what_begins_with_them(made, 
     run, state = restored(task)
     merged = lora.merged(state.sampling_params, 3.0 / 2)["model"]
     recipe = tuned(source, task)
-    begun = begin_from(task, blank(recipe, run.spec))  # new adapters on the old model
+    begun = warm_start(task, blank(recipe, run.spec))  # new adapters on the old model
     chex.assert_trees_all_equal(begun["base"], {k: merged[k] for k in begun["base"]})
     chex.assert_trees_all_equal(begun["model"]["task_head"], merged["task_head"])
     assert not any(x.any() for x in jax.tree.leaves(begun["model"]["lora"]))
     (line,) = runs.said(capsys)
     assert "4 are fresh (model/lora/" in line
     recipe.model.lora_rank = 0
-    begun = begin_from(task, blank(recipe, run.spec))  # all of it to be trained
+    begun = warm_start(task, blank(recipe, run.spec))  # all of it to be trained
     chex.assert_trees_all_equal(begun, {"model": merged})
     assert "0 are fresh" in runs.said(capsys)[0]
     assert run.objective.plain(state.params)["model"].keys() == merged.keys()
     same = build.parse_config(recipe).raw["model"]
-    begin_from(task, blank(recipe, run.spec), same)
+    warm_start(task, blank(recipe, run.spec), same)
     assert len(runs.said(capsys)) == 1
-    begin_from(task, blank(recipe, run.spec), {**same, "rope_theta": 500.0})
+    warm_start(task, blank(recipe, run.spec), {**same, "rope_theta": 500.0})
     assert runs.said(capsys)[1].endswith("differ: model.rope_theta was 10000.0 and is now 500.0")
 
 
@@ -165,7 +165,7 @@ def test_a_run_that_begins_with_another_begins_its_average_with_it_too(made):
     run, _ = restored(base)
     recipe = pretrained(source)
     recipe.train.init_from = base
-    training = Training(build.parse_config(recipe), "unused", Stop())
+    training = Trainer(build.parse_config(recipe), "unused", PreemptionHandler())
     training.parts = run
     state = training._given(jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), run.state_shapes()))
     chex.assert_trees_all_equal(state.params, state.ema)
@@ -178,11 +178,11 @@ def test_a_run_that_begins_with_another_begins_its_average_with_it_too(made):
 def test_a_model_of_other_sizes_or_of_another_kind_is_refused(made):
     source, base, _ = made
     spec = restored(base)[0].spec
-    message = refusal(begin_from, base, blank(pretrained(source, width=16), spec))
+    message = refusal(warm_start, base, blank(pretrained(source, width=16), spec))
     assert f"train.init_from={base}" in message and "the same sizes" in message
     decoder = {"model": {"decoder": {"kernel": np.zeros((8, 8))}}}
-    assert "of another kind" in refusal(begin_from, base, decoder)
-    nowhere = refusal(begin_from, base + "_", decoder)
+    assert "of another kind" in refusal(warm_start, base, decoder)
+    nowhere = refusal(warm_start, base + "_", decoder)
     assert base + "_" in nowhere
 
 

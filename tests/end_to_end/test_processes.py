@@ -15,7 +15,7 @@ from helpers.paths import ROOT
 
 from aigc_jax.core.errors import PeerLost, UserError
 from aigc_jax.distributed import allreduce_bench, cluster, rendezvous
-from aigc_jax.distributed.cluster import Place, find_place, own_devices
+from aigc_jax.distributed.cluster import ProcessInfo, find_place, own_devices
 from aigc_jax.distributed.rendezvous import meet
 
 sys.path.insert(0, str(ROOT / "launch"))
@@ -59,20 +59,22 @@ def test_alone_unless_something_says_otherwise(environment):
 
 
 def test_flags_say_it(environment):
-    assert find_place("host:12", 3, 2, 1) == Place("host:12", 3, 2)
+    assert find_place("host:12", 3, 2, 1) == ProcessInfo("host:12", 3, 2)
     assert find_place("[::1]:12", 3, 2, 1).address == ("::1", 12)
     environment(**KUBERNETES)
-    assert find_place("host:12", 3, 2, 1) == Place("host:12", 3, 2)
-    assert find_place("host:12", None, None, 1) == Place("host:12", 4, 1), "and the rest is found"
+    assert find_place("host:12", 3, 2, 1) == ProcessInfo("host:12", 3, 2)
+    assert find_place("host:12", None, None, 1) == ProcessInfo("host:12", 4, 1), (
+        "and the rest is found"
+    )
 
 
 @pytest.mark.parametrize("coordinator", [None, "auto"])
 @pytest.mark.parametrize(
     "variables, expected",
     [
-        (SLURM, Place("n3:61441", 6, 4)),
-        (OPEN_MPI, Place("10.96.0.1:62624", 3, 2)),
-        (KUBERNETES, Place("aigc-train-0-0.aigc:8476", 4, 1)),
+        (SLURM, ProcessInfo("n3:61441", 6, 4)),
+        (OPEN_MPI, ProcessInfo("10.96.0.1:62624", 3, 2)),
+        (KUBERNETES, ProcessInfo("aigc-train-0-0.aigc:8476", 4, 1)),
     ],
     ids=["SLURM", "Open MPI", "Kubernetes"],
 )
@@ -100,7 +102,7 @@ def test_open_mpi_5_needs_a_coordinator(environment, monkeypatch):
     monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--coordinator=HOST:PORT, or install mpi4py"):
         find_place(None, None, None, 1)
-    assert find_place("host:12", None, None, 1) == Place("host:12", 3, 2)
+    assert find_place("host:12", None, None, 1) == ProcessInfo("host:12", 3, 2)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,7 @@ def gathering(places, seconds=5.0):
 
 
 def at(port, count, process):
-    return Place(f"localhost:{port}", count, process)
+    return ProcessInfo(f"localhost:{port}", count, process)
 
 
 def test_all_meet_whoever_comes_first():

@@ -25,7 +25,7 @@ import aigc_jax
 from aigc_jax.core.errors import StorageError, UserError
 from aigc_jax.core.workdir import Lock, read_lock
 from aigc_jax.distributed.mesh import make_mesh, replicated
-from aigc_jax.distributed.preemption import Stop
+from aigc_jax.distributed.preemption import PreemptionHandler
 from aigc_jax.runs import api
 from aigc_jax.training import checkpoint, metric_log
 from aigc_jax.training.checkpoint import Reader, Writer
@@ -703,7 +703,7 @@ def test_the_last_checkpoint_must_be_written_whatever_the_config_says(
 
 
 def test_a_stop_that_could_not_save_does_not_say_that_it_did(full_for_checkpoints, tmp_path):
-    full, stop = full_for_checkpoints, Stop()
+    full, stop = full_for_checkpoints, PreemptionHandler()
     with (
         full.between(5, 9),
         runs.batches(runs.at_batch(5, stop.request)),

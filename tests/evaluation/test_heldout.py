@@ -12,7 +12,7 @@ from aigc_jax.core.config import Data, Eval
 from aigc_jax.core.metrics import Mean
 from aigc_jax.data.loader import eval_batches
 from aigc_jax.distributed.mesh import make_mesh
-from aigc_jax.evaluation.evaluator import Judge
+from aigc_jax.evaluation.evaluator import Evaluator
 from aigc_jax.evaluation.heldout import HeldOut
 from aigc_jax.families.lm.language_model import LanguageModel, LMConfig, LMSample
 from aigc_jax.families.lm.masked_lm import MaskedLMSample
@@ -108,7 +108,7 @@ def test_tags_that_mark_entities_are_judged_as_entities():
             mesh=make_mesh("data=1"),
         )
         ticks = []
-        judge = Judge(run, types.SimpleNamespace(validation=TAGGED), lambda: ticks.append(1))
+        judge = Evaluator(run, types.SimpleNamespace(validation=TAGGED), lambda: ticks.append(1))
         found = judge(state)
         assert len(ticks) == 3
         true, said = (
@@ -136,7 +136,7 @@ def test_texts_cannot_be_asked_of_a_family_that_writes_none():
         sample=MaskedLMSample(),
         raw={"objective": {"name": "masked_lm"}},
     )
-    message = refusal(Judge, types.SimpleNamespace(config=config), None)
+    message = refusal(Evaluator, types.SimpleNamespace(config=config), None)
     assert "eval.generations" in message and "'masked_lm' cannot" in message
 
 

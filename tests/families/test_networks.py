@@ -13,7 +13,7 @@ from aigc_jax.families.gan.dcgan import Critic, DCGANConfig, Generator
 from aigc_jax.families.lm.transformer import Transformer, TransformerConfig
 from aigc_jax.families.vae import hierarchical_vae, kl_autoencoder
 from aigc_jax.families.vae.autoencoder import ConvConfig, Decoder, Encoder, MLPConfig
-from aigc_jax.families.vae.hierarchical_vae import LadderConfig
+from aigc_jax.families.vae.hierarchical_vae import HierarchicalVAEConfig
 from aigc_jax.families.vae.kl_autoencoder import KLConfig
 from aigc_jax.modalities.image.metrics.classifier_network import Classifier
 from aigc_jax.nn.layers import Dropout
@@ -161,7 +161,7 @@ def test_autoencoders_of_odd_sizes(name, shape):
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", ODD)
 def test_a_ladder_of_odd_sizes(shape):
-    config = LadderConfig((4, 4, 4), (1, 0, 1), latent=2, blocks=0)
+    config = HierarchicalVAEConfig((4, 4, 4), (1, 0, 1), latent=2, blocks=0)
     up, down = hierarchical_vae.BottomUp(config, 0), hierarchical_vae.TopDown(config, shape, 0)
     h, w = -(-shape[0] // 4), -(-shape[1] // 4)
     assert down.latent_shapes() == [(h, w, 2), (4 * h, 4 * w, 2)]
@@ -191,7 +191,7 @@ def test_sizes_are_filled_up_only_if_they_must_be(size, wanted):
     (DiTConfig(4), "smaller than a patch: give model.patch_size 3 at most"),
     (ConvConfig(channels=(4, 4, 4)), "3×9 cannot be halved 2 times: give model.channels"),
     (KLConfig((4, 4, 4)), "3×9 cannot be halved 2 times: give model.channels"),
-    (LadderConfig((4, 4, 4), (1, 1, 1)), "give model.channels and model.groups fewer"),
+    (HierarchicalVAEConfig((4, 4, 4), (1, 1, 1)), "give model.channels and model.groups fewer"),
 ])  # fmt: skip
 def test_images_that_are_too_small_are_named(config, words):
     with pytest.raises(UserError, match=words):

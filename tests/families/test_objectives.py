@@ -10,7 +10,7 @@ from helpers import tiny
 from aigc_jax.core.metrics import to_floats
 from aigc_jax.experiment.generate import generate
 from aigc_jax.families.gan.gan import LOSSES
-from aigc_jax.families.vae.latent_groups import OneGroup
+from aigc_jax.families.vae.latent_groups import SingleLatent
 from aigc_jax.families.vae.vae import VAE, VAEConfig
 from aigc_jax.ops.image import to_bytes, to_signed
 from aigc_jax.ops.random import numbered_keys
@@ -156,7 +156,7 @@ def test_vae_bounds_are_exact_for_a_linear_gaussian():
         def apply(self, variables, z, label):
             return z.reshape(-1, 1, 1, 1, 1)
 
-    latents = OneGroup(Encoder(), Decoder())
+    latents = SingleLatent(Encoder(), Decoder())
     latents.shapes = lambda: [(1,)]
     vae = VAE(VAEConfig(scale=scale, learn_scale=False), latents, levels=2)
     x = jnp.array([0.3, 0.6]).reshape(2, 1, 1, 1)

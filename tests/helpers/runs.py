@@ -16,14 +16,14 @@ import chex
 import jax
 import numpy as np
 import pytest
-from helpers import tiny
 
 import aigc_jax
-from aigc_jax.data.loader import TrainIterator
+from aigc_jax.data.loader import DataLoader
 from aigc_jax.evaluation import evaluator
 from aigc_jax.experiment import build
 from aigc_jax.runs import api
 from aigc_jax.training.metric_log import read_metrics
+from helpers import tiny
 
 TIMES = {"time", "steps_per_second", "examples_per_second", "data_wait"}
 _build, _built = build.build, {}
@@ -105,7 +105,7 @@ def batches(change):
 
     It may change it in place, or raise.
     """
-    original = TrainIterator.__next__
+    original = DataLoader.__next__
 
     def changed(self):
         batch = {k: np.array(x) for k, x in original(self).items()}
@@ -113,7 +113,7 @@ def batches(change):
         return batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainIterator, "__next__", changed)
+        patch.setattr(DataLoader, "__next__", changed)
         yield
 
 

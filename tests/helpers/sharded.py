@@ -1,6 +1,7 @@
 """Tiny models of every kind whose sizes divide by any mesh of up to eight devices."""
 
 import numpy as np
+
 from helpers import tiny
 
 NO_CHANNELS = dict(generator_channels=None, critic_channels=None)

@@ -10,7 +10,7 @@ from helpers import tiny
 from aigc_jax.families.lm.lstm import LSTM, LSTMConfig
 from aigc_jax.families.lm.transformer import Transformer, TransformerConfig
 from aigc_jax.inference import engine as decode_lib
-from aigc_jax.inference.engine import Choice, decode, draw
+from aigc_jax.inference.engine import SamplingParams, decode, draw
 
 V, CONTEXT = 13, 16
 MODELS = {
@@ -35,7 +35,7 @@ def forward(model):
 
 PROMPTS = [np.array([1, 2, 3, 4, 5]), np.array([7, 8]), np.array([9, 1, 2])]
 KEYS = jax.random.split(jax.random.key(2), 3)
-GREEDY = Choice(temperature=0.0)
+GREEDY = SamplingParams(temperature=0.0)
 
 
 @pytest.mark.parametrize("which", ["grouped", "convolutions", "lstm"])
@@ -103,7 +103,7 @@ def test_by_layer_matrices_are_in_the_type_that_is_computed_in(which):
 @pytest.mark.parametrize("which", ["rotary", "lstm"])
 def test_a_row_does_not_depend_on_its_neighbours(which):
     model, params = model_and_params(which)
-    choice = Choice(top_p=0.9, repetition_penalty=1.3)
+    choice = SamplingParams(top_p=0.9, repetition_penalty=1.3)
     together = decode(model, params, KEYS, PROMPTS, max_new_tokens=9, choice=choice)
     alone = decode(model, params, KEYS[1:2], PROMPTS[1:2], max_new_tokens=9, choice=choice)
     np.testing.assert_array_equal(together[1], alone[0])
@@ -172,7 +172,12 @@ def test_new_lengths_and_options_do_not_recompile():
     model = model.clone(context=256)
     decode_lib._prefill.clear_cache()
     decode_lib._loop.clear_cache()
-    choices = [Choice(), Choice(top_k=3), Choice(0.5, 0, 0.3, 0.1, 1.2), GREEDY]
+    choices = [
+        SamplingParams(),
+        SamplingParams(top_k=3),
+        SamplingParams(0.5, 0, 0.3, 0.1, 1.2),
+        GREEDY,
+    ]
     for n, choice in enumerate(choices):
         prompts = [np.arange(1, 2 + n + (n == 0)), np.array([1])]
         stops = list(range(n))
@@ -201,7 +206,7 @@ def frequencies(**options):
     keys = jax.random.split(jax.random.key(0), 20_000)
     logits = jnp.broadcast_to(LOGITS, (20_000, 5))
     seen = jnp.broadcast_to(jnp.arange(5) < 2, logits.shape)
-    tokens = jax.jit(draw)(keys, logits, seen, Choice(**options).traced())
+    tokens = jax.jit(draw)(keys, logits, seen, SamplingParams(**options).traced())
     return np.bincount(np.asarray(tokens), minlength=5) / 20_000
 
 
@@ -228,5 +233,5 @@ def test_draw_has_the_right_distribution(options, expected):
 
 def test_a_positive_logit_is_divided_by_the_repetition_penalty():
     logits, seen = jnp.array([[3.0, 2.0, -1.0]]), jnp.array([[True, False, False]])
-    choice = Choice(temperature=0.0, repetition_penalty=2.0).traced()
+    choice = SamplingParams(temperature=0.0, repetition_penalty=2.0).traced()
     assert draw(KEYS[:1], logits, seen, choice).tolist() == [1]

@@ -12,7 +12,7 @@ from helpers.small_tokenizers import trained, wordpiece
 
 from aigc_jax import interop
 from aigc_jax.core.workdir import has_run
-from aigc_jax.experiment.restore import begin_from, restore
+from aigc_jax.experiment.restore import restore, warm_start
 from aigc_jax.families.lm.transformer import TransformerConfig
 from aigc_jax.interop import convert
 from aigc_jax.interop.transformers import names
@@ -87,7 +87,7 @@ def test_a_converted_model_is_a_run_of_no_steps(tmp_path):
     assert run.objective.model.config.kv_heads == 1
     # What is fine-tuned begins with it, whatever else its own model has.
     blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), {"base": params})
-    chex.assert_trees_all_equal(begin_from(workdir, blank), {"base": params})
+    chex.assert_trees_all_equal(warm_start(workdir, blank), {"base": params})
     # How it is sampled counts only where its own settings say that it is.
     write(str(tmp_path / "plain"), "llama", generation=dict(temperature=0.7))
     convert.from_other(f"hf:{tmp_path}/plain", str(tmp_path / "p"))

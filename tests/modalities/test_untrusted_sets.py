@@ -13,7 +13,7 @@ from helpers.hostile import encoded, pixels, png, refusal
 from PIL import Image
 
 from aigc_jax.core.config import Data
-from aigc_jax.data.loader import TrainIterator
+from aigc_jax.data.loader import DataLoader
 from aigc_jax.experiment import recipes
 from aigc_jax.modalities import sources, spec
 from aigc_jax.modalities.prepare import prepare
@@ -247,7 +247,7 @@ def test_a_record_that_is_damaged_stops_training_with_one_sentence(tmp_path):
     with open(shard_of(made), "r+b") as f:
         f.seek(150_000)  # beyond what is read ahead
         f.write(bytes(20))
-    batches = TrainIterator(data.train, batch_size=4, seed=0)
+    batches = DataLoader(data.train, batch_size=4, seed=0)
     assert "cannot be read" in refusal(lambda: [next(batches) for _ in range(3000)])
 
 

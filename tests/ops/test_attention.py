@@ -15,7 +15,7 @@ from aigc_jax.distributed.mesh import make_mesh, replicated
 from aigc_jax.ops import attention_blocks, dispatch
 from aigc_jax.ops.attention import attention
 from aigc_jax.ops.attention_implementations import cudnn, splash
-from aigc_jax.ops.attention_mask import Sight, positions_of, visible
+from aigc_jax.ops.attention_mask import AttentionMask, positions_of, visible
 from aigc_jax.ops.dense import dense
 from aigc_jax.ops.rope import rotary_frequencies, rotate
 
@@ -24,7 +24,9 @@ RNG = np.random.default_rng(0)
 Q = RNG.normal(size=(B, T, H, D)).astype(np.float32)
 KEYS, VALUES = RNG.normal(size=(2, B, S, K, D)).astype(np.float32)
 # The last query of the second row sees nothing, and some keys are padding.
-SIGHT = Sight(np.array([[2, 3, 4], [7, 5, 0]]), np.array([[0, 1, 2, 3, -1], [7, 6, -1, 5, 4]]))
+SIGHT = AttentionMask(
+    np.array([[2, 3, 4], [7, 5, 0]]), np.array([[0, 1, 2, 3, -1], [7, 6, -1, 5, 4]])
+)
 MASK = np.asarray(SIGHT.mask_BTS())
 
 
@@ -55,13 +57,13 @@ def test_attention_is_its_formula(mask, options):
 
 
 def test_places_of_one_row_serve_all():
-    rows = [Sight(SIGHT.query_BT[at], SIGHT.key_BS[at]) for at in ([0], [0, 0])]
+    rows = [AttentionMask(SIGHT.query_BT[at], SIGHT.key_BS[at]) for at in ([0], [0, 0])]
     chex.assert_trees_all_equal(*(attention(Q, KEYS, VALUES, sight) for sight in rows))
 
 
 @pytest.mark.parametrize("form", ["reference", "blockwise"])
 def test_a_query_that_sees_nothing_has_finite_gradients(form):
-    with dispatch.using(attention=form):
+    with dispatch.override(attention=form):
         grads = jax.jit(jax.grad(lambda *a: attention(*a, SIGHT).sum(), argnums=(0, 1, 2)))
         grads = grads(Q, KEYS, VALUES)
     chex.assert_tree_all_finite(grads)
@@ -69,7 +71,7 @@ def test_a_query_that_sees_nothing_has_finite_gradients(form):
 
 def test_bfloat16_is_softmaxed_in_float32():
     halves = [jnp.asarray(x, jnp.bfloat16) for x in (Q, KEYS, VALUES)]
-    with dispatch.using(attention="reference"):
+    with dispatch.override(attention="reference"):
         traced = jax.make_jaxpr(attention)(*halves, SIGHT)
     inside = [e for e in traced.jaxpr.eqns if e.primitive.name == "exp"]
     assert [e.outvars[0].aval.dtype for e in inside] == [jnp.float32]
@@ -95,7 +97,7 @@ def test_attention_dropout_belongs_to_the_example():
 LONG = 150  # two blocks and a part of one
 COUNT = np.arange(LONG)[None]
 DOCUMENTS = np.repeat([[1, 2, 3, 0], [4, 4, 5, 5]], [40, 50, 35, 25], axis=1)
-ORDERED = Sight(COUNT, COUNT, ordered=True)
+ORDERED = AttentionMask(COUNT, COUNT, ordered=True)
 PACKED = dict(segments=(DOCUMENTS, DOCUMENTS), ordered=True)
 PLACES_IN = np.asarray(positions_of(jnp.asarray(DOCUMENTS)))
 SIGHTS = {
@@ -104,10 +106,10 @@ SIGHTS = {
     "window": dataclasses.replace(ORDERED, window=70),
     "traced": dataclasses.replace(ORDERED, reach=jnp.int32(20)),
     "both ways": dataclasses.replace(ORDERED, window=9, causal=False),
-    "documents": Sight(PLACES_IN, PLACES_IN, **PACKED),
-    "encoder": Sight(PLACES_IN, PLACES_IN, causal=False, **PACKED),
-    "cache": Sight(COUNT[:, :30] + 60, np.where(COUNT < 90, COUNT, -1)),
-    "shuffled": Sight(COUNT[:, ::-1], COUNT),
+    "documents": AttentionMask(PLACES_IN, PLACES_IN, **PACKED),
+    "encoder": AttentionMask(PLACES_IN, PLACES_IN, causal=False, **PACKED),
+    "cache": AttentionMask(COUNT[:, :30] + 60, np.where(COUNT < 90, COUNT, -1)),
+    "shuffled": AttentionMask(COUNT[:, ::-1], COUNT),
 }
 
 
@@ -142,7 +144,7 @@ def test_by_blocks_it_is_the_plain_form(name, dtype, blocks, monkeypatch):
             y, back = jax.vjp(lambda *x: attention(*x, sight, scale=0.5), q, k, v)
             return y * weight, back(weight)
 
-        with dispatch.using(attention=form):
+        with dispatch.override(attention=form):
             return run(q, k, v)
 
     tolerance = 2e-5 if dtype == jnp.float32 else 0.05
@@ -161,9 +163,9 @@ def test_no_block_has_all_logits_and_the_future_costs_nothing(monkeypatch):
 
     def sizes(**kw):
         def loss(q, k, v):
-            return attention(q, k, v, Sight(place, place, ordered=True, **kw)).sum()
+            return attention(q, k, v, AttentionMask(place, place, ordered=True, **kw)).sum()
 
-        with dispatch.using(attention="blockwise"):
+        with dispatch.override(attention="blockwise"):
             text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(shape, shape, shape).as_text()
         return {int(n) for n in re.findall(r"tensor<1x1x1x64x(\d+)xf32>", text)} - {8, 1}
 
@@ -180,7 +182,7 @@ def test_as_many_examples_at_once_as_their_logits_allow(monkeypatch):
         def loss(q):
             return attention(q, q, q).sum()
 
-        with dispatch.using(attention="blockwise"):
+        with dispatch.override(attention="blockwise"):
             text = jax.jit(jax.grad(loss)).lower(q).as_text()
         return {int(n) for n in re.findall(r"tensor<(\d+)x16x1x\d+x256xf32>", text)}
 
@@ -203,7 +205,7 @@ def test_what_cudnn_cannot_do_has_the_plain_form():
         return args[0]
 
     place = np.arange(6)[None]
-    ordered = Sight(place, place, ordered=True)
+    ordered = AttentionMask(place, place, ordered=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.nn, "dot_product_attention", library)
         cudnn(*halves, None, 1.0)
@@ -211,10 +213,10 @@ def test_what_cudnn_cannot_do_has_the_plain_form():
         cudnn(*halves, dataclasses.replace(ordered, window=3), 1.0)
         cudnn(*halves, dataclasses.replace(ordered, causal=False), 1.0)
         cudnn(*halves, dataclasses.replace(ordered, reach=jnp.int32(3)), 1.0)
-        cudnn(*halves, Sight(place, place), 1.0)
+        cudnn(*halves, AttentionMask(place, place), 1.0)
         assert cudnn(*(x.astype(jnp.float32) for x in halves), None, 1.0) is None
         assert cudnn(*(x[:, :5] for x in halves), None, 1.0) is None
-        patch.setattr(logical_axes, "sharers", lambda axis: 1 + (axis == "length"))
+        patch.setattr(logical_axes, "num_shards", lambda axis: 1 + (axis == "length"))
         assert cudnn(*halves, None, 1.0) is None  # queries would be split, keys not
     causal = dict(is_causal=True, local_window_size=None)
     mask = dict(mask=(2, 1, 6, 6))
@@ -230,9 +232,9 @@ def test_the_kernel_of_a_tpu_is_the_plain_form(name):
     documents = np.repeat([[1, 2], [3, 4]], [50, 78], axis=1)
     sight = {
         "all": None,
-        "causal": Sight(place, place, ordered=True),
-        "window": Sight(place, place, window=30, ordered=True),
-        "documents": Sight(
+        "causal": AttentionMask(place, place, ordered=True),
+        "window": AttentionMask(place, place, window=30, ordered=True),
+        "documents": AttentionMask(
             *[np.asarray(positions_of(jnp.asarray(documents)))] * 2,
             segments=(jnp.asarray(documents), jnp.asarray(documents)),
             ordered=True,
@@ -241,7 +243,7 @@ def test_the_kernel_of_a_tpu_is_the_plain_form(name):
     q = jnp.asarray(RNG.normal(size=(2, t, 4, 64)), jnp.float32)
     k, v = (jnp.asarray(RNG.normal(size=(2, t, 2, 64)), jnp.float32) for _ in range(2))
     found = splash(q, k, v, sight, 0.2, interpret=True)
-    with dispatch.using(attention="reference"):
+    with dispatch.override(attention="reference"):
         expected = attention(q, k, v, sight, scale=0.2)
     np.testing.assert_allclose(found, expected, atol=1e-2)
     with pytest.MonkeyPatch.context() as patch:
@@ -258,11 +260,11 @@ def test_each_device_runs_the_kernel_of_a_tpu_on_its_rows_and_heads():
     q = jnp.asarray(RNG.normal(size=(2, 128, 4, 64)), jnp.float32)
     k, v = (jnp.asarray(RNG.normal(size=(2, 128, 2, 64)), jnp.float32) for _ in range(2))
     segments = jnp.asarray(documents), jnp.asarray(documents)
-    sight = Sight(place, place, segments=segments, ordered=True)
+    sight = AttentionMask(place, place, segments=segments, ordered=True)
 
     def found(text):
         mesh = make_mesh(text)
-        attend = logical_axes.on(mesh, lambda *a: splash(*a, sight, 0.2, interpret=True))
+        attend = logical_axes.with_mesh(mesh, lambda *a: splash(*a, sight, 0.2, interpret=True))
         return jax.jit(attend)(*jax.device_put((q, k, v), replicated(mesh)))
 
     np.testing.assert_allclose(found("data=2,tensor=2"), found("data=1"), atol=1e-6)
@@ -275,7 +277,7 @@ def test_each_device_runs_the_kernel_of_a_tpu_on_its_rows_and_heads():
 def test_what_the_kernel_of_a_tpu_cannot_do_has_the_plain_form():
     q = jnp.zeros((1, 128, 2, 64))
     place = np.arange(128)[None]
-    assert splash(q, q, q, Sight(place, place), 1.0) is None  # any order
+    assert splash(q, q, q, AttentionMask(place, place), 1.0) is None  # any order
     assert splash(q[:, :100], q, q, None, 1.0) is None
     assert splash(q[..., :40], q[..., :40], q, None, 1.0) is None
 

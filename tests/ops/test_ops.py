@@ -16,7 +16,7 @@ from aigc_jax.ops.norm import layer_norm, rms_norm
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(1.0, 2.0, size=(2, 6, 9, 12)).astype(np.float32)
-FAST = {name: forms["cpu"] for name, forms in dispatch.FORMS.items() if "cpu" in forms}
+FAST = {name: forms["cpu"] for name, forms in dispatch.IMPLEMENTATIONS.items() if "cpu" in forms}
 
 
 def slopes(function, *args):
@@ -104,7 +104,7 @@ def test_forms_are_equal(name, dtype):
         forward = jax.jit(lambda x: jax.jvp(function, (x,), (jnp.cos(x),))[1])(x)
         return slopes(function, x), forward, slopes(penalty, x) if dtype == jnp.float32 else ()
 
-    with dispatch.using(**FAST):
+    with dispatch.override(**FAST):
         fast = all_slopes()
     with dispatch.all_reference():
         plain = all_slopes()
@@ -113,15 +113,18 @@ def test_forms_are_equal(name, dtype):
 
 def test_the_table_chooses_by_platform_and_gives_way():
     with dispatch.compiling_for("tpu"):
-        assert dispatch.form("attention") == "splash" and dispatch.form("dense") == "reference"
-        with dispatch.using(attention="reference"):
-            assert dispatch.form("attention") == "reference"
+        assert (
+            dispatch.implementation("attention") == "splash"
+            and dispatch.implementation("dense") == "reference"
+        )
+        with dispatch.override(attention="reference"):
+            assert dispatch.implementation("attention") == "reference"
     with dispatch.compiling_for("cuda"):
-        assert dispatch.form("attention") == "cudnn"
-    assert dispatch.form("attention") == {"cpu": "blockwise"}.get(
-        jax.default_backend(), dispatch.form("attention")
+        assert dispatch.implementation("attention") == "cudnn"
+    assert dispatch.implementation("attention") == {"cpu": "blockwise"}.get(
+        jax.default_backend(), dispatch.implementation("attention")
     )
-    with pytest.raises(KeyError, match="atention"), dispatch.using(atention="reference"):
+    with pytest.raises(KeyError, match="atention"), dispatch.override(atention="reference"):
         pass
 
 
@@ -133,7 +136,7 @@ def test_the_gradient_is_guarded():
         def total(k):
             return dense(x, k[0, 0]).sum() + convolution(x, k).sum()
 
-        with dispatch.using(dense=form, convolution=form):
+        with dispatch.override(dense=form, convolution=form):
             return str(jax.make_jaxpr(jax.grad(total))(kernel)).count("optimization_barrier")
 
     assert barriers("guarded") == 2 and barriers("reference") == 0
@@ -155,7 +158,7 @@ def test_strided_convolutions_are_those_of_squares(kernel, r, padding):
 
         return slopes(run, x, k), jax.grad(penalty, argnums=(0, 1))(x, k)
 
-    with dispatch.using(**FAST):
+    with dispatch.override(**FAST):
         fast = forms()
     with dispatch.all_reference():
         plain = forms()

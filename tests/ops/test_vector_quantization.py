@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aigc_jax.families.vq.quantizers import FSQ, VQ, perplexity, use
+from aigc_jax.families.vq.quantizers import FSQ, VQ, perplexity, usage_metrics
 from aigc_jax.ops import vector_quantization as q
 
 RNG = np.random.default_rng(0)
@@ -265,13 +265,13 @@ def test_short_vectors_of_length_one():
 def test_use_by_hand():
     """100 codes: one has half of all, one less than 1 % of an equal share."""
     counts = jnp.ones(100).at[0].set(98.0).at[1].set(0.005).at[2].set(0.0)
-    found = {k: float(m.value()) for k, m in use(counts).items()}
+    found = {k: float(m.value()) for k, m in usage_metrics(counts).items()}
     assert found["codes_used"] == pytest.approx(0.98)
     share = np.asarray(counts / counts.sum(), np.float64)
     entropy = -sum(p * np.log(p) for p in share if p)
     assert found["code_perplexity"] == pytest.approx(np.exp(entropy), rel=1e-5)
     assert float(perplexity(jnp.full(8, 1 / 8))) == pytest.approx(8)
-    assert float(use(jnp.zeros(4))["codes_used"].value()) == 0
+    assert float(usage_metrics(jnp.zeros(4))["codes_used"].value()) == 0
 
 
 def test_every_corner_of_fsq_can_be_reached():

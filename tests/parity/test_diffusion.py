@@ -15,7 +15,7 @@ import pytest
 from aigc_jax.families.diffusion.diffusion_config import DiffusionConfig, make_noise
 from aigc_jax.families.diffusion.noise_schedules import Karras
 from aigc_jax.families.diffusion.samplers import Churn, sample
-from aigc_jax.families.diffusion.sigma_schedules import make_grid
+from aigc_jax.families.diffusion.sigma_schedules import make_sigma_schedule
 from aigc_jax.ops.random import fold, normal
 
 torch = pytest.importorskip("torch")
@@ -46,7 +46,7 @@ def ours(sampler, steps, *, prediction="epsilon", schedule="linear", grid="auto"
         return jnp.clip(denoised, -1, 1) if clip else denoised
 
     with jax.disable_jit():
-        made = make_grid(grid, noise.schedule)
+        made = make_sigma_schedule(grid, noise.schedule)
         x = sample(denoiser, made, KEYS, SHAPE, steps, sampler=sampler, **kwargs)
     return asked, np.asarray(x)
 
@@ -182,7 +182,7 @@ def test_karras_ve():
 
     steps, scheduler = 7, KarrasVeScheduler()
     asked, final = ours("heun", steps, prediction="edm", schedule="edm", churn=CHURN)
-    grid = np.asarray(make_grid("auto", Karras())(jnp.arange(steps + 1), steps))
+    grid = np.asarray(make_sigma_schedule("auto", Karras())(jnp.arange(steps + 1), steps))
     x = 80.0 * np.asarray(normal(fold(KEYS, 0), SHAPE))
     noise, k = make_noise(DiffusionConfig()), 0
 
@@ -229,7 +229,7 @@ def test_flow_matching_with_a_shift():
         sigma_N = jnp.full((3, 1, 1, 1), sigma)
         return noise.denoise(lambda x, t: network(x, t[0]), x, sigma_N)
 
-    grid = make_grid("auto", noise.schedule, shift=shift)
+    grid = make_sigma_schedule("auto", noise.schedule, shift=shift)
     with jax.disable_jit():
         final = sample(denoiser, grid, KEYS, SHAPE, steps, sampler="euler")
     x = torch.from_numpy(asked[0][0] / (1 + asked[0][1]))

@@ -7,7 +7,7 @@ from parity.test_transformers import CASES, theirs, torch  # skips without these
 
 from aigc_jax import interop
 from aigc_jax.families.lm.transformer import Transformer, TransformerConfig
-from aigc_jax.inference.engine import Choice, decode
+from aigc_jax.inference.engine import SamplingParams, decode
 
 COUNT = 30
 CHOICES = (
@@ -40,7 +40,7 @@ def test_greedy_text_is_theirs(case, penalty, tmp_path):
         jax.random.split(jax.random.key(0), len(prompts)),
         prompts,
         max_new_tokens=COUNT,
-        choice=Choice(temperature=0.0, repetition_penalty=penalty),
+        choice=SamplingParams(temperature=0.0, repetition_penalty=penalty),
     )
     for prompt, row in zip(prompts, np.asarray(ours), strict=True):
         text = torch.as_tensor(prompt[None], dtype=torch.long)

@@ -12,11 +12,11 @@ from helpers import tiny
 
 import aigc_jax
 from aigc_jax.runs import api
-from aigc_jax.data.loader import TrainIterator
+from aigc_jax.data.loader import DataLoader
 from aigc_jax.core.errors import UserError
 from aigc_jax.training.metric_log import read_metrics
 from aigc_jax.core.metrics import Mean
-from aigc_jax.training.metric_window import Window
+from aigc_jax.training.metric_window import MetricAccumulator
 
 TIMES = {"time", "steps_per_second", "examples_per_second", "data_wait"}
 
@@ -76,7 +76,7 @@ def test_resuming_is_bitwise_equal(family, tmp_path, monkeypatch):
     """Interrupted in the middle and started again: the same state, data and records."""
     # An optimizer with state in both players, an average, a random loss, a partial last epoch.
     train(family, tmp_path / "whole")
-    original, calls = TrainIterator.__next__, []
+    original, calls = DataLoader.__next__, []
 
     def interrupted(self):
         calls.append(1)
@@ -84,10 +84,10 @@ def test_resuming_is_bitwise_equal(family, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(self)
 
-    monkeypatch.setattr(TrainIterator, "__next__", interrupted)
+    monkeypatch.setattr(DataLoader, "__next__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(family, tmp_path / "cut")
-    monkeypatch.setattr(TrainIterator, "__next__", original)
+    monkeypatch.setattr(DataLoader, "__next__", original)
     assert final_state(tmp_path / "cut")[1] == 3
     train(family, tmp_path / "cut")
     (whole, end), (cut, end_cut) = final_state(tmp_path / "whole"), final_state(tmp_path / "cut")
@@ -122,7 +122,7 @@ def test_bfloat16_computes_and_float32_keeps(family, tmp_path):
 
 
 def test_a_batch_that_comes_while_a_step_is_under_way_is_not_waited_for(monkeypatch):
-    window, one = Window(0), jnp.float32(1)
+    window, one = MetricAccumulator(0), jnp.float32(1)
     window.waits(1.0)
     assert window.waited == 1.0
     window.add({"loss": Mean(one, one)})

@@ -23,7 +23,7 @@ from aigc_jax.interop.transformers import names
 from aigc_jax.families.lm.transformer import TransformerConfig
 from aigc_jax.families.lm.language_model import (LMSample, before)
 from aigc_jax.experiment.generate import generate
-from aigc_jax.inference.stop_strings import TextWatch
+from aigc_jax.inference.stop_strings import StopStringStreamer
 from aigc_jax.experiment.restore import restore
 
 BYTE = ByteTokenizer()
@@ -32,7 +32,7 @@ BYTE = ByteTokenizer()
 def watched(tokenizer, tokens, stops=(), piece=1):
     """What is shown after each look, and whether the text has ended by then."""
     pieces = []
-    watch = TextWatch(tokenizer, stops, pieces.append)
+    watch = StopStringStreamer(tokenizer, stops, pieces.append)
     ended = []
     for upto in (*range(piece, len(tokens), piece), len(tokens)):
         ended.append(bool(watch(np.array([tokens[:upto]]))[0]))
@@ -69,7 +69,7 @@ def test_a_stop_token_ends_a_row_and_others_go_on():
     tokenizer, shown = trained(), []
     end, words = tokenizer.stops[0], tokenizer.encode("the cat").tolist()
     rows = np.array([[*words, end, *words], [*words, *words, words[0]]])
-    watch = TextWatch(tokenizer, (), shown.append)
+    watch = StopStringStreamer(tokenizer, (), shown.append)
     assert watch(rows[:, : len(words)]).tolist() == [False, False]
     assert watch(rows).tolist() == [True, False]
     assert watch(np.concatenate([rows, rows], 1)).tolist() == [True, False]
@@ -112,7 +112,7 @@ def test_each_batch_of_texts_is_watched_anew():
                 out[np.flatnonzero(request.watch(out[:, :upto])), upto:] = BYTE.separator
             return out
 
-    watch = TextWatch(BYTE, ["END"])
+    watch = StopStringStreamer(BYTE, ["END"])
     for size in (2, 6):
         drawn = generate(Reader(), {}, {}, None, 6, watch=watch, batch_size=size)
         np.testing.assert_array_equal(drawn, rows)

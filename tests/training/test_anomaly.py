@@ -16,14 +16,14 @@ from helpers.runs import files, final_state, records, said, steps_of, train
 from aigc_jax.core.config import Guard as GuardConfig
 from aigc_jax.core.errors import NotFinite, OutOfMemory, Stopped, StorageError, UserError
 from aigc_jax.core.metrics import Mean
-from aigc_jax.data.loader import TrainIterator
-from aigc_jax.distributed.preemption import Stop
+from aigc_jax.data.loader import DataLoader
+from aigc_jax.distributed.preemption import PreemptionHandler
 from aigc_jax.experiment import build, restore
 from aigc_jax.modalities import sources
 from aigc_jax.runs.diagnose import diagnose, summary
 from aigc_jax.tools import doctor
 from aigc_jax.training import oom
-from aigc_jax.training.anomaly import Guard, Trouble
+from aigc_jax.training.anomaly import AnomalyDetector, TrainingAnomaly
 from aigc_jax.training.checkpoint import Reader, Writer
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -69,7 +69,7 @@ def verdicts(guard, losses, first=1):
     for step, loss in enumerate(losses, first):
         try:
             guard.check(step, loss if isinstance(loss, dict) else metrics(loss))
-        except Trouble as trouble:
+        except TrainingAnomaly as trouble:
             assert trouble.step == step
             found.append(step)
     return found
@@ -79,40 +79,40 @@ SKIPPED = metrics(0.0, 1.0)
 
 
 def test_skipped_steps_are_counted_in_a_row():
-    guard = Guard(GuardConfig(max_skipped=3))
+    guard = AnomalyDetector(GuardConfig(max_skipped=3))
     assert verdicts(guard, [SKIPPED, SKIPPED, 1.0, SKIPPED, SKIPPED, 1.0]) == []
     assert verdicts(guard, [SKIPPED, SKIPPED, SKIPPED], first=7) == [9]
-    with pytest.raises(Trouble, match="step 3: 3 steps in a row were not finite"):
-        verdicts_of = Guard(GuardConfig(max_skipped=3))
+    with pytest.raises(TrainingAnomaly, match="step 3: 3 steps in a row were not finite"):
+        verdicts_of = AnomalyDetector(GuardConfig(max_skipped=3))
         for step in (1, 2, 3):
             verdicts_of.check(step, SKIPPED)
 
 
 def test_a_limit_may_be_lowered_below_what_was_skipped():
-    guard = Guard(GuardConfig(max_skipped=2))
+    guard = AnomalyDetector(GuardConfig(max_skipped=2))
     guard.seek({"skipped": 4, "rollbacks": 0, "losses": {}})
-    with pytest.raises(Trouble, match="5 steps in a row"):
+    with pytest.raises(TrainingAnomaly, match="5 steps in a row"):
         guard.check(5, {"skipped": Mean(np.float32(1), np.float32(1))})
 
 
 def test_no_limit_of_skipped_steps():
-    guard = Guard(GuardConfig(max_skipped=0))
+    guard = AnomalyDetector(GuardConfig(max_skipped=0))
     assert verdicts(guard, [SKIPPED] * 100) == [] and not guard.alert
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_the_guard_is_alert_before_the_last_skipped_step(limit):
-    guard = Guard(GuardConfig(max_skipped=limit))
+    guard = AnomalyDetector(GuardConfig(max_skipped=limit))
     for step in range(1, limit):
         assert guard.alert == (step == limit)
         guard.check(step, SKIPPED)
     assert guard.alert
-    with pytest.raises(Trouble):
+    with pytest.raises(TrainingAnomaly):
         guard.check(limit, SKIPPED)
 
 
 def spikes(**options):
-    return Guard(GuardConfig(**{"spike_threshold": 10.0, "spike_history": 8, **options}))
+    return AnomalyDetector(GuardConfig(**{"spike_threshold": 10.0, "spike_history": 8, **options}))
 
 
 def test_a_loss_that_jumps():
@@ -122,7 +122,7 @@ def test_a_loss_that_jumps():
     assert verdicts(spikes(), [*(5 + noise), 1.0]) == []  # down is no harm
     assert verdicts(spikes(spike_threshold=0.0), [*(5 + noise), 1e9]) == []
     assert verdicts(spikes(spike_threshold=1e4), [*(5 + noise), 9.0]) == []
-    with pytest.raises(Trouble, match=r"step 11: loss jumped to 9, \d+ deviations up"):
+    with pytest.raises(TrainingAnomaly, match=r"step 11: loss jumped to 9, \d+ deviations up"):
         guard = spikes()
         for step, loss in enumerate([*(5 + noise[:10]), 9.0], 1):
             guard.check(step, metrics(loss))
@@ -211,7 +211,7 @@ def sixth_batch():
     """The examples of step 6, by another iterator over the same data."""
     config = build.parse_config(tiny.recipe("vae"))
     dataset = sources.load(config.data)
-    batches = TrainIterator(dataset.train, config.data.batch_size, config.seed)
+    batches = DataLoader(dataset.train, config.data.batch_size, config.seed)
     for _ in range(6):
         batch = next(batches)
     ids = batches.example_ids(5)
@@ -250,7 +250,7 @@ def test_what_is_kept_of_bad_steps_is_plain_numbers(given_up, sixth_batch):
 
 
 def test_bad_steps_in_a_row_are_counted_over_an_interruption(tmp_path):
-    stop, changes = Stop(), dict(guard=dict(max_skipped=3), train=dict(steps=20))
+    stop, changes = PreemptionHandler(), dict(guard=dict(max_skipped=3), train=dict(steps=20))
     with poisoned(*range(4, 99)):
         with runs.batches(runs.at_batch(5, stop.request)), pytest.raises(Stopped):
             train("vae", tmp_path, stop, **changes)
@@ -382,7 +382,7 @@ def test_a_jump_takes_the_run_back_and_on_with_other_data(rolled_back, tmp_path,
     # The 9th was on its way when the metrics of step 8 arrived.
     assert seen == [*range(1, 10), *range(9, 15)]
     train("vae", tmp_path, train=dict(steps=6, log_every=5))
-    monkeypatch.setattr(TrainIterator, "seek", lambda self, position: self.seek_batch(8))
+    monkeypatch.setattr(DataLoader, "seek", lambda self, position: self.seek_batch(8))
     train("vae", tmp_path, train=dict(steps=12, log_every=5))
     chex.assert_trees_all_equal(final_state(rolled), final_state(tmp_path))
     assert steps_of(rolled) == RECORDED
@@ -409,7 +409,7 @@ def test_tensorboard_forgets_what_was_taken_back(rolled_back):
 )
 def test_a_run_that_went_back_may_be_interrupted(how, number, rolled_back, tmp_path):
     """Before its next checkpoint it goes back once more: to the same end."""
-    stop, seen = Stop(), []
+    stop, seen = PreemptionHandler(), []
 
     def change(iterator, batch):
         seen.append(iterator.taken)
@@ -427,7 +427,7 @@ def test_a_run_that_went_back_may_be_interrupted(how, number, rolled_back, tmp_p
 
 def test_a_run_that_was_stopped_goes_back_as_far_as_one_that_was_not(rolled_back, tmp_path):
     """A stop saves step 7, which is on no grid; the jump at step 8 leads back to step 6."""
-    stop = Stop()
+    stop = PreemptionHandler()
     with spoiled(8):
         with runs.batches(runs.at_batch(7, stop.request)), pytest.raises(Stopped):
             train("vae", tmp_path, stop, **watched())
@@ -446,7 +446,7 @@ def test_more_jumps_than_are_allowed_end_the_run(tmp_path, sixth_batch):
     report = json.loads((tmp_path / "nonfinite" / "step_0000011" / "report.json").read_text())
     config = build.parse_config(tiny.recipe("vae"))
     data = sources.load(config.data).train
-    assert report["examples"] == TrainIterator(data, 8, config.seed).example_ids(12)
+    assert report["examples"] == DataLoader(data, 8, config.seed).example_ids(12)
     # Nothing was infinite, and it must not be said that something was.
     assert "made it so" not in str(e.value) and "not finite" not in str(e.value)
 
@@ -465,8 +465,8 @@ def test_going_back_to_the_start(tmp_path, monkeypatch):
         train("vae", tmp_path / "back", **unsaved)
     assert seen == [*range(1, 6), *range(5, 13)]
     assert steps_of(tmp_path / "back") == [5, 8]
-    skip = TrainIterator.seek_batch
-    monkeypatch.setattr(TrainIterator, "seek_batch", lambda self, n: skip(self, n + 4))
+    skip = DataLoader.seek_batch
+    monkeypatch.setattr(DataLoader, "seek_batch", lambda self, n: skip(self, n + 4))
     train("vae", tmp_path / "other", **unsaved)
     chex.assert_trees_all_equal(
         final_state(tmp_path / "back")[0].params, final_state(tmp_path / "other")[0].params

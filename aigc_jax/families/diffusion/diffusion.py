@@ -21,19 +21,19 @@ from aigc_jax.families.diffusion.diffusion_config import (
     make_noise,
 )
 from aigc_jax.families.diffusion.ode_likelihood import log_likelihood
-from aigc_jax.families.diffusion.preconditioning import Noise
+from aigc_jax.families.diffusion.preconditioning import Preconditioning
 from aigc_jax.ops import augment as augment_lib
 from aigc_jax.ops.image import to_bytes, to_signed
 from aigc_jax.ops.random import fold, normal, uniform
 
-__all__ = ["Diffusion", "DiffusionConfig", "DiffusionSample", "Guide"]
+__all__ = ["Diffusion", "DiffusionConfig", "DiffusionSample", "GuidanceModel"]
 
 
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["denoise"]
 )
 @dataclasses.dataclass(frozen=True)
-class Guide:
+class GuidanceModel:
     """Another model's denoiser: denoise(params, x, σ, label_N)."""
 
     denoise: Callable[..., jax.Array]
@@ -59,7 +59,7 @@ class Diffusion:
         self.noise = self._noise()
         self._sample = jax.jit(self._walk, static_argnames=("sampler", "grid", "clip"))
 
-    def _noise(self) -> Noise:
+    def _noise(self) -> Preconditioning:
         return make_noise(self.config)
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -160,7 +160,7 @@ class Diffusion:
         bits_B = -(nats_B / x[0].size + jnp.log(width)) / jnp.log(2)
         return {"bits_per_dim": Mean.rows(bits_B, batch["weight"])}
 
-    def guided_by(self, other: Any, params: dict[str, Any]) -> Guide:
+    def guided_by(self, other: Any, params: dict[str, Any]) -> GuidanceModel:
         """`Request.guide` for autoguidance by another run's objective (Karras et al. 2024).
 
         Raises:
@@ -173,7 +173,7 @@ class Diffusion:
                 f"sample.guide draws images of {other.shape} in {other.num_classes} classes, this"
                 f" run of {self.shape} in {self.num_classes}: name a run on the same data"
             )
-        return Guide(other.denoise, params["model"])
+        return GuidanceModel(other.denoise, params["model"])
 
     def sample(self, params, mutables, key_N, request: Request) -> jax.Array:
         """uint8 images (N, H, W, C); floats if the data are floats.
@@ -182,7 +182,7 @@ class Diffusion:
         recompiles.
         """
         o = request.options
-        sigma_schedules.check_grid(o.grid, self.noise.schedule, o.steps)
+        sigma_schedules.check_sigma_schedule(o.grid, self.noise.schedule, o.steps)
         given = {}
         if request.image_NHWC is not None:
             strength = o.strength
@@ -221,19 +221,19 @@ class Diffusion:
         c = numbers
         x = samplers.sample(
             denoiser,
-            sigma_schedules.make_grid(grid, self.noise.schedule, c["rho"], c["shift"]),
+            sigma_schedules.make_sigma_schedule(grid, self.noise.schedule, c["rho"], c["shift"]),
             key_N,
             self.shape,
             steps,
             sampler=sampler,
             eta=c["eta"],
             churn=samplers.Churn(c["churn"], c["churn_low"], c["churn_high"], c["churn_noise"]),
-            given=samplers.Given(**given) if given else None,
+            given=samplers.InitImage(**given) if given else None,
             jump=self._jump(params, label_N, c["guidance"], sampler),
         )
         return to_bytes(x) if self.levels else x
 
-    def _jump(self, params, label_N, guidance, sampler) -> samplers.Jump | None:
+    def _jump(self, params, label_N, guidance, sampler) -> samplers.FlowMap | None:
         """A way to take steps of its own, if the sampler is it."""
         return None
 

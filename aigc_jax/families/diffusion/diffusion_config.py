@@ -8,7 +8,7 @@ from aigc_jax.core.fields import option
 from aigc_jax.families.diffusion import preconditioning as noise_lib
 from aigc_jax.families.diffusion import samplers, sigma_schedules
 from aigc_jax.families.diffusion.noise_schedules import SCHEDULES, Flow, Karras, Timesteps
-from aigc_jax.families.diffusion.preconditioning import LogNormal, Noise, Uniform
+from aigc_jax.families.diffusion.preconditioning import LogNormal, Preconditioning, Uniform
 from aigc_jax.ops import augment as augment_lib
 
 GEOMETRY = ("flip", "rotate90", "translate", "scale", "rotate", "anisotropy")
@@ -44,7 +44,7 @@ class DiffusionConfig:
 class DiffusionSample(config.Sample):
     sampler: str = option("heun", choices=samplers.SAMPLERS)
     steps: int = option(18, low=1)
-    grid: str = option("auto", choices=sigma_schedules.GRIDS)
+    grid: str = option("auto", choices=sigma_schedules.SIGMA_SCHEDULES)
     rho: float = option(7.0, low=1.0)  # karras: how much more steps there are at little noise
     shift: float = option(1.0, low=1e-3)  # flow: above 1 more steps at much noise
     guidance: float = option(1.0, low=0.0)  # 1: the conditional model as it is; 0: unconditional
@@ -61,9 +61,9 @@ class DiffusionSample(config.Sample):
     clip: bool = True  # keep denoised images in [−1, 1]
 
 
-def make_noise(config: DiffusionConfig) -> Noise:
+def make_noise(config: DiffusionConfig) -> Preconditioning:
     """The four choices of a config."""
-    schedule, levels = noise_lib.USUAL[config.prediction]
+    schedule, levels = noise_lib.DEFAULTS[config.prediction]
     schedule = schedule if config.schedule == "auto" else config.schedule
     levels = levels if config.levels == "auto" else config.levels
     if schedule == "edm" and config.sigma_min >= config.sigma_max:
@@ -77,7 +77,7 @@ def make_noise(config: DiffusionConfig) -> Noise:
         "logit_normal": LogNormal(config.t_mean, config.t_std),
         "uniform": Uniform(),
     }
-    return Noise(
+    return Preconditioning(
         config.prediction,
         schedules.get(schedule)
         or Timesteps(schedule, beta_start=config.beta_start, beta_end=config.beta_end),

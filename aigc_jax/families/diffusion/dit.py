@@ -16,7 +16,7 @@ import numpy as np
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import option
-from aigc_jax.distributed.logical_axes import split
+from aigc_jax.distributed.logical_axes import with_logical_constraint
 from aigc_jax.nn.layers import (
     ClassEmbedding,
     Conv,
@@ -173,8 +173,8 @@ class Attention(nn.Module):
         if c.positions == "rotary":
             q, k = turned(q, place), turned(k, place)
         # Each device has queries of its patches, and the keys and values of all.
-        q = split(q, "batch", "length", "heads", None)
-        k, v = (split(y, "batch", None, "heads", None) for y in (k, v))
+        q = with_logical_constraint(q, "batch", "length", "heads", None)
+        k, v = (with_logical_constraint(y, "batch", None, "heads", None) for y in (k, v))
         y = attention(q, k, v).reshape(batch, length, width)
         return dense(width, self.dtype, "out")(y)
 
@@ -214,7 +214,7 @@ class Block(nn.Module):
         y = modulate(layer_norm(c.mlp_norm_eps)(x_BTD), mlp_shift, mlp_scale)
         y = ACTIVATIONS[c.activation](dense(c.hidden, self.dtype, "mlp_in")(y))
         y = dense(c.width, self.dtype, "mlp_out")(Dropout(c.dropout, name="mlp_dropout")(y, key_B))
-        x_BTD = split(x_BTD + mlp_gate[:, None] * y, "batch", "length", None)
+        x_BTD = with_logical_constraint(x_BTD + mlp_gate[:, None] * y, "batch", "length", None)
         return x_BTD, condition_BD
 
 
@@ -248,7 +248,7 @@ class DiT(nn.Module):
         x = self._patches(fill(x_BHWC, filled))
         if c.positions == "sincos":
             x += sincos_positions(rows, columns, c.width).astype(self.dtype)
-        x = split(x, "batch", "length", None)
+        x = with_logical_constraint(x, "batch", "length", None)
         condition = self._condition(batch, time_B, label_B, span_B, augment_BA)
         row, column = jnp.mgrid[:rows, :columns].reshape(2, 1, -1)
         place = (column, row)

@@ -22,7 +22,7 @@ from aigc_jax.families.diffusion import samplers
 from aigc_jax.families.diffusion.diffusion import Diffusion
 from aigc_jax.families.diffusion.diffusion_config import AUGMENTATIONS, GEOMETRY, DiffusionSample
 from aigc_jax.families.diffusion.noise_schedules import Flow
-from aigc_jax.families.diffusion.preconditioning import LogNormal, Noise
+from aigc_jax.families.diffusion.preconditioning import LogNormal, Preconditioning
 from aigc_jax.ops import dispatch
 from aigc_jax.ops.random import fold, normal, uniform
 
@@ -62,7 +62,7 @@ def target(
       v: the velocity at t. The total derivative along the path is v · ∂u/∂z + ∂u/∂t at constant r.
     """
     one = jnp.ones_like(t)
-    with dispatch.using(attention="reference"):  # no other form has tangents
+    with dispatch.override(attention="reference"):  # no other form has tangents
         here, slope = jax.jvp(u, (z, t, span), (v, one, one))
     return here, jax.lax.stop_gradient(v - span * slope)
 
@@ -72,8 +72,8 @@ class MeanFlow(Diffusion):
 
     CONSTANT = 1e-3  # c of the adaptive weight, in units of an image's mean squared error
 
-    def _noise(self) -> Noise:
-        return Noise("flow", Flow(), LogNormal(self.config.t_mean, self.config.t_std))
+    def _noise(self) -> Preconditioning:
+        return Preconditioning("flow", Flow(), LogNormal(self.config.t_mean, self.config.t_std))
 
     def _told(self, size, augment_BA=None, span_B=None):
         told = super()._told(size, augment_BA)

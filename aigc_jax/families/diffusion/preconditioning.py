@@ -89,7 +89,7 @@ class Uniform:
 
 
 @dataclasses.dataclass(frozen=True)
-class Noise:
+class Preconditioning:
     """The four choices.
 
     Attributes:
@@ -131,7 +131,7 @@ class Noise:
 
 
 # The schedule and the levels with which each prediction was published.
-USUAL = {
+DEFAULTS = {
     "edm": ("edm", "log_normal"),
     "flow": ("flow", "logit_normal"),
     "epsilon": ("cosine", "uniform"),

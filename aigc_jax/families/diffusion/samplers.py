@@ -11,15 +11,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.families.diffusion.sigma_schedules import Grid
+from aigc_jax.families.diffusion.sigma_schedules import SigmaSchedule
 from aigc_jax.ops.random import fold, normal
 
 Denoiser = Callable[[jax.Array, jax.Array], jax.Array]  # (x_NHWC, σ) → D(x; σ)
-Jump = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (x_NHWC, σ, σ after) → x after
+FlowMap = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (x_NHWC, σ, σ after) → x after
 Number = jax.Array | float
 
 SAMPLERS = ("heun", "euler", "ddim", "ancestral", "dpmpp_2m")
-AGAIN = 1 << 30  # folded into the keys for the noise of resampling: no step has this number
+RESAMPLE = 1 << 30  # folded into the keys for the noise of resampling: no step has this number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Churn:
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
+class InitImage:
     """Images to begin with.
 
     Attributes:
@@ -76,7 +76,7 @@ class Given:
 
 def sample(
     denoiser: Denoiser,
-    grid: Grid,
+    grid: SigmaSchedule,
     key_N: jax.Array,
     shape: tuple[int, ...],
     steps: Number,
@@ -84,8 +84,8 @@ def sample(
     sampler: str = "heun",
     eta: Number = 0.0,
     churn: Churn | None = None,
-    given: Given | None = None,
-    jump: Jump | None = None,
+    given: InitImage | None = None,
+    jump: FlowMap | None = None,
 ) -> jax.Array:
     """Images (N, *shape), walked down the grid of σ from noise.
 
@@ -142,7 +142,7 @@ def sample(
                 x, raised = churn.add(x, sigma, noise, steps)
             x = ddim_step(denoised_at(x, raised), x, noise, raised, following, eta)
         if given is not None:
-            fresh = normal(fold(fold(key_N, AGAIN), k), shape)
+            fresh = normal(fold(fold(key_N, RESAMPLE), k), shape)
             back = jnp.sqrt(jnp.maximum(sigma**2 - following**2, 0))
             x = jnp.where(time == repeats - 1, x, x + back * fresh)
         return x, denoised

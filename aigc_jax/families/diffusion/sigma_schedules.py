@@ -8,14 +8,16 @@ import jax.numpy as jnp
 from aigc_jax.core.errors import UserError
 from aigc_jax.families.diffusion.noise_schedules import Schedule
 
-Grid = Callable[[jax.Array, jax.Array], jax.Array]  # (i, steps) → σ_i, falling to 0 at i = steps
+SigmaSchedule = Callable[
+    [jax.Array, jax.Array], jax.Array
+]  # (i, steps) → σ_i, falling to 0 at i = steps
 
-GRIDS = ("auto", "karras", "linspace", "trailing", "leading", "flow")
+SIGMA_SCHEDULES = ("auto", "karras", "linspace", "trailing", "leading", "flow")
 
 
-def make_grid(
+def make_sigma_schedule(
     name: str, schedule: Schedule, rho: jax.Array | float = 7.0, shift: jax.Array | float = 1.0
-) -> Grid:
+) -> SigmaSchedule:
     """The grid of this name.
 
     Args:
@@ -51,7 +53,7 @@ def make_grid(
     return lambda i, steps: jnp.where(i < steps, sigma(jnp.minimum(i, steps - 1), steps), 0.0)
 
 
-def check_grid(name: str, schedule: Schedule, steps: int) -> None:
+def check_sigma_schedule(name: str, schedule: Schedule, steps: int) -> None:
     """Raises UserError for more steps than there are whole timesteps."""
     if name in ("trailing", "leading") and 0 < schedule.timesteps < steps:
         raise UserError(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import option
-from aigc_jax.distributed.logical_axes import split
+from aigc_jax.distributed.logical_axes import with_logical_constraint
 from aigc_jax.nn.layers import Conv, Dense, SubPixelConv, group_norm, label_one_hot
 from aigc_jax.nn.padding import coarse_size, crop
 
@@ -83,7 +83,7 @@ class Generator(nn.Module):
             z_BZ = jnp.concatenate([z_BZ, one_hot], -1)
         first = c.generator_channels[0]
         x = Dense(h * w * first, dtype=self.dtype, name="stem")(z_BZ)
-        x = split(x.reshape(-1, h, w, first), "batch")
+        x = with_logical_constraint(x.reshape(-1, h, w, first), "batch")
         x = self._plain(x, colours) if c.plain else self._deep(x, colours)
         return jnp.tanh(crop(x, (height, width)).astype(jnp.float32))
 
@@ -126,7 +126,7 @@ class Critic(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, label_B: jax.Array | None = None) -> jax.Array:
-        c, x = self.config, split(x_BHWC, "batch")
+        c, x = self.config, with_logical_constraint(x_BHWC, "batch")
         halved = len(c.critic_channels) - (0 if c.plain else 1)
         coarse_size(x.shape[1:3], halved, "model.critic_channels")
         for i, channels in enumerate(c.critic_channels):

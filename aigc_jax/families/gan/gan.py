@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.core import config
-from aigc_jax.core.errors import UserError, nearest
+from aigc_jax.core.errors import UserError, did_you_mean
 from aigc_jax.core.fields import option
 from aigc_jax.core.metrics import Mean
-from aigc_jax.core.objective import Alarm, Batch, Request
+from aigc_jax.core.objective import Batch, HealthCheck, Request
 from aigc_jax.families.gan import critic_state
 from aigc_jax.ops.augment import KINDS, augment
 from aigc_jax.ops.image import to_bytes, to_signed
@@ -48,7 +48,7 @@ AUGMENT = {"critic": (2, 3), "generator": (5, 6)}  # real and generated images
 PLACE = 1  # between real and generated images
 
 ALARMS = (
-    Alarm(
+    HealthCheck(
         "generator/diversity",
         low=0.2,
         high=math.inf,
@@ -56,7 +56,7 @@ ALARMS = (
         message="the generator has collapsed, its images are nearly all the same: raise"
         " objective.r1 and objective.r2, or lower the generator's rate",
     ),
-    Alarm(
+    HealthCheck(
         "critic/accuracy",
         low=0.0,
         high=0.995,
@@ -87,7 +87,7 @@ class GANConfig:
     def __post_init__(self):
         for kind in self.augment:
             if kind not in KINDS:
-                raise UserError(f"objective.augment has '{kind}': {nearest(kind, KINDS)}")
+                raise UserError(f"objective.augment has '{kind}': {did_you_mean(kind, KINDS)}")
 
 
 @dataclasses.dataclass(frozen=True)

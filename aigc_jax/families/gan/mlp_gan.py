@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.core.fields import option
-from aigc_jax.distributed.logical_axes import split
+from aigc_jax.distributed.logical_axes import with_logical_constraint
 from aigc_jax.families.gan.dcgan import score
 from aigc_jax.nn.layers import Dense, label_one_hot
 
@@ -39,7 +39,7 @@ class Generator(nn.Module):
     @nn.compact
     def __call__(self, z_BZ: jax.Array, label_B: jax.Array | None = None) -> jax.Array:
         height, width, colours = self.shape
-        x = split(z_BZ, "batch")
+        x = with_logical_constraint(z_BZ, "batch")
         if self.num_classes:
             one_hot = label_one_hot(label_B, z_BZ.shape[0], self.num_classes)
             x = jnp.concatenate([x, one_hot], -1)
@@ -59,7 +59,7 @@ class Critic(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, label_B: jax.Array | None = None) -> jax.Array:
-        x = split(x_BHWC.reshape(x_BHWC.shape[0], -1), "batch")
+        x = with_logical_constraint(x_BHWC.reshape(x_BHWC.shape[0], -1), "batch")
         for i, size in enumerate(reversed(self.config.hidden)):
             x = Dense(size, dtype=self.dtype, name=f"hidden_{i}")(x)
             x = jax.nn.leaky_relu(x, 0.2)

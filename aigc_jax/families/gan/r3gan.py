@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import option
-from aigc_jax.distributed.logical_axes import split
+from aigc_jax.distributed.logical_axes import with_logical_constraint
 from aigc_jax.nn.layers import Dense, label_one_hot
 from aigc_jax.nn.padding import coarse_size, crop, fill, filled_size
 from aigc_jax.ops.convolution import bilinear_half, bilinear_twice, grouped_convolution
@@ -89,7 +89,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        c, channels, x_BHWC = self.config, x_BHWC.shape[-1], split(x_BHWC, "batch")
+        c, channels, x_BHWC = (
+            self.config,
+            x_BHWC.shape[-1],
+            with_logical_constraint(x_BHWC, "batch"),
+        )
         inner = channels * c.expansion
         x = PointConv(inner, c.kernel_gain, self.dtype, name="expand")(x_BHWC)
         x = self._bent("bias_0", x)

@@ -18,7 +18,7 @@ import numpy as np
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.objective import Batch, Objective, Request
-from aigc_jax.families.latent.image_codec import Codes
+from aigc_jax.families.latent.image_codec import ImageCodec
 from aigc_jax.modalities.spec import ImageSpec, Spec, TextSpec
 from aigc_jax.nn import padding
 from aigc_jax.ops.random import fold
@@ -58,15 +58,15 @@ class Autoencoder(Protocol):
         ...
 
 
-def inner_spec(stage: Autoencoder, spec: ImageSpec) -> Spec:
+def latent_spec(stage: Autoencoder, spec: ImageSpec) -> Spec:
     """What the objective behind the autoencoder sees."""
     if stage.num_codes:
         length = int(np.prod(stage.latent_shape))
-        return TextSpec(Codes(stage.num_codes, spec.num_classes), length)
+        return TextSpec(ImageCodec(stage.num_codes, spec.num_classes), length)
     return ImageSpec(stage.latent_shape, spec.class_names, continuous=True)
 
 
-class Behind(abc.ABC):
+class LatentSpaceObjective(abc.ABC):
     """An objective behind an autoencoder; `Latents` and `CodeSequences` say what goes between.
 
     Args:
@@ -83,7 +83,7 @@ class Behind(abc.ABC):
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Variables, Variables]:
         """The autoencoder's arrays are empty; `fill` makes those to begin with."""
         size = batch["weight"].shape[0]
-        example = jax.tree.map(jnp.asarray, inner_spec(self.stage, self.spec).example_batch(size))
+        example = jax.tree.map(jnp.asarray, latent_spec(self.stage, self.spec).example_batch(size))
         params, mutables = self.objective.init(rng, example)
         stage_params, stage_mutables = jax.eval_shape(self.stage.init, rng, batch)
         channels = self.stage.latent_shape[-1]
@@ -132,7 +132,7 @@ class Behind(abc.ABC):
         return self.objective.evaluate(params, mutables, batch, key_B)
 
 
-class Latents(Behind):
+class ContinuousLatentObjective(LatentSpaceObjective):
     """An objective of images, such as diffusion, over continuous latents."""
 
     def _inward(self, params: Variables, batch: Batch, key_B: jax.Array) -> Batch:
@@ -142,7 +142,7 @@ class Latents(Behind):
 
     def guided_by(self, other: Any, params: Variables) -> Any:
         """`Request.guide` for guidance by another run's objective over the same latents."""
-        inner = other.objective if isinstance(other, Latents) else other
+        inner = other.objective if isinstance(other, ContinuousLatentObjective) else other
         return self.objective.guided_by(inner, params)
 
     def sample(self, params, mutables, key_N, request: Request) -> jax.Array:
@@ -168,7 +168,7 @@ class Latents(Behind):
         return dataclasses.replace(request, image_NHWC=latent, mask_NHW=mask)
 
 
-class CodeSequences(Behind):
+class TokenSequenceObjective(LatentSpaceObjective):
     """An objective of tokens, such as a language model, over codes row by row."""
 
     def __init__(self, objective: Objective, stage: Autoencoder, spec: ImageSpec):

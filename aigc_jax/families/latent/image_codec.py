@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 
-class Codes:
+class ImageCodec:
     """What a text model must know of the codes of a discrete autoencoder.
 
     Tokens 0 … `num_codes` − 1 are codes; behind them comes one token for each class, with which an

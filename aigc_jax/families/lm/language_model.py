@@ -18,7 +18,7 @@ from aigc_jax.core.metrics import Mean
 from aigc_jax.core.objective import Batch, Request
 from aigc_jax.families.lm import lora
 from aigc_jax.families.lm.text_objective import TextObjective, Tokenizer, shift
-from aigc_jax.inference.engine import Choice, decode
+from aigc_jax.inference.engine import SamplingParams, decode
 from aigc_jax.ops.cross_entropy import Likelihood
 
 
@@ -40,8 +40,10 @@ class LMSample(config.Sample):
     repetition_penalty: float = option(1.0, low=0.01)  # 1: off
     stop: tuple[str, ...] = ()  # a text ends before any of these
 
-    def choice(self) -> Choice:
-        return Choice(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+    def choice(self) -> SamplingParams:
+        return SamplingParams(
+            self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty
+        )
 
 
 def training_nats(likelihood: Likelihood, label_smoothing: float, z_loss: float) -> jax.Array:

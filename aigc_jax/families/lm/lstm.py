@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.core.fields import option
-from aigc_jax.distributed.logical_axes import split
+from aigc_jax.distributed.logical_axes import with_logical_constraint
 from aigc_jax.nn.layers import Dropout, Linear
 from aigc_jax.ops.attention_mask import positions_of
 
@@ -112,7 +112,9 @@ class LSTM(nn.Module):
                 position_BT = positions_of(segments_BT)
         position_BT1 = jnp.broadcast_to(position_BT, (batch, length))[..., None]
         memory = self.init_cache(batch) if cache is None else cache
-        x_BTW = split(self.dropouts[0](self.token_embedding(token_BT), key_B), "batch")
+        x_BTW = with_logical_constraint(
+            self.dropouts[0](self.token_embedding(token_BT), key_B), "batch"
+        )
         after = []
         for i, layer in enumerate(self.layers):
             carry = (memory["c"][i], memory["h"][i])

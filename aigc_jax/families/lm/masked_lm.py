@@ -19,7 +19,7 @@ from aigc_jax.core.objective import Batch, Request
 from aigc_jax.families.lm import lora
 from aigc_jax.families.lm.language_model import training_nats
 from aigc_jax.families.lm.text_objective import TextObjective, Tokenizer, shift
-from aigc_jax.inference.engine import Choice, bucket, draw
+from aigc_jax.inference.engine import SamplingParams, bucket, draw
 from aigc_jax.ops.random import fold, uniform
 
 MASK = "[MASK]"  # stands in a prompt for one token to fill in
@@ -120,7 +120,7 @@ class MaskedLanguageModel(TextObjective):
         segments_NP = np.zeros((len(texts), padded), np.int32)
         for n, text in enumerate(texts):
             token_NP[n, : len(text)], segments_NP[n, : len(text)] = text, 1
-        choice = Choice(o.temperature, o.top_k, o.top_p).traced()
+        choice = SamplingParams(o.temperature, o.top_k, o.top_p).traced()
         variables = lora.join(params)
         return _fill(self.model, self.mask, variables, key_N, token_NP, segments_NP, choice)
 

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.distributed.logical_axes import split
+from aigc_jax.distributed.logical_axes import with_logical_constraint
 from aigc_jax.nn.layers import Bias, Dropout, layers_in_a_turn
-from aigc_jax.nn.transformer_blocks import Block, Cache, Place, linear, norm
+from aigc_jax.nn.transformer_blocks import AttentionContext, Block, Cache, linear, norm
 from aigc_jax.nn.transformer_config import TransformerConfig
 from aigc_jax.ops.activation import gelu_exact
 from aigc_jax.ops.attention_mask import positions_of
@@ -152,7 +152,9 @@ class Transformer(nn.Module):
             x_BTW += self.type_embedding(jnp.zeros_like(token_BT))
         if c.embedding_norm:
             x_BTW = self.embedding_norm(x_BTW)
-        x_BTW = split(self.embedding_dropout(x_BTW, key_B), "batch", "length", None)
+        x_BTW = with_logical_constraint(
+            self.embedding_dropout(x_BTW, key_B), "batch", "length", None
+        )
         cache, place = _place(position_BT, segments_BT, key_B, cache, ordered)
         if cache is not None and "layers" in cache:
             x_BTW, kv = self._one_by_one(x_BTW, cache["layers"], place)
@@ -165,7 +167,7 @@ class Transformer(nn.Module):
         return x_BTW, None if cache is None else {**cache, **kv}
 
     def _one_by_one(
-        self, x_BTW: jax.Array, caches: tuple[Cache, ...], place: Place
+        self, x_BTW: jax.Array, caches: tuple[Cache, ...], place: AttentionContext
     ) -> tuple[jax.Array, Cache]:
         """All layers, without a loop, out of what `by_layer` has made."""
         block, after = Block(self.config, self.dtype, parent=None), []
@@ -187,7 +189,7 @@ class Transformer(nn.Module):
             logits_BTV = self.head_embedding(x_BTW)
         logits_BTV = logits_BTV.astype(jnp.float32)
         if logits_BTV.ndim == 3:
-            logits_BTV = split(logits_BTV, "batch", "length", "vocab")
+            logits_BTV = with_logical_constraint(logits_BTV, "batch", "length", "vocab")
         if c.head_bias:
             logits_BTV = self.head_bias(logits_BTV)
         if c.logit_scale != 1:
@@ -243,15 +245,15 @@ def _place(
     key_B: jax.Array | None,
     cache: Cache | None,
     ordered: bool,
-) -> tuple[Cache | None, Place]:
+) -> tuple[Cache | None, AttentionContext]:
     """The cache with the tokens' positions in it, and where they stand."""
     if cache is None:
         segments = None if segments_BT is None else (segments_BT, segments_BT)
-        return None, Place(position_BT, position_BT, segments, None, key_B, ordered)
+        return None, AttentionContext(position_BT, position_BT, segments, None, key_B, ordered)
     batch, slots = cache["position"].shape
     position_BT = jnp.broadcast_to(position_BT, (batch, position_BT.shape[1]))
     # A ring: past the last slot the oldest key is overwritten.
     slot_BT = jnp.where(position_BT >= 0, position_BT % slots, slots)
     at = (jnp.arange(batch)[:, None], slot_BT)
     held = cache["position"].at[at].set(position_BT, mode="drop")
-    return {**cache, "position": held}, Place(position_BT, held, None, slot_BT, key_B)
+    return {**cache, "position": held}, AttentionContext(position_BT, held, None, slot_BT, key_B)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.core.fields import option
-from aigc_jax.distributed.logical_axes import split
+from aigc_jax.distributed.logical_axes import with_logical_constraint
 from aigc_jax.nn.layers import Conv, Dense, Residual, SubPixelConv, label_one_hot
 from aigc_jax.nn.padding import crop, fill, filled_size
 from aigc_jax.ops.activation import gelu
@@ -65,7 +65,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, label_B: jax.Array | None = None):
-        c, x = self.config, split(2 * x_BHWC - 1, "batch")
+        c, x = self.config, with_logical_constraint(2 * x_BHWC - 1, "batch")
         if isinstance(c, ConvConfig):
             x = fill(x, c.filled(x.shape[1:3]))
             for i, channels in enumerate(c.channels):
@@ -99,7 +99,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array, label_B: jax.Array | None = None) -> jax.Array:
         c, (height, width, colours) = self.config, self.shape
-        x = with_label(split(z, "batch"), label_B, self.num_classes)
+        x = with_label(with_logical_constraint(z, "batch"), label_B, self.num_classes)
         if is_spatial(c):
             x = Conv(c.channels[-1], (3, 3), dtype=self.dtype, name="spread")(x)
         else:

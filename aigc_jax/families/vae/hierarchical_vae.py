@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import option
-from aigc_jax.distributed.logical_axes import split
+from aigc_jax.distributed.logical_axes import with_logical_constraint
 from aigc_jax.nn.layers import Conv, Dense, Residual, SubPixelConv, group_norm, label_one_hot
 from aigc_jax.nn.padding import crop, fill, filled_size
 from aigc_jax.ops.activation import gelu
@@ -33,7 +33,7 @@ AXES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class LadderConfig:
+class HierarchicalVAEConfig:
     channels: tuple[int, ...] = option((32, 64, 64), low=1, filled=True)  # fine to coarse; ÷2
     groups: tuple[int, ...] = option((0, 1, 2), low=0, filled=True)  # of latents, at each of these
     latent: int = option(8, low=1)  # channels of a group
@@ -58,13 +58,13 @@ class LadderConfig:
 class BottomUp(nn.Module):
     """Images (B, H, W, C) in [0, 1] → features at each size, fine to coarse."""
 
-    config: LadderConfig
+    config: HierarchicalVAEConfig
     num_classes: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, label_B: jax.Array | None = None) -> list[jax.Array]:
-        c, x, features = self.config, split(2 * x_BHWC - 1, "batch"), []
+        c, x, features = self.config, with_logical_constraint(2 * x_BHWC - 1, "batch"), []
         x = fill(x, c.filled(x.shape[1:3]))
         for i, channels in enumerate(c.channels):
             strides = (2, 2) if i else (1, 1)
@@ -78,7 +78,7 @@ class BottomUp(nn.Module):
 class TopDown(nn.Module):
     """Noise, or latents, of each group → one map per pixel and colour (B, H, W, C), float32."""
 
-    config: LadderConfig
+    config: HierarchicalVAEConfig
     shape: tuple[int, int, int]
     num_classes: int
     dtype: jnp.dtype = jnp.float32

@@ -18,7 +18,7 @@ from aigc_jax.ops.random import fold, normal
 Group = tuple[jax.Array, jax.Array]
 
 
-class Latents(Protocol):
+class LatentGroups(Protocol):
     """An encoder and a decoder, whatever is between them."""
 
     num_classes: int
@@ -46,7 +46,7 @@ class Latents(Protocol):
         ...
 
 
-class OneGroup:
+class SingleLatent:
     """One encoder, one decoder, one group of latents between, flat or spatial.
 
     Args:
@@ -79,7 +79,7 @@ class OneGroup:
         return self.decoder.apply({"params": params["decoder"]}, u[0], label_N)[..., 0]
 
 
-class Ladder:
+class HierarchicalLatents:
     """A bottom-up network that reads and a top-down network that draws group after group.
 
     Args:

@@ -23,7 +23,7 @@ from aigc_jax.core import config
 from aigc_jax.core.fields import option
 from aigc_jax.core.metrics import Mean
 from aigc_jax.core.objective import Batch, Request
-from aigc_jax.families.vae.latent_groups import Latents, OneGroup, as_place, noises
+from aigc_jax.families.vae.latent_groups import LatentGroups, SingleLatent, as_place, noises
 from aigc_jax.ops.image import psnr, to_bytes
 from aigc_jax.ops.random import content_keys, fold, normal, uniform
 
@@ -63,7 +63,7 @@ class VAE:
 
     turns = ("model",)
 
-    def __init__(self, config: VAEConfig, latents: Latents, levels: int = 256):
+    def __init__(self, config: VAEConfig, latents: LatentGroups, levels: int = 256):
         self.config, self.latents, self.levels = config, latents, levels
         self.num_classes = latents.num_classes
         self._sample = jax.jit(self._generate, static_argnums=4)
@@ -244,7 +244,7 @@ class KLAutoencoder(VAE):
       covered: (H, W) that its latents cover, of which the images are the middle.
     """
 
-    latents: OneGroup
+    latents: SingleLatent
     num_codes = 0
 
     @property

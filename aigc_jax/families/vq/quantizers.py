@@ -196,7 +196,7 @@ def _decayed(decay: float, state: State, name: str, new: str) -> jax.Array:
     return decay * state[name] + (1 - decay) * state[new]
 
 
-def use(uses_K: jax.Array) -> Metrics:
+def usage_metrics(uses_K: jax.Array) -> Metrics:
     """How the codes have been used over the last 1 / (1 − decay) steps or so.
 
     `codes_used`: the share of codes with 1 % of an equal share or more; `code_perplexity`: the

@@ -17,7 +17,7 @@ from aigc_jax.core.metrics import Mean
 from aigc_jax.core.objective import Batch, Request
 from aigc_jax.families.gan.gan import LOSSES
 from aigc_jax.families.vae.latent_groups import as_place, latent_shape
-from aigc_jax.families.vq.quantizers import FSQ, VQ, Quantizer, State, perplexity, use
+from aigc_jax.families.vq.quantizers import FSQ, VQ, Quantizer, State, perplexity, usage_metrics
 from aigc_jax.nn.layers import Linear
 from aigc_jax.nn.patch_critic import PatchCritic
 from aigc_jax.ops.image import psnr, to_bytes, to_signed
@@ -29,7 +29,7 @@ ERRORS = {"squared": lambda x, y: (x - y) ** 2, "absolute": lambda x, y: jnp.abs
 
 
 @dataclasses.dataclass(frozen=True)
-class DiscreteConfig:
+class VQConfig:
     quantizer: str = option("fsq", choices=("fsq", "vq"))
     levels: tuple[int, ...] = option((8, 5, 5, 5), low=2, filled=True)  # fsq: their product is K
     codes: int = option(512, low=2)  # vq: K
@@ -49,11 +49,11 @@ class DiscreteConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DiscreteSample(config.Sample):
+class VQSample(config.Sample):
     """What every family has."""
 
 
-class Discrete:
+class VQAutoencoder:
     """The player `model`: encoder, quantizer, decoder; and with a critic that moves before it.
 
     It can be the first stage of another model. It has no prior of its own: `sample` draws codes
@@ -70,7 +70,7 @@ class Discrete:
       covered: (H, W) that its codes cover, of which the images are the middle.
     """
 
-    def __init__(self, config: DiscreteConfig, encoder: Any, decoder: Any):
+    def __init__(self, config: VQConfig, encoder: Any, decoder: Any):
         c = self.config = config
         self.encoder, self.decoder, self.num_classes = encoder, decoder, encoder.num_classes
         self.quantizer: Quantizer = FSQ(c.levels, c.decay)
@@ -146,7 +146,7 @@ class Discrete:
             "reconstruction": Mean.of(error_B, weight_B),
             "commitment": Mean.of(commitment_B, weight_B),
             "psnr": Mean.of(psnr((image + 1) / 2, (x + 1) / 2), weight_B),
-            **use(state["uses"]),
+            **usage_metrics(state["uses"]),
         }
         if self.critic:
             part_B, more = self._opinion(params, x, image, weight_B)

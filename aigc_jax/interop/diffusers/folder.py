@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from aigc_jax.core.errors import UserError, nearest, shown
+from aigc_jax.core.errors import UserError, did_you_mean, shorten
 from aigc_jax.interop.diffusers import names as image_names
 from aigc_jax.interop.diffusers.models import BY_CONFIG, MODELS
 from aigc_jax.interop.diffusers.schema import Fields, Model
@@ -68,8 +68,8 @@ def read_image_folder(folder: str) -> ImportedImages:
     where = os.path.join(folder, "config.json")
     if not os.path.isfile(where):
         _refuse_pipeline(folder)
-        raise UserError(f"{shown(folder)} has no config.json: is it a model's folder?")
-    theirs, where = read_json(where), shown(where)
+        raise UserError(f"{shorten(folder)} has no config.json: is it a model's folder?")
+    theirs, where = read_json(where), shorten(where)
     kind = _kind(theirs, where)
     fields, shape, classes = _read_settings(kind, theirs, where)
     stored = open_folder(folder, WEIGHTS)
@@ -81,7 +81,7 @@ def read_image_folder(folder: str) -> ImportedImages:
     wanted = image_names.tensors(kind.pairs(config), ours, kind.theirs)
     for name in sorted(found.keys() - {tensor.name for tensor in wanted}):
         raise UserError(
-            f"{shown(folder)} has the tensor {shown(found[name], 100)}, which the {kind.theirs}"
+            f"{shorten(folder)} has the tensor {shorten(found[name], 100)}, which the {kind.theirs}"
             " that its config.json describes does not have"
         )
     params, dtype = gathered(wanted, ours, stored, found, folder, image_names.fill)
@@ -100,9 +100,9 @@ def _refuse_pipeline(folder: str) -> None:
         for name in sorted(os.listdir(folder))
         if os.path.isfile(os.path.join(folder, name, "config.json"))
     ]
-    some = " or ".join(shown(os.path.join(folder, name), 100) for name in models[:5])
+    some = " or ".join(shorten(os.path.join(folder, name), 100) for name in models[:5])
     raise UserError(
-        f"{shown(folder)} is a pipeline of several models: name one of them,"
+        f"{shorten(folder)} is a pipeline of several models: name one of them,"
         f" {some or 'though it has none with a config.json'}"
     )
 
@@ -110,8 +110,8 @@ def _refuse_pipeline(folder: str) -> None:
 def _kind(theirs: Mapping[str, Any], where: str) -> Model:
     name = theirs.get("_class_name")
     if not isinstance(name, str) or name not in MODELS:
-        hint = nearest(name, MODELS) if isinstance(name, str) else "it has no _class_name"
-        raise UserError(f"{where} is of a class that is not read, {shown(name, 60)!r}: {hint}")
+        hint = did_you_mean(name, MODELS) if isinstance(name, str) else "it has no _class_name"
+        raise UserError(f"{where} is of a class that is not read, {shorten(name, 60)!r}: {hint}")
     return MODELS[name]
 
 
@@ -172,7 +172,7 @@ def _whole(value: Any, where: str, name: str, most: int, default: int) -> int:
     value = default if value is None else value
     if type(value) is not int or not min(default, 1) <= value <= most:
         raise UserError(
-            f"{where}: {name} must be a number up to {most}, but it is {shown(value, 60)}"
+            f"{where}: {name} must be a number up to {most}, but it is {shorten(value, 60)}"
         )
     return value
 
@@ -188,12 +188,12 @@ def _check_keys(kind: Model, theirs: Mapping[str, Any], where: str) -> None:
                 value not in kind.fixed[key]
             ):
                 raise UserError(
-                    f"{where} sets {key}={shown(value, 60)}, which is not supported for"
+                    f"{where} sets {key}={shorten(value, 60)}, which is not supported for"
                     f" {kind.theirs}"
                 )
         elif value is not None:
             raise UserError(
-                f"{where} sets {shown(key, 60)}={shown(value, 60)}, which is unknown for"
+                f"{where} sets {shorten(key, 60)}={shorten(value, 60)}, which is unknown for"
                 f" {kind.theirs} and may change what it computes: remove it if it does not"
             )
 
@@ -208,7 +208,7 @@ def _names(stored: Any, kind: Model, folder: str) -> dict[str, str]:
             full = f"{block}.{OLD_NAMES.get(module, module)}.{leaf}"
         if full in found:
             raise UserError(
-                f"{shown(folder)} has {shown(full, 100)} twice, by an old and a new name"
+                f"{shorten(folder)} has {shorten(full, 100)} twice, by an old and a new name"
             )
         if full not in kind.buffers:
             found[full] = name

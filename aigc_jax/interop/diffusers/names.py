@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from aigc_jax.core.errors import UserError, shown
+from aigc_jax.core.errors import UserError, shorten
 from aigc_jax.interop.transformers.names import Shape
 
 # Where an axis of ours is in theirs, by the number of axes of a kernel.
@@ -105,7 +105,7 @@ def tensors(pairs: Iterable[Pair], ours: Mapping[str, Shape], what: str) -> list
     for path in ours:
         if path not in placed:
             raise UserError(
-                f"{what} of diffusers has no place for the parameter {shown(path, 100)}"
+                f"{what} of diffusers has no place for the parameter {shorten(path, 100)}"
             )
     return found
 

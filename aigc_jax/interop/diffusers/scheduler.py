@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from aigc_jax.core.errors import shown
+from aigc_jax.core.errors import shorten
 from aigc_jax.interop.weights import read_json
 
 CONFIG = "scheduler_config.json"
@@ -35,11 +35,11 @@ def read_schedule(folder: str) -> tuple[dict[str, Any], list[str]]:
     path = find_schedule(folder)
     taken = "the noise of DDPM is taken, ε-prediction and linear β from 0.0001 to 0.02"
     if not path:
-        return dict(DDPM), [f"{shown(folder)} has no {CONFIG}: {taken}"]
+        return dict(DDPM), [f"{shorten(folder)} has no {CONFIG}: {taken}"]
     theirs = read_json(path)
     fields, strange = _understood(theirs)
     if strange:
-        return dict(DDPM), [f"{shown(path)} has {strange}, which is not supported: {taken}"]
+        return dict(DDPM), [f"{shorten(path)} has {strange}, which is not supported: {taken}"]
     return fields, []
 
 
@@ -49,11 +49,11 @@ def _understood(theirs: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         plain = dict(num_train_timesteps=1000, shift=1.0, use_dynamic_shifting=False)
         for key, value in plain.items():
             if theirs.get(key, value) != value:
-                return {}, f"{key}={shown(theirs[key], 40)}"
+                return {}, f"{key}={shorten(theirs[key], 40)}"
         return dict(prediction="flow", schedule="flow"), ""
     for key, value in PLAIN.items():
         if theirs.get(key, value) != value:
-            return {}, f"{key}={shown(theirs[key], 40)}"
+            return {}, f"{key}={shorten(theirs[key], 40)}"
     found: dict[str, Any] = {}
     for key, name, known, usual in (
         ("prediction_type", "prediction", PREDICTIONS, "epsilon"),
@@ -61,14 +61,14 @@ def _understood(theirs: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     ):
         value = theirs.get(key, usual)
         if not isinstance(value, str) or value not in known:
-            return {}, f"{key}={shown(value, 40)}"
+            return {}, f"{key}={shorten(value, 40)}"
         found[name] = known[value]
     if found["schedule"] != "cosine":
         for key, usual in (("beta_start", 1e-4), ("beta_end", 0.02)):
             value = theirs.get(key, usual)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not 0 < value < 1:
-                return {}, f"{key}={shown(value, 40)}"
+                return {}, f"{key}={shorten(value, 40)}"
             found[key] = float(value)
     return found, ""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from aigc_jax.core.errors import UserError, nearest, shown
+from aigc_jax.core.errors import UserError, did_you_mean, shorten
 from aigc_jax.interop.gguf.gguf_file import GgufFile
 from aigc_jax.interop.gguf.gguf_tokenizer import read_tokenizer
 from aigc_jax.interop.mapping import Architecture, Weight, layer_weights
@@ -106,17 +106,18 @@ def read_gguf(path: str) -> Imported:
     file = GgufFile(path)
     name = file.metadata.get("general.architecture")
     if not isinstance(name, str) or name not in TABLES:
-        hint = nearest(str(name), TABLES)
-        raise UserError(f"{shown(path)} is of the architecture {shown(name, 40)!r}: {hint}")
+        hint = did_you_mean(str(name), TABLES)
+        raise UserError(f"{shorten(path)} is of the architecture {shorten(name, 40)!r}: {hint}")
     keys, weights = TABLES[name]
     arch = dataclasses.replace(ARCHITECTURES[name], weights=weights)
-    fields = settings.read_settings(arch, _config(file, arch, keys), shown(path))
-    ours = names.shapes(settings.config_of(fields, shown(path)))
+    fields = settings.read_settings(arch, _config(file, arch, keys), shorten(path))
+    ours = names.shapes(settings.config_of(fields, shorten(path)))
     wanted = names.tensors(arch, ours)
     unknown = file.tensors.keys() - {tensor.name for tensor in wanted} - {FREQUENCIES}
     for tensor in sorted(unknown):
         raise UserError(
-            f"{shown(path)} has the tensor {shown(tensor, 100)}, which the {name} that its metadata"
+            f"{shorten(path)} has the tensor {shorten(tensor, 100)}, which the {name} that its"
+            " metadata"
             " describes does not have"
         )
 
@@ -126,7 +127,7 @@ def read_gguf(path: str) -> Imported:
         return _unturned(array, heads) if heads and name == "llama" else array
 
     found = {tensor: stored.shape for tensor, stored in file.tensors.items()}
-    tokenizer, specials = read_tokenizer(file.metadata, fields["vocab_size"], shown(path))
+    tokenizer, specials = read_tokenizer(file.metadata, fields["vocab_size"], shorten(path))
     params = names.gather(wanted, ours, found, get, path)
     kinds = sorted({file.kind(tensor) for tensor in found} - {"F32", "F16", "BF16"})
     notes = (
@@ -154,7 +155,7 @@ def _config(file: GgufFile, arch: Architecture, keys: Mapping[str, str]) -> dict
     }
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
-        raise UserError(f"{shown(file.path)} lacks the tensor token_embd.weight: is it whole?")
+        raise UserError(f"{shorten(file.path)} lacks the tensor token_embd.weight: is it whole?")
     config: dict[str, Any] = {key: None for key in keys.values() if key in OPTIONAL_KEYS}
     config |= {keys[key]: value for key, value in said.items() if key in keys}
     config |= {
@@ -190,11 +191,11 @@ def _check_rest(
             continue
         if key not in harmless or harmless[key] != value:
             raise UserError(
-                f"{shown(file.path)} sets {shown(key, 60)}={shown(value, 60)}, which is not"
+                f"{shorten(file.path)} sets {shorten(key, 60)}={shorten(value, 60)}, which is not"
                 " supported"
             )
     if file.metadata.get("split.count", 1) not in (0, 1):
-        raise UserError(f"{shown(file.path)} is one of several parts: merge them first")
+        raise UserError(f"{shorten(file.path)} is one of several parts: merge them first")
 
 
 def _unturned(array: np.ndarray, heads: int) -> np.ndarray:
@@ -228,6 +229,6 @@ def _llama3(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
                 "high_freq_factor": LLAMA3["high_freq_factor"],
             }
     raise UserError(
-        f"{shown(file.path)} divides rotary frequencies ({FREQUENCIES}) unlike Llama 3,"
+        f"{shorten(file.path)} divides rotary frequencies ({FREQUENCIES}) unlike Llama 3,"
         " which is not supported"
     )

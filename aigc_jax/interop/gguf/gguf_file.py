@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.core.files import open_file
 
 MAGIC = b"GGUF"
@@ -71,7 +71,7 @@ class GgufFile:
                 self._at = 0
                 self._read_header()
             except (ValueError, KeyError, OSError, OverflowError, struct.error) as e:
-                raise UserError(f"{shown(path)} is not a whole GGUF file: {reason(e)}") from e
+                raise UserError(f"{shorten(path)} is not a whole GGUF file: {one_line(e)}") from e
 
     def _take(self, form: str) -> Any:
         (value,) = struct.unpack_from(form, self._data, self._at)
@@ -116,32 +116,32 @@ class GgufFile:
         for _ in range(keys):
             key = self._string()
             if key in self.metadata:
-                raise ValueError(f"it has the key {shown(key, 60)} twice")
+                raise ValueError(f"it has the key {shorten(key, 60)} twice")
             self.metadata[key] = self._value(self._take("<I"))
         found = []
         for _ in range(tensors):
             name, axes = self._string(), self._take("<I")
             if axes > 4:
-                raise ValueError(f"the tensor {shown(name, 60)} has {axes} axes")
+                raise ValueError(f"the tensor {shorten(name, 60)} has {axes} axes")
             shape = tuple(self._take("<Q") for _ in range(axes))[::-1]
             found.append((name, shape, self._take("<I"), self._take("<Q")))
         alignment = self.metadata.get("general.alignment", 32)
         if type(alignment) is not int or alignment < 1:
-            raise ValueError(f"its alignment is {shown(alignment, 40)}")
+            raise ValueError(f"its alignment is {shorten(alignment, 40)}")
         start = -(-self._at // alignment) * alignment
         for name, shape, kind, offset in found:
             if name in self.tensors:
-                raise ValueError(f"it has the tensor {shown(name, 60)} twice")
+                raise ValueError(f"it has the tensor {shorten(name, 60)} twice")
             self.tensors[name] = self._stored(name, shape, kind, start + offset)
 
     def _stored(self, name: str, shape: tuple[int, ...], kind: int, offset: int) -> Stored:
         block, block_bytes = self._sizes[self._types(kind)]
         row = shape[-1] if shape else 1
         if row % block:
-            raise ValueError(f"the rows of {shown(name, 60)} are not of whole blocks")
+            raise ValueError(f"the rows of {shorten(name, 60)} are not of whole blocks")
         size = math.prod(shape) // block * block_bytes
         if offset + size > len(self._data):
-            raise ValueError(f"the tensor {shown(name, 60)} is cut off")
+            raise ValueError(f"the tensor {shorten(name, 60)} is cut off")
         return Stored(shape, kind, offset, size)
 
     def kind(self, name: str) -> str:
@@ -166,7 +166,8 @@ class GgufFile:
                 part = self._quants.dequantize(data[i : i + step], self._types(stored.kind))
             except NotImplementedError as e:
                 raise UserError(
-                    f"{shown(self.path)} has {name} in the type {self.kind(name)}, which cannot be"
+                    f"{shorten(self.path)} has {name} in the type {self.kind(name)}, which"
+                    " cannot be"
                     " dequantised: take a file in F16 or Q8_0"
                 ) from e
             rows[i : i + step] = part

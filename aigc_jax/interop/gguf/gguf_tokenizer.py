@@ -6,7 +6,7 @@ A GGUF file names the rule by which text is cut before the merges; these are the
 from collections.abc import Mapping
 from typing import Any
 
-from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.modalities.text.hf_tokenizer import checked
 
 CONTROL, USER_DEFINED = 3, 4  # kinds of tokens that are never merged from others
@@ -49,8 +49,8 @@ def read_tokenizer(
     model, rule = (metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
     if model != "gpt2" or not isinstance(rule, str) or rule not in RULES:
         raise UserError(
-            f"{where} has a tokenizer of the kind {shown(model, 40)!r} with the rule"
-            f" {shown(rule, 40)!r}, which is not supported: only gpt2 with {', '.join(RULES)} is"
+            f"{where} has a tokenizer of the kind {shorten(model, 40)!r} with the rule"
+            f" {shorten(rule, 40)!r}, which is not supported: only gpt2 with {', '.join(RULES)} is"
         )
     tokens, merges, kinds = (
         _listed(metadata, key, kind, where)
@@ -73,7 +73,7 @@ def read_tokenizer(
             if begins is True and "bos" in specials:
                 _begin(tokenizer, tokens[specials["bos"]], specials["bos"])
     except ValueError as e:
-        raise UserError(f"{where} has a broken tokenizer: {reason(e)}") from e
+        raise UserError(f"{where} has a broken tokenizer: {one_line(e)}") from e
     return tokenizer, specials
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.families.lm.transformer import TransformerConfig
 from aigc_jax.interop.mapping import Architecture, Weight, words
 from aigc_jax.interop.peft.export import (
@@ -80,15 +80,15 @@ def read_adapter(folder: str, model: TransformerConfig | None = None) -> Adapter
     folder = os.path.expanduser(folder)
     where = os.path.join(folder, CONFIG)
     if not os.path.isfile(where):
-        raise UserError(f"{shown(folder)} has no {CONFIG}: is it an adapter's folder?")
+        raise UserError(f"{shorten(folder)} has no {CONFIG}: is it an adapter's folder?")
     config = read_json(where)
-    _check_config(config, shown(where))
+    _check_config(config, shorten(where))
     stored, joint = _open(folder)
     kinds, factors = set(), {}
     for weight, layers in _modules(stored, folder).items():
         if sorted(layers) != list(range(len(layers))):
             raise UserError(
-                f"{shown(folder)} lacks layers of {suffix_of(weight)}: all must be there"
+                f"{shorten(folder)} lacks layers of {suffix_of(weight)}: all must be there"
             )
         stacks: dict[str, list[Factors]] = {}
         for _, pair in sorted(layers.items()):
@@ -98,10 +98,10 @@ def read_adapter(folder: str, model: TransformerConfig | None = None) -> Adapter
         for path, pairs in stacks.items():
             factors[path] = _stacked(pairs, path, folder)
             rank = factors[path][0].shape[-1]
-            kinds.add((rank, _alpha(config, weight, len(a), rank, shown(where))))
+            kinds.add((rank, _alpha(config, weight, len(a), rank, shorten(where))))
     if len(kinds) != 1:
         raise UserError(
-            f"{shown(folder)} changes kernels with different ranks or scales, which is not"
+            f"{shorten(folder)} changes kernels with different ranks or scales, which is not"
             " supported: merge it with PEFT first"
         )
     if model is not None:
@@ -126,7 +126,8 @@ def _check_config(config: Mapping[str, Any], where: str) -> None:
         plain = PLAIN.get(key, (None, False, {}, []))
         if key not in IGNORED and key not in READ and value not in plain:
             raise UserError(
-                f"{where} sets {shown(key, 60)}={shown(value, 60)}, which is not supported: merge"
+                f"{where} sets {shorten(key, 60)}={shorten(value, 60)}, which is not supported:"
+                " merge"
                 " the adapter with PEFT first"
             )
     if config.get("peft_type") != "LORA":
@@ -136,19 +137,19 @@ def _check_config(config: Mapping[str, Any], where: str) -> None:
     for key in ("rank_pattern", "alpha_pattern"):
         pattern = config.get(key) or {}
         if not isinstance(pattern, Mapping):
-            raise UserError(f"{where}: {key} must be an object, but it is {shown(pattern, 60)}")
+            raise UserError(f"{where}: {key} must be an object, but it is {shorten(pattern, 60)}")
         for name, value in pattern.items():
             _number(value, key, where)
             if not re.fullmatch(r"[A-Za-z_]+((\\)?\.[A-Za-z_]+)*", name):
                 raise UserError(
-                    f"{where} sets {key} for {shown(name, 60)}: only modules of all layers are"
+                    f"{where} sets {key} for {shorten(name, 60)}: only modules of all layers are"
                     " supported"
                 )
 
 
 def _number(value: Any, key: str, where: str) -> None:
     if type(value) not in (int, float) or not 0 < value < 2**31:
-        raise UserError(f"{where}: {key} must be positive, but it is {shown(value, 60)}")
+        raise UserError(f"{where}: {key} must be positive, but it is {shorten(value, 60)}")
 
 
 def _open(folder: str) -> tuple[Tensors, list[str]]:
@@ -156,7 +157,7 @@ def _open(folder: str) -> tuple[Tensors, list[str]]:
     path = os.path.join(folder, WEIGHTS)
     if not os.path.exists(path) and any(name.endswith(PICKLED) for name in os.listdir(folder)):
         raise UserError(
-            f"{shown(folder)} has its weights in a pickle, which can run code and is not read:"
+            f"{shorten(folder)} has its weights in a pickle, which can run code and is not read:"
             f" convert it to {WEIGHTS}"
         )
     stored = Tensors([path])
@@ -164,7 +165,7 @@ def _open(folder: str) -> tuple[Tensors, list[str]]:
         with safe_open(path, framework="np") as f:
             return stored, (f.metadata() or {}).get(JOINT, "").split()
     except Exception as e:  # the library's own kinds
-        raise UserError(f"{shown(path)} cannot be read: {reason(e)}") from e
+        raise UserError(f"{shorten(path)} cannot be read: {one_line(e)}") from e
 
 
 def _modules(stored: Tensors, folder: str) -> dict[Weight, dict[int, dict[str, str]]]:
@@ -174,7 +175,7 @@ def _modules(stored: Tensors, folder: str) -> dict[Weight, dict[int, dict[str, s
       UserError: if they are not those of an architecture that is supported.
     """
     if not stored.files:
-        raise UserError(f"{shown(folder)} holds no factors")
+        raise UserError(f"{shorten(folder)} holds no factors")
     strange = ""
     for arch in ARCHITECTURES.values():
         found: dict[Weight, dict[int, dict[str, str]]] = {}
@@ -188,7 +189,7 @@ def _modules(stored: Tensors, folder: str) -> dict[Weight, dict[int, dict[str, s
         else:
             return found
     raise UserError(
-        f"{shown(folder)} has {shown(strange, 150)}, but only a plain LoRA of the kernels of"
+        f"{shorten(folder)} has {shorten(strange, 150)}, but only a plain LoRA of the kernels of"
         f" {', '.join(ARCHITECTURES)} is supported"
     )
 
@@ -210,14 +211,18 @@ def _place(name: str, arch: Architecture) -> tuple[Weight, int, str] | None:
 def _read_pair(stored: Tensors, pair: Mapping[str, str], folder: str) -> Factors:
     """The two factors of a module, float32."""
     if len(pair) < 2:
-        raise UserError(f"{shown(folder)} has {shown(*pair.values(), 150)}, but not its partner")
+        raise UserError(
+            f"{shorten(folder)} has {shorten(*pair.values(), 150)}, but not its partner"
+        )
     for name in pair.values():
         if stored.dtypes[name] not in DTYPES or len(stored.shapes[name]) != 2:
-            raise UserError(f"{shown(folder)} has {shown(name, 150)}, which is no matrix of floats")
+            raise UserError(
+                f"{shorten(folder)} has {shorten(name, 150)}, which is no matrix of floats"
+            )
     a, b = (stored.read(pair[factor]).astype(np.float32) for factor in "AB")
     if len(a) != b.shape[1] or not len(a):
         raise UserError(
-            f"{shown(folder)}: the ranks of the factors of {shown(pair['A'], 150)} differ"
+            f"{shorten(folder)}: the ranks of the factors of {shorten(pair['A'], 150)} differ"
         )
     return a, b
 
@@ -230,26 +235,26 @@ def _split(
     if len(paths) == 1:
         return {paths[0]: (a, b)}
     if len(b) % len(paths):
-        raise UserError(f"{shown(folder)}: {suffix_of(weight)} has {len(b)} outputs, not thirds")
+        raise UserError(f"{shorten(folder)}: {suffix_of(weight)} has {len(b)} outputs, not thirds")
     rows = dict(zip(paths, np.split(b, len(paths)), strict=True))
     if not joint:
         return {path: (a, rows[path]) for path in paths}
     rank, rest = divmod(len(a), len(joint))
     if rest or set(joint) - set(paths) or len(set(joint)) < len(joint):
-        raise UserError(f"{shown(folder)} joins {shown(joint, 100)}, which cannot be")
+        raise UserError(f"{shorten(folder)} joins {shorten(joint, 100)}, which cannot be")
     split = {}
     for i, path in enumerate(joint):
         block = slice(i * rank, (i + 1) * rank)
         split[path] = (a[block], rows[path][:, block])
     if sum(np.count_nonzero(part) for _, part in split.values()) != np.count_nonzero(b):
-        raise UserError(f"{shown(folder)}: {suffix_of(weight)} is not made of blocks, as it says")
+        raise UserError(f"{shorten(folder)}: {suffix_of(weight)} is not made of blocks, as it says")
     return split
 
 
 def _stacked(pairs: list[Factors], path: str, folder: str) -> Factors:
     """Our factors of all layers: (L, in, r) and (L, r, out)."""
     if len({(a.shape, b.shape) for a, b in pairs}) > 1:
-        raise UserError(f"{shown(folder)}: the layers' factors of {path} differ in shape")
+        raise UserError(f"{shorten(folder)}: the layers' factors of {path} differ in shape")
     a, b = (np.stack([pair[i].T for pair in pairs]) for i in (0, 1))
     return a, b
 
@@ -276,6 +281,6 @@ def _check_model(factors: Mapping[str, Factors], model: TransformerConfig, folde
         shape = (len(a), a.shape[1], b.shape[2])
         if ours.get(f"{path}/kernel") != shape:
             raise UserError(
-                f"{shown(folder)} changes {path} of the shape {shape}, but the model's is"
+                f"{shorten(folder)} changes {path} of the shape {shape}, but the model's is"
                 f" {ours.get(f'{path}/kernel', 'none')}"
             )

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from aigc_jax.core.errors import StorageError, UserError, reason, shown
+from aigc_jax.core.errors import StorageError, UserError, one_line, shorten
 from aigc_jax.families.lm.transformer import TransformerConfig
 from aigc_jax.interop.transformers import names, settings
 from aigc_jax.interop.transformers.folder import ROLES
@@ -104,7 +104,7 @@ def appearing(folder: str) -> Iterator[str]:
     temporary = None
     try:
         if os.path.lexists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
-            raise UserError(f"{shown(folder)} exists and is not an empty folder: name another")
+            raise UserError(f"{shorten(folder)} exists and is not an empty folder: name another")
         above = os.path.dirname(folder)
         os.makedirs(above, exist_ok=True)
         temporary = tempfile.mkdtemp(prefix=f".{os.path.basename(folder)}.", dir=above)
@@ -113,7 +113,7 @@ def appearing(folder: str) -> Iterator[str]:
         os.rename(temporary, folder)
         temporary = None
     except OSError as e:
-        raise StorageError(f"{shown(folder)} cannot be written: {reason(e)}") from e
+        raise StorageError(f"{shorten(folder)} cannot be written: {one_line(e)}") from e
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from aigc_jax.core.errors import UserError, shown
+from aigc_jax.core.errors import UserError, shorten
 from aigc_jax.interop.mapping import Architecture
 from aigc_jax.interop.transformers import names, settings
 from aigc_jax.interop.weights import DTYPES, Tensors, open_folder, read_json
@@ -55,17 +55,17 @@ def read_folder(folder: str) -> Imported:
     folder = os.path.expanduser(folder)
     where = os.path.join(folder, "config.json")
     if not os.path.isfile(where):
-        raise UserError(f"{shown(folder)} has no config.json: is it a model's folder?")
+        raise UserError(f"{shorten(folder)} has no config.json: is it a model's folder?")
     config = read_json(where)
-    arch = settings.architecture_of(config, shown(where))
-    fields = settings.read_settings(arch, config, shown(where))
+    arch = settings.architecture_of(config, shorten(where))
+    fields = settings.read_settings(arch, config, shorten(where))
     stored = open_folder(folder)
     found = {_full_name(name, arch, stored): name for name in stored.files}
     notes = []
     if arch.head and not any(name.startswith(arch.head) for name in found):
         fields |= dict(head_transform=False, head_bias=False)
         notes.append("it has no head for masked tokens: only its hidden states are of use")
-    ours = names.shapes(settings.config_of(fields, shown(where)))
+    ours = names.shapes(settings.config_of(fields, shorten(where)))
     wanted = names.tensors(arch, ours)
     if fields["tie_embeddings"]:
         _drop_copies(found, arch, stored)
@@ -92,7 +92,7 @@ def _full_name(name: str, arch: Architecture, stored: Tensors) -> str:
     for old, new in arch.renamed.items():
         full = re.sub(rf"{old}$", new, full)
     if full != name and full in stored.files:
-        raise UserError(f"the weights have both {shown(name, 100)} and {shown(full, 100)}")
+        raise UserError(f"the weights have both {shorten(name, 100)} and {shorten(full, 100)}")
     return full
 
 
@@ -122,7 +122,8 @@ def _check_rest(
         what = next((what for pattern, what in arch.unread if re.fullmatch(pattern, full)), None)
         if what is None:
             raise UserError(
-                f"{shown(folder)} has the tensor {shown(name, 100)}, which the {arch.name} that its"
+                f"{shorten(folder)} has the tensor {shorten(name, 100)}, which the {arch.name}"
+                " that its"
                 " config.json describes does not have"
             )
         notes[what] = f"{what} is left out: language modelling does not use it"
@@ -153,7 +154,7 @@ def gathered(
     dtypes = {stored.dtypes[found[tensor.name]] for tensor in wanted if tensor.name in found}
     for dtype in sorted(dtypes - set(DTYPES)):
         raise UserError(
-            f"{shown(folder)} has weights of the type {dtype}: convert them to one of"
+            f"{shorten(folder)} has weights of the type {dtype}: convert them to one of"
             f" {', '.join(DTYPES)}"
         )
     shapes = {full: stored.shapes[name] for full, name in found.items()}

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.core.errors import UserError, shown
+from aigc_jax.core.errors import UserError, shorten
 from aigc_jax.core.files import check_memory
 from aigc_jax.families.lm.transformer import Transformer, TransformerConfig
 from aigc_jax.interop.mapping import Architecture, Weight
@@ -95,7 +95,7 @@ def tensors(arch: Architecture, ours: Mapping[str, Shape]) -> list[Tensor]:
         found += [Tensor(weight.theirs.format(layer=i), shape, weight, i) for i in layers]
     for path in ours:
         if path not in placed:
-            raise UserError(f"{arch.name} has no place for the parameter {shown(path, 100)}")
+            raise UserError(f"{arch.name} has no place for the parameter {shorten(path, 100)}")
     return found
 
 
@@ -139,13 +139,14 @@ def gather(
     """
     for tensor in wanted:
         if tensor.name not in found:
-            raise UserError(f"{shown(where)} lacks the tensor {tensor.name}: is it whole?")
+            raise UserError(f"{shorten(where)} lacks the tensor {tensor.name}: is it whole?")
         if found[tensor.name] != tensor.shape:
             raise UserError(
-                f"{shown(where)} has {tensor.name} in the shape {shown(found[tensor.name], 60)},"
-                f" but its settings ask for {shown(tensor.shape, 60)}"
+                f"{shorten(where)} has {tensor.name} in the shape"
+                f" {shorten(found[tensor.name], 60)},"
+                f" but its settings ask for {shorten(tensor.shape, 60)}"
             )
-    check_memory(4 * sum(map(math.prod, ours.values())), f"the model in {shown(where)}")
+    check_memory(4 * sum(map(math.prod, ours.values())), f"the model in {shorten(where)}")
     params = {path: np.empty(shape, np.float32) for path, shape in ours.items()}
     for tensor in wanted:
         put(tensor, get(tensor.name), params)

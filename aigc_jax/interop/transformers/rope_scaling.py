@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from aigc_jax.core.errors import UserError, shown
+from aigc_jax.core.errors import UserError, shorten
 from aigc_jax.interop.mapping import PLAIN
 
 KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
@@ -48,7 +48,7 @@ def read_rope(config: Mapping[str, Any], theta: float, context: int, where: str)
     for key in ("rope_scaling", "rope_parameters"):
         block = config.get(key) or {}
         if not isinstance(block, Mapping):
-            raise UserError(f"{where}: {key} must be an object, but it is {shown(block, 60)}")
+            raise UserError(f"{where}: {key} must be an object, but it is {shorten(block, 60)}")
         named = [block[kind] for kind in LAYER_TYPES if block.get(kind)]
         blocks += named or ([block] if block else [])
     given = config.get("rope_theta")
@@ -57,8 +57,8 @@ def read_rope(config: Mapping[str, Any], theta: float, context: int, where: str)
         if other != read[0]:
             key = next(k for k in other if other[k] != read[0][k])
             raise UserError(
-                f"{where} gives two kinds of rotary positions ({key} is {shown(read[0][key], 40)}"
-                f" and {shown(other[key], 40)}), but all layers must turn alike"
+                f"{where} gives two kinds of rotary positions ({key} is {shorten(read[0][key], 40)}"
+                f" and {shorten(other[key], 40)}), but all layers must turn alike"
             )
     return read[0]
 
@@ -66,11 +66,11 @@ def read_rope(config: Mapping[str, Any], theta: float, context: int, where: str)
 def _read_block(block: Any, theta: Any, default: float, context: int, where: str) -> dict[str, Any]:
     """The fields of one object that describes rotary positions, beside `theta` or none."""
     if not isinstance(block, Mapping):
-        raise UserError(f"{where}: rotary positions must be an object, not {shown(block, 60)}")
+        raise UserError(f"{where}: rotary positions must be an object, not {shorten(block, 60)}")
     kind = block.get("rope_type", block.get("type", "default"))
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(
-            f"{where} asks for rotary positions of the kind {shown(kind, 40)!r}, which is not"
+            f"{where} asks for rotary positions of the kind {shorten(kind, 40)!r}, which is not"
             f" supported: there are {', '.join(KINDS)}"
         )
     fields = {key: PLAIN[key] for key in PLAIN if key.startswith("rope_")}
@@ -80,8 +80,8 @@ def _read_block(block: Any, theta: Any, default: float, context: int, where: str
         fields["rope_theta"] = default
     elif block.get("rope_theta", fields["rope_theta"]) != fields["rope_theta"]:
         raise UserError(
-            f"{where} gives rope_theta twice: {shown(theta, 40)} and"
-            f" {shown(block['rope_theta'], 40)}"
+            f"{where} gives rope_theta twice: {shorten(theta, 40)} and"
+            f" {shorten(block['rope_theta'], 40)}"
         )
     defaults = OPTIONAL | {"original_max_position_embeddings": context}
     for key, ours in KINDS[kind].items():
@@ -93,7 +93,8 @@ def _read_block(block: Any, theta: Any, default: float, context: int, where: str
     for key, value in block.items():
         if key not in known and value is not None and not _harmless(key, value, block):
             raise UserError(
-                f"{where} sets {shown(key, 40)}={shown(value, 40)} for rotary positions of the kind"
+                f"{where} sets {shorten(key, 40)}={shorten(value, 40)} for rotary positions of"
+                " the kind"
                 f" {kind}, which is not supported"
             )
     return fields

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from aigc_jax.core.errors import UserError, nearest, shown
+from aigc_jax.core.errors import UserError, did_you_mean, shorten
 from aigc_jax.core.fields import check_range, check_value
 from aigc_jax.families.lm.transformer import TransformerConfig
 from aigc_jax.interop.mapping import (
@@ -47,9 +47,11 @@ def architecture_of(config: Mapping[str, Any], where: str) -> Architecture:
     """
     name = config.get("model_type")
     if not isinstance(name, str) or name not in ARCHITECTURES:
-        hint = nearest(name, ARCHITECTURES) if isinstance(name, str) else "it has no model_type"
+        hint = (
+            did_you_mean(name, ARCHITECTURES) if isinstance(name, str) else "it has no model_type"
+        )
         raise UserError(
-            f"{where} is of a model_type that is not supported, {shown(name, 40)!r}: {hint}"
+            f"{where} is of a model_type that is not supported, {shorten(name, 40)!r}: {hint}"
         )
     return ARCHITECTURES[name]
 
@@ -110,11 +112,13 @@ def read_row(
             if type(theirs) is type(value) and theirs == value:
                 return meant
         known = ", ".join(dict.fromkeys(str(theirs) for theirs, _ in row.values))
-        raise UserError(f"{where} sets {row.theirs}={shown(value, 60)}, but only {known} will do")
+        raise UserError(f"{where} sets {row.theirs}={shorten(value, 60)}, but only {known} will do")
     if row.read is not None:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not 0 < value < math.inf:
-            raise UserError(f"{where}: {row.theirs} must be positive, but it is {shown(value, 60)}")
+            raise UserError(
+                f"{where}: {row.theirs} must be positive, but it is {shorten(value, 60)}"
+            )
         return row.read(value)
     return _checked(ours, value, where, row.theirs, of)
 
@@ -142,11 +146,12 @@ def _check_keys(arch: Architecture, config: Mapping[str, Any], where: str) -> No
         if key in allowed:
             if value not in allowed[key]:
                 raise UserError(
-                    f"{where} sets {key}={shown(value, 60)}, which is not supported for {arch.name}"
+                    f"{where} sets {key}={shorten(value, 60)}, which is not supported for"
+                    f" {arch.name}"
                 )
         elif value is not None:
             raise UserError(
-                f"{where} sets {shown(key, 60)}={shown(value, 60)}, which is unknown for"
+                f"{where} sets {shorten(key, 60)}={shorten(value, 60)}, which is unknown for"
                 f" {arch.name} and may change what it computes: remove it if it does not"
             )
 
@@ -217,11 +222,11 @@ def choose(config: TransformerConfig, name: str = "") -> tuple[Architecture, Fie
     fields = resolved(config)
     if name:
         arch = architecture_of({"model_type": name}, "the folder to write")
-        lacking = obstacles(arch, fields)
+        lacking = incompatibilities(arch, fields)
         if lacking:
             raise UserError(f"{name} does not fit this model: it needs {' and '.join(lacking)}")
         return arch, fields
-    lacks = {arch.name: obstacles(arch, fields) for arch in ARCHITECTURES.values()}
+    lacks = {arch.name: incompatibilities(arch, fields) for arch in ARCHITECTURES.values()}
     name = min(lacks, key=lambda name: len(lacks[name]))
     if lacks[name]:
         raise UserError(
@@ -231,7 +236,7 @@ def choose(config: TransformerConfig, name: str = "") -> tuple[Architecture, Fie
     return ARCHITECTURES[name], fields
 
 
-def obstacles(arch: Architecture, fields: Fields) -> list[str]:
+def incompatibilities(arch: Architecture, fields: Fields) -> list[str]:
     """What the architecture needs of a model and does not get, in words."""
     wanted: Fields = PLAIN | dict(arch.ours)
     free = set() if not arch.rope_theta else {n for n in PLAIN if n.startswith("rope_")}

@@ -9,15 +9,15 @@ from typing import BinaryIO
 
 import numpy as np
 
-from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.core.files import check_memory, file_size, open_file
 from aigc_jax.core.safetensors_file import open_npz, open_safetensors
-from aigc_jax.data.raw_dataset import Columns, Content
+from aigc_jax.data.raw_dataset import ColumnarExamples, RawDataset
 
 MAX_DEFLATE = 1032  # gzip makes nothing smaller than this many times
 
 
-def read_npz(path: str) -> Content:
+def read_npz(path: str) -> RawDataset:
     """Arrays of images, and labels if present, of an npz file.
 
     Keys: `images` and `labels`, or per split `x_train`, `y_train`, `x_test`, `y_test` (Keras), or
@@ -26,12 +26,12 @@ def read_npz(path: str) -> Content:
     return _named_content(open_npz(path), path)
 
 
-def read_safetensors(path: str) -> Content:
+def read_safetensors(path: str) -> RawDataset:
     """The same arrays by the same names as `read_npz`, of a safetensors file."""
     return _named_content(open_safetensors(path), path)
 
 
-def _named_content(archive: dict[str, np.ndarray], path: str) -> Content:
+def _named_content(archive: dict[str, np.ndarray], path: str) -> RawDataset:
     splits: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
     for split, short in (("train", "train"), ("validation", "val"), ("test", "test")):
         for x, y in ((f"x_{short}", f"y_{short}"), (f"{short}_images", f"{short}_labels")):
@@ -42,13 +42,14 @@ def _named_content(archive: dict[str, np.ndarray], path: str) -> Content:
             splits["train"] = (archive[x], archive.get(y))
     if "train" not in splits:
         raise UserError(
-            f"{shown(path)} has the arrays {shown(', '.join(archive), 200) or 'none'}: name them"
+            f"{shorten(path)} has the arrays {shorten(', '.join(archive), 200) or 'none'}: name"
+            " them"
             " images and labels, or x_train, y_train, x_test, y_test"
         )
-    return _array_content(splits, shown(path))
+    return _array_content(splits, shorten(path))
 
 
-def read_idx(path: str) -> Content:
+def read_idx(path: str) -> RawDataset:
     """A folder with MNIST's four IDX files, gzipped or not."""
     splits = {}
     for split, stem in (("train", "train"), ("test", "t10k")):
@@ -56,7 +57,7 @@ def read_idx(path: str) -> Content:
         labels = _idx_file(path, f"{stem}-labels-idx1-ubyte", required=False)
         if images:
             splits[split] = (read_idx_file(images, 3), read_idx_file(labels, 1) if labels else None)
-    return _array_content(splits, shown(path))
+    return _array_content(splits, shorten(path))
 
 
 def _idx_file(folder: str, name: str, required: bool) -> str | None:
@@ -65,13 +66,13 @@ def _idx_file(folder: str, name: str, required: bool) -> str | None:
             if os.path.isfile(os.path.join(folder, candidate)):
                 return os.path.join(folder, candidate)
     if required:
-        raise UserError(f"there is no {name}(.gz) in {shown(folder)}")
+        raise UserError(f"there is no {name}(.gz) in {shorten(folder)}")
     return None
 
 
 def read_idx_file(path: str, dims: int) -> np.ndarray:
     """One IDX file of unsigned bytes: magic 0 0 8 dims, big-endian sizes, then the data."""
-    where = shown(path)
+    where = shorten(path)
     with open_file(path) as raw:
         zipped = path.endswith(".gz")
         f = gzip.GzipFile(fileobj=raw) if zipped else raw
@@ -90,7 +91,7 @@ def read_idx_file(path: str, dims: int) -> np.ndarray:
             check_memory(size, where)
             data = read_at_most(f, size + 1)
         except (OSError, EOFError, zlib.error) as e:
-            raise UserError(f"{where} is damaged ({reason(e)})") from e
+            raise UserError(f"{where} is damaged ({one_line(e)})") from e
     if len(data) != size:
         raise UserError(f"{claim} {'more' if len(data) > size else len(data)} follow")
     return np.frombuffer(data, np.uint8).reshape(shape)
@@ -104,7 +105,9 @@ def read_at_most(f: BinaryIO, size: int) -> bytearray:
     return content
 
 
-def _array_content(splits: dict[str, tuple[np.ndarray, np.ndarray | None]], path: str) -> Content:
+def _array_content(
+    splits: dict[str, tuple[np.ndarray, np.ndarray | None]], path: str
+) -> RawDataset:
     checked, classes, shapes = {}, set(), set()
     for split, (images, labels) in splits.items():
         images = images[..., None] if images.ndim == 3 else images
@@ -132,15 +135,15 @@ def _array_content(splits: dict[str, tuple[np.ndarray, np.ndarray | None]], path
     # Labels of some splits only are of no use: they are left out.
     labelled = all(labels is not None for _, labels in checked.values())
     names = sorted(classes) if labelled else []
-    return Content(
+    return RawDataset(
         {s: _columns(x, y if labelled else None, names) for s, (x, y) in checked.items()},
         shapes.pop(),
         tuple(map(str, names)),
     )
 
 
-def _columns(images: np.ndarray, labels: np.ndarray | None, names: list[int]) -> Columns:
+def _columns(images: np.ndarray, labels: np.ndarray | None, names: list[int]) -> ColumnarExamples:
     """The examples of a split; a label is its place among the names."""
     if labels is None:
-        return Columns(image=images)
-    return Columns(image=images, label=np.searchsorted(names, labels))
+        return ColumnarExamples(image=images)
+    return ColumnarExamples(image=images, label=np.searchsorted(names, labels))

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.core.files import open_file
 
 MAX_PIXELS = 64_000_000  # a header may claim any size; refuse before memory is taken
@@ -26,8 +26,8 @@ def open_image(file: str) -> Image.Image:
       UserError: if it is broken, too large, not of 8 bits, or none of `FORMATS`.
     """
     with open_file(file) as f:
-        image = decode_image(f, shown(file))
-    with _refused(shown(file)):
+        image = decode_image(f, shorten(file))
+    with _refused(shorten(file)):
         return ImageOps.exif_transpose(image)
 
 
@@ -66,10 +66,10 @@ def _refused(where: str) -> Iterator[None]:
     except UserError:
         raise
     except Image.DecompressionBombError as e:
-        raise UserError(f"{where} is too large ({reason(e)}): shrink it") from e
+        raise UserError(f"{where} is too large ({one_line(e)}): shrink it") from e
     except Exception as e:  # each of Pillow's decoders raises what it likes
         raise UserError(
-            f"{where} is not a readable image ({reason(e, 100)}): mend or remove it"
+            f"{where} is not a readable image ({one_line(e, 100)}): mend or remove it"
         ) from e
 
 
@@ -119,7 +119,7 @@ def to_pixels(file: str, shape: tuple[int, int, int], fit: bool) -> np.ndarray:
     """
     height, width, channels = shape
     image = open_image(file)
-    with _refused(shown(file)):
+    with _refused(shorten(file)):
         image = _opaque(image)
         if fit:
             image = _fit(image, (width, height))

@@ -4,8 +4,8 @@ import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 
-from aigc_jax.core.errors import UserError, reason, shown
-from aigc_jax.data.raw_dataset import Content, Example
+from aigc_jax.core.errors import UserError, one_line, shorten
+from aigc_jax.data.raw_dataset import Example, RawDataset
 from aigc_jax.modalities.image.image_files import MAX_PIXELS, colourful, open_image, to_pixels
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -23,7 +23,7 @@ UNKEPT = ("Cc", "Cs", "Zl", "Zp")  # control characters, undecodable bytes, line
 Files = Sequence[tuple[str, str | None]]  # each with its class
 
 
-def read_folder(path: str, image_size: int = 0) -> Content:
+def read_folder(path: str, image_size: int = 0) -> RawDataset:
     """A folder of images: flat, or one folder per class; `train/` and `test/` may lie above.
 
     Args:
@@ -34,7 +34,7 @@ def read_folder(path: str, image_size: int = 0) -> Content:
       UserError: if the folder holds no images, or they cannot be taken as they are.
     """
     if not os.path.isdir(path):
-        raise UserError(f"there is no folder {shown(path)}")
+        raise UserError(f"there is no folder {shorten(path)}")
     if image_size < 0 or image_size**2 > MAX_PIXELS:
         raise UserError(f"--image_size={image_size}: it must be from 1 to {int(MAX_PIXELS**0.5)}")
     found = {}
@@ -42,7 +42,7 @@ def read_folder(path: str, image_size: int = 0) -> Content:
         found[split] = _image_files(root)
         if not found[split]:
             raise UserError(
-                f"the folder {shown(root)} holds no images ({', '.join(IMAGE_SUFFIXES)})"
+                f"the folder {shorten(root)} holds no images ({', '.join(IMAGE_SUFFIXES)})"
             )
     names = _class_names(found)
     sizes: dict[tuple[int, int], str] = {}
@@ -54,7 +54,7 @@ def read_folder(path: str, image_size: int = 0) -> Content:
     if len(sizes) > 1 and not image_size:
         (first, a), (second, b) = list(sizes.items())[:2]
         raise UserError(
-            f"images differ in size: {shown(a)} is {first[0]}×{first[1]} and {shown(b)} is"
+            f"images differ in size: {shorten(a)} is {first[0]}×{first[1]} and {shorten(b)} is"
             f" {second[0]}×{second[1]}; bring them to one size with aigc prepare --image_size=N"
         )
     width, height = (image_size, image_size) if image_size else next(iter(sizes))
@@ -68,7 +68,7 @@ def read_folder(path: str, image_size: int = 0) -> Content:
         split: [lambda file=file, name=name: example(file, name) for file, name in pairs]
         for split, pairs in found.items()
     }
-    return Content(splits, shape, tuple(names))
+    return RawDataset(splits, shape, tuple(names))
 
 
 def _split_folders(path: str) -> dict[str, str]:
@@ -77,18 +77,18 @@ def _split_folders(path: str) -> dict[str, str]:
         with os.scandir(path) as entries:
             children = {d.name for d in entries if d.is_dir()}
     except OSError as e:
-        raise UserError(f"the folder {shown(path)} cannot be read: {reason(e)}") from e
+        raise UserError(f"the folder {shorten(path)} cannot be read: {one_line(e)}") from e
     split_folders = sorted(children & SPLIT_NAMES.keys())
     if not children & {"train", "training"}:
         return {"train": path}
     roots = {SPLIT_NAMES[s]: os.path.join(path, s) for s in split_folders}
-    where = shown(path)
+    where = shorten(path)
     if len(roots) < len(split_folders):
         raise UserError(f"{where} has two folders for one split: {', '.join(split_folders)}")
     inside = tuple(root + os.sep for root in roots.values())
     stray = [f for f, _ in _image_files(path) if not f.startswith(inside)]
     if stray:
-        raise UserError(f"{shown(stray[0])} lies outside the folders {', '.join(split_folders)}")
+        raise UserError(f"{shorten(stray[0])} lies outside the folders {', '.join(split_folders)}")
     return roots
 
 
@@ -99,14 +99,14 @@ def _class_names(found: Mapping[str, Files]) -> list[str]:
     unlabelled = [file for file, name in pairs if name is None]
     if names and unlabelled:
         raise UserError(
-            f"{shown(unlabelled[0])} lies beside class folders: put every image into a class"
+            f"{shorten(unlabelled[0])} lies beside class folders: put every image into a class"
             " folder, or none"
         )
     for name in names:
         # TFDS keeps the names as the lines of a text file, without the spaces around them.
         if name != name.strip() or any(unicodedata.category(c) in UNKEPT for c in name):
             raise UserError(
-                f"the class folder '{shown(name)}' cannot be kept under this name: rename it,"
+                f"the class folder '{shorten(name)}' cannot be kept under this name: rename it,"
                 " without spaces around it, line ends or bytes that are no text"
             )
     return names
@@ -120,13 +120,13 @@ def _image_files(root: str) -> Files:
     pairs = []
 
     def refuse(error: OSError) -> None:
-        raise UserError(f"the folder {shown(error.filename)} cannot be read: {reason(error)}")
+        raise UserError(f"the folder {shorten(error.filename)} cannot be read: {one_line(error)}")
 
     for folder, inside, files in sorted(os.walk(root, onerror=refuse)):
         links = [os.path.join(folder, d) for d in inside if os.path.islink(os.path.join(folder, d))]
         if links:
             raise UserError(
-                f"{shown(min(links))} is a link to a folder, which is not followed: put a copy of"
+                f"{shorten(min(links))} is a link to a folder, which is not followed: put a copy of"
                 " the folder there, or remove the link"
             )
         relative = os.path.relpath(folder, root)

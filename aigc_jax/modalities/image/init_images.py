@@ -5,13 +5,13 @@ import os
 import numpy as np
 from PIL import Image
 
-from aigc_jax.core.errors import UserError, shown
+from aigc_jax.core.errors import UserError, shorten
 from aigc_jax.modalities.image.image_files import open_image, to_pixels
 
 Picture = str | os.PathLike | np.ndarray
 
 
-def given_images(
+def load_init_images(
     image: Picture | None, mask: Picture | None, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """uint8 images (N, H, W, C) and masks (N, H, W), True where to draw anew.
@@ -71,7 +71,7 @@ def _check_same_size(image: str | os.PathLike, mask: str | os.PathLike) -> None:
     if sizes[0] != sizes[1]:
         (w, h), (mask_w, mask_h) = sizes
         raise UserError(
-            f"{shown(os.fspath(mask))} is a mask of {mask_w}×{mask_h} pixels for an image of"
+            f"{shorten(os.fspath(mask))} is a mask of {mask_w}×{mask_h} pixels for an image of"
             f" {w}×{h}: give both the same size"
         )
 

@@ -7,12 +7,12 @@ import numpy as np
 
 from aigc_jax.core.config import Data
 from aigc_jax.data.dataset import hold_out
-from aigc_jax.data.raw_dataset import Content, Example, Examples
+from aigc_jax.data.raw_dataset import Example, Examples, RawDataset
 
 COUNTS = {"train": 50_000, "validation": 5_000}
 
 
-def stack(digits: Content, config: Data) -> Content:
+def stack(digits: RawDataset, config: Data) -> RawDataset:
     """Image i of a split shows three random digits; its class is 100 a + 10 b + c.
 
     Which three depends on the split and on i only. Digits that are held out stand in no training
@@ -40,7 +40,7 @@ def stack(digits: Content, config: Data) -> Content:
     own = [np.asarray(part) for part in hold_out(len(examples), config, "digits")]
     splits = {name: maker(k, own[k]) for k, name in enumerate(COUNTS)}
     height, width, _ = images.shape[1:]
-    return Content(
+    return RawDataset(
         splits,
         (height, width, 3),
         tuple(a + b + c for a in names for b in names for c in names),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from aigc_jax.core.errors import UserError, shown
+from aigc_jax.core.errors import UserError, shorten
 from aigc_jax.modalities.text.hf_tokenizer import IM_END, IM_START
 from aigc_jax.modalities.text.tokenizers import Tokenizer
 
@@ -52,7 +52,7 @@ def _message(value: Any, where: str) -> Message:
     )
     if role not in ROLES:
         raise UserError(
-            f"{where} has the role {shown(repr(role), 80)}: it must be one of {', '.join(ROLES)}"
+            f"{where} has the role {shorten(repr(role), 80)}: it must be one of {', '.join(ROLES)}"
         )
     if not isinstance(content, str):
         raise UserError(f"{where} has no text as its 'content': give it one")
@@ -69,7 +69,7 @@ def chatml(messages: Sequence[Message], *, answer: bool = False) -> str:
     return "".join([*turns, f"{IM_START}{ANSWER}\n" if answer else ""])
 
 
-def spoken(messages: Sequence[Message]) -> list[str]:
+def plain_turns(messages: Sequence[Message]) -> list[str]:
     """The roles and what they say, one text per message, without the marks of turns."""
     return [f"{m['role']}\n{m['content']}" for m in messages]
 

@@ -4,8 +4,8 @@ import os
 import re
 from typing import Any
 
-from aigc_jax.core.errors import UserError, reason, shown
-from aigc_jax.data.raw_dataset import Columns, Content, is_unicode, read_lines
+from aigc_jax.core.errors import UserError, one_line, shorten
+from aigc_jax.data.raw_dataset import ColumnarExamples, RawDataset, is_unicode, read_lines
 
 TAG = re.compile(r"O|[BI]-\S+")
 # What a file's name tells of its split. CoNLL-2003 calls its development set "testa".
@@ -18,7 +18,7 @@ SPLIT_NAMES = (
 Sentence = tuple[list[str], list[str]]  # words and their tags
 
 
-def read_conll(path: str) -> Content:
+def read_conll(path: str) -> RawDataset:
     """A file of sentences, or a folder of files whose names contain train, dev, valid or test.
 
     A line is a word and its tag, with any columns between them; blank lines lie between sentences.
@@ -34,10 +34,10 @@ def read_conll(path: str) -> Content:
     for split, paths in files.items():
         sentences = [sentence for file in paths for sentence in read_sentences(file)]
         if not sentences:
-            raise UserError(f"{shown(paths[0])} holds no words with tags")
+            raise UserError(f"{shorten(paths[0])} holds no words with tags")
         words, tags = zip(*sentences, strict=True)
-        splits[split] = Columns(words=words, tags=tags)
-    return Content(splits, holds="words")
+        splits[split] = ColumnarExamples(words=words, tags=tags)
+    return RawDataset(splits, holds="words")
 
 
 def _split_files(folder: str) -> dict[str, list[str]]:
@@ -46,7 +46,7 @@ def _split_files(folder: str) -> dict[str, list[str]]:
         with os.scandir(folder) as entries:
             names = sorted(d.name for d in entries if d.is_file() and not d.name.startswith("."))
     except OSError as e:
-        raise UserError(f"the folder {shown(folder)} cannot be read: {reason(e)}") from e
+        raise UserError(f"the folder {shorten(folder)} cannot be read: {one_line(e)}") from e
     found: dict[str, list[str]] = {}
     for name in names:
         split = next((split for split, pattern in SPLIT_NAMES if pattern.search(name)), None)
@@ -54,8 +54,8 @@ def _split_files(folder: str) -> dict[str, list[str]]:
             found.setdefault(split, []).append(os.path.join(folder, name))
     if "train" not in found:
         raise UserError(
-            f"the folder {shown(folder)} has no file with 'train' in its name: it has"
-            f" {shown(', '.join(names), 200) or 'none'}"
+            f"the folder {shorten(folder)} has no file with 'train' in its name: it has"
+            f" {shorten(', '.join(names), 200) or 'none'}"
         )
     return {split: found[split] for split, _ in SPLIT_NAMES if split in found}
 
@@ -107,9 +107,10 @@ def _complaint(cells: list[str], where: str) -> str:
     if len(cells) < 2:
         return f"{where} has no tag: write a word, a tab and its tag"
     if not cells[0]:
-        return f"{where} has no word before its tag '{shown(cells[-1], 40)}'"
+        return f"{where} has no word before its tag '{shorten(cells[-1], 40)}'"
     return (
-        f"{where} has the tag '{shown(cells[-1], 40)}' in its last column: it must be O, B-TYPE or"
+        f"{where} has the tag '{shorten(cells[-1], 40)}' in its last column: it must be O,"
+        " B-TYPE or"
         " I-TYPE"
     )
 
@@ -121,5 +122,7 @@ def check_sentence(words: Any, tags: Any, where: str) -> Sentence:
         raise UserError(f"{where} is not a list of words with as many tags")
     wrong = next((tag for tag in tags if not TAG.fullmatch(tag)), None)
     if wrong is not None:
-        raise UserError(f"{where} has the tag '{shown(wrong, 40)}': it must be O, B-TYPE or I-TYPE")
+        raise UserError(
+            f"{where} has the tag '{shorten(wrong, 40)}': it must be O, B-TYPE or I-TYPE"
+        )
     return words, tags

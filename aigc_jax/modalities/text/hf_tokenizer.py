@@ -15,7 +15,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
-from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.modalities.text import token_bytes as pieces_lib
 
 END, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -33,11 +33,11 @@ def checked() -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        raise ValueError(reason(e)) from e
+        raise ValueError(one_line(e)) from e
     except BaseException as e:  # a panic in Rust is no Exception
         if type(e).__name__ != "PanicException":
             raise
-        raise ValueError(reason(e)) from e
+        raise ValueError(one_line(e)) from e
 
 
 @contextlib.contextmanager
@@ -47,7 +47,7 @@ def usable(problem: str) -> Iterator[None]:
         with checked():
             yield
     except ValueError as e:
-        raise UserError(f"{problem} ({reason(e)}): take another text or tokenizer") from e
+        raise UserError(f"{problem} ({one_line(e)}): take another text or tokenizer") from e
 
 
 class LibraryTokenizer:
@@ -83,7 +83,7 @@ class LibraryTokenizer:
         ids = [separator, *stops, *prefix, *suffix, *([] if mask is None else [mask])]
         for i in ids:
             if type(i) is not int or not 0 <= i < self.size:
-                raise ValueError(f"the token {shown(i, 40)} of a vocabulary of {self.size}")
+                raise ValueError(f"the token {shorten(i, 40)} of a vocabulary of {self.size}")
         if max(len(prefix), len(suffix)) > MAX_AFFIX:
             raise ValueError(f"more than {MAX_AFFIX} tokens before or after every text")
         self.separator, self.mask = separator, mask

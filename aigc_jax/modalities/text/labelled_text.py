@@ -15,7 +15,7 @@ from aigc_jax.modalities.text.tokenizers import Tokenizer
 NO_TAG = -1  # of tokens that begin no word
 
 
-class Frame:
+class SpecialTokenTemplate:
     """What stands around the tokens of every example.
 
     Args:
@@ -69,7 +69,10 @@ class Labelled:
     def __init__(
         self, texts: Sequence[str], labels: Sequence[int], tokenizer: Tokenizer, seq_len: int
     ):
-        self._frame, self._labels = Frame(tokenizer, seq_len), np.array(labels, np.int32)
+        self._frame, self._labels = (
+            SpecialTokenTemplate(tokenizer, seq_len),
+            np.array(labels, np.int32),
+        )
         store, ends, self.cut = TokenStore(tokenizer.size), [0], 0
         for text in texts:
             tokens = tokenizer.encode(text)
@@ -113,7 +116,7 @@ class Tagged:
         inside: frozenset[int] = frozenset(),
         outside: int = 0,
     ):
-        self._frame = Frame(tokenizer, seq_len)
+        self._frame = SpecialTokenTemplate(tokenizer, seq_len)
         room, encode = self._frame.room, word_encoder(tokenizer)
         tokens, marks = TokenStore(tokenizer.size), TokenStore(1 << 31)
         ends, self.cut = [0], 0

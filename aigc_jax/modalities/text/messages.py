@@ -1,11 +1,11 @@
 """Conversations, one a line of JSON."""
 
-from aigc_jax.core.errors import UserError, shown
-from aigc_jax.data.raw_dataset import Columns, Content, parse_json, read_lines
+from aigc_jax.core.errors import UserError, shorten
+from aigc_jax.data.raw_dataset import ColumnarExamples, RawDataset, parse_json, read_lines
 from aigc_jax.modalities.text.chat_format import check_messages
 
 
-def read_messages(path: str) -> Content:
+def read_messages(path: str) -> RawDataset:
     """JSON lines of the form `{"messages": [{"role": …, "content": …}, …]}`.
 
     Raises:
@@ -18,5 +18,5 @@ def read_messages(path: str) -> Content:
             record = parse_json(line, where, ("messages", "role", "content"))
             dialogues.append(check_messages(record, where, training=False))
     if not dialogues:
-        raise UserError(f"{shown(path)} holds no conversations")
-    return Content({"train": Columns(messages=dialogues)}, holds="messages")
+        raise UserError(f"{shorten(path)} holds no conversations")
+    return RawDataset({"train": ColumnarExamples(messages=dialogues)}, holds="messages")

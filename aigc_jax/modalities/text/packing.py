@@ -157,7 +157,7 @@ def place(length_P: np.ndarray, capacity: int) -> np.ndarray:
     return number[row_P]
 
 
-def framed(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[Document]:
+def with_special_tokens(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[Document]:
     """Texts as documents: what the tokenizer puts in front, the text, and the separator.
 
     Something always stands in front, so that a text's first token is predicted too.

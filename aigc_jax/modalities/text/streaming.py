@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 
 from aigc_jax.core.errors import UserError
-from aigc_jax.data.shuffle import Order, order_of
+from aigc_jax.data.shuffle import EpochShuffle, order_of
 from aigc_jax.modalities.text.packing import Document, cuts, filled
 
 PENDING = 12  # pieces from which a lane chooses what fits into a row
@@ -25,7 +25,7 @@ NONE = -1  # in a state: no piece
 
 
 @dataclasses.dataclass(frozen=True)
-class Streamed:
+class StreamingSource:
     """Documents that are not in memory, to be made into rows.
 
     Attributes:
@@ -47,7 +47,7 @@ class Streamed:
         return self.count
 
 
-class Lane:
+class RowStream:
     """The rows of one lane.
 
     Args:
@@ -59,7 +59,7 @@ class Lane:
       seen: the numbers of the documents that the last row was made from.
     """
 
-    def __init__(self, source: Streamed, order: Order, first: int, every: int):
+    def __init__(self, source: StreamingSource, order: EpochShuffle, first: int, every: int):
         self._source, self._order = source, order
         self._first, self._every = first, every
         self._last: tuple[int, Document] | None = None
@@ -81,7 +81,7 @@ class Lane:
         )
 
 
-class JoinedLane(Lane):
+class JoinedLane(RowStream):
     """Windows of T + 1 tokens of documents in one line; each begins with the last one's last token.
 
     Its state: which document comes next, and from which of its tokens on.
@@ -120,7 +120,7 @@ class JoinedLane(Lane):
         self._n, self._at = state
 
 
-class PackedLane(Lane):
+class PackedLane(RowStream):
     """Documents side by side: the piece that has waited longest, then what fits best of the next.
 
     The lane looks a fixed number of pieces ahead. Its state: the document to cut next, the place
@@ -187,7 +187,7 @@ def _size(waiting: tuple[int, int, Document]) -> int:
     return len(waiting[2][0])
 
 
-class Lanes:
+class StreamingBatcher:
     """The lanes of some rows of the batches.
 
     Args:
@@ -197,7 +197,7 @@ class Lanes:
       batch_size: over all processes.
     """
 
-    def __init__(self, source: Streamed, seed: int, row_R: np.ndarray, batch_size: int):
+    def __init__(self, source: StreamingSource, seed: int, row_R: np.ndarray, batch_size: int):
         order = order_of(source, seed)
         kind = JoinedLane if source.joined else PackedLane
         self._width = kind.width

@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from aigc_jax.core.config import Data
-from aigc_jax.core.errors import UserError, shown
+from aigc_jax.core.errors import UserError, shorten
 from aigc_jax.data.dataset import Dataset, Source, files_of, held_out_split, hold_out, limited
-from aigc_jax.data.raw_dataset import Content
-from aigc_jax.data.shuffle import permuted
-from aigc_jax.distributed.processes import say
+from aigc_jax.data.raw_dataset import RawDataset
+from aigc_jax.data.shuffle import permutation
+from aigc_jax.distributed.processes import log_main
 from aigc_jax.modalities.spec import TextSpec
-from aigc_jax.modalities.text.chat_format import ANSWER, render, spoken
-from aigc_jax.modalities.text.packing import Document, framed, pack
-from aigc_jax.modalities.text.streaming import Streamed
-from aigc_jax.modalities.text.token_windows import Windows, join, parts
+from aigc_jax.modalities.text.chat_format import ANSWER, plain_turns, render
+from aigc_jax.modalities.text.packing import Document, pack, with_special_tokens
+from aigc_jax.modalities.text.streaming import StreamingSource
+from aigc_jax.modalities.text.token_windows import TokenWindows, join, parts
 from aigc_jax.modalities.text.tokenizers import Tokenizer, make_tokenizer
 
 FORMS = ("stream", "documents", "chat")
@@ -26,7 +26,7 @@ JUDGED = 1 << 24  # characters of held-out documents that are judged
 Read = Callable[[int], Any]  # the text or the conversation of a number
 
 
-def streamed_dataset(content: Content, config: Data, ready: Tokenizer | None = None) -> Dataset:
+def streamed_dataset(content: RawDataset, config: Data, ready: Tokenizer | None = None) -> Dataset:
     """The examples of `data.form`, of which only the held-out ones are in memory.
 
     Args:
@@ -43,7 +43,9 @@ def streamed_dataset(content: Content, config: Data, ready: Tokenizer | None = N
         judged = _first(train, held_out, config.form)
     else:
         indices = range(len(train))
-        judged = _first(content.splits[held], permuted(len(content.splits[held]), 0), config.form)
+        judged = _first(
+            content.splits[held], permutation(len(content.splits[held]), 0), config.form
+        )
     indices = limited(indices, config)
     key = "messages" if config.form == "chat" else "text"
 
@@ -54,18 +56,19 @@ def streamed_dataset(content: Content, config: Data, ready: Tokenizer | None = N
     document, validation = _form(read, judged, tokenizer, config)
     if not len(validation):
         raise UserError(
-            f"the held-out text of data.source='{shown(config.source)}' has nothing to predict: add"
+            f"the held-out text of data.source='{shorten(config.source)}' has nothing to"
+            " predict: add"
             " some or raise data.validation_fraction"
         )
     answered = [d for d in judged if config.form == "chat" and _answered(d)]
-    say(
+    log_main(
         f"the text, more than data.in_memory={config.in_memory} bytes, is read as it is needed;"
         f" {len(judged)} held-out documents are judged"
     )
     files = files_of(train, indices, config)
     return Dataset(
         TextSpec(tokenizer, config.seq_len, config.form),
-        Streamed(document, len(indices), config.seq_len, files, config.form == "stream"),
+        StreamingSource(document, len(indices), config.seq_len, files, config.form == "stream"),
         validation,
         dialogues=answered,
     )
@@ -84,7 +87,7 @@ def _first(examples: Sequence[Any], indices: Sequence[int], form: str) -> list[A
 
 
 def _plain(value: str | list[Any]) -> str:
-    return value if isinstance(value, str) else "\n".join(spoken(value))
+    return value if isinstance(value, str) else "\n".join(plain_turns(value))
 
 
 def _answered(dialogue: list[Any]) -> bool:
@@ -99,7 +102,7 @@ def _tokenizer(read: Read, count: int, config: Data) -> Tokenizer:
             f"={config.in_memory} bytes: use byte, bpe or file:FILE"
         )
     texts, size = [], 0
-    for number in permuted(count, 0) if config.tokenizer == "bpe" else ():
+    for number in permutation(count, 0) if config.tokenizer == "bpe" else ():
         texts += parts(_plain(read(int(number))))
         size += len(texts[-1])
         if size >= LEARNED:
@@ -114,14 +117,14 @@ def _form(
     length = config.seq_len
     if config.form == "stream":
         stream = join(judged, tokenizer)
-        windows = Windows(stream, length, stride=config.eval_stride or max(length // 2, 1))
+        windows = TokenWindows(stream, length, stride=config.eval_stride or max(length // 2, 1))
 
         def line(number: int) -> Document:
             return join([read(number)], tokenizer)[:-1], None  # the next one begins with it
 
         return line, windows if len(stream) > length else []
     if config.form == "documents":
-        rows = pack(framed(judged, tokenizer), length, tokenizer.size)
-        return lambda number: next(framed([read(number)], tokenizer)), rows
+        rows = pack(with_special_tokens(judged, tokenizer), length, tokenizer.size)
+        return lambda number: next(with_special_tokens([read(number)], tokenizer)), rows
     rows = pack((render(d, tokenizer) for d in judged), length, tokenizer.size)
     return lambda number: render(read(number), tokenizer), rows

@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from aigc_jax.core.config import Data
-from aigc_jax.core.errors import UserError, shown
+from aigc_jax.core.errors import UserError, shorten
 from aigc_jax.data.dataset import Dataset, held_out_split, hold_out, limited
-from aigc_jax.data.raw_dataset import Content
-from aigc_jax.distributed.processes import say
+from aigc_jax.data.raw_dataset import RawDataset
+from aigc_jax.distributed.processes import log_main
 from aigc_jax.modalities.spec import TextSpec
-from aigc_jax.modalities.text.chat_format import ANSWER, chatml, render, spoken
+from aigc_jax.modalities.text.chat_format import ANSWER, chatml, plain_turns, render
 from aigc_jax.modalities.text.labelled_text import Labelled, Tagged
-from aigc_jax.modalities.text.packing import Packed, framed, pack
+from aigc_jax.modalities.text.packing import Packed, pack, with_special_tokens
 from aigc_jax.modalities.text.streaming_examples import streamed_dataset
 from aigc_jax.modalities.text.token_windows import (
-    Windows,
+    TokenWindows,
     join,
     last_documents,
     parts,
@@ -27,7 +27,7 @@ OUTSIDE, INSIDE = "O", "I-"  # a tag, and how others begin
 HELD = {"messages": "conversations", "words": "words with tags"}
 
 
-def text_dataset(content: Content, config: Data, ready: Tokenizer | None = None) -> Dataset:
+def text_dataset(content: RawDataset, config: Data, ready: Tokenizer | None = None) -> Dataset:
     """The examples of `data.form`.
 
     Args:
@@ -50,7 +50,7 @@ def text_dataset(content: Content, config: Data, ready: Tokenizer | None = None)
     return make[config.form](content, config, ready)
 
 
-def to_judge(content: Content, class_names: Sequence[str]) -> Content:
+def for_evaluation(content: RawDataset, class_names: Sequence[str]) -> RawDataset:
     """Other data for a trained model: all held out, or what the source itself holds out.
 
     Args:
@@ -65,8 +65,8 @@ def to_judge(content: Content, class_names: Sequence[str]) -> Content:
         unknown = set(content.class_names) - set(class_names)
         if unknown:
             raise UserError(
-                f"the model knows no class '{shown(min(unknown), 80)}':"
-                f" {shown(', '.join(class_names), 200)} are its classes"
+                f"the model knows no class '{shorten(min(unknown), 80)}':"
+                f" {shorten(', '.join(class_names), 200)} are its classes"
             )
         number = [list(class_names).index(name) for name in content.class_names]
 
@@ -78,9 +78,9 @@ def to_judge(content: Content, class_names: Sequence[str]) -> Content:
     return dataclasses.replace(content, splits=splits, class_names=tuple(class_names))
 
 
-def check_form(content: Content, config: Data) -> None:
+def check_form(content: RawDataset, config: Data) -> None:
     """Raises UserError, saying which forms there are, if `data.form` is none of them."""
-    source = shown(config.source)
+    source = shorten(config.source)
     if content.image_shape is not None:
         if config.form != "stream":
             raise UserError(
@@ -119,12 +119,12 @@ def _tokenizer(
 # Documents -----------------------------------------------------------------------------------
 
 
-def _texts(content: Content, config: Data) -> tuple[list[str], list[str]]:
+def _texts(content: RawDataset, config: Data) -> tuple[list[str], list[str]]:
     """The documents to train on and those held out."""
     held = held_out_split(content.splits)
     train = [example()["text"] for example in content.splits["train"]]
     if not any(d.strip() for d in train):
-        raise UserError(f"the text of data.source='{shown(config.source)}' is empty")
+        raise UserError(f"the text of data.source='{shorten(config.source)}' is empty")
     if held is not None:
         held_out = [example()["text"] for example in content.splits[held]]
     elif config.split == "tail":
@@ -134,7 +134,7 @@ def _texts(content: Content, config: Data) -> tuple[list[str], list[str]]:
     return limited(train, config), held_out
 
 
-def _stream(content: Content, config: Data, ready: Tokenizer | None) -> Dataset:
+def _stream(content: RawDataset, config: Data, ready: Tokenizer | None) -> Dataset:
     """Documents joined, as windows that are cut anywhere."""
     length = config.seq_len
     train, held_out = _texts(content, config)
@@ -143,30 +143,32 @@ def _stream(content: Content, config: Data, ready: Tokenizer | None) -> Dataset:
     for what, stream in zip(("training", "held-out"), streams, strict=True):
         if len(stream) <= length:
             raise UserError(
-                f"the {what} text of data.source='{shown(config.source)}' has {len(stream)} tokens,"
+                f"the {what} text of data.source='{shorten(config.source)}' has {len(stream)}"
+                " tokens,"
                 f" too short for windows of data.seq_len={length}: add text or lower data.seq_len"
             )
     return Dataset(
         TextSpec(tokenizer, length),
-        Windows(streams[0], length),
+        TokenWindows(streams[0], length),
         # Half of each held-out window is context, so that no token is judged with little of it.
-        Windows(streams[1], length, stride=config.eval_stride or max(length // 2, 1)),
+        TokenWindows(streams[1], length, stride=config.eval_stride or max(length // 2, 1)),
         {"train": train, "validation": held_out},
     )
 
 
-def _documents(content: Content, config: Data, ready: Tokenizer | None) -> Dataset:
+def _documents(content: RawDataset, config: Data, ready: Tokenizer | None) -> Dataset:
     """Documents packed whole."""
     train, held_out = _texts(content, config)
     if not all(any(d.strip() for d in part) for part in (train, held_out)):
         raise UserError(
             f"data.validation_fraction={config.validation_fraction} of the text of"
-            f" data.source='{shown(config.source)}' leaves nothing to train on or nothing to hold"
+            f" data.source='{shorten(config.source)}' leaves nothing to train on or nothing to hold"
             " out"
         )
     tokenizer = _tokenizer(config, ready, train, held_out)
     rows = [
-        pack(framed(part, tokenizer), config.seq_len, tokenizer.size) for part in (train, held_out)
+        pack(with_special_tokens(part, tokenizer), config.seq_len, tokenizer.size)
+        for part in (train, held_out)
     ]
     spec = TextSpec(tokenizer, config.seq_len, "documents")
     return Dataset(spec, *rows, texts={"train": train, "validation": held_out})
@@ -175,7 +177,7 @@ def _documents(content: Content, config: Data, ready: Tokenizer | None) -> Datas
 # Examples ------------------------------------------------------------------------------------
 
 
-def _examples(content: Content, config: Data, what: str) -> tuple[list[Any], list[Any]]:
+def _examples(content: RawDataset, config: Data, what: str) -> tuple[list[Any], list[Any]]:
     """The examples to train on, not limited yet, and those held out."""
     held = held_out_split(content.splits)
     every = [example() for example in content.splits["train"]]
@@ -185,7 +187,7 @@ def _examples(content: Content, config: Data, what: str) -> tuple[list[Any], lis
     return [every[i] for i in train], [every[i] for i in held_out]
 
 
-def _chat(content: Content, config: Data, ready: Tokenizer | None) -> Dataset:
+def _chat(content: RawDataset, config: Data, ready: Tokenizer | None) -> Dataset:
     """Conversations packed whole; only what the assistant says is a target."""
     train, held_out = _examples(content, config, "conversations")
     train, held_out = (
@@ -194,7 +196,7 @@ def _chat(content: Content, config: Data, ready: Tokenizer | None) -> Dataset:
     if config.tokenizer == "char":  # which has to spell out the marks of a turn
         plain = [[chatml(d, answer=True) for d in part] for part in (train, held_out)]
     else:
-        plain = [[text for d in part for text in spoken(d)] for part in (train, held_out)]
+        plain = [[text for d in part for text in plain_turns(d)] for part in (train, held_out)]
     tokenizer = _tokenizer(config, ready, *plain)
     rows = [
         pack((render(d, tokenizer) for d in part), config.seq_len, tokenizer.size)
@@ -211,18 +213,18 @@ def _say_dropped(rows: Sequence[Packed], dialogues: Sequence[list[Any]], config:
     for what, part in zip(("training", "held-out"), rows, strict=True):
         if not len(part):
             raise UserError(
-                f"no {what} conversation of data.source='{shown(config.source)}' has a message of"
+                f"no {what} conversation of data.source='{shorten(config.source)}' has a message of"
                 " the assistant that it could learn: add some"
             )
     dropped = sum(part.dropped for part in rows)
     if dropped:
-        say(
+        log_main(
             f"{dropped} of {sum(map(len, dialogues))} conversations are left out: the assistant"
             " says nothing in them"
         )
 
 
-def _labels(content: Content, config: Data, ready: Tokenizer | None) -> Dataset:
+def _labels(content: RawDataset, config: Data, ready: Tokenizer | None) -> Dataset:
     """Texts with a class each."""
     train, held_out = _examples(content, config, "texts")
     _check_labels(train, held_out, content.class_names)
@@ -235,7 +237,7 @@ def _labels(content: Content, config: Data, ready: Tokenizer | None) -> Dataset:
     ]
     cut = sum(source.cut for source in sources)
     if cut:
-        say(
+        log_main(
             f"{cut} of {sum(map(len, sources))} texts are longer than"
             f" data.seq_len={config.seq_len}: their ends are cut off"
         )
@@ -248,20 +250,20 @@ def _check_labels(train: list[Any], held_out: list[Any], names: Sequence[str]) -
     unknown = {int(example["label"]) for example in held_out} - known
     if unknown:
         raise UserError(
-            f"the label '{shown(names[min(unknown)], 80)}' occurs only in held-out texts: add"
+            f"the label '{shorten(names[min(unknown)], 80)}' occurs only in held-out texts: add"
             " training texts with it, or change data.split_seed"
         )
 
 
-def _tags(content: Content, config: Data, ready: Tokenizer | None) -> Dataset:
+def _tags(content: RawDataset, config: Data, ready: Tokenizer | None) -> Dataset:
     """Sentences with a tag for each word."""
     train, held_out = _examples(content, config, "sentences")
     found = {tag for example in (*train, *held_out) for tag in example["tags"]}
     names = content.class_names or (OUTSIDE, *sorted(found - {OUTSIDE}))
     if found - set(names):
         raise UserError(
-            f"the model knows no tag '{shown(min(found - set(names)), 80)}':"
-            f" {shown(', '.join(names), 200)} are its tags"
+            f"the model knows no tag '{shorten(min(found - set(names)), 80)}':"
+            f" {shorten(', '.join(names), 200)} are its tags"
         )
     number = {name: i for i, name in enumerate(names)}
     inside = frozenset(i for name, i in number.items() if name.startswith(INSIDE))
@@ -280,7 +282,7 @@ def _tags(content: Content, config: Data, ready: Tokenizer | None) -> Dataset:
     ]
     cut = sum(source.cut for source in sources)
     if cut:
-        say(
+        log_main(
             f"{cut} of {len(train) + len(held_out)} sentences are longer than"
             f" data.seq_len={config.seq_len}: they are split between words"
         )

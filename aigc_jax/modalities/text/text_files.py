@@ -4,12 +4,19 @@ import glob
 import os
 from typing import Any
 
-from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.core.files import check_memory, file_size, open_file
-from aigc_jax.data.raw_dataset import Columns, Content, decode, is_unicode, parse_json, read_lines
+from aigc_jax.data.raw_dataset import (
+    ColumnarExamples,
+    RawDataset,
+    decode,
+    is_unicode,
+    parse_json,
+    read_lines,
+)
 
 
-def read_text(pattern: str) -> Content:
+def read_text(pattern: str) -> RawDataset:
     """Text files, one document each; `pattern` is a path with wildcards.
 
     `**` is any number of folders, but hidden ones and links to folders, which may lead in circles.
@@ -20,16 +27,16 @@ def read_text(pattern: str) -> Content:
     try:
         matches = _matching(os.path.expanduser(pattern))
     except (ValueError, RecursionError) as e:  # a NUL, no Unicode, thousands of folders
-        raise UserError(f"{shown(pattern)} is not a path: {reason(e)}") from e
+        raise UserError(f"{shorten(pattern)} is not a path: {one_line(e)}") from e
     files = [f for f in sorted(matches) if os.path.isfile(f)]
     if not files:
-        raise UserError(f"no file matches {shown(pattern)}")
+        raise UserError(f"no file matches {shorten(pattern)}")
     documents, total = [], 0
     for file in files:
         with open_file(file) as f:
             total += file_size(f)
-            check_memory(total, f"the text of {shown(pattern)}")
-            documents.append(decode(f.read(), shown(file)).removeprefix("\ufeff"))
+            check_memory(total, f"the text of {shorten(pattern)}")
+            documents.append(decode(f.read(), shorten(file)).removeprefix("\ufeff"))
     return _text_content(documents, pattern, "text files have none")
 
 
@@ -50,7 +57,7 @@ def _matching(pattern: str) -> set[str]:
     return found
 
 
-def read_jsonl(path: str, text_field: str = "text", label_field: str = "label") -> Content:
+def read_jsonl(path: str, text_field: str = "text", label_field: str = "label") -> RawDataset:
     """One JSON object a line; its `text_field` is the document, its `label_field` the class.
 
     Labels are texts, whole numbers or truths. Unless every document has one they are left out.
@@ -71,13 +78,15 @@ def read_jsonl(path: str, text_field: str = "text", label_field: str = "label") 
         label = _label_of(record, label_field)
         labels.append(label)
         if label is None and not unlabelled:
-            unlabelled = f"{where} has no text or whole number under '{shown(label_field, 80)}'"
+            unlabelled = f"{where} has no text or whole number under '{shorten(label_field, 80)}'"
     if unlabelled:
         return _text_content(documents, path, unlabelled)
     content = _text_content(documents, path)
     names = sorted(set(labels))
     index = {name: i for i, name in enumerate(names)}
-    content.splits = {"train": Columns(text=documents, label=[index[label] for label in labels])}
+    content.splits = {
+        "train": ColumnarExamples(text=documents, label=[index[label] for label in labels])
+    }
     content.class_names = tuple(names)
     return content
 
@@ -87,7 +96,7 @@ def _text_of(record: Any, field: str, where: str) -> str:
     text = record.get(field) if isinstance(record, dict) else None
     if not isinstance(text, str):
         raise UserError(
-            f"{where} has no text under '{shown(field, 80)}': name the field with --text_field"
+            f"{where} has no text under '{shorten(field, 80)}': name the field with --text_field"
             " (data.text_field in a config)"
         )
     if not is_unicode(text):
@@ -103,8 +112,8 @@ def _label_of(record: dict[str, Any], field: str) -> str | None:
     return value if isinstance(value, str) and value.strip() and is_unicode(value) else None
 
 
-def _text_content(documents: list[str], where: str, unlabelled: str = "") -> Content:
+def _text_content(documents: list[str], where: str, unlabelled: str = "") -> RawDataset:
     documents = [d for d in documents if d.strip()]
     if not documents:
-        raise UserError(f"{shown(where)} holds no text")
-    return Content({"train": Columns(text=documents)}, unlabelled=unlabelled)
+        raise UserError(f"{shorten(where)} holds no text")
+    return RawDataset({"train": ColumnarExamples(text=documents)}, unlabelled=unlabelled)

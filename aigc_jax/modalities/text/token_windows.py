@@ -63,7 +63,7 @@ def join(documents: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     return store.array()
 
 
-class Windows:
+class TokenWindows:
     """A stream as overlapping windows of T + 1 tokens, of which T are predicted.
 
     Window i predicts the `stride` tokens after position i · stride; the T − stride tokens before

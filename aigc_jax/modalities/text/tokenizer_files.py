@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers
 
-from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.core.files import check_memory, file_size, open_file
 from aigc_jax.modalities.text.hf_tokenizer import (
     END,
@@ -43,7 +43,7 @@ def read(path: str) -> LibraryTokenizer:
     file = os.path.join(path, TOKENIZER) if folder else path
     if folder and not os.path.exists(file):
         raise UserError(
-            f"{shown(path)} holds no {TOKENIZER}: save the model's fast tokenizer there with"
+            f"{shorten(path)} holds no {TOKENIZER}: save the model's fast tokenizer there with"
             " save_pretrained of transformers"
         )
     text = _text(file)
@@ -52,7 +52,8 @@ def read(path: str) -> LibraryTokenizer:
         return with_settings(parse(text), settings)
     except ValueError as e:
         raise UserError(
-            f"{shown(file)} is not a tokenizer that can be used ({reason(e)}): take another file"
+            f"{shorten(file)} is not a tokenizer that can be used ({one_line(e)}): take another"
+            " file"
         ) from e
 
 
@@ -120,7 +121,7 @@ def _name(settings: dict[str, Any], key: str) -> str | None:
     value = settings.get(key)
     value = value.get("content") if isinstance(value, dict) else value
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"{key} is {shown(value, 40)}")
+        raise ValueError(f"{key} is {shorten(value, 40)}")
     return value
 
 
@@ -129,7 +130,7 @@ def _ids(settings: dict[str, Any], key: str, size: int) -> list[int]:
     value = settings.get(key)
     values = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(i) is int for i in values):
-        raise ValueError(f"{key} is {shown(value, 40)}")
+        raise ValueError(f"{key} is {shorten(value, 40)}")
     return [i for i in values if 0 <= i < size]
 
 
@@ -141,16 +142,16 @@ def _settings(folder: str, name: str) -> dict[str, Any]:
     try:
         value = json.loads(_text(path))
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{shown(path)} is not JSON ({reason(e)})") from e
+        raise UserError(f"{shorten(path)} is not JSON ({one_line(e)})") from e
     if not isinstance(value, dict):
-        raise UserError(f"{shown(path)} is not a JSON object")
+        raise UserError(f"{shorten(path)} is not a JSON object")
     return value
 
 
 def _text(path: str) -> str:
     with open_file(path) as f:
-        check_memory(10 * file_size(f), f"the tokenizer in {shown(path)}")
+        check_memory(10 * file_size(f), f"the tokenizer in {shorten(path)}")
         try:
             return f.read().decode("utf-8")
         except UnicodeDecodeError as e:
-            raise UserError(f"{shown(path)} is not UTF-8 text ({reason(e)})") from e
+            raise UserError(f"{shorten(path)} is not UTF-8 text ({one_line(e)})") from e

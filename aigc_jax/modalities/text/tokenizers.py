@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import tokenizers
 
-from aigc_jax.core.errors import UserError, nearest, shown
+from aigc_jax.core.errors import UserError, did_you_mean, shorten
 from aigc_jax.modalities.text import tokenizer_files
 from aigc_jax.modalities.text.hf_tokenizer import END, LibraryTokenizer, put_in_front
 from aigc_jax.modalities.text.token_bytes import byte_alphabet, bytes_of, until, utf8
@@ -186,7 +186,7 @@ def make_tokenizer(name: str, documents: Sequence[str], vocab_size: int = 0) -> 
     if name == "bpe":
         return LibraryTokenizer.train(documents, vocab_size)
     raise UserError(
-        f"there is no data.tokenizer '{shown(name)}': {nearest(shown(kind, 40), KINDS)}"
+        f"there is no data.tokenizer '{shorten(name)}': {did_you_mean(shorten(kind, 40), KINDS)}"
     )
 
 
@@ -202,7 +202,7 @@ def from_json(value: dict[str, Any]) -> Tokenizer:
     if name == ByteTokenizer.name:
         return ByteTokenizer()
     if name != CharTokenizer.name:
-        raise ValueError(f"the tokenizer {shown(name, 40)}")
+        raise ValueError(f"the tokenizer {shorten(name, 40)}")
     strings = isinstance(characters, list) and all(isinstance(c, str) for c in characters)
     if not strings or any(len(c) != 1 for c in characters):
         raise ValueError("characters that are none")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from aigc_jax.core.files import whole
+from aigc_jax.core.files import atomic_path
 
 TALLEST = 96  # pixels to which small images are enlarged
 
@@ -41,7 +41,7 @@ def image_grid(images_NHWC: np.ndarray, columns: int = 0, gap: int = 2) -> Image
 def save_images(images_NHWC: np.ndarray, path: str) -> str:
     """Writes a PNG grid, whole or not at all; returns its path."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with whole(path) as temporary:
+    with atomic_path(path) as temporary:
         image_grid(images_NHWC).save(temporary, format="PNG")
     return path
 
@@ -49,7 +49,7 @@ def save_images(images_NHWC: np.ndarray, path: str) -> str:
 def save_texts(texts: Sequence[str], path: str) -> str:
     """Writes text samples under numbered rules; returns the path."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with whole(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
         f.write(join_texts(texts) + "\n")
     return path
 

@@ -10,7 +10,7 @@ from aigc_jax.core.errors import StorageError
 from aigc_jax.runs.report.grid import (save_images, save_texts)
 from aigc_jax.experiment.generate import generate
 from aigc_jax.core.state import TrainState
-from aigc_jax.experiment.restore import guide_of
+from aigc_jax.experiment.restore import guidance_model_of
 
 
 def decode(run: Run, samples: np.ndarray, options: Any) -> np.ndarray | list[str]:
@@ -41,7 +41,7 @@ def save_samples(run: Run, state: TrainState, path: str) -> str:
       path: of the file.
     """
     options = run.config.sample
-    guide = guide_of(run, options)
+    guide = guidance_model_of(run, options)
     variables = state.sampling_params, state.mutables
     samples = generate(run.objective, *variables, options, options.num, guide=guide)
     return save(decode(run, samples, options), path)

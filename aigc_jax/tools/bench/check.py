@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from aigc_jax.core.errors import UserError, nearest, reason, shown
+from aigc_jax.core.errors import UserError, did_you_mean, one_line, shorten
 from aigc_jax.core.workdir import write_whole
 from aigc_jax.experiment import build
 from aigc_jax.experiment.recipes import load_recipe
@@ -154,14 +154,15 @@ def read(path: str) -> dict[str, Any]:
             baseline = json.load(f)
     except (OSError, ValueError) as e:
         raise UserError(
-            f"there is no baseline in {shown(path)} ({reason(e)}): write one with aigc bench"
-            f" --write_baseline={shown(path)}"
+            f"there is no baseline in {shorten(path)} ({one_line(e)}): write one with aigc bench"
+            f" --write_baseline={shorten(path)}"
         ) from e
     parts = baseline if isinstance(baseline, dict) else {}
     for key in ("configs", "ratios"):
         if not isinstance(parts.get(key), dict):
             raise UserError(
-                f"the baseline {shown(path)} has no '{key}' ({nearest(key, parts or ['nothing'])}):"
+                f"the baseline {shorten(path)} has no '{key}'"
+                f" ({did_you_mean(key, parts or ['nothing'])}):"
                 " write it anew with --write_baseline"
             )
     return baseline

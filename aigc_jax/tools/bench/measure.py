@@ -12,11 +12,11 @@ from aigc_jax.core import config as config_lib
 from aigc_jax.core.config import Config
 from aigc_jax.core.errors import UserError
 from aigc_jax.data.dataset import Dataset
-from aigc_jax.data.loader import TrainIterator
+from aigc_jax.data.loader import DataLoader
 from aigc_jax.distributed.mesh import share
 from aigc_jax.distributed.sharding import per_device
 from aigc_jax.experiment import build
-from aigc_jax.experiment.restore import behind_first_stage, tokenizer_of
+from aigc_jax.experiment.restore import tokenizer_of, with_first_stage
 from aigc_jax.modalities import sources
 from aigc_jax.ops import dispatch
 from aigc_jax.tools.bench import flops, hardware, trace
@@ -25,9 +25,9 @@ from aigc_jax.tools.bench.synthetic_data import synthetic
 from aigc_jax.tools.bench.timing import Times
 from aigc_jax.tools.chips import sheet_of_each
 from aigc_jax.training import oom
-from aigc_jax.training.anomaly import Guard
+from aigc_jax.training.anomaly import AnomalyDetector
 from aigc_jax.training.loop import fit
-from aigc_jax.training.metric_window import Window
+from aigc_jax.training.metric_window import MetricAccumulator
 
 WARM = 3  # steps before any is timed
 LEAST, MOST = 5, 2000  # steps that are timed
@@ -71,15 +71,15 @@ class Steps:
         )
         oom.check(*self._shapes)
         part = share(self.run.mesh)
-        self._batches = TrainIterator(dataset.train, size, config.seed, config.data.threads, part)
+        self._batches = DataLoader(dataset.train, size, config.seed, config.data.threads, part)
         # Random data may well be learned with numbers that are not finite: that is no trouble here.
-        self._window = Window(0, size, Guard(config_lib.Guard(max_skipped=0)))
+        self._window = MetricAccumulator(0, size, AnomalyDetector(config_lib.Guard(max_skipped=0)))
         self._taken, self.data_wait = 0, 0.0
         with oom.explained(*self._shapes):
             self._state = step.put_state(self.run.fresh_state())
             batch = step.put_batch(next(self._batches))
             began = time.perf_counter()
-            with dispatch.heard() as self.forms:
+            with dispatch.trace_choices() as self.forms:
                 lowered = step.lower(self._state, batch)
             self.compiled = lowered.compile()
             self.compile_seconds = time.perf_counter() - began
@@ -127,7 +127,7 @@ def load(config: Config, shape: str = "") -> Dataset:
     if shape:
         return synthetic(shape, config)
     dataset = sources.load(config.data, tokenizer_of(config.data))
-    return behind_first_stage(dataset, config.data)
+    return with_first_stage(dataset, config.data)
 
 
 def measure(
@@ -188,7 +188,7 @@ def throughput(config: Config, dataset: Dataset, seconds: float) -> dict[str, An
 def records_per_second(config: Config, dataset: Dataset, seconds: float = 1.0) -> float:
     """How many examples the pipeline makes if nothing is done with them."""
     size = config.data.batch_size
-    batches = TrainIterator(dataset.train, size, config.seed, config.data.threads)
+    batches = DataLoader(dataset.train, size, config.seed, config.data.threads)
     for _ in range(config.data.threads + 1):
         next(batches)
     began, count = time.perf_counter(), 0

@@ -8,7 +8,7 @@ from aigc_jax.data.dataset import Dataset
 from aigc_jax.modalities.sources import Images
 from aigc_jax.modalities.spec import TASKS, TextSpec
 from aigc_jax.modalities.synthetic_spec import spec_of
-from aigc_jax.modalities.text.token_windows import Windows
+from aigc_jax.modalities.text.token_windows import TokenWindows
 
 BATCHES = 4  # that differ
 TOKENS = 1 << 20
@@ -30,7 +30,7 @@ def synthetic(shape: str, config: Config) -> Dataset:
             raise UserError(f"--synthetic={shape}: there is no random text of labels or tags")
         entries = getattr(config.model, "vocab_size", 0) or spec.tokenizer.size
         stream = rng.integers(0, entries, max(TOKENS, 2 * spec.seq_len)).astype(np.int32)
-        windows = Windows(stream, spec.seq_len)
+        windows = TokenWindows(stream, spec.seq_len)
         return Dataset(TextSpec(spec.tokenizer, spec.seq_len), windows, windows)
     count = BATCHES * config.data.batch_size
     whole = {"image": rng.integers(0, 256, (count, *spec.shape), np.uint8)}

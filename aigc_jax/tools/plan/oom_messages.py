@@ -15,7 +15,7 @@ UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 SIGNS = ("RESOURCE_EXHAUSTED", "Ran out of memory", "out of memory", "Out of memory")
 
 
-def outgrown(message: str, arguments: float, memory: float) -> tuple[float, float] | None:
+def parse_oom_message(message: str, arguments: float, memory: float) -> tuple[float, float] | None:
     """Bytes that a program needs, at least, and has; none if the message is of something else.
 
     Args:

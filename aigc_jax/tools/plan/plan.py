@@ -12,7 +12,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.distributed.mesh import make_mesh
 from aigc_jax.distributed.sharding import per_device
 from aigc_jax.experiment import build
-from aigc_jax.experiment.restore import behind_first_stage
+from aigc_jax.experiment.restore import with_first_stage
 from aigc_jax.families.registry import FAMILIES
 from aigc_jax.modalities import sources
 from aigc_jax.modalities.spec import ImageSpec, Spec
@@ -21,7 +21,7 @@ from aigc_jax.tools.bench import flops
 from aigc_jax.tools.plan import topology
 from aigc_jax.tools.plan.costs import costs
 from aigc_jax.tools.plan.hlo import parse
-from aigc_jax.tools.plan.oom_messages import outgrown
+from aigc_jax.tools.plan.oom_messages import parse_oom_message
 from aigc_jax.tools.plan.roofline import Budget, roofline
 from aigc_jax.training.oom import total
 
@@ -74,7 +74,7 @@ def planned(config: Config, shape: str = "") -> tuple[Config, Spec]:
     if family.modality == "text" and not config.data.first_stage:
         return with_vocabulary(config), spec_of("text", config)
     try:
-        dataset = behind_first_stage(sources.load(config.data), config.data)
+        dataset = with_first_stage(sources.load(config.data), config.data)
     except UserError as e:
         raise UserError(
             f"{e} (a plan needs only the shape of the data: --synthetic=32x32x3:10, or text:9)"
@@ -156,7 +156,7 @@ def fitted(
     try:
         compiled = lowered.compile()
     except Exception as e:
-        needs = outgrown(str(e), state, memory)
+        needs = parse_oom_message(str(e), state, memory)
         if needs is None:
             raise
         peak, has = needs

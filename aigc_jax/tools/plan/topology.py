@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from aigc_jax.core.errors import UserError, reason
+from aigc_jax.core.errors import UserError, one_line
 from aigc_jax.ops.dispatch import compiling_for
 from aigc_jax.tools.chips import DataSheet, data_sheet, shared, sheet_of_each
 from aigc_jax.tools.plan.interconnect import closed_sides
@@ -129,7 +129,7 @@ def _tpu(kind: str, sides: str, name: str, slices: int) -> list[Any]:
             platform="tpu", topology_name=f"{OWN_NAMES.get(kind, kind)}:{sides}", **options
         )
     except Exception as e:
-        raise UserError(f"--topology={name} cannot be had ({reason(e)}): try other sides") from e
+        raise UserError(f"--topology={name} cannot be had ({one_line(e)}): try other sides") from e
     return list(found.devices)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 
 from aigc_jax.core.config import flatten, jsonable
-from aigc_jax.core.errors import UserError, nearest, shown
+from aigc_jax.core.errors import UserError, did_you_mean, shorten
 
 OWN = ("mesh", "data.data_dir", "data.threads")  # what each machine may say for itself
 
@@ -44,8 +44,8 @@ class Range:
         """
         key, _, values = text.replace(" ", "").partition("=")
         if key not in config:
-            raise UserError(f"--search={shown(text)}: the config has no key '{shown(key)}': "
-                            f"{nearest(shown(key), config)}")  # fmt: skip
+            raise UserError(f"--search={shorten(text)}: the config has no key '{shorten(key)}': "
+                            f"{did_you_mean(shorten(key), config)}")  # fmt: skip
         kind = type(config[key])
         values, _, how = values.partition(":") if ".." in values else (values, "", "")
         try:
@@ -62,7 +62,7 @@ class Range:
             return cls(key, choices=choices)
         except ValueError:
             raise UserError(
-                f"--search={shown(text)} is no range of values like {key}={config[key]}: write"
+                f"--search={shorten(text)} is no range of values like {key}={config[key]}: write"
                 f" {key}=a,b,c, or for numbers {key}=low..high or {key}=low..high:log"
             ) from None
 
@@ -141,7 +141,7 @@ class Search:
         if self.metric not in record:
             known = [k for k, v in record.items() if isinstance(v, (int, float)) and k != "step"]
             raise UserError(
-                f"--metric={self.metric} is not evaluated: {nearest(self.metric, known)}"
+                f"--metric={self.metric} is not evaluated: {did_you_mean(self.metric, known)}"
             )
         value = record[self.metric]
         worst = -math.inf if self.maximize else math.inf
@@ -157,6 +157,6 @@ def _lines(text: str) -> list[str]:
             lines = [line.partition("#")[0].strip() for line in f]
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(
-            f"--search={shown(text)} is neither KEY=values nor a file of such lines ({e})"
+            f"--search={shorten(text)} is neither KEY=values nor a file of such lines ({e})"
         ) from e
     return [line for line in lines if line]

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aigc_jax.core.config import flatten
-from aigc_jax.distributed.preemption import Stop
+from aigc_jax.distributed.preemption import PreemptionHandler
 from aigc_jax.experiment.recipes import load_recipe
 from aigc_jax.tools.sweep.report import save_trials
 from aigc_jax.tools.sweep.search_space import Search
@@ -29,7 +29,7 @@ def sweep(
     storage: str = "",
     seed: int | None = None,
     flags: Sequence[str] = (),
-    stop: Stop | None = None,
+    stop: PreemptionHandler | None = None,
 ) -> str:
     """Trains until the search has so many trials; returns their table.
 
@@ -50,7 +50,7 @@ def sweep(
     """
     workdir = os.path.abspath(os.path.expanduser(workdir))
     os.makedirs(workdir, exist_ok=True)
-    stop = stop or Stop()
+    stop = stop or PreemptionHandler()
     with stop.free(lambda: None):
         worker = Worker(search, workdir, storage, prune, seed)
         worker.take_up_lost()

@@ -11,7 +11,7 @@ from typing import Any
 from aigc_jax.core.config import differences
 from aigc_jax.core.errors import NotFinite, OutOfMemory, Stopped, UserError
 from aigc_jax.core.workdir import Lock
-from aigc_jax.distributed.preemption import Stop
+from aigc_jax.distributed.preemption import PreemptionHandler
 from aigc_jax.tools.sweep.search_space import Search
 from aigc_jax.training.metric_log import read_metrics
 
@@ -108,7 +108,7 @@ class Worker:
         if trial.params:  # otherwise it had not begun
             self.study.enqueue_trial(trial.params, user_attrs={FOLDER: name})
 
-    def run_one(self, base: Sequence[str], stop: Stop) -> None:
+    def run_one(self, base: Sequence[str], stop: PreemptionHandler) -> None:
         """Runs the next trial to its end, whatever that is.
 
         Args:
@@ -151,7 +151,7 @@ class Worker:
             print(f"trial {trial.number}: {self._search.metric}={value:.5g}", flush=True)
 
     def _watch(
-        self, trial: Any, command: Sequence[str], folder: str, stop: Stop
+        self, trial: Any, command: Sequence[str], folder: str, stop: PreemptionHandler
     ) -> tuple[bool, int]:
         """Whether the trial was pruned, and its exit status."""
         pruned, seen = False, set()

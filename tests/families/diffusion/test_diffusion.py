@@ -18,7 +18,7 @@ from aigc_jax.distributed.mesh import make_mesh
 from aigc_jax.evaluation.heldout import HeldOut
 from aigc_jax.families.diffusion import meanflow
 from aigc_jax.families.diffusion.diffusion import Diffusion, DiffusionConfig
-from aigc_jax.modalities.image.init_images import given_images
+from aigc_jax.modalities.image.init_images import load_init_images
 from aigc_jax.runs import api as run_lib
 
 KEY_B = jax.random.split(jax.random.key(3), 8)
@@ -239,16 +239,16 @@ def test_given_files_are_fitted_like_prepared_ones(tmp_path):
     white = np.zeros((8, 12), np.uint8)
     white[:, 6:] = 255
     mask = picture(tmp_path / "m.png", (12, 8), white, "L")
-    images, masks = given_images(image, mask, (8, 8, 1))
+    images, masks = load_init_images(image, mask, (8, 8, 1))
     assert images.shape == (1, 8, 8, 1) and masks.shape == (1, 8, 8)
     # The middle 8 of 12 columns: the right half is still the right half.
     np.testing.assert_array_equal(masks[0], np.arange(8)[None].repeat(8, 0) >= 4)
     grey = np.asarray(Image.open(image).convert("L"))[:, 2:10]
     assert np.abs(images[0, :, :, 0].astype(int) - grey).max() <= 2
-    array, none = given_images(images[0, :, :, 0], None, (8, 8, 1))
+    array, none = load_init_images(images[0, :, :, 0], None, (8, 8, 1))
     np.testing.assert_array_equal(array, images)
     assert none is None
-    _, masks = given_images(np.zeros((3, 8, 8, 1), np.uint8), masks[0], (8, 8, 1))
+    _, masks = load_init_images(np.zeros((3, 8, 8, 1), np.uint8), masks[0], (8, 8, 1))
     assert masks.shape == (3, 8, 8)
 
 
@@ -265,7 +265,7 @@ def test_given_images_that_do_not_fit_are_refused(tmp_path):
         (("gone.png", None), "gone.png"),
     ):
         with pytest.raises(UserError, match=message):
-            given_images(*pair, (8, 8, 1))
+            load_init_images(*pair, (8, 8, 1))
 
 
 @pytest.fixture

@@ -8,8 +8,17 @@ import pytest
 from aigc_jax.core.errors import UserError
 from aigc_jax.families.diffusion.diffusion_config import DiffusionConfig, make_noise
 from aigc_jax.families.diffusion.noise_schedules import Flow, Karras, Timesteps
-from aigc_jax.families.diffusion.preconditioning import PREDICTIONS, LogNormal, Noise, Uniform
-from aigc_jax.families.diffusion.sigma_schedules import GRIDS, check_grid, make_grid
+from aigc_jax.families.diffusion.preconditioning import (
+    PREDICTIONS,
+    LogNormal,
+    Preconditioning,
+    Uniform,
+)
+from aigc_jax.families.diffusion.sigma_schedules import (
+    SIGMA_SCHEDULES,
+    check_sigma_schedule,
+    make_sigma_schedule,
+)
 
 SCHEDULES = [Karras(), Flow(), Timesteps("linear"), Timesteps("cosine")]
 
@@ -128,21 +137,21 @@ def test_edm_inputs_and_targets_have_unit_variance():
 
 def test_levels_have_their_distributions():
     u = (jnp.arange(20000) + 0.5) / 20000
-    edm = jnp.log(Noise("edm", Karras(), LogNormal(-1.2, 1.2)).draw(u))
+    edm = jnp.log(Preconditioning("edm", Karras(), LogNormal(-1.2, 1.2)).draw(u))
     np.testing.assert_allclose([edm.mean(), edm.std()], [-1.2, 1.2], atol=2e-3)
     # Logit-normal t: its logit is ln σ.
-    flow = Noise("flow", Flow(), LogNormal(0.5, 0.8)).draw(u)
+    flow = Preconditioning("flow", Flow(), LogNormal(0.5, 0.8)).draw(u)
     t = flow / (1 + flow)
     logit = jnp.log(t / (1 - t))
     np.testing.assert_allclose([logit.mean(), logit.std()], [0.5, 0.8], atol=2e-3)
     # Uniform: each timestep equally often; t evenly; ln σ evenly.
     for betas in ("linear", "cosine"):
-        steps = Noise("epsilon", Timesteps(betas), Uniform()).draw(u)
+        steps = Preconditioning("epsilon", Timesteps(betas), Uniform()).draw(u)
         index = np.round(Timesteps(betas).time(steps))
         assert (np.bincount(index.astype(int), minlength=1000) == 20).all()
-    sigma = Noise("flow", Flow(), Uniform()).draw(u)
+    sigma = Preconditioning("flow", Flow(), Uniform()).draw(u)
     np.testing.assert_allclose(sigma / (1 + sigma), 0.001 + 0.998 * u, rtol=1e-3)
-    sigma = Noise("edm", Karras(), Uniform()).draw(u)
+    sigma = Preconditioning("edm", Karras(), Uniform()).draw(u)
     np.testing.assert_allclose(jnp.log(sigma / 0.002) / jnp.log(40000.0), u, atol=1e-4)
 
 
@@ -175,8 +184,8 @@ def test_schedules_by_hand():
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_grids_fall_from_noise_to_zero(schedule):
-    for name in GRIDS:
-        grid = make_grid(name, schedule)
+    for name in SIGMA_SCHEDULES:
+        grid = make_sigma_schedule(name, schedule)
         for steps in (1, 2, 7, 50):
             sigma = np.asarray(grid(jnp.arange(steps + 1), jnp.int32(steps)))
             assert sigma[-1] == 0 and np.isfinite(sigma).all(), (name, steps)
@@ -187,7 +196,9 @@ def test_grids_fall_from_noise_to_zero(schedule):
 
 def test_grids_by_hand():
     def values(name, schedule, steps, **kwargs):
-        return np.asarray(make_grid(name, schedule, **kwargs)(jnp.arange(steps + 1), steps))
+        return np.asarray(
+            make_sigma_schedule(name, schedule, **kwargs)(jnp.arange(steps + 1), steps)
+        )
 
     root = np.array([80 ** (1 / 7), (80 ** (1 / 7) + 0.002 ** (1 / 7)) / 2, 0.002 ** (1 / 7)])
     np.testing.assert_allclose(values("karras", Karras(), 3)[:3], root**7, rtol=1e-4)
@@ -201,5 +212,5 @@ def test_grids_by_hand():
     # Esser et al. (2024), eq. 23.
     np.testing.assert_allclose(shifted / (1 + shifted), 3 * t / (1 + 2 * t), rtol=1e-5, atol=1e-7)
     with pytest.raises(UserError, match="at most 1000 steps"):
-        check_grid("trailing", linear, 1001)
-    check_grid("trailing", Karras(), 1001)
+        check_sigma_schedule("trailing", linear, 1001)
+    check_sigma_schedule("trailing", Karras(), 1001)

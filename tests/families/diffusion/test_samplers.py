@@ -9,8 +9,8 @@ import pytest
 
 from aigc_jax.families.diffusion.noise_schedules import Flow, Karras, Timesteps
 from aigc_jax.families.diffusion.ode_likelihood import log_likelihood
-from aigc_jax.families.diffusion.samplers import Churn, Given, sample
-from aigc_jax.families.diffusion.sigma_schedules import make_grid
+from aigc_jax.families.diffusion.samplers import Churn, InitImage, sample
+from aigc_jax.families.diffusion.sigma_schedules import make_sigma_schedule
 
 MEAN, STD = 0.3, 0.5
 KEYS = jax.random.split(jax.random.key(0), 4000)
@@ -27,13 +27,13 @@ def start_of(keys=KEYS, shape=(1, 1, 1)):
 
 def exact(schedule):
     """Where the probability-flow ODE takes each start: x − MEAN shrinks by STD / √(STD² + σ²)."""
-    sigma = make_grid("auto", schedule)(jnp.int32(0), jnp.int32(1000))
+    sigma = make_sigma_schedule("auto", schedule)(jnp.int32(0), jnp.int32(1000))
     return MEAN + (sigma * start_of() - MEAN) * STD / jnp.sqrt(STD**2 + sigma**2)
 
 
 @partial(jax.jit, static_argnames=("schedule", "sampler", "grid"))
 def draw(schedule, steps, grid="auto", churn=None, **kwargs):
-    grid = make_grid(grid, schedule)
+    grid = make_sigma_schedule(grid, schedule)
     churn = None if churn is None else Churn(*churn)
     return sample(denoiser, grid, KEYS, (1, 1, 1), steps, churn=churn, **kwargs)
 
@@ -137,8 +137,8 @@ LEFT = jnp.zeros((64, 4, 4), bool).at[:, :, :2].set(True)
 
 @partial(jax.jit, static_argnames=("sampler",))
 def redraw(sampler, strength=1.0, redrawn=None, resample=1, steps=12, **kwargs):
-    given = Given(IMAGE, strength, redrawn, resample)
-    grid = make_grid("auto", Karras())
+    given = InitImage(IMAGE, strength, redrawn, resample)
+    grid = make_sigma_schedule("auto", Karras())
     return sample(denoiser, grid, FEW, (4, 4, 1), steps, sampler=sampler, given=given, **kwargs)
 
 
@@ -165,8 +165,8 @@ def test_what_is_known_is_seen_with_the_noise_of_each_level():
 
     @jax.jit
     def walk():
-        given = Given(IMAGE, 1.0, LEFT, 2)
-        grid = make_grid("auto", Karras())
+        given = InitImage(IMAGE, 1.0, LEFT, 2)
+        grid = make_sigma_schedule("auto", Karras())
         return sample(asked, grid, FEW, (4, 4, 1), 3, sampler="ancestral", given=given)
 
     walk().block_until_ready()
@@ -181,7 +181,9 @@ def test_what_is_known_is_seen_with_the_noise_of_each_level():
 @pytest.mark.parametrize("sampler", ["heun", "ancestral", "dpmpp_2m"])
 def test_strength_says_how_much_of_an_image_is_kept(sampler):
     np.testing.assert_array_equal(redraw(sampler, strength=0.0), IMAGE)
-    whole = sample(denoiser, make_grid("auto", Karras()), FEW, (4, 4, 1), 12, sampler=sampler)
+    whole = sample(
+        denoiser, make_sigma_schedule("auto", Karras()), FEW, (4, 4, 1), 12, sampler=sampler
+    )
     # All of it: a sample like any other. (The compiler rounds another way.)
     np.testing.assert_allclose(redraw(sampler, strength=1.0), whole, rtol=1e-3, atol=1e-4)
     moved = [float(jnp.abs(redraw(sampler, strength=s) - IMAGE).mean()) for s in (0.25, 0.5, 0.9)]

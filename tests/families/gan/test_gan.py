@@ -17,7 +17,7 @@ import aigc_jax
 from aigc_jax.core.config import Data, Optim
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.metrics import Mean
-from aigc_jax.core.objective import Alarm
+from aigc_jax.core.objective import HealthCheck
 from aigc_jax.experiment import build
 from aigc_jax.experiment.recipes import load_recipe
 from aigc_jax.families.gan import critic_state, dcgan, mlp_gan, r3gan
@@ -29,7 +29,7 @@ from aigc_jax.modalities.spec import ImageSpec
 from aigc_jax.nn.padding import crop, fill
 from aigc_jax.ops import convolution, spectral_norm
 from aigc_jax.ops.schedules import half_cosine
-from aigc_jax.training.health_checks import Alarms, raised
+from aigc_jax.training.health_checks import HealthMonitor, raised
 from aigc_jax.training.metric_log import read_metrics
 from aigc_jax.training.optimizers import make_optimizer
 from aigc_jax.training.step import make_step
@@ -285,19 +285,22 @@ def test_adam_whose_b2_moves(name):
 
 
 def test_an_alarm_goes_off_after_so_many_records_and_only_then():
-    alarm = Alarm("a", 0.2, 1.0, 3, "it is low")
+    alarm = HealthCheck("a", 0.2, 1.0, 3, "it is low")
     values = [0.1, 0.1, 0.5, 0.1, 0.1, 0.1, 0.1, None, 0.5, 2.0, 2.0, None, float("nan"), 2.0]
     records = [{"kind": "train", "step": i, "a": v} for i, v in enumerate(values)]
-    watch = Alarms([alarm])
+    watch = HealthMonitor([alarm])
     fired = [i for i, record in enumerate(records) if watch.check(record)]
     assert fired == [5, 13]
     # A run that goes on knows what was before; records of evaluations do not count.
-    again = Alarms([alarm], [{"kind": "eval", "a": 0.1}, *records[3:5]])
+    again = HealthMonitor([alarm], [{"kind": "eval", "a": 0.1}, *records[3:5]])
     assert again.check(records[5]) == [alarm] and not again.check(records[6])
 
 
 def test_alarms_are_found_again_in_the_records():
-    alarms = [Alarm("a", 0.2, 1.0, 1, "it is low"), Alarm("a", 0.0, 0.8, 1, "it is high")]
+    alarms = [
+        HealthCheck("a", 0.2, 1.0, 1, "it is low"),
+        HealthCheck("a", 0.0, 0.8, 1, "it is high"),
+    ]
     records = [{"step": 1, "a": 0.5}, {"step": 2, "a": 0.9, "alarm": "a"}]
     records += [{"step": 3, "a": 0.1, "b": 9.0, "alarm": "a, b"}]
     assert [r[:2] for r in raised([], records)] == [(2, "a"), (3, "a"), (3, "b")]
@@ -309,7 +312,7 @@ class Falling:
     """A number that falls by itself, and an alarm that knows how far it may."""
 
     turns, num_classes = ("model",), 0
-    alarms = (Alarm("place", -1.5, 9.0, 2, "it has fallen too far: catch it"),)
+    alarms = (HealthCheck("place", -1.5, 9.0, 2, "it has fallen too far: catch it"),)
 
     def init(self, rng, batch):
         return {"model": {"place": jnp.zeros((1, 1))}}, {}

@@ -16,9 +16,9 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import option
 from aigc_jax.core.metrics import Mean
 from aigc_jax.core.objective import Request
-from aigc_jax.data.shuffle import permuted
+from aigc_jax.data.shuffle import permutation
 from aigc_jax.experiment import build
-from aigc_jax.experiment.restore import begin_behind
+from aigc_jax.experiment.restore import load_first_stage
 from aigc_jax.families import registry
 from aigc_jax.families.latent import first_stage
 from aigc_jax.families.latent.first_stage import PLAYER
@@ -100,15 +100,15 @@ def behind(family, stage, **changes):
 
 def parts(config):
     """The parts of a run behind its first stage, with the frozen player in its place."""
-    from aigc_jax.experiment.restore import behind_first_stage
+    from aigc_jax.experiment.restore import with_first_stage
     from aigc_jax.modalities import sources
 
     config = build.parse_config(config)
-    dataset = behind_first_stage(sources.load(config.data), config.data)
+    dataset = with_first_stage(sources.load(config.data), config.data)
     run = build.build(config, dataset.spec)
     state = run.init(jnp.int32(0))
-    params = begin_behind(config.data.first_stage, run.objective, state.params, dataset)
-    some = permuted(len(dataset.train), 0)[:512]  # not the first: they may all be of one class
+    params = load_first_stage(config.data.first_stage, run.objective, state.params, dataset)
+    some = permutation(len(dataset.train), 0)[:512]  # not the first: they may all be of one class
     images = np.stack([dataset.train[int(i)]["image"] for i in some])
     labels = np.array([dataset.train[int(i)]["label"] for i in some])
     return run, params, {"image": images, "label": labels, "weight": np.ones(512, np.float32)}
@@ -131,7 +131,7 @@ def test_latents_are_normalised_and_samples_are_images(blocks):
 def test_places_of_images_that_are_filled_up_are_drawn_anew_where_their_pixels_are(monkeypatch):
     stage = SimpleNamespace(latent_shape=(5, 6, 1), covered=(20, 24), decode=None)
     inner = SimpleNamespace(turns=(), num_classes=0)
-    latents = first_stage.Latents(inner, stage, None)
+    latents = first_stage.ContinuousLatentObjective(inner, stage, None)
     monkeypatch.setattr(latents, "_inward", lambda *_: {"image": np.zeros((1, 5, 6, 1))})
     mask = np.zeros((1, 17, 23), bool)  # which begins in the second of 20 rows
     mask[0, 3, 0] = mask[0, 16, 22] = True

@@ -18,7 +18,7 @@ from aigc_jax.distributed.mesh import make_mesh
 from aigc_jax.evaluation.heldout import HeldOut
 from aigc_jax.experiment import build
 from aigc_jax.experiment.recipes import load_recipe
-from aigc_jax.families.vae.latent_groups import OneGroup
+from aigc_jax.families.vae.latent_groups import SingleLatent
 from aigc_jax.families.vae.vae import VAE, VAEConfig, kl
 from aigc_jax.modalities.spec import ImageSpec
 from aigc_jax.ops.image import psnr
@@ -403,5 +403,5 @@ def test_every_recipe_of_autoencoders_is_looked_at():
 
 def test_one_group_reads_shapes_without_computing():
     run = tiny.make("vae", model=dict(spatial=True))
-    assert isinstance(run.objective.latents, OneGroup)
+    assert isinstance(run.objective.latents, SingleLatent)
     assert run.objective.latents.shapes() == [(4, 4, 3)]

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aigc_jax.core.config import Data
-from aigc_jax.data.loader import TrainIterator, eval_batches
+from aigc_jax.data.loader import DataLoader, eval_batches
 from aigc_jax.modalities import sources
-from aigc_jax.modalities.text.packing import framed, pack, place
+from aigc_jax.modalities.text.packing import pack, place, with_special_tokens
 from aigc_jax.modalities.text.tokenizers import ByteTokenizer
 
 
@@ -165,7 +165,7 @@ def test_a_hundred_thousand_documents_are_packed_in_seconds():
 @pytest.mark.parametrize("name", ["byte", "char", "trained"])
 def test_a_document_stands_between_separators(name):
     tokenizer = kind(name)
-    ((tokens, weight),) = framed(["The cat"], tokenizer)
+    ((tokens, weight),) = with_special_tokens(["The cat"], tokenizer)
     end = tokenizer.separator
     assert tokens.tolist() == [end, *tokenizer.encode("The cat").tolist(), end]
     assert weight is None
@@ -174,7 +174,7 @@ def test_a_document_stands_between_separators(name):
 def test_a_document_has_something_in_front_even_if_the_tokenizer_says_nothing():
     tokenizer = kind("wordpiece")
     assert tokenizer.prefix == ()
-    ((tokens, _),) = framed(["cat"], tokenizer)
+    ((tokens, _),) = with_special_tokens(["cat"], tokenizer)
     assert tokens[0] == tokens[-1] == tokenizer.separator and len(tokens) == 3
 
 
@@ -209,7 +209,7 @@ def test_every_row_comes_once_per_epoch_and_once_in_evaluation(tmp_path):
     path = write_jsonl(tmp_path, [{"text": t} for t in texts])
     data = sources.load(Data(source=f"jsonl:{path}", form="documents", seq_len=80))
     count = len(data.train)
-    batches = TrainIterator(data.train, count, seed=0)
+    batches = DataLoader(data.train, count, seed=0)
     epochs = [next(batches)["tokens"].tolist() for _ in range(2)]
     assert (
         sorted(epochs[0])
@@ -288,7 +288,7 @@ def test_characters_of_the_marks_are_in_the_vocabulary(tmp_path):
 def test_a_row_by_hand():
     """Rows hold what `framed` makes, in a type as small as the vocabulary allows."""
     tokenizer = ByteTokenizer()
-    packed = pack(framed(["ab", "c"], tokenizer), 10, tokenizer.size)
+    packed = pack(with_special_tokens(["ab", "c"], tokenizer), 10, tokenizer.size)
     (row,) = rows_of(packed)
     assert row["tokens"].tolist() == [256, 97, 98, 256, 256, 99, 256, 0, 0, 0, 0]
     assert row["segments"].tolist() == [1, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0]

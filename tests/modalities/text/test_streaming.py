@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from aigc_jax.core.errors import UserError
-from aigc_jax.data.loader import TrainIterator
+from aigc_jax.data.loader import DataLoader
 from aigc_jax.data.mixture import Mixed
 from aigc_jax.modalities.sources import Images
-from aigc_jax.modalities.text.streaming import Streamed
+from aigc_jax.modalities.text.streaming import StreamingSource
 
 LENGTHS = np.random.default_rng(0).integers(1, 30, 37)
 ENDS = np.cumsum(LENGTHS)
@@ -29,7 +29,7 @@ class Documents:
 
 
 def streamed(joined=False, seq_len=11, documents=None):
-    return Streamed(documents or Documents(), len(LENGTHS), seq_len, joined=joined)
+    return StreamingSource(documents or Documents(), len(LENGTHS), seq_len, joined=joined)
 
 
 def take(iterator, count):
@@ -61,7 +61,7 @@ def pairs(batches, key="weight"):
 def test_every_target_of_an_epoch_comes_once(weighted):
     """One lane reads all documents: an epoch is over when it has begun the next."""
     source = streamed(documents=Documents(weighted))
-    got = pairs(take(TrainIterator(source, 1, seed=0, threads=0), 200))
+    got = pairs(take(DataLoader(source, 1, seed=0, threads=0), 200))
     expected = {
         (t, t + 1)
         for end, length in zip(ENDS.tolist(), LENGTHS.tolist(), strict=True)
@@ -75,7 +75,7 @@ def test_every_target_of_an_epoch_comes_once(weighted):
 
 
 def test_rows_are_documents_side_by_side():
-    for batch in take(TrainIterator(streamed(), 4, seed=0), 20):
+    for batch in take(DataLoader(streamed(), 4, seed=0), 20):
         for tokens, segments in zip(batch["tokens"], batch["segments"], strict=True):
             for segment in range(1, segments.max() + 1):
                 run = tokens[segments == segment]
@@ -86,14 +86,14 @@ def test_rows_are_documents_side_by_side():
 def test_little_room_is_wasted():
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(4, 1, 1000), 2, None).astype(int)
-    source = Streamed(lambda i: (np.ones(lengths[i], np.int32), None), 1000, 511)
-    batches = take(TrainIterator(source, 4, seed=0, threads=0), 60)
+    source = StreamingSource(lambda i: (np.ones(lengths[i], np.int32), None), 1000, 511)
+    batches = take(DataLoader(source, 4, seed=0, threads=0), 60)
     assert np.mean([batch["segments"] > 0 for batch in batches]) > 0.97
 
 
 def test_joined_documents_lose_no_token():
     """Windows share one token, so that each is a target once."""
-    batches = take(TrainIterator(streamed(joined=True), 1, seed=0, threads=0), 100)
+    batches = take(DataLoader(streamed(joined=True), 1, seed=0, threads=0), 100)
     line = np.concatenate([b["tokens"][0, :-1] for b in batches])
     following = np.concatenate([b["tokens"][0, 1:] for b in batches])
     assert (line[1:] == following[:-1]).all()
@@ -108,12 +108,12 @@ def test_joined_documents_lose_no_token():
 @pytest.mark.parametrize("taken", [0, 1, 13])
 @pytest.mark.parametrize("joined", [False, True])
 def test_seek_goes_on_with_exactly_the_next_rows(joined, taken, threads):
-    iterator = TrainIterator(streamed(joined), 4, seed=3, threads=threads)
+    iterator = DataLoader(streamed(joined), 4, seed=3, threads=threads)
     take(iterator, taken)
     position = json.loads(json.dumps(iterator.position()))
     expected = take(iterator, 8)
     documents = Documents()
-    again = TrainIterator(streamed(joined, documents=documents), 4, seed=3, threads=0)
+    again = DataLoader(streamed(joined, documents=documents), 4, seed=3, threads=0)
     again.seek(position)
     # Only what waits is read again, not what was before.
     assert len(documents.read) <= 4 * 13
@@ -124,7 +124,7 @@ def test_seek_goes_on_with_exactly_the_next_rows(joined, taken, threads):
 
 @pytest.mark.parametrize("joined", [False, True])
 def test_going_back_and_forth(joined):
-    iterator = TrainIterator(streamed(joined), 4, seed=3)
+    iterator = DataLoader(streamed(joined), 4, seed=3)
     start = iterator.position()
     batches = take(iterator, 90)
     for number in (88, 50, 0, 3, 89):
@@ -137,12 +137,12 @@ def test_going_back_and_forth(joined):
 @pytest.mark.parametrize("joined", [False, True])
 def test_processes_share_the_rows_of_one_and_read_no_more(joined, monkeypatch):
     whole, shares, read = Documents(), [], []
-    expected = take(TrainIterator(streamed(joined, documents=whole), 4, seed=5, threads=0), 9)
+    expected = take(DataLoader(streamed(joined, documents=whole), 4, seed=5, threads=0), 9)
     for process in range(2):
         as_process(monkeypatch, process, 2)
         documents = Documents()
         source = streamed(joined, documents=documents)
-        shares.append(take(TrainIterator(source, 4, seed=5, threads=0), 9))
+        shares.append(take(DataLoader(source, 4, seed=5, threads=0), 9))
         read += documents.read
     assert sorted(read) == sorted(whole.read)
     for k, batch in enumerate(expected):
@@ -155,7 +155,7 @@ def test_processes_share_the_rows_of_one_and_read_no_more(joined, monkeypatch):
 def test_a_run_goes_on_with_another_number_of_processes(before, after, monkeypatch):
     import aigc_jax.data.loader as pipeline
 
-    alone = TrainIterator(streamed(), 4, seed=5, threads=0)
+    alone = DataLoader(streamed(), 4, seed=5, threads=0)
     take(alone, 7)
     whole = alone.position()
     expected = take(alone, 4)
@@ -164,7 +164,7 @@ def test_a_run_goes_on_with_another_number_of_processes(before, after, monkeypat
     for process in range(before):
         as_process(monkeypatch, process, before)
         monkeypatch.setattr(pipeline, "all_rows", lambda mine, part: rows)
-        iterator = TrainIterator(streamed(), 4, seed=5, threads=0)
+        iterator = DataLoader(streamed(), 4, seed=5, threads=0)
         take(iterator, 7)
         mine = iterator._iterator.get_state()["lanes"]["0"]
         share = 4 // before
@@ -174,7 +174,7 @@ def test_a_run_goes_on_with_another_number_of_processes(before, after, monkeypat
     shares = []
     for process in range(after):
         as_process(monkeypatch, process, after)
-        again = TrainIterator(streamed(), 4, seed=5, threads=0)
+        again = DataLoader(streamed(), 4, seed=5, threads=0)
         again.seek(whole)
         shares.append(take(again, 4))
     for k, batch in enumerate(expected):
@@ -184,22 +184,22 @@ def test_a_run_goes_on_with_another_number_of_processes(before, after, monkeypat
 
 def test_streams_are_mixed_with_each_other_and_go_on():
     def source():
-        other = Streamed(lambda i: (np.arange(1000, 1020), None), 5, 11)
+        other = StreamingSource(lambda i: (np.arange(1000, 1020), None), 5, 11)
         return Mixed([streamed(), other], [3, 1])
 
-    iterator = TrainIterator(source(), 8, seed=0)
+    iterator = DataLoader(source(), 8, seed=0)
     for batch in take(iterator, 10):
         assert (batch["tokens"][:, 0] >= 1000).sum() == 2
     position = json.loads(json.dumps(iterator.position()))
     assert position["mixture"] == [60, 20]
     expected = take(iterator, 5)
-    again = TrainIterator(source(), 8, seed=0)
+    again = DataLoader(source(), 8, seed=0)
     again.seek(position)
     assert_same(take(again, 5), expected)
 
 
 def test_documents_of_a_batch_are_known():
-    iterator = TrainIterator(streamed(), 4, seed=0)
+    iterator = DataLoader(streamed(), 4, seed=0)
     batch = next(iterator)
     found = {int(np.searchsorted(ENDS, t - 1, "right")) for t in batch["tokens"].ravel() if t}
     assert set(iterator.example_ids(0)) == found
@@ -207,20 +207,20 @@ def test_documents_of_a_batch_are_known():
 
 @pytest.mark.parametrize("joined", [False, True])
 def test_documents_of_nothing_end_the_run(joined):
-    nothing = Streamed(lambda i: (np.zeros(0, np.int32), None), 5, 11, joined=joined)
+    nothing = StreamingSource(lambda i: (np.zeros(0, np.int32), None), 5, 11, joined=joined)
     with pytest.raises(UserError, match="no token"):
-        next(TrainIterator(nothing, 1, seed=0, threads=0))
+        next(DataLoader(nothing, 1, seed=0, threads=0))
 
 
 def test_a_billion_documents_are_no_more_than_five():
     made = []
     document = lambda i: (made.append(i), (np.full(20, i % 99 + 1), None))[1]  # noqa: E731
-    iterator = TrainIterator(Streamed(document, 10**9, 11), 4, seed=0, threads=0)
+    iterator = DataLoader(StreamingSource(document, 10**9, 11), 4, seed=0, threads=0)
     take(iterator, 5)
     assert len(made) < 4 * 40 and max(made) > 10**8 and len(set(made)) == len(made)
     assert len(json.dumps(iterator.position())) < 4000
 
 
 def test_images_are_not_lanes():
-    iterator = TrainIterator(Images(lambda i: (np.zeros((1, 1, 1)), i), range(5)), 2, seed=0)
+    iterator = DataLoader(Images(lambda i: (np.zeros((1, 1, 1)), i), range(5)), 2, seed=0)
     assert "lanes" not in iterator.position()

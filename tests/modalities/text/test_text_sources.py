@@ -8,7 +8,7 @@ from helpers.hostile import refusal
 from helpers.own_texts import SENTENCES, load, write_chats, write_conll, write_jsonl, write_lines
 
 from aigc_jax.core.config import Data
-from aigc_jax.data.raw_dataset import Content
+from aigc_jax.data.raw_dataset import RawDataset
 from aigc_jax.modalities import readers, sources, spec
 from aigc_jax.modalities.prepare import prepare
 from aigc_jax.modalities.text.token_windows import last_documents, parts
@@ -307,7 +307,7 @@ def test_words_and_tags_round_trip(tmp_path):
 def test_a_prepared_record_that_lies_is_refused(tmp_path, monkeypatch, record, reason):
     """As if written by someone else."""
     holds = next(iter(record))
-    content = Content({"train": [lambda: record] * 3}, holds=holds)
+    content = RawDataset({"train": [lambda: record] * 3}, holds=holds)
     monkeypatch.setattr(readers, "read", lambda *args, **kwargs: content)
     prepare("any", "own", str(tmp_path))
     form = "chat" if holds == "messages" else "tags"

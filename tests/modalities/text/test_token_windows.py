@@ -8,7 +8,7 @@ import pytest
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.modalities import spec as spec_lib
-from aigc_jax.modalities.text.token_windows import Windows, cut, join, split_documents
+from aigc_jax.modalities.text.token_windows import TokenWindows, cut, join, split_documents
 from aigc_jax.modalities.text.tokenizers import ByteTokenizer, CharTokenizer, make_tokenizer
 
 TEXTS = [
@@ -108,7 +108,7 @@ def test_every_target_is_predicted_exactly_once():
     """For all small sizes: with weight, targets 1 … N − 1 once each and in order."""
     for length, seq_len, stride in SIZES:
         # Distinct tokens, none of them 0, so that a token tells its place.
-        windows = Windows(np.arange(1, length + 1, dtype=np.int32), seq_len, stride)
+        windows = TokenWindows(np.arange(1, length + 1, dtype=np.int32), seq_len, stride)
         predicted = []
         for i in range(len(windows)):
             window = windows[i]
@@ -124,7 +124,7 @@ def test_every_target_is_predicted_exactly_once():
 def test_a_window_is_a_run_of_the_stream_then_zeros():
     for length, seq_len, stride in SIZES:
         stream = np.arange(1, length + 1, dtype=np.int32)
-        windows = Windows(stream, seq_len, stride)
+        windows = TokenWindows(stream, seq_len, stride)
         for i in range(len(windows)):
             start = i * (stride or seq_len)
             expected = stream[start : start + seq_len + 1].tolist()
@@ -135,7 +135,7 @@ def test_a_window_is_a_run_of_the_stream_then_zeros():
 def test_predictions_after_the_first_window_have_their_context():
     """A target has at least T − stride tokens before those that its own window predicts."""
     for length, seq_len, stride in SIZES:
-        windows = Windows(np.arange(1, length + 1, dtype=np.int32), seq_len, stride)
+        windows = TokenWindows(np.arange(1, length + 1, dtype=np.int32), seq_len, stride)
         context = seq_len - (stride or seq_len)
         for i in range(1, len(windows)):
             weight = windows[i]["weight"]
@@ -144,7 +144,7 @@ def test_predictions_after_the_first_window_have_their_context():
 
 def test_no_window_is_without_a_target():
     for length, seq_len, stride in SIZES:
-        windows = Windows(np.arange(length, dtype=np.int32), seq_len, stride)
+        windows = TokenWindows(np.arange(length, dtype=np.int32), seq_len, stride)
         assert all(windows[i]["weight"].any() for i in range(len(windows)))
 
 

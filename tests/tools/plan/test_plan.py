@@ -27,7 +27,7 @@ from aigc_jax.tools.plan import command, plan, search, topology
 from aigc_jax.tools.plan.costs import Collective, costs
 from aigc_jax.tools.plan.hlo import parse
 from aigc_jax.tools.plan.interconnect import Network, closed_sides
-from aigc_jax.tools.plan.oom_messages import outgrown
+from aigc_jax.tools.plan.oom_messages import parse_oom_message
 from aigc_jax.tools.plan.replica_groups import axes_of, groups
 from aigc_jax.tools.plan.table import ranking, table, verdict
 
@@ -321,7 +321,7 @@ def test_a_real_program_costs_what_its_jaxpr_says(batched):
     ],
 )  # fmt: skip
 def test_a_compiler_that_runs_out_of_memory_tells_by_how_much(message, expected):
-    found = outgrown(message, float(1 << 30), 16.0 * (1 << 30))
+    found = parse_oom_message(message, float(1 << 30), 16.0 * (1 << 30))
     assert found == (expected and tuple(pytest.approx(n * (1 << 30)) for n in expected))
 
 

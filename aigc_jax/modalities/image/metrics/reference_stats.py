@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from aigc_jax import __version__
-from aigc_jax.core.errors import StorageError, UserError, reason, shown
-from aigc_jax.core.files import whole
+from aigc_jax.core.errors import StorageError, UserError, one_line, shorten
+from aigc_jax.core.files import atomic_path
 from aigc_jax.core.safetensors_file import open_npz
 from aigc_jax.modalities.image.metrics.compare_features import Real
 from aigc_jax.modalities.image.metrics.distances import Moments
@@ -105,7 +105,8 @@ def check_same(path: str, theirs: Provenance, ours: Provenance) -> None:
         elif field == "weights":
             old, new = old[:8], new[:8]
         raise UserError(
-            f"{shown(path)} does not fit: {what} is {shown(old, 80)} there and {shown(new, 80)}"
+            f"{shorten(path)} does not fit: {what} is {shorten(old, 80)} there and"
+            f" {shorten(new, 80)}"
             " here; make them the same, or write another file"
         )
 
@@ -132,10 +133,10 @@ def save(reference: Reference, path: str) -> str:
     path = os.path.expanduser(path)
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with whole(path) as temporary, open(temporary, "wb") as f:
+        with atomic_path(path) as temporary, open(temporary, "wb") as f:
             np.savez(f, **arrays)
     except OSError as e:
-        raise StorageError(f"{shown(path)} cannot be written: {e.strerror or e}") from e
+        raise StorageError(f"{shorten(path)} cannot be written: {e.strerror or e}") from e
     return path
 
 
@@ -162,7 +163,7 @@ def load(path: str) -> Reference:
         floor = {str(k): float(v) for k, v in header["floor"].items()}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
         raise UserError(
-            f"{shown(path)} is not a reference file ({reason(e)}): write one with aigc eval"
+            f"{shorten(path)} is not a reference file ({one_line(e)}): write one with aigc eval"
             " --reference=FILE.npz, FILE being a new one"
         ) from e
     network = {
@@ -174,7 +175,7 @@ def load(path: str) -> Reference:
 
 def _provenance(header: dict[str, Any]) -> Provenance:
     if header["format"] != FORMAT:
-        raise ValueError(f"it is of the form {shown(header['format'], 40)}")
+        raise ValueError(f"it is of the form {shorten(header['format'], 40)}")
     values = {f.name: header[f.name] for f in dataclasses.fields(Provenance)}
     numbers = [values["count"], values["samples"], *values["shape"]]
     texts = [v for k, v in values.items() if k not in ("count", "samples", "shape")]

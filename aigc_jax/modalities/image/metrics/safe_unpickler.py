@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from aigc_jax.core.errors import shown
+from aigc_jax.core.errors import shorten
 
 DTYPES: dict[str, Any] = {
     "FloatStorage": np.float32,
@@ -129,7 +129,7 @@ class Machine:
             self._stack.append(_view(arguments))
         else:
             called = name.text if isinstance(name, Name) else type(name).__name__
-            raise ValueError(f"its pickle calls {shown(called, 60)}, which is not run")
+            raise ValueError(f"its pickle calls {shorten(called, 60)}, which is not run")
 
     def _build(self, _: None) -> None:
         """What PyTorch notes of modules' versions; it is left out."""
@@ -146,12 +146,12 @@ class Machine:
             raise ValueError("it has a storage that is a part of another")
         module, _, name = kind.text.rpartition(".") if isinstance(kind, Name) else ("", "", "")
         if module not in ("torch", "torch.storage") or name not in DTYPES:
-            raise ValueError(f"it has numbers of the kind {shown(kind, 60)}")
+            raise ValueError(f"it has numbers of the kind {shorten(kind, 60)}")
         if not isinstance(key, str) or not key.isalnum() or type(count) is not int or count < 0:
             raise ValueError("a storage of it has no key or count")
         storage = Storage(key, DTYPES[name], count)
         if self.storages.setdefault(key, storage) != storage:
-            raise ValueError(f"storage {shown(key, 40)} is of two kinds")
+            raise ValueError(f"storage {shorten(key, 40)} is of two kinds")
         self._stack.append(storage)
 
     def _tuple(self, count: int) -> None:
@@ -171,7 +171,7 @@ class Machine:
             raise ValueError("its pickle is damaged")
         for key, value in zip(values[::2], values[1::2], strict=True):
             if not isinstance(key, (str, int)):
-                raise ValueError(f"it has a dictionary with the key {shown(type(key).__name__)}")
+                raise ValueError(f"it has a dictionary with the key {shorten(type(key).__name__)}")
             target[key] = value
 
     def _put(self, index: int) -> None:

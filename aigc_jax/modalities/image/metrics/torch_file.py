@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from aigc_jax.core.errors import UserError, reason, shown
+from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.core.files import check_memory, file_size, open_file
 from aigc_jax.modalities.image.metrics.safe_unpickler import Machine, Storage, View
 
@@ -29,7 +29,7 @@ def read_torch(path: str) -> dict[str, np.ndarray]:
       UserError: if the file is none, is damaged, or its pickle asks for anything but tensors.
     """
     with open_file(path) as f:
-        check_memory(file_size(f), f"the content of {shown(path)}")
+        check_memory(file_size(f), f"the content of {shorten(path)}")
         try:
             content = f.read()
             whole = io.BytesIO(content)
@@ -39,7 +39,8 @@ def read_torch(path: str) -> dict[str, np.ndarray]:
             raise
         except Exception as e:  # zipfile and pickletools raise all kinds
             raise UserError(
-                f"{shown(path)} is not a state dict that torch.save wrote ({reason(e)}): save one,"
+                f"{shorten(path)} is not a state dict that torch.save wrote ({one_line(e)}):"
+                " save one,"
                 " or convert it to safetensors"
             ) from e
     return found
@@ -91,7 +92,7 @@ def _read_stream(f: BinaryIO, content: bytes) -> dict[str, np.ndarray]:
         (count,) = np.frombuffer(f.read(8), np.int64)
         claim = storage.count * np.dtype(storage.dtype).itemsize
         if count != storage.count or f.tell() + claim > len(content):
-            raise ValueError(f"storage {shown(key, 40)} is cut off")
+            raise ValueError(f"storage {shorten(key, 40)} is cut off")
         places[key] = np.frombuffer(content, storage.dtype, storage.count, f.tell())
         f.seek(claim, io.SEEK_CUR)
     return _arrays(top_level, lambda storage: places[storage.key])
@@ -108,7 +109,7 @@ class _Once:
             self._found[storage.key] = self._read(storage)
         array = self._found[storage.key]
         if array.dtype != storage.dtype or len(array) != storage.count:
-            raise ValueError(f"storage {shown(storage.key, 40)} is of two kinds")
+            raise ValueError(f"storage {shorten(storage.key, 40)} is of two kinds")
         return array
 
 
@@ -121,7 +122,7 @@ def _arrays(top_level: object, numbers: Callable[[Storage], np.ndarray]) -> dict
         raise ValueError("it does not hold a dictionary of tensors")
     for name, view in top_level.items():
         if not isinstance(name, str) or not isinstance(view, View):
-            raise ValueError(f"its entry {shown(name, 60)} is not a tensor")
+            raise ValueError(f"its entry {shorten(name, 60)} is not a tensor")
     return {name: _array(view, numbers(view.storage)) for name, view in top_level.items()}
 
 
@@ -130,7 +131,7 @@ def _array(view: View, numbers: np.ndarray) -> np.ndarray:
     count = math.prod(view.size)
     end = view.offset + sum((n - 1) * s for n, s in zip(view.size, view.stride, strict=True)) + 1
     if count > len(numbers) or (count and end > len(numbers)):
-        raise ValueError(f"a tensor of {shown(view.size, 60)} reaches beyond its storage")
+        raise ValueError(f"a tensor of {shorten(view.size, 60)} reaches beyond its storage")
     if not count:
         return np.zeros(view.size, numbers.dtype)
     item = numbers.dtype.itemsize

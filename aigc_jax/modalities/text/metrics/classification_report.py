@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from aigc_jax.core.errors import UserError, shown
+from aigc_jax.core.errors import UserError, shorten
 
 AVERAGES = ("micro", "macro", "weighted")
 COLUMNS = ("precision", "recall", "f1", "support")
@@ -58,7 +58,9 @@ class Report:
     def table(self, digits: int = 4) -> str:
         """The report for a terminal: a line for each class, then the accuracy and the averages."""
         lines = [("", *COLUMNS), ()]
-        lines += [(shown(name, limit=40), *_cells(row, digits)) for name, row in self.rows.items()]
+        lines += [
+            (shorten(name, limit=40), *_cells(row, digits)) for name, row in self.rows.items()
+        ]
         lines += [()] if self.rows else []
         lines += [("accuracy", "", "", f"{self.accuracy:.{digits}f}", str(self.count))]
         lines += [(f"{a} avg", *_cells(getattr(self, a), digits)) for a in AVERAGES]
@@ -208,7 +210,7 @@ def _parse(tag: str) -> tuple[str, str]:
     letter, dash, kind = tag.partition("-")
     if tag != "O" and not (letter in ("B", "I", "E", "S") and dash and kind):
         raise UserError(
-            f"'{shown(tag, limit=40)}' is no tag of an entity: tags are O, or B- and I- before a"
+            f"'{shorten(tag, limit=40)}' is no tag of an entity: tags are O, or B- and I- before a"
             " type"
         )
     return letter, kind
@@ -250,7 +252,7 @@ def _check_classes(true_N: np.ndarray, predicted_N: np.ndarray, class_names: Seq
         )
     for name, times in Counter(class_names).items():
         if times > 1:
-            raise UserError(f"{times} classes are called '{shown(name, 40)}': rename one")
+            raise UserError(f"{times} classes are called '{shorten(name, 40)}': rename one")
     both = np.concatenate([true_N, predicted_N])
     if len(both) and both.dtype.kind not in "iu":
         raise UserError("classes are given by other things than whole numbers: give their numbers")

@@ -10,7 +10,7 @@ from aigc_jax.core.state import TrainState
 from aigc_jax.data.dataset import Dataset, Source
 from aigc_jax.experiment.build import Run
 from aigc_jax.experiment.generate import generate
-from aigc_jax.inference.stop_strings import TextWatch
+from aigc_jax.inference.stop_strings import StopStringStreamer
 from aigc_jax.modalities.text.chat_format import ANSWER, Message, render, turn_end
 from aigc_jax.modalities.text.metrics.text_metrics import diversity, score
 from aigc_jax.modalities.text.tokenizers import Tokenizer
@@ -51,7 +51,7 @@ def score_answers(run: Run, dataset: Dataset, state: TrainState, count: int) -> 
     written = []
     for first in range(0, len(prompts), BATCH):
         batch = prompts[first : first + BATCH]
-        watch = TextWatch(tokenizer, stop) if stop else None
+        watch = StopStringStreamer(tokenizer, stop) if stop else None
         samples = generate(
             run.objective,
             params,
