@@ -95,7 +95,7 @@ MESHES_70B: dict[str, dict[str, Any]] = {
 
 def published() -> list[Case]:
     """The shapes of MaxText's published runs: layers, widths, context and rows a chip."""
-    adam = {"optim.name": "adamw", "objective.z_loss": 0.0, "data.form": "stream"}
+    adam = {"optim.name": "adamw", "objective.z_loss": 0.0, "data.format": "stream"}
     return [
         Case(
             "maxtext_llama2_70b_v5p-512", "configs/lm/llama_70b.py", V5P,

@@ -145,7 +145,7 @@ def prepare() -> None:
     )
     print(f"prepared: {path}")
     kind = FLAGS["from"].value.partition(":")[0]
-    form = {"messages": " --config.data.form=chat", "conll": " --config.data.form=tags"}
+    form = {"messages": " --config.data.format=chat", "conll": " --config.data.format=tags"}
     print(f"train on it with --config.data.source=tfds:{FLAGS.name}"
           f" --config.data.data_dir={FLAGS.data_dir}{form.get(kind, '')}")  # fmt: skip
 

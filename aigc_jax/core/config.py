@@ -44,7 +44,8 @@ class Data:
     text_field: str = option("text", filled=True)  # jsonl:FILE: the key of the text
     label_field: str = option("label", filled=True)  # jsonl:FILE: the key of the class
     batch_size: int = option(64, low=1)  # examples per step, over all devices
-    form: str = option("stream", choices=("stream", "documents", "chat", "labels", "tags"))
+    # What an example of text is; docs/lm.md.
+    format: str = option("stream", choices=("stream", "documents", "chat", "labels", "tags"))
     seq_len: int = option(128, low=1)  # text: tokens that an example predicts or holds
     eval_stride: int = option(0, low=0)  # stream: tokens a held-out window predicts; 0: half
     first_stage: str = ""  # images: a workdir whose autoencoder makes them latents or codes
@@ -55,8 +56,10 @@ class Data:
     split_seed: int = option(0, low=0)
     threads: int = option(4, low=0)  # reader threads per process
     in_memory: int = option(1 << 30, low=0)  # tfds: bytes of text that are held; more is streamed
-    window: int = option(1 << 22, low=1)  # tfds: of more records, so many are shuffled at a time
-    limit: int = option(0, low=0)  # only this many training images or documents; 0: all
+    shuffle_window: int = option(
+        1 << 22, low=1
+    )  # tfds: records shuffled together, of more than that
+    max_train_examples: int = option(0, low=0)  # training images or documents to use; 0: all
 
 
 @dataclasses.dataclass(frozen=True)

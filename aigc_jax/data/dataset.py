@@ -14,7 +14,7 @@ from aigc_jax.modalities.text.chat_format import Message
 
 T = TypeVar("T", bound=Sequence)
 HostBatch = dict[str, np.ndarray]
-Files = tuple[np.ndarray, int] | tuple[()]  # where files of examples end, and `data.window`
+Files = tuple[np.ndarray, int] | tuple[()]  # where files of examples end, and `data.shuffle_window`
 
 
 class Source(Protocol):
@@ -89,8 +89,8 @@ def hold_out(count: int, config: Data, what: str) -> tuple[Sequence[int], Sequen
 
 
 def limited(examples: T, config: Data) -> T:
-    """The first `data.limit` of the training examples, or all."""
-    return examples[: config.limit or len(examples)]
+    """The first `data.max_train_examples` of the training examples, or all."""
+    return examples[: config.max_train_examples or len(examples)]
 
 
 def files_of(examples: Any, indices: Sequence[int], config: Data) -> Files:
@@ -102,11 +102,12 @@ def files_of(examples: Any, indices: Sequence[int], config: Data) -> Files:
       config: the section `data`.
     """
     ends = getattr(examples, "ends", None)
-    if ends is None or len(indices) <= config.window:
+    if ends is None or len(indices) <= config.shuffle_window:
         return ()
     if isinstance(indices, StratifiedSplit):
-        return indices.before(ends), config.window
-    return np.append(ends[ends < len(indices)], len(indices)), config.window  # the first of them
+        return indices.before(ends), config.shuffle_window
+    # The first of them.
+    return np.append(ends[ends < len(indices)], len(indices)), config.shuffle_window
 
 
 def rows(source: Source, index_B: np.ndarray) -> HostBatch:

@@ -143,7 +143,7 @@ def eval_batches(
       source: held-out examples.
       batch_size: over all processes.
       limit: at most this many batches; 0: all.
-      share: as for `TrainIterator`.
+      share: as for `DataLoader`.
     """
     process, processes = share or (jax.process_index(), jax.process_count())
     local, count = local_size(batch_size, processes), len(source)

@@ -22,7 +22,7 @@ class RawDataset:
       splits: `{split: examples}`, each of known length; calling one makes it.
       image_shape: (H, W, C) for images; None for text.
       class_names: one per label; empty without labels.
-      holds: what an example of text has: "text" (with "label" where there are classes),
+      kind: what an example of text has: "text" (with "label" where there are classes),
         "messages", or "words" (which have "tags").
       unlabelled: for text without labels, why it has none.
       parts: if each colour of an image is an image of its own, such images to learn from, (N, H, W)
@@ -33,7 +33,7 @@ class RawDataset:
     splits: dict[str, Sequence[Callable[[], Example]]]
     image_shape: tuple[int, int, int] | None = None
     class_names: tuple[str, ...] = ()
-    holds: str = "text"
+    kind: str = "text"
     unlabelled: str = ""
     parts: tuple[Any, Any] | None = None
     streamed: bool = False

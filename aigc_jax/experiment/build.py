@@ -140,7 +140,7 @@ def _make_objective(config: Config, spec: Spec) -> Objective:
         raise UserError(
             f"objective.name='{config.raw['objective']['name']}' is trained on {family.modality},"
             f" but data.source='{config.data.source}' gives {spec.modality}: change one of them, or"
-            " data.form"
+            " data.format"
         )
     if isinstance(spec, ImageSpec) and spec.continuous and not family.latents:
         raise UserError(

@@ -89,7 +89,7 @@ def _check_names(names: Sequence[str]) -> None:
             )
 
 
-def _features(content: readers.Content) -> dict[str, Any]:
+def _features(content: readers.RawDataset) -> dict[str, Any]:
     """TFDS's features that need no TensorFlow to be written."""
     import tensorflow_datasets as tfds
 
@@ -97,10 +97,10 @@ def _features(content: readers.Content) -> dict[str, Any]:
     if content.image_shape is not None:
         # Pixels as they are: TFDS's own image feature needs TensorFlow to encode.
         features["image"] = tfds.features.Tensor(shape=content.image_shape, dtype=np.uint8)
-    elif content.holds == "words":
+    elif content.kind == "words":
         features = dict(words=tfds.features.Text(), tags=tfds.features.Text())
     else:
-        features[content.holds] = tfds.features.Text()
+        features[content.kind] = tfds.features.Text()
     if content.class_names:
         features["label"] = tfds.features.ClassLabel(names=content.class_names)
     return features
@@ -114,7 +114,7 @@ def _plain(example: readers.Example) -> dict[str, Any]:
     }
 
 
-def _write(content: readers.Content, name: str, folder: str, source: str) -> str:
+def _write(content: readers.RawDataset, name: str, folder: str, source: str) -> str:
     import tensorflow_datasets as tfds
 
     features = _features(content)

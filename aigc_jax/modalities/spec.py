@@ -15,7 +15,7 @@ from aigc_jax.modalities.text.tokenizers import Tokenizer
 MAX_VALUES = 1 << 28  # of an image; a checkpoint may claim any size
 MAX_SEQ_LEN = 1 << 24
 TASKS = ("labels", "tags")
-FORMS = ("stream", "documents", "chat", *TASKS)  # of text
+TEXT_FORMATS = ("stream", "documents", "chat", *TASKS)  # of text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,18 +67,18 @@ class TextSpec:
     Attributes:
       tokenizer: text ↔ tokens.
       seq_len: T, the tokens that an example predicts or holds.
-      form: stream, documents, chat, labels or tags; see `forms`.
+      format: stream, documents, chat, labels or tags; see `text_examples`.
       class_names: of the labels or tags.
     """
 
     tokenizer: Tokenizer
     seq_len: int
-    form: str = "stream"
+    format: str = "stream"
     class_names: tuple[str, ...] = ()
 
     @property
     def modality(self) -> str:
-        return {"labels": "labelled text", "tags": "tagged text"}.get(self.form, "text")
+        return {"labels": "labelled text", "tags": "tagged text"}.get(self.format, "text")
 
     @property
     def num_classes(self) -> int:
@@ -86,13 +86,13 @@ class TextSpec:
 
     def example_batch(self, size: int) -> dict[str, np.ndarray]:
         """A batch with the right shapes and nothing in it."""
-        task = self.form in TASKS
+        task = self.format in TASKS
         batch = {"tokens": np.zeros((size, self.seq_len + 1), np.int32)}
-        if self.form != "stream":
+        if self.format != "stream":
             batch["segments"] = np.ones((size, self.seq_len + 1), np.int32)
-        if self.form == "labels":
+        if self.format == "labels":
             batch["label"] = np.zeros(size, np.int32)
-        if self.form == "tags":
+        if self.format == "tags":
             batch["tags"] = np.zeros((size, self.seq_len), np.int32)
         return batch | {"weight": np.ones(size if task else (size, self.seq_len), np.float32)}
 
@@ -104,7 +104,7 @@ class TextSpec:
         Raises:
           UserError: if the tokenizer cannot take it.
         """
-        if self.form == "tags":
+        if self.format == "tags":
             words = text.split() or [""]
             return Tagged([words], [[0] * len(words)], self.tokenizer, self.seq_len)[0]
         return Labelled([text], [0], self.tokenizer, self.seq_len)[0]
@@ -114,7 +114,7 @@ class TextSpec:
             "modality": "text",
             **self.tokenizer.to_json(),
             "seq_len": self.seq_len,
-            "form": self.form,
+            "format": self.format,
             "class_names": list(self.class_names),
         }
 
@@ -138,7 +138,7 @@ def from_json(value: Any) -> Spec:
             return _image_spec(shape, value["class_names"], value["levels"], stage)
         if modality == "text":
             tokenizer = tokenizers.from_json(value)
-            return _text_spec(tokenizer, value["seq_len"], value["form"], value["class_names"])
+            return _text_spec(tokenizer, value["seq_len"], value["format"], value["class_names"])
         raise ValueError(f"the modality is {shorten(modality, 40)}")
     except (KeyError, TypeError, ValueError) as e:
         raise UserError(
@@ -160,14 +160,14 @@ def _image_spec(shape: Any, class_names: Any, levels: Any, stage: Any) -> ImageS
     return ImageSpec((shape[0], shape[1], shape[2]), tuple(class_names), levels, stage=stage)
 
 
-def _text_spec(tokenizer: Tokenizer, seq_len: Any, form: Any, class_names: Any) -> TextSpec:
+def _text_spec(tokenizer: Tokenizer, seq_len: Any, format: Any, class_names: Any) -> TextSpec:
     if type(seq_len) is not int or not 0 < seq_len <= MAX_SEQ_LEN:
         raise ValueError(f"examples of {shorten(seq_len, 40)} tokens")
-    if form not in FORMS:
-        raise ValueError(f"text of the form {shorten(form, 40)}")
-    if not _strings(class_names) or bool(class_names) != (form in TASKS):
+    if format not in TEXT_FORMATS:
+        raise ValueError(f"text of the format {shorten(format, 40)}")
+    if not _strings(class_names) or bool(class_names) != (format in TASKS):
         raise ValueError("class names that are none")
-    return TextSpec(tokenizer, seq_len, form, tuple(class_names))
+    return TextSpec(tokenizer, seq_len, format, tuple(class_names))
 
 
 def _strings(value: Any) -> bool:

@@ -18,18 +18,18 @@ def spec_of(shape: str, config: Config) -> Spec:
     Args:
       shape: "text", or "text:9" with nine classes or tags; "32x32x3" or "32x32x3:10" (height,
         width, channels and classes), with "latents:" before it for an autoencoder's latents.
-      config: whose text it is: `data.seq_len` tokens in `data.form`.
+      config: whose text it is: `data.seq_len` tokens in `data.format`.
 
     Raises:
       UserError: if it is none of these.
     """
     text, image = TEXT.fullmatch(shape), IMAGES.fullmatch(shape)
-    form, length = config.data.form, config.data.seq_len
-    if text and (form in TASKS) == bool(text[1]):
-        return TextSpec(ByteTokenizer(), length, form, _names(text[1]))
+    format, length = config.data.format, config.data.seq_len
+    if text and (format in TASKS) == bool(text[1]):
+        return TextSpec(ByteTokenizer(), length, format, _names(text[1]))
     if not image or not all(int(n) for n in image.groups()[1:4]):
         raise UserError(
-            f"--synthetic={shape} is no shape of data: write text (text:CLASSES for data.form="
+            f"--synthetic={shape} is no shape of data: write text (text:CLASSES for data.format="
             "labels or tags), or height, width and channels as in 32x32x3, and classes behind them"
             " as in 32x32x3:10"
         )

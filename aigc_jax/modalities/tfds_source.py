@@ -58,7 +58,9 @@ def tfds_content(name: str, config: Data) -> RawDataset:
         check_classes({key: features[key] for key in used}, where)
         held_out = held_out_split(counts)
         records = {
-            s: Records(builder, s, used, where, config.window) for s in ("train", held_out) if s
+            s: Records(builder, s, used, where, config.shuffle_window)
+            for s in ("train", held_out)
+            if s
         }
         for source in records.values():
             source[0]
@@ -69,11 +71,11 @@ def tfds_content(name: str, config: Data) -> RawDataset:
             images = {s: Examples(_picker(r, keys), len(r), r.ends) for s, r in records.items()}
             return RawDataset(images, tuple(features[IMAGE_KEY].shape), names)
         size = sum(builder.info.splits[s].num_bytes for s in records)
-        streamed = size > config.in_memory and config.form in streaming_examples.FORMS
+        streamed = size > config.in_memory and config.format in streaming_examples.FORMS
         texts = {s: (_unread if streamed else _texts)(r, where) for s, r in records.items()}
-    holds = used[0] if used[0] in (MESSAGES_KEY, WORDS_KEY) else "text"
+    kind = used[0] if used[0] in (MESSAGES_KEY, WORDS_KEY) else "text"
     unlabelled = f"it has no classes under '{LABEL_KEY}'"
-    return RawDataset(texts, None, names, holds, unlabelled, streamed=streamed)
+    return RawDataset(texts, None, names, kind, unlabelled, streamed=streamed)
 
 
 def _used_features(name: str, features: Any, config: Data) -> list[str]:
@@ -86,7 +88,7 @@ def _used_features(name: str, features: Any, config: Data) -> list[str]:
         )
     if found == WORDS_KEY:
         return [WORDS_KEY, TAGS_KEY]
-    labelled = found == IMAGE_KEY or (found == TEXT_KEY and config.form == "labels")
+    labelled = found == IMAGE_KEY or (found == TEXT_KEY and config.format == "labels")
     return [found, LABEL_KEY] if labelled and LABEL_KEY in features else [found]
 
 

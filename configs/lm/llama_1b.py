@@ -20,7 +20,7 @@ def get_config():
     return aigc_jax.recipe(
         data=dict(
             source="python_docs",
-            form="documents",
+            format="documents",
             tokenizer="bpe",
             vocab_size=32_768,
             seq_len=4096,

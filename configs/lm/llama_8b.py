@@ -22,7 +22,7 @@ def get_config():
         mesh="fsdp=-1",
         data=dict(
             source="tfds:web",
-            form="documents",
+            format="documents",
             tokenizer="file:llama/tokenizer.json",
             seq_len=8192,
             batch_size=512,

@@ -29,7 +29,7 @@ def get_config():
     return aigc_jax.recipe(
         data=dict(
             source=f"conll:{source}",
-            form="tags",
+            format="tags",
             tokenizer=f"workdir:{FROM}",
             seq_len=64,
             batch_size=16,

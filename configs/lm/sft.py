@@ -25,7 +25,7 @@ def get_config():
     return aigc_jax.recipe(
         data=dict(
             source="messages:chats.jsonl",
-            form="chat",
+            format="chat",
             tokenizer=f"workdir:{FROM}",
             seq_len=256,
             batch_size=8,

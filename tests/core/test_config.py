@@ -157,7 +157,7 @@ def test_a_seed_that_no_generator_takes_is_refused(path, value):
 @pytest.mark.parametrize(
     "path, value, choices",
     [
-        ("data.form", "word", ("stream", "documents", "chat", "labels", "tags")),
+        ("data.format", "word", ("stream", "documents", "chat", "labels", "tags")),
         ("optim.name", "rmsprop", ("adamw", "sgd", "muon")),
         ("optim.schedule", "step", ("constant", "cosine", "wsd")),
         ("train.compile", "xla", ("jit", "pmap")),

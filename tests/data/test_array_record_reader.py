@@ -124,7 +124,7 @@ def test_a_data_set_of_several_files_opens_no_more_than_it_reads(tmp_path, monke
 
 def test_a_window_smaller_than_the_data_reads_file_by_file(tmp_path):
     images(tmp_path, (7, 9, 4, 30, 50))
-    config = Data(source="tfds:own", data_dir=str(tmp_path), split="tail", window=10)
+    config = Data(source="tfds:own", data_dir=str(tmp_path), split="tail", shuffle_window=10)
     batches = DataLoader(sources.load(config).train, 8, seed=0, threads=0)
     got = np.concatenate([np.array(batches.example_ids(k)) for k in range(10)])
     assert sorted(got.tolist()) == list(range(80))
@@ -204,7 +204,7 @@ def text(folder, count=60):
 @pytest.mark.parametrize("form", ["stream", "documents"])
 def test_text_that_is_not_held_has_the_same_words(tmp_path, form):
     said = text(tmp_path)
-    config = dict(source="tfds:own", data_dir=str(tmp_path), form=form, seq_len=64, split="tail")
+    config = dict(source="tfds:own", data_dir=str(tmp_path), format=form, seq_len=64, split="tail")
     data = sources.load(Data(**config, in_memory=0))
     held = sources.load(Data(**config))
     assert data.spec.to_json() == held.spec.to_json()
@@ -240,7 +240,9 @@ def test_conversations_that_are_not_held(tmp_path):
             turns = [dict(role="user", content=f"q {i}"), dict(role="assistant", content=f"a {i}")]
             f.write(json.dumps({"messages": turns}) + "\n")
     prepare(f"messages:{tmp_path / 'd.jsonl'}", "own", str(tmp_path))
-    config = dict(source="tfds:own", data_dir=str(tmp_path), form="chat", seq_len=128, in_memory=0)
+    config = dict(
+        source="tfds:own", data_dir=str(tmp_path), format="chat", seq_len=128, in_memory=0
+    )
     data = sources.load(Data(**config))
     batch = next(DataLoader(data.train, 2, seed=0))
     assert 0 < batch["weight"].sum() < (batch["segments"] > 0).sum() and data.dialogues

@@ -130,7 +130,7 @@ def test_data_sets_are_loaded_as_a_mixture(tmp_path):
     (tmp_path / "b.txt").write_text("Another one that is longer.\n" * 50)
     source = f"mix:1*text:{tmp_path}/a.txt,1*text:{tmp_path}/b.txt"
     for form in ("stream", "documents"):
-        text = sources.load(Data(source=source, seq_len=16, form=form))
+        text = sources.load(Data(source=source, seq_len=16, format=form))
         batch = next(DataLoader(text.train, 8, seed=0))
         assert batch["tokens"].shape == (8, 17)
         assert len(text.texts["train"]) == sum("longer" in t or "length" in t

@@ -50,7 +50,7 @@ def pretrained(source, **model):
 def tuned(source, base, steps=2):
     return aigc_jax.recipe(
         data=dict(
-            source=source, form="labels", seq_len=8, batch_size=4, tokenizer=f"workdir:{base}"
+            source=source, format="labels", seq_len=8, batch_size=4, tokenizer=f"workdir:{base}"
         ),
         model=SIZE | dict(lora_rank=2, lora_targets=("query", "down"), lora_alpha=3.0),
         objective=dict(name="classification", lm_weight=0.5),

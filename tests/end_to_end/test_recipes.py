@@ -40,9 +40,12 @@ def parts(name, **changes):
         recipe.model.vocab_size = 128_256
     config = build.parse_config(recipe)
     characters = name.startswith("shakespeare")
-    names = tuple("ABCDEFGHIJKLM") if config.data.form == "tags" else ()
+    names = tuple("ABCDEFGHIJKLM") if config.data.format == "tags" else ()
     spec = TextSpec(
-        CHARACTERS if characters else ByteTokenizer(), config.data.seq_len, config.data.form, names
+        CHARACTERS if characters else ByteTokenizer(),
+        config.data.seq_len,
+        config.data.format,
+        names,
     )
     return build.build(config, spec)
 

@@ -419,7 +419,7 @@ def test_an_epoch_goes_on_where_it_stood_on_other_devices(tmp_path):
         seen.extend(image.tobytes() for image in batch["image"])
         ids.extend(iterator.example_ids(iterator.taken - 1))
 
-    few = dict(limit=48)
+    few = dict(max_train_examples=48)
     with runs.batches(look):
         train("vae", tmp_path, train=dict(steps=3), mesh="data=4", data=few)
         first = list(ids)

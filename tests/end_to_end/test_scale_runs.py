@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("source", ["tfds:own", "mix:3*tfds:own,1*python_docs"])
 def test_a_run_goes_on_where_its_streams_were(tmp_path, folder, source):
-    data = dict(source=source, data_dir=str(folder), form="stream", in_memory=0)
+    data = dict(source=source, data_dir=str(folder), format="stream", in_memory=0)
     for workdir, ends in (("a", [6]), ("b", [3, 6])):
         for end in ends:
             train("lm", tmp_path / workdir, data=data, train=dict(steps=end))

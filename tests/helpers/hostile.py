@@ -379,6 +379,6 @@ def overrides(draw, keys):
 def specs():
     image = {"modality": "image", "shape": [8, 8, 1], "class_names": ["a", "b"], "levels": 17}
     text = {"modality": "text", "tokenizer": "char", "characters": ["a", "é"], "seq_len": 16}
-    text |= {"form": "stream", "class_names": []}
-    task = text | {"tokenizer": "byte", "form": "tags", "class_names": ["O", "B-a"]}
+    text |= {"format": "stream", "class_names": []}
+    task = text | {"tokenizer": "byte", "format": "tags", "class_names": ["O", "B-a"]}
     return st.one_of(altered([image, text, task]), JSON)

@@ -262,7 +262,10 @@ def test_images_without_labels_are_split_by_fraction(tmp_path):
     assert "label" not in data.train[0]
     everything = [pixels(3, 3, 1, seed=i) for i in range(10)]
     assert sorted(records(data.train) + records(data.validation)) == expected(everything)
-    assert len(load("own", tmp_path / "data", validation_fraction=0.3, limit=2).train) == 2
+    assert (
+        len(load("own", tmp_path / "data", validation_fraction=0.3, max_train_examples=2).train)
+        == 2
+    )
 
 
 def test_class_names_round_trip(tmp_path):
@@ -661,7 +664,7 @@ def test_a_full_disk_leaves_the_name_free(tmp_path, monkeypatch):
     def example():
         raise OSError("no space left on device")
 
-    content = readers.Content({"train": [example]}, (2, 2, 1))
+    content = readers.RawDataset({"train": [example]}, (2, 2, 1))
     with monkeypatch.context() as patch:
         patch.setattr(readers, "read", lambda *args, **kwargs: content)
         with pytest.raises((OSError, UserError), match="no space left"):

@@ -352,10 +352,10 @@ TEXT_SPEC = {
     "tokenizer": "char",
     "characters": ["a", "é"],
     "seq_len": 16,
-    "form": "stream",
+    "format": "stream",
     "class_names": [],
 }
-TASK_SPEC = TEXT_SPEC | {"form": "labels", "class_names": ["bad", "good"]}
+TASK_SPEC = TEXT_SPEC | {"format": "labels", "class_names": ["bad", "good"]}
 
 
 @pytest.mark.parametrize(
@@ -378,9 +378,9 @@ def test_a_description_of_data_is_read(value):
      *(TEXT_SPEC | {"characters": c}
        for c in (None, "aé", ["a", "a"], ["ab"], [""], ["\ud800"], [1], [["a"]])),
      TEXT_SPEC | {"tokenizer": "word"}, TEXT_SPEC | {"tokenizer": []},
-     *(TEXT_SPEC | {"form": f} for f in ("word", "labels", "tags", None, [], 1)),
+     *(TEXT_SPEC | {"format": f} for f in ("word", "labels", "tags", None, [], 1)),
      *(TASK_SPEC | {"class_names": c} for c in ([], None, "ab", ["a", "a"], [1], ["\ud800"])),
-     TASK_SPEC | {"form": "chat"}],
+     TASK_SPEC | {"format": "chat"}],
     ids=lambda value: ascii(value)[-50:],
 )  # fmt: skip
 def test_a_description_of_data_that_lies_is_refused(value):
@@ -399,7 +399,7 @@ EVERY_KIND = """
 import gzip, json, os
 import numpy as np, safetensors.numpy
 from PIL import Image
-from aigc_jax import recipes
+from aigc_jax.experiment import recipes
 from aigc_jax.core.config import Data
 from aigc_jax.data import sources
 from aigc_jax.modalities.prepare import prepare
@@ -430,7 +430,7 @@ for kind, path in made.items():
     prepare(f"{kind}:{path}", kind, "data")
     for source in (f"tfds:{kind}", f"{kind}:{path}"):
         form = forms.get(kind, "stream")
-        data = sources.load(Data(source=source, data_dir="data", seq_len=16, form=form))
+        data = sources.load(Data(source=source, data_dir="data", seq_len=16, format=form))
         [data.train[i] for i in range(3)] + [data.validation[0]]
 """
 

@@ -58,7 +58,7 @@ class TextTask(TextObjective):
         token_BT, _, segments_BT = shift(batch)
         apply = self.apply(params)
         x_BTW, _ = apply(token_BT, segments_BT=segments_BT, key_B=key_B, method="hidden")
-        if self.spec.form == "tags":
+        if self.spec.format == "tags":
             return x_BTW, apply(x_BTW, method="task_logits")
         real_BT = segments_BT > 0
         if self.model.config.causal:  # only the last token has read the whole text
@@ -71,7 +71,7 @@ class TextTask(TextObjective):
 
     def _answers(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The true classes and which count: (B,), or (B, T) for tags."""
-        if self.spec.form == "tags":
+        if self.spec.format == "tags":
             return jnp.maximum(batch["tags"], 0), batch["tags"] >= 0
         return batch["label"], jnp.ones(batch["label"].shape, bool)
 
@@ -131,7 +131,7 @@ class TextTask(TextObjective):
         names, found = self.spec.class_names, []
         for n, row in enumerate(samples):
             text = options.prompts[n % len(options.prompts)]
-            if self.spec.form == "labels":
+            if self.spec.format == "labels":
                 found.append(f"{names[int(row)]}: {text}")
                 continue
             tags = [names[tag] for tag in row.tolist() if tag >= 0]

@@ -37,7 +37,7 @@ def read_conll(path: str) -> RawDataset:
             raise UserError(f"{shorten(paths[0])} holds no words with tags")
         words, tags = zip(*sentences, strict=True)
         splits[split] = ColumnarExamples(words=words, tags=tags)
-    return RawDataset(splits, holds="words")
+    return RawDataset(splits, kind="words")
 
 
 def _split_files(folder: str) -> dict[str, list[str]]:

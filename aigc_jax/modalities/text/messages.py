@@ -19,4 +19,4 @@ def read_messages(path: str) -> RawDataset:
             dialogues.append(check_messages(record, where, training=False))
     if not dialogues:
         raise UserError(f"{shorten(path)} holds no conversations")
-    return RawDataset({"train": ColumnarExamples(messages=dialogues)}, holds="messages")
+    return RawDataset({"train": ColumnarExamples(messages=dialogues)}, kind="messages")

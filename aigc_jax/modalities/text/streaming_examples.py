@@ -27,7 +27,7 @@ Read = Callable[[int], Any]  # the text or the conversation of a number
 
 
 def streamed_dataset(content: RawDataset, config: Data, ready: Tokenizer | None = None) -> Dataset:
-    """The examples of `data.form`, of which only the held-out ones are in memory.
+    """The examples of `data.format`, of which only the held-out ones are in memory.
 
     Args:
       content: what was found; its examples are read when they are called.
@@ -40,14 +40,14 @@ def streamed_dataset(content: RawDataset, config: Data, ready: Tokenizer | None 
     train, held = content.splits["train"], held_out_split(content.splits)
     if held is None:
         indices, held_out = hold_out(len(train), config, "documents")
-        judged = _first(train, held_out, config.form)
+        judged = _first(train, held_out, config.format)
     else:
         indices = range(len(train))
         judged = _first(
-            content.splits[held], permutation(len(content.splits[held]), 0), config.form
+            content.splits[held], permutation(len(content.splits[held]), 0), config.format
         )
     indices = limited(indices, config)
-    key = "messages" if config.form == "chat" else "text"
+    key = "messages" if config.format == "chat" else "text"
 
     def read(number: int) -> Any:
         return train[int(indices[number])]()[key]
@@ -60,15 +60,15 @@ def streamed_dataset(content: RawDataset, config: Data, ready: Tokenizer | None 
             " predict: add"
             " some or raise data.validation_fraction"
         )
-    answered = [d for d in judged if config.form == "chat" and _answered(d)]
+    answered = [d for d in judged if config.format == "chat" and _answered(d)]
     log_main(
         f"the text, more than data.in_memory={config.in_memory} bytes, is read as it is needed;"
         f" {len(judged)} held-out documents are judged"
     )
     files = files_of(train, indices, config)
     return Dataset(
-        TextSpec(tokenizer, config.seq_len, config.form),
-        StreamingSource(document, len(indices), config.seq_len, files, config.form == "stream"),
+        TextSpec(tokenizer, config.seq_len, config.format),
+        StreamingSource(document, len(indices), config.seq_len, files, config.format == "stream"),
         validation,
         dialogues=answered,
     )
@@ -115,7 +115,7 @@ def _form(
 ) -> tuple[Callable[[int], Document], Source]:
     """How a document is made into tokens, and the held-out examples."""
     length = config.seq_len
-    if config.form == "stream":
+    if config.format == "stream":
         stream = join(judged, tokenizer)
         windows = TokenWindows(stream, length, stride=config.eval_stride or max(length // 2, 1))
 
@@ -123,7 +123,7 @@ def _form(
             return join([read(number)], tokenizer)[:-1], None  # the next one begins with it
 
         return line, windows if len(stream) > length else []
-    if config.form == "documents":
+    if config.format == "documents":
         rows = pack(with_special_tokens(judged, tokenizer), length, tokenizer.size)
         return lambda number: next(with_special_tokens([read(number)], tokenizer)), rows
     rows = pack((render(d, tokenizer) for d in judged), length, tokenizer.size)

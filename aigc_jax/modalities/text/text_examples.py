@@ -1,4 +1,4 @@
-"""Text in each form that `data.form` names: from what a reader found to examples of tokens."""
+"""Text in each form that `data.format` names: from what a reader found to examples of tokens."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ HELD = {"messages": "conversations", "words": "words with tags"}
 
 
 def text_dataset(content: RawDataset, config: Data, ready: Tokenizer | None = None) -> Dataset:
-    """The examples of `data.form`.
+    """The examples of `data.format`.
 
     Args:
       content: what was read.
@@ -39,7 +39,7 @@ def text_dataset(content: RawDataset, config: Data, ready: Tokenizer | None = No
       UserError: if the source does not have this form, or too little text.
     """
     check_form(content, config)
-    if config.form == "stream" and config.eval_stride > config.seq_len:
+    if config.format == "stream" and config.eval_stride > config.seq_len:
         raise UserError(
             f"data.eval_stride={config.eval_stride} is more than a window of"
             f" data.seq_len={config.seq_len} predicts: lower it"
@@ -47,7 +47,7 @@ def text_dataset(content: RawDataset, config: Data, ready: Tokenizer | None = No
     if content.streamed:
         return streamed_dataset(content, config, ready)
     make = dict(stream=_stream, documents=_documents, chat=_chat, labels=_labels, tags=_tags)
-    return make[config.form](content, config, ready)
+    return make[config.format](content, config, ready)
 
 
 def for_evaluation(content: RawDataset, class_names: Sequence[str]) -> RawDataset:
@@ -79,28 +79,28 @@ def for_evaluation(content: RawDataset, class_names: Sequence[str]) -> RawDatase
 
 
 def check_form(content: RawDataset, config: Data) -> None:
-    """Raises UserError, saying which forms there are, if `data.form` is none of them."""
+    """Raises UserError, saying which forms there are, if `data.format` is none of them."""
     source = shorten(config.source)
     if content.image_shape is not None:
-        if config.form != "stream":
+        if config.format != "stream":
             raise UserError(
-                f"data.form={config.form} is for text, but data.source='{source}' holds images:"
-                " leave data.form out"
+                f"data.format={config.format} is for text, but data.source='{source}' holds images:"
+                " leave data.format out"
             )
         return
     forms = {
         "text": ("stream", "documents", *(["labels"] if content.class_names else [])),
         "messages": ("chat",),
         "words": ("tags",),
-    }[content.holds]
-    if config.form in forms:
+    }[content.kind]
+    if config.format in forms:
         return
-    text = "text without labels" if config.form == "labels" else "text"
-    holds = HELD.get(content.holds, text)
-    why = f" ({content.unlabelled})" if config.form == "labels" and content.unlabelled else ""
+    text = "text without labels" if config.format == "labels" else "text"
+    holds = HELD.get(content.kind, text)
+    why = f" ({content.unlabelled})" if config.format == "labels" and content.unlabelled else ""
     raise UserError(
-        f"data.source='{source}' holds {holds}{why} and cannot serve data.form={config.form}: set"
-        f" data.form={' or '.join(forms)}"
+        f"data.source='{source}' holds {holds}{why} and cannot serve"
+        f" data.format={config.format}: set data.format={' or '.join(forms)}"
     )
 
 

@@ -26,7 +26,7 @@ def synthetic(shape: str, config: Config) -> Dataset:
     """
     rng, spec = np.random.default_rng(0), spec_of(shape, config)
     if isinstance(spec, TextSpec):
-        if spec.form in TASKS:
+        if spec.format in TASKS:
             raise UserError(f"--synthetic={shape}: there is no random text of labels or tags")
         entries = getattr(config.model, "vocab_size", 0) or spec.tokenizer.size
         stream = rng.integers(0, entries, max(TOKENS, 2 * spec.seq_len)).astype(np.int32)

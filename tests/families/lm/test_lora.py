@@ -149,7 +149,7 @@ SPEC = TextSpec(ByteTokenizer(), T, "labels", ("no", "yes"))
 def run_of():
     recipe = tiny.recipe(
         "lm",
-        data=dict(source="jsonl:d.jsonl", form="labels", seq_len=T),
+        data=dict(source="jsonl:d.jsonl", format="labels", seq_len=T),
         model=dict(layers=1, width=8, lora_rank=RANK),
         objective=dict(name="classification", lm_weight=0.5),
         sample=dict(max_new_tokens=None),

@@ -46,8 +46,8 @@ TAGS["tags"][4] = -1  # a sentence without a tag
 BATCHES = {"labels": LABELS, "tags": TAGS}
 
 
-def task(form="labels", causal=True, **config):
-    spec = TextSpec(BYTE, T, form, CLASSES)
+def task(format="labels", causal=True, **config):
+    spec = TextSpec(BYTE, T, format, CLASSES)
     return TextTask(TaskConfig(**config), Table(causal=causal), spec)
 
 

@@ -71,7 +71,7 @@ def load(source, **options):
 
 
 def test_labels_go_with_their_texts(tmp_path):
-    data = load(write_labels(tmp_path, ["b", "c", "a"] * 10), form="labels", seq_len=64)
+    data = load(write_labels(tmp_path, ["b", "c", "a"] * 10), format="labels", seq_len=64)
     assert data.spec.class_names == ("a", "b", "c") and data.spec.num_classes == 3
     for row in [*rows_of(data.train), *rows_of(data.validation)]:
         text = BYTE.text(row["tokens"][row["segments"] > 0])
@@ -79,23 +79,23 @@ def test_labels_go_with_their_texts(tmp_path):
 
 
 def test_cut_texts_are_counted_once(tmp_path, capfd):
-    load(write_labels(tmp_path, ["a", "b"] * 10), form="labels", seq_len=20)
+    load(write_labels(tmp_path, ["a", "b"] * 10), format="labels", seq_len=20)
     said = capfd.readouterr().err
     assert said.count("\n") == 1 and "11 of 20 texts are longer than data.seq_len=20" in said
 
 
 def test_a_label_that_is_never_trained_on_is_named(tmp_path):
     source = write_labels(tmp_path, ["a"] * 9 + ["odd"])
-    assert "label 'odd'" in refusal(load, source, form="labels", split="tail", seq_len=32)
+    assert "label 'odd'" in refusal(load, source, format="labels", split="tail", seq_len=32)
     data = load(
-        write_labels(tmp_path, ["odd"] + ["a"] * 9), form="labels", split="tail", seq_len=32
+        write_labels(tmp_path, ["odd"] + ["a"] * 9), format="labels", split="tail", seq_len=32
     )
     assert data.spec.class_names == ("a", "odd")
 
 
 def test_a_limit_takes_no_class_away(tmp_path):
     source = write_labels(tmp_path, ["a"] * 5 + ["b"] * 5)
-    data = load(source, form="labels", split="tail", seq_len=32, limit=2)
+    data = load(source, format="labels", split="tail", seq_len=32, max_train_examples=2)
     assert len(data.train) == 2 and data.spec.class_names == ("a", "b")
 
 
@@ -188,18 +188,18 @@ def write_conll(path, sentences):
 def test_tags_of_both_parts_outside_first(tmp_path):
     write_conll(tmp_path / "train", [[("a", "B-y"), ("b", "I-y")]])
     write_conll(tmp_path / "dev", [[("c", "B-x"), ("d", "O")]])
-    data = load(f"conll:{tmp_path}", form="tags", seq_len=16)
+    data = load(f"conll:{tmp_path}", format="tags", seq_len=16)
     assert data.spec.class_names == ("O", "B-x", "B-y", "I-y")
     assert data.train[0]["tags"].tolist()[1:4] == [2, 3, -1]
     assert data.validation[0]["tags"].tolist()[1:4] == [1, 0, -1]
     write_conll(tmp_path / "dev", [[("c", "B-y")]])
-    names = load(f"conll:{tmp_path}", form="tags", seq_len=16).spec.class_names
+    names = load(f"conll:{tmp_path}", format="tags", seq_len=16).spec.class_names
     assert names == ("O", "B-y", "I-y")
 
 
 def test_split_sentences_are_counted_once(tmp_path, capfd):
     write_conll(tmp_path / "a", [[("word", "O")] * n for n in (1, 9, 1, 9, 1, 9)])
-    data = load(f"conll:{tmp_path / 'a'}", form="tags", seq_len=32, validation_fraction=0.34)
+    data = load(f"conll:{tmp_path / 'a'}", format="tags", seq_len=32, validation_fraction=0.34)
     said = capfd.readouterr().err
     assert said.count("\n") == 1 and "3 of 6 sentences are longer than data.seq_len=32" in said
     tags = [row["tags"] for part in (data.train, data.validation) for row in rows_of(part)]
@@ -209,14 +209,14 @@ def test_split_sentences_are_counted_once(tmp_path, capfd):
 def test_a_name_of_a_sentence_that_is_split_stays_whole(tmp_path):
     name = [("c", "B-x"), *[("d", "I-x")] * 4]
     write_conll(tmp_path / "a", [[("a", "O"), ("b", "B-x"), *name]] * 2)
-    data = load(f"conll:{tmp_path / 'a'}", form="tags", seq_len=13, validation_fraction=0.5)
+    data = load(f"conll:{tmp_path / 'a'}", format="tags", seq_len=13, validation_fraction=0.5)
     tags = [row["tags"][row["tags"] >= 0].tolist() for row in rows_of(data.train)]
     assert tags == [[0, 1], [1, 2, 2, 2, 2]]
 
 
 def test_a_vocabulary_of_characters_has_the_space_between_words(tmp_path):
     write_conll(tmp_path / "a", [[("ab", "O"), ("c", "O")]] * 9)
-    data = load(f"conll:{tmp_path / 'a'}", form="tags", seq_len=16, tokenizer="char")
+    data = load(f"conll:{tmp_path / 'a'}", format="tags", seq_len=16, tokenizer="char")
     assert data.spec.tokenizer.characters == [" ", "a", "b", "c"]
 
 
@@ -246,7 +246,7 @@ def test_other_data_are_judged_whole_by_the_models_own_classes(tmp_path):
     path = tmp_path / "other.jsonl"
     path.write_text("".join(json.dumps({"text": t, "label": c}) + "\n" for t, c in
                             [("one", "b"), ("two", "a"), ("three", "b")]))  # fmt: skip
-    config = Data(source=f"jsonl:{path}", form="labels", seq_len=16)
+    config = Data(source=f"jsonl:{path}", format="labels", seq_len=16)
     knows = TextSpec(ByteTokenizer(), 16, "labels", ("c", "b", "a"))
     found = sources.load(config, knows.tokenizer, knows)
     assert found.spec == knows
@@ -256,7 +256,7 @@ def test_other_data_are_judged_whole_by_the_models_own_classes(tmp_path):
 
     path = tmp_path / "other.conll"
     path.write_text("Ana\tB-person\nran\tO\n\nit\tO\n\n")
-    config = Data(source=f"conll:{path}", form="tags", seq_len=16)
+    config = Data(source=f"conll:{path}", format="tags", seq_len=16)
     knows = TextSpec(ByteTokenizer(), 16, "tags", ("O", "B-group", "B-person"))
     found = sources.load(config, knows.tokenizer, knows)
     assert found.spec == knows and len(found.validation) == 2

@@ -196,18 +196,18 @@ def read_back(source):
 def test_documents_are_packed_whole_in_both_parts(tmp_path):
     texts = [f"document {i} " + "x" * (7 * i % 50) for i in range(60)]
     path = write_jsonl(tmp_path, [{"text": t} for t in texts])
-    data = sources.load(Data(source=f"jsonl:{path}", form="documents", seq_len=80))
+    data = sources.load(Data(source=f"jsonl:{path}", format="documents", seq_len=80))
     found = read_back(data.train) + read_back(data.validation)
     assert sorted(found) == sorted([256, *t.encode(), 256] for t in texts)
     assert sorted(data.texts["train"] + data.texts["validation"]) == sorted(texts)
-    assert data.spec.form == "documents" and data.spec.modality == "text"
+    assert data.spec.format == "documents" and data.spec.modality == "text"
     assert np.mean([row["segments"] > 0 for row in rows_of(data.train)]) > 0.8
 
 
 def test_every_row_comes_once_per_epoch_and_once_in_evaluation(tmp_path):
     texts = [f"document {i} " + "x" * (7 * i % 50) for i in range(60)]
     path = write_jsonl(tmp_path, [{"text": t} for t in texts])
-    data = sources.load(Data(source=f"jsonl:{path}", form="documents", seq_len=80))
+    data = sources.load(Data(source=f"jsonl:{path}", format="documents", seq_len=80))
     count = len(data.train)
     batches = DataLoader(data.train, count, seed=0)
     epochs = [next(batches)["tokens"].tolist() for _ in range(2)]
@@ -232,7 +232,7 @@ def chat(question, answer, role="assistant"):
 
 def load_chats(tmp_path, records, **options):
     path = write_jsonl(tmp_path, records)
-    return sources.load(Data(source=f"messages:{path}", form="chat", **options))
+    return sources.load(Data(source=f"messages:{path}", format="chat", **options))
 
 
 @pytest.mark.parametrize("tokenizer", ["byte", "char", "bpe"])
@@ -251,7 +251,7 @@ def test_only_what_the_assistant_says_is_a_target(tmp_path, tokenizer):
             assert tuple(tokens[-len(end) :]) == end
             said[coder.text(tokens[: -len(end)])] += 1
     assert said == {f"it is {i}.": 1 for i in range(30)}
-    assert data.spec.form == "chat" and data.texts == {}
+    assert data.spec.format == "chat" and data.texts == {}
     assert len(data.dialogues) == 6
     assert all(d in [r["messages"] for r in records] for d in data.dialogues)
 

@@ -43,7 +43,7 @@ def test_the_label_field_has_any_name(tmp_path):
     content = readers.read(f"jsonl:{path}", text_field="body", label_field="mood")
     assert content.class_names == ("x",)
     data = load(
-        f"jsonl:{path}", text_field="body", label_field="mood", form="labels",
+        f"jsonl:{path}", text_field="body", label_field="mood", format="labels",
         validation_fraction=0.5, seq_len=8,
     )  # fmt: skip
     assert data.spec.class_names == ("x",)
@@ -57,7 +57,7 @@ def test_labels_that_are_none_are_left_out_and_named(tmp_path, value):
     content = readers.read(f"jsonl:{path}")
     assert content.class_names == ()
     assert [e() for e in content.splits["train"]] == [{"text": "a"}, {"text": "b"}]
-    message = refusal(load, f"jsonl:{path}", form="labels")
+    message = refusal(load, f"jsonl:{path}", format="labels")
     assert f"line 2 of {path}" in message and "stream or documents" in message
 
 
@@ -150,7 +150,7 @@ def test_a_folder_without_training_words_is_refused(tmp_path):
 def test_the_development_set_is_held_out_before_the_test_set(tmp_path):
     for name in ("train", "dev", "test"):
         (tmp_path / name).write_text(f"{name}\tO\n")
-    data = load(f"conll:{tmp_path}", form="tags", seq_len=16)
+    data = load(f"conll:{tmp_path}", format="tags", seq_len=16)
     (example,) = (data.validation[i] for i in range(len(data.validation)))
     assert data.spec.tokenizer.text(example["tokens"]).startswith("dev")
 

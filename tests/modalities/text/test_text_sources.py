@@ -40,7 +40,7 @@ def test_images_are_read_directly_too(tmp_path):
 def test_the_split_of_the_files_is_kept(tmp_path):
     pixels = np.arange(96, dtype=np.uint8).reshape(6, 4, 4)
     np.savez(tmp_path / "d.npz", x_train=pixels[:4], x_test=pixels[4:])
-    data = load(f"npz:{tmp_path / 'd.npz'}", limit=3)
+    data = load(f"npz:{tmp_path / 'd.npz'}", max_train_examples=3)
     assert [data.train[i]["image"][0, 0, 0] for i in range(len(data.train))] == [0, 16, 32]
     assert [data.validation[i]["image"][0, 0, 0] for i in range(2)] == [64, 80]
 
@@ -88,7 +88,7 @@ ALL_FORMS = ("stream", "documents", "chat", "labels", "tags")
 def test_each_source_has_its_forms_and_says_which(tmp_path, kind, form):
     source = write_any(tmp_path, kind)
     if form in FORMS[kind]:
-        data = load(source, form=form, seq_len=32)
+        data = load(source, format=form, seq_len=32)
         batch = data.spec.example_batch(3)
         for part in (data.train, data.validation):
             example = part[0]
@@ -97,10 +97,10 @@ def test_each_source_has_its_forms_and_says_which(tmp_path, kind, form):
                 assert batch[key].shape == (3, *np.shape(value)), key
                 assert batch[key].dtype == value.dtype, key
     else:
-        message = refusal(load, source, form=form, seq_len=32)
-        assert f"data.form={form}" in message
+        message = refusal(load, source, format=form, seq_len=32)
+        assert f"data.format={form}" in message
         there = " or ".join(f for f in ALL_FORMS if f in FORMS[kind])
-        assert kind == "digits" or f"set data.form={there}" in message
+        assert kind == "digits" or f"set data.format={there}" in message
 
 
 @pytest.mark.parametrize(
@@ -108,11 +108,11 @@ def test_each_source_has_its_forms_and_says_which(tmp_path, kind, form):
     [("stream", "text"), ("documents", "text"), ("labels", "labelled text")],
 )
 def test_the_spec_tells_the_form_and_survives_json(tmp_path, form, modality):
-    data = load(write_any(tmp_path, "jsonl"), form=form, seq_len=32, tokenizer="char")
-    assert data.spec.modality == modality and data.spec.form == form
+    data = load(write_any(tmp_path, "jsonl"), format=form, seq_len=32, tokenizer="char")
+    assert data.spec.modality == modality and data.spec.format == form
     again = spec.from_json(json.loads(json.dumps(data.spec.to_json())))
     assert again.to_json() == data.spec.to_json()
-    assert (again.form, again.class_names) == (form, data.spec.class_names)
+    assert (again.format, again.class_names) == (form, data.spec.class_names)
     assert data.spec.class_names == (("x", "y") if form == "labels" else ())
 
 
@@ -161,14 +161,21 @@ def texts_of(source, tokenizer):
 @pytest.mark.parametrize("split", ["random", "tail"])
 def test_examples_are_held_out_once_each(tmp_path, split):
     source = write_jsonl(tmp_path, ["x", "y"] * 10)
-    data = load(source, form="labels", split=split, validation_fraction=0.25, seq_len=32)
+    data = load(source, format="labels", split=split, validation_fraction=0.25, seq_len=32)
     train, held_out = (texts_of(s, data.spec.tokenizer) for s in (data.train, data.validation))
     everything = [f"text {i} of {'xy'[i % 2]}" for i in range(20)]
     assert sorted(train + held_out) == sorted(everything) and len(held_out) == 5
     assert (train == everything[:15]) == (split == "tail")
-    again = load(source, form="labels", split=split, validation_fraction=0.25, seq_len=32)
+    again = load(source, format="labels", split=split, validation_fraction=0.25, seq_len=32)
     assert texts_of(again.validation, data.spec.tokenizer) == held_out
-    few = load(source, form="labels", split=split, validation_fraction=0.25, seq_len=32, limit=4)
+    few = load(
+        source,
+        format="labels",
+        split=split,
+        validation_fraction=0.25,
+        seq_len=32,
+        max_train_examples=4,
+    )
     assert texts_of(few.train, data.spec.tokenizer) == train[:4]
     assert texts_of(few.validation, data.spec.tokenizer) == held_out
 
@@ -186,7 +193,7 @@ def test_a_fraction_that_holds_nothing_out_is_refused(tmp_path, form):
     kind = next(kind for kind, forms in FORMS.items() if form in forms and kind != "text")
     for split in ("random", "tail"):
         message = refusal(
-            load, write_any(tmp_path, kind), form=form, split=split, validation_fraction=0.0
+            load, write_any(tmp_path, kind), format=form, split=split, validation_fraction=0.0
         )
         assert "data.validation_fraction=0.0" in message
 
@@ -195,7 +202,7 @@ def test_a_fraction_that_holds_nothing_out_is_refused(tmp_path, form):
 @pytest.mark.parametrize("split", ["random", "tail"])
 def test_one_text_of_which_nothing_is_held_out_is_refused(tmp_path, form, split):
     source = write_any(tmp_path, "text")
-    message = refusal(load, source, form=form, split=split, validation_fraction=0.0, seq_len=16)
+    message = refusal(load, source, format=form, split=split, validation_fraction=0.0, seq_len=16)
     assert ("too short" if form == "stream" else "data.validation_fraction=0.0") in message
 
 
@@ -251,28 +258,28 @@ def test_labels_round_trip(tmp_path):
     source = write_jsonl(tmp_path, ["good", "two words", "犬"] * 4)
     prepare(source, "own", str(tmp_path / "data"))
     options = dict(data_dir=str(tmp_path / "data"), seq_len=48)
-    data = load("tfds:own", form="labels", validation_fraction=0.5, **options)
+    data = load("tfds:own", format="labels", validation_fraction=0.5, **options)
     assert data.spec.class_names == ("good", "two words", "犬")
     for part in (data.train, data.validation):
         for i, text in enumerate(texts_of(part, data.spec.tokenizer)):
             assert text.endswith(data.spec.class_names[part[i]["label"]])
-    assert len(load("tfds:own", form="documents", **options).train) >= 1
+    assert len(load("tfds:own", format="documents", **options).train) >= 1
 
 
 @pytest.mark.parametrize("label", [" x", "x\n", "a\u2028b"])
 def test_a_label_that_tfds_would_change_is_refused(tmp_path, label):
     source = write_jsonl(tmp_path, [label, "y"] * 8)
     assert "cannot be kept" in refusal(prepare, source, "own", str(tmp_path / "data"))
-    assert load(source, form="labels", seq_len=32).spec.class_names == (label, "y")
+    assert load(source, format="labels", seq_len=32).spec.class_names == (label, "y")
 
 
 def test_conversations_round_trip(tmp_path):
     prepare(write_chats(tmp_path), "own", str(tmp_path / "data"))
-    data = load("tfds:own", data_dir=str(tmp_path / "data"), form="chat", seq_len=128)
+    data = load("tfds:own", data_dir=str(tmp_path / "data"), format="chat", seq_len=128)
     assert len(data.dialogues) == 2
     assert all(d[1]["content"] == f"{d[0]['content'][8:-1]}." for d in data.dialogues)
     message = refusal(load, "tfds:own", data_dir=str(tmp_path / "data"))
-    assert "set data.form=chat" in message
+    assert "set data.format=chat" in message
 
 
 def test_words_and_tags_round_trip(tmp_path):
@@ -280,8 +287,8 @@ def test_words_and_tags_round_trip(tmp_path):
     for name in ("train", "dev"):
         (tmp_path / "in" / name).write_text(SENTENCES)
     prepare(f"conll:{tmp_path / 'in'}", "own", str(tmp_path / "data"))
-    prepared = load("tfds:own", data_dir=str(tmp_path / "data"), form="tags", seq_len=48)
-    direct = load(f"conll:{tmp_path / 'in'}", form="tags", seq_len=48)
+    prepared = load("tfds:own", data_dir=str(tmp_path / "data"), format="tags", seq_len=48)
+    direct = load(f"conll:{tmp_path / 'in'}", format="tags", seq_len=48)
     assert prepared.spec.to_json() == direct.spec.to_json()
 
     def rows(source):  # TFDS keeps no order
@@ -307,9 +314,9 @@ def test_words_and_tags_round_trip(tmp_path):
 def test_a_prepared_record_that_lies_is_refused(tmp_path, monkeypatch, record, reason):
     """As if written by someone else."""
     holds = next(iter(record))
-    content = RawDataset({"train": [lambda: record] * 3}, holds=holds)
+    content = RawDataset({"train": [lambda: record] * 3}, kind=holds)
     monkeypatch.setattr(readers, "read", lambda *args, **kwargs: content)
     prepare("any", "own", str(tmp_path))
     form = "chat" if holds == "messages" else "tags"
-    message = refusal(load, "tfds:own", data_dir=str(tmp_path), form=form)
+    message = refusal(load, "tfds:own", data_dir=str(tmp_path), format=form)
     assert "the data set 'own'" in message and reason in message

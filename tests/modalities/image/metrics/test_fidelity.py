@@ -38,7 +38,7 @@ def patched():
 
 @pytest.fixture(scope="module")
 def digits(patched):
-    return sources.load(Data(source="digits", limit=500))
+    return sources.load(Data(source="digits", max_train_examples=500))
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_the_reference_may_be_the_training_images(digits, untrained):
 
 
 def test_images_without_labels_are_grouped(untrained):
-    dataset = sources.load(Data(source="digits", limit=200))
+    dataset = sources.load(Data(source="digits", max_train_examples=200))
     for part in (dataset.train, dataset.validation):
         get = part._get
         part._get = lambda i, get=get: (get(i)[0], None)
@@ -179,7 +179,7 @@ def test_few_images_are_refused(digits):
 
 
 def test_a_run_that_could_not_be_judged_does_not_begin(tmp_path):
-    data = dict(source="digits", batch_size=4, limit=4)
+    data = dict(source="digits", batch_size=4, max_train_examples=4)
     recipe = tiny.recipe("gan", data=data, eval=dict(every=3, fidelity=True))
     with pytest.raises(UserError, match="too few to compare"):
         aigc_jax.train(recipe, str(tmp_path / "run"))
