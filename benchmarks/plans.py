@@ -16,9 +16,9 @@ import sys
 from importlib import metadata
 from typing import Any
 
-from aigc_jax.core.workdir import write_whole
+from aigc_jax.core.workdir import write_text_atomically
 from aigc_jax.tools.bench.table import seconds
-from aigc_jax.training.oom import gib
+from aigc_jax.training.oom import format_bytes
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -154,10 +154,12 @@ def row(case: Case, plan: dict[str, Any] | None) -> str:
     mesh = " ".join(f"{k}={n}" for k, n in plan["topology"]["mesh"].items())
     step = f"{c['batch_size']} rows" + (f" in {c['accumulate']}" if c["accumulate"] > 1 else "")
     if not m["fits"]:
-        return (f"| {name} | {sold} | {mesh} | {step} | does not fit, by {gib(m['over'])} |"
-                " | | | |")  # fmt: skip
+        return (
+            f"| {name} | {sold} | {mesh} | {step} | does not fit, by"
+            f" {format_bytes(m['over'])} | | | |"
+        )
     r, rate, b = plan["roofline"], plan["rate"], plan["budget"]
-    share = f"{gib(m['peak'])} ({m['peak'] / m['has']:.0%})"
+    share = f"{format_bytes(m['peak'])} ({m['peak'] / m['has']:.0%})"
     times = f"{seconds(r['step'])}, {r['bound']}"
     speed = f"{rate['per_second_per_chip']:,.0f} {rate['unit']}/s"
     whole = f"{b['days']:,.1f} days, {b['chip_hours']:,.0f} h for {b['total']:.3g}"
@@ -174,7 +176,7 @@ def comparison(case: Case, plan: dict[str, Any] | None) -> str:
     if plan is None:
         return f"| {name} | {sold} | {published} | not planned yet | | |"
     if not plan["memory"]["fits"]:
-        over = f"does not fit, by {gib(plan['memory']['over'])}"
+        over = f"does not fit, by {format_bytes(plan['memory']['over'])}"
         return f"| {name} | {sold} | {published} | {over} | | |"
     r, rate = plan["roofline"], plan["rate"]
     bound = f"{plan['mfu']:.1%}, {rate['per_second_per_chip']:,.0f} tokens/s"
@@ -199,7 +201,7 @@ def write_page(found: list[Case]) -> None:
     }
     for name, text in fields.items():
         page = page.replace(f"{{{name}}}", text)
-    write_whole(PAGE, page)
+    write_text_atomically(PAGE, page)
     print(f"written: {PAGE}")
 
 

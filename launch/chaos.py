@@ -133,7 +133,7 @@ def final(workdir: str) -> tuple[dict, list[dict]]:
     import numpy as np
 
     from aigc_jax.experiment.restore import load
-    from aigc_jax.training.checkpoint import newest
+    from aigc_jax.training.checkpoint import restore_latest
     from aigc_jax.training.metric_log import read_metrics
 
     def everything(reader, step, contents):
@@ -142,7 +142,7 @@ def final(workdir: str) -> tuple[dict, list[dict]]:
         arrays = {jax.tree_util.keystr(k): np.asarray(x).tobytes() for k, x in leaves}
         return {**arrays, "data": json.dumps(contents["data"], sort_keys=True)}
 
-    step, found = newest(workdir, everything)
+    step, found = restore_latest(workdir, everything)
     records = [{k: v for k, v in r.items() if k not in TIMES} for r in read_metrics(workdir)]
     return {"step": step, **found}, records
 

@@ -50,7 +50,7 @@ def evaluate() -> None:
     else:
         if FLAGS.out:
             raise UserError("--out is for --images=…: other pictures go into the workdir")
-        options |= given(["generations", "likelihood", "ema_width", "mesh"])
+        options |= given(["generations", "likelihood", "sigma_rel", "mesh"])
         options |= {"seed": FLAGS.seed} if FLAGS["seed"].present else {}
         metrics = api.evaluate(FLAGS.workdir, data_dir, FLAGS.source or "", **options)
     if "report" in metrics:
@@ -89,7 +89,7 @@ def sample() -> None:
         FLAGS.seed,
         prompt=prompt,
         show=show if FLAGS.stream else None,
-        **given(["ema_width", "image", "mask", "mesh", *SAMPLE_OPTIONS]),
+        **given(["sigma_rel", "image", "mask", "mesh", *SAMPLE_OPTIONS]),
     )
     out = FLAGS.out or os.path.join(FLAGS.workdir, "samples", f"seed_{FLAGS.seed}")
     path = api.save(samples, out)
@@ -151,7 +151,7 @@ def prepare() -> None:
 
 
 def bench() -> int | None:
-    from aigc_jax.core.workdir import write_whole
+    from aigc_jax.core.workdir import write_text_atomically
     from aigc_jax.experiment import build
     from aigc_jax.tools.bench import check
     from aigc_jax.tools.bench.measure import measure
@@ -174,7 +174,7 @@ def bench() -> int | None:
     report = measure(build.parse_config(FLAGS.config), seconds=FLAGS.seconds, **options)
     print(table(report))
     if FLAGS.json:
-        write_whole(FLAGS.json, json.dumps(report, indent=1) + "\n")
+        write_text_atomically(FLAGS.json, json.dumps(report, indent=1) + "\n")
         print(f"saved: {FLAGS.json}")
     return None
 

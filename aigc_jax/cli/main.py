@@ -12,7 +12,7 @@ from aigc_jax.cli.commands import RUN, STOP
 from aigc_jax.cli.flags import FLAGS, parse_flags
 from aigc_jax.core import environment
 from aigc_jax.core.errors import Stopped, UserError
-from aigc_jax.core.streams import make_steady
+from aigc_jax.core.streams import make_streams_unbreakable
 from aigc_jax.distributed import kv_store
 
 # A shell leaves the ~ of --workdir=~/w alone.
@@ -41,7 +41,7 @@ def make_deterministic() -> None:
 def run(argv: Sequence[str] | None = None) -> None:
     """The entry point: `aigc` and `python -m aigc_jax.main`."""
     environment.configure()
-    make_steady()
+    make_streams_unbreakable()
     quieten()
     argv = list(argv or sys.argv)
     try:

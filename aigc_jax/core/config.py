@@ -101,7 +101,7 @@ class Ema:
     halflife: float = option(0.0, low=0.0)  # in examples; 0: no EMA
     rampup: float = option(0.05, low=0.0)  # warm-up: half-life ≤ rampup · examples seen; 0: none
     power: tuple[float, ...] = option((), low=1e-3, high=0.28)  # widths of power-function averages
-    snapshot_every: int = option(0, low=0)  # keep these for `--ema_width`; 0: keep none
+    snapshot_every: int = option(0, low=0)  # keep these for `--sigma_rel`; 0: keep none
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,12 +29,12 @@ CACHE = {
 
 def configure() -> None:
     """Sets what has not been set; must come before JAX starts, and is harmless after it."""
-    set_flags()
-    keep_programs()
-    keep_memory()
+    set_xla_flags()
+    set_compilation_cache()
+    set_allocator()
 
 
-def set_flags() -> None:
+def set_xla_flags() -> None:
     """Chooses XLA's faster convolutions on a CPU, for versions that are known to have both."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms and "cpu" not in platforms:
@@ -55,7 +55,7 @@ def jaxlib_version() -> tuple[int, ...]:
     return tuple(int(n) for n in re.findall(r"\d+", version)[:3])
 
 
-def keep_memory() -> None:
+def set_allocator() -> None:
     """Has the C library keep freed memory for the next step, where it is of GNU.
 
     It would give large arrays back to the system, which hands out each page anew at the next step:
@@ -69,7 +69,7 @@ def keep_memory() -> None:
             mallopt(parameter, value)
 
 
-def keep_programs() -> None:
+def set_compilation_cache() -> None:
     """Keeps compiled programs from run to run, in the user's cache folder.
 
     JAX_COMPILATION_CACHE_DIR names another folder, or none: an empty one turns this off, as does
@@ -77,7 +77,7 @@ def keep_programs() -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    folder = cache_folder()
+    folder = compilation_cache_dir()
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError:  # no home, or a full or read-only disk: programs are compiled each time
@@ -95,7 +95,7 @@ def keep_programs() -> None:
                 config.update(name.lower(), kind(value))
 
 
-def cache_folder() -> str:
+def compilation_cache_dir() -> str:
     """One for each kind of processor: programs for a CPU are of its instructions."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     kind = platform.machine() + platform.processor()

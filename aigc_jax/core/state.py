@@ -20,7 +20,7 @@ class TrainState:
       opt_state: `{player: Optax state}`.
       ema: `{player: averaged parameters}`, without frozen players; empty if the run keeps no
         average.
-      profiles: `{width: {player: average with a power-function profile of that width}}`.
+      power_ema: `{width: {player: average with a power-function profile of that width}}`.
       mutables: `{player: what a loss updates besides parameters}`.
       rng: the data of the run's only random key; it never changes, steps fold their number in.
       skipped: int32 scalar, steps whose update was left out because something was not finite.
@@ -30,7 +30,7 @@ class TrainState:
     params: Params
     opt_state: dict[str, optax.OptState]
     ema: Params
-    profiles: dict[str, Params]
+    power_ema: dict[str, Params]
     mutables: dict[str, Any]
     rng: jax.Array
     skipped: jax.Array
@@ -38,16 +38,16 @@ class TrainState:
     @property
     def sampling_params(self) -> Params:
         """The parameters to evaluate and to sample with: the average where there is one."""
-        first = next(iter(self.profiles.values()), {})
+        first = next(iter(self.power_ema.values()), {})
         return {**self.params, **first, **self.ema}
 
 
-def copied(tree: Any) -> Any:
+def copy_buffers(tree: Any) -> Any:
     """The step donates its state, and one buffer cannot be given away twice."""
     return jax.tree.map(jnp.copy, tree)
 
 
-def named(tree: Any) -> list[tuple[str, Any]]:
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """The leaves of a tree with their paths, as in "model/layers/mlp/in/kernel"."""
     return [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 
-class Steady:
+class UnbreakableStream:
     """A stream whose reader may go away."""
 
     def __init__(self, stream: Any):
@@ -25,7 +25,7 @@ class Steady:
         return getattr(self._stream, name)
 
 
-def make_steady() -> None:
+def make_streams_unbreakable() -> None:
     """Makes the standard streams of a program safe to write to, whether open, closed or broken."""
     for number in range(3):
         try:
@@ -34,9 +34,9 @@ def make_steady() -> None:
             os.open(os.devnull, os.O_RDWR)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if not isinstance(stream, Steady):
+        if not isinstance(stream, UnbreakableStream):
             nowhere = stream is None
-            setattr(sys, name, Steady(open(os.devnull, "w") if nowhere else stream))  # noqa: SIM115
+            setattr(sys, name, UnbreakableStream(open(os.devnull, "w") if nowhere else stream))  # noqa: SIM115
 
 
 def write_stderr(message: str) -> None:

@@ -20,7 +20,7 @@ def has_config(workdir: str) -> bool:
     return os.path.exists(os.path.join(workdir, CONFIG))
 
 
-def check_same(workdir: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+def check_same_run(workdir: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Raises UserError, naming the fields, if two configs are not of the same run."""
     phrases = differences(old, new)
     if phrases:
@@ -44,20 +44,20 @@ def read_config(workdir: str) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({e}): mend or remove it") from e
 
 
-def open_workdir(workdir: str) -> None:
+def create_workdir(workdir: str) -> None:
     """Makes the folder; StorageError if it cannot be written."""
-    with writing(workdir):
+    with storage_errors(workdir):
         os.makedirs(os.path.join(workdir, "samples"), exist_ok=True)
 
 
 def write_config(workdir: str, raw: dict[str, Any]) -> None:
     """Writes config.json, whole or not at all; StorageError if it cannot be written."""
-    with writing(workdir):
-        write_whole(os.path.join(workdir, CONFIG), json.dumps(raw, indent=2))
+    with storage_errors(workdir):
+        write_text_atomically(os.path.join(workdir, CONFIG), json.dumps(raw, indent=2))
 
 
 @contextlib.contextmanager
-def writing(workdir: str) -> Iterator[None]:
+def storage_errors(workdir: str) -> Iterator[None]:
     """Turns what goes wrong with a file of the workdir into a StorageError."""
     try:
         yield
@@ -65,13 +65,13 @@ def writing(workdir: str) -> Iterator[None]:
         raise StorageError(f"--workdir={workdir} cannot be written: {e.strerror or e}") from e
 
 
-def write_whole(path: str, text: str) -> None:
+def write_text_atomically(path: str, text: str) -> None:
     """Writes a file so that after a crash either the old one or the new one is there."""
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
         f.write(text)
 
 
-class Lock:
+class WorkdirLock:
     """One writer per workdir.
 
     The operating system holds the lock as long as the process lives, so a dead process leaves none
@@ -80,7 +80,7 @@ class Lock:
 
     def __init__(self, workdir: str):
         self._workdir, self._path = workdir, os.path.join(workdir, LOCK)
-        with writing(workdir):
+        with storage_errors(workdir):
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 self._take()
@@ -92,10 +92,10 @@ class Lock:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._refuse(read_lock(self._workdir))
+            self._refuse(read_lock_holder(self._workdir))
         except OSError:
-            holder = read_lock(self._workdir)
-            if alive(holder):
+            holder = read_lock_holder(self._workdir)
+            if may_be_running(holder):
                 self._refuse(holder)
         me = {"host": socket.gethostname(), "pid": os.getpid()}
         os.ftruncate(self._fd, 0)
@@ -128,7 +128,7 @@ class Lock:
             self._fd = -1
 
 
-def read_lock(workdir: str) -> dict[str, Any]:
+def read_lock_holder(workdir: str) -> dict[str, Any]:
     """Host and pid of the run that writes to a workdir, or wrote there until it was killed."""
     try:
         with open_file(os.path.join(workdir, LOCK)) as f:
@@ -139,7 +139,7 @@ def read_lock(workdir: str) -> dict[str, Any]:
     return holder if known and isinstance(holder.get("pid"), int) and holder["pid"] > 0 else {}
 
 
-def alive(holder: dict[str, Any]) -> bool:
+def may_be_running(holder: dict[str, Any]) -> bool:
     """Whether a lock's holder may still be running; another host's cannot be asked."""
     if not holder:
         return False
@@ -154,17 +154,17 @@ def alive(holder: dict[str, Any]) -> bool:
     return holder["pid"] != os.getpid()
 
 
-def folder_of(workdir: str) -> str:
+def checkpoint_dir(workdir: str) -> str:
     return os.path.join(os.path.abspath(os.path.expanduser(workdir)), CHECKPOINTS)
 
 
-def steps_in(workdir: str) -> list[int]:
+def checkpoint_steps(workdir: str) -> list[int]:
     """The steps of a workdir's checkpoints, newest first, whole or not.
 
     Raises:
       UserError: if there is something else where the checkpoints should be.
     """
-    folder = folder_of(workdir)
+    folder = checkpoint_dir(workdir)
     try:
         return sorted((int(n) for n in os.listdir(folder) if _is_step(n)), reverse=True)
     except FileNotFoundError:
@@ -177,10 +177,10 @@ def _is_step(name: str) -> bool:
     return name.isascii() and name.isdigit() and str(int(name)) == name
 
 
-def last_saved(workdir: str) -> int:
+def last_saved_step(workdir: str) -> int:
     """The newest step that a run is known to have saved; 0 if it never did."""
     try:
-        with open_file(os.path.join(os.path.dirname(folder_of(workdir)), SAVED)) as f:
+        with open_file(os.path.join(os.path.dirname(checkpoint_dir(workdir)), SAVED)) as f:
             step = json.loads(f.read())["step"]
     except (UserError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return 0
@@ -189,4 +189,4 @@ def last_saved(workdir: str) -> int:
 
 def has_run(workdir: str) -> bool:
     """Whether a run has ever saved there: if so, it must not be begun afresh."""
-    return bool(steps_in(workdir)) or last_saved(workdir) > 0
+    return bool(checkpoint_steps(workdir)) or last_saved_step(workdir) > 0

@@ -29,7 +29,7 @@ def for_sampling(state: TrainState) -> TrainState:
         return np.asarray(_whole(x))
 
     params, mutables = jax.tree.map(near, (state.sampling_params, state.mutables))
-    return state.replace(params=params, mutables=mutables, opt_state={}, ema={}, profiles={})
+    return state.replace(params=params, mutables=mutables, opt_state={}, ema={}, power_ema={})
 
 
 def _whole(x: Any) -> Any:

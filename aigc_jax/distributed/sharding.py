@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.state import TrainState, named
+from aigc_jax.core.state import TrainState, named_leaves
 from aigc_jax.distributed.logical_axes import Axes, logical_to_mesh
 from aigc_jax.distributed.mesh import replicated, size_of
 
@@ -58,7 +58,7 @@ def param_specs(shapes: Any, mesh: Mapping[str, int], table: Table) -> dict[str,
       UserError: for a parameter of which the table says nothing, and as `spec_of`.
     """
     specs = {}
-    for name, leaf in named(shapes):
+    for name, leaf in named_leaves(shapes):
         if not leaf.shape or MUTABLES in name.split("/"):
             specs[name] = P()
             continue
@@ -85,7 +85,7 @@ def state_shardings(shapes: TrainState, mesh: Mesh, table: Table) -> TrainState:
       UserError: as `param_specs`.
     """
     specs = param_specs(shapes.params, mesh.shape, table)
-    sizes = {name: leaf.shape for name, leaf in named(shapes.params)}
+    sizes = {name: leaf.shape for name, leaf in named_leaves(shapes.params)}
 
     def beside(prefix: str, tree: Any) -> Any:
         """Those of arrays whose names end like those of the parameters `prefix…`."""
@@ -106,7 +106,7 @@ def state_shardings(shapes: TrainState, mesh: Mesh, table: Table) -> TrainState:
         params=beside("", shapes.params),
         opt_state={p: beside(f"{p}/", tree) for p, tree in shapes.opt_state.items()},
         ema=beside("", shapes.ema),
-        profiles={width: beside("", tree) for width, tree in shapes.profiles.items()},
+        power_ema={width: beside("", tree) for width, tree in shapes.power_ema.items()},
     )
 
 

@@ -187,7 +187,7 @@ def build(config: Config, spec: Spec, mesh: Mesh | None = None, trains: bool = T
     example = spec.example_batch(2)
 
     def init(seed: jax.Array) -> TrainState:
-        averaged = dict(ema=ema.halflife > 0, profiles=ema.power)
+        averaged = dict(ema=ema.halflife > 0, power_ema=ema.power)
         return init_state(objective, optimizers, example, seed, **averaged)
 
     shardings = replicated_state(mesh)

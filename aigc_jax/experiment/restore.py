@@ -11,7 +11,7 @@ import numpy as np
 
 from aigc_jax.core.config import Data, differences
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.state import TrainState, named
+from aigc_jax.core.state import TrainState, named_leaves
 from aigc_jax.data.dataset import Dataset, draw_examples
 from aigc_jax.distributed.mesh import local_mesh, make_mesh
 from aigc_jax.distributed.processes import log_main
@@ -19,7 +19,7 @@ from aigc_jax.experiment import build
 from aigc_jax.families.latent.first_stage import PLAYER, LatentSpaceObjective
 from aigc_jax.modalities import spec as spec_lib
 from aigc_jax.modalities.text.tokenizers import Tokenizer
-from aigc_jax.training.checkpoint import Contents, Reader, newest
+from aigc_jax.training.checkpoint import CheckpointReader, Contents, restore_latest
 
 WORKDIR = "workdir:"
 # Settings of a model with which the same parameters mean the same.
@@ -40,12 +40,12 @@ def restore(workdir: str, mesh: str = "") -> tuple[build.Run, TrainState, int]:
     Raises:
       UserError: if it holds no checkpoint, or the mesh does not fit.
     """
-    step, (run, state) = newest(workdir, functools.partial(load, mesh=mesh))
+    step, (run, state) = restore_latest(workdir, functools.partial(load, mesh=mesh))
     return run, state, step
 
 
 def load(
-    reader: Reader, step: int, contents: Contents, mesh: str = ""
+    reader: CheckpointReader, step: int, contents: Contents, mesh: str = ""
 ) -> tuple[build.Run, TrainState]:
     """The run and the state of one checkpoint; Damaged if it is not whole."""
     saved = contents["config"]
@@ -66,7 +66,7 @@ def tokenizer_of(data: Data) -> Tokenizer | None:
     if not data.tokenizer.startswith(WORKDIR):
         return None
     workdir = data.tokenizer.removeprefix(WORKDIR)
-    _, spec = newest(
+    _, spec = restore_latest(
         workdir, lambda _, __, contents: spec_lib.from_json(contents["config"]["spec"])
     )
     if not isinstance(spec, spec_lib.TextSpec):
@@ -96,7 +96,7 @@ def with_first_stage(dataset: Dataset, data: Data) -> Dataset:
     workdir = data.first_stage
     if not workdir:
         return dataset
-    saved, spec = newest(
+    saved, spec = restore_latest(
         workdir,
         lambda _, __, contents: (contents["config"]["config"], contents["config"]["spec"]),
     )[1]
@@ -149,7 +149,7 @@ def warm_start(
     """
     run, state, _ = restore(workdir)
     plain = getattr(run.objective, "plain", lambda params: params)
-    known = dict(named(jax.device_get(plain(state.sampling_params))))
+    known = dict(named_leaves(jax.device_get(plain(state.sampling_params))))
     taken, fresh = [], []
 
     def place(path: tuple, leaf: Any) -> Any:

@@ -10,7 +10,13 @@ import numpy as np
 
 from aigc_jax.core.errors import UserError, did_you_mean, shorten
 from aigc_jax.core.files import open_file
-from aigc_jax.core.workdir import has_run, open_workdir, write_config, write_whole, writing
+from aigc_jax.core.workdir import (
+    create_workdir,
+    has_run,
+    storage_errors,
+    write_config,
+    write_text_atomically,
+)
 from aigc_jax.distributed.processes import log_main
 from aigc_jax.experiment import build
 from aigc_jax.experiment.restore import restore
@@ -26,7 +32,7 @@ from aigc_jax.modalities.spec import TextSpec
 from aigc_jax.modalities.text import tokenizer_files
 from aigc_jax.modalities.text.tokenizer_files import TOKENIZER, roles, with_settings
 from aigc_jax.modalities.text.tokenizers import ByteTokenizer, LibraryTokenizer, Tokenizer
-from aigc_jax.training.checkpoint import Writer
+from aigc_jax.training.checkpoint import CheckpointWriter
 
 ORIGIN = "origin.json"  # what a model's own library says of it beside its weights
 SEQ_LEN = 512  # of the held-out windows that a converted model is judged on
@@ -57,14 +63,14 @@ def from_other(source: str, workdir: str) -> None:
     shapes = run.state_shapes()
     state = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
     state = jax.device_put(state.replace(params=made.params))
-    open_workdir(workdir)
-    writer = Writer(workdir, keep=1)
+    create_workdir(workdir)
+    writer = CheckpointWriter(workdir, keep=1)
     writer.save(0, state, {"asked": False}, {"config": config.raw, "spec": made.spec.to_json()})
     writer.wait()
     writer.close()
     write_config(workdir, config.raw)
-    with writing(workdir):
-        write_whole(os.path.join(workdir, ORIGIN), json.dumps(made.origin, indent=2))
+    with storage_errors(workdir):
+        write_text_atomically(os.path.join(workdir, ORIGIN), json.dumps(made.origin, indent=2))
     for note in made.notes:
         log_main(note)
 

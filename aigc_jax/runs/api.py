@@ -22,7 +22,7 @@ from aigc_jax.distributed.preemption import PreemptionHandler
 from aigc_jax.runs.report.samples import (decode, save)
 from aigc_jax.experiment.generate import generate
 from aigc_jax.inference.stop_strings import StopStringStreamer
-from aigc_jax.training.posthoc_ema import synthesize
+from aigc_jax.training.posthoc_ema import reconstruct_ema
 from aigc_jax.experiment.restore import (guidance_model_of, like, restore)
 from aigc_jax.runs.trainer import Trainer
 
@@ -63,7 +63,7 @@ def evaluate(
     data_dir: str = "",
     source: str = "",
     *,
-    ema_width: float | None = None,
+    sigma_rel: float | None = None,
     mesh: str = "",
     **options: Any,
 ) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def evaluate(
       workdir: a trained run's folder.
       data_dir: where its prepared data set lies now; where it lay in training if left out.
       source: other data to evaluate on, as in `data.source`.
-      ema_width: of the average of parameters to use; it needs the snapshots of `ema.power`.
+      sigma_rel: of the average of parameters to use; it needs the snapshots of `ema.power`.
       mesh: over which devices, as in a config; one if left out.
       **options: fields of the section `eval`, such as `generations`.
 
@@ -84,8 +84,8 @@ def evaluate(
       UserError: if there is no checkpoint, or its data cannot be found.
     """
     run, state, step = restore(workdir, mesh)
-    if ema_width is not None:
-        state = synthesize(workdir, state, ema_width)
+    if sigma_rel is not None:
+        state = reconstruct_ema(workdir, state, sigma_rel)
     section = parse(Eval, {**dataclasses.asdict(run.config.eval), **options}, "eval")
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, eval=section))
     data = run.config.data
@@ -108,7 +108,7 @@ def sample(
     show: Callable[[str], None] | None = None,
     image: Picture | None = None,
     mask: Picture | None = None,
-    ema_width: float | None = None,
+    sigma_rel: float | None = None,
     mesh: str = "",
     **options: Any,
 ) -> np.ndarray | list[str]:
@@ -123,7 +123,7 @@ def sample(
       show: is given the pieces of a (single) text as they are drawn.
       image: a file or array to begin with; `strength` (0…1) says how much of it is drawn anew.
       mask: a file or array, white where the image is drawn anew; see `data.given`.
-      ema_width: of the average of parameters to use; it needs the snapshots of `ema.power`.
+      sigma_rel: of the average of parameters to use; it needs the snapshots of `ema.power`.
       mesh: over which devices, as in a config; one if left out.
       **options: fields of the family's `sample` section, such as `temperature` or `guidance`.
 
@@ -132,8 +132,8 @@ def sample(
     """
     check_value(int, seed, "seed")
     run, state, _ = restore(workdir, mesh)
-    if ema_width is not None:
-        state = synthesize(workdir, state, ema_width)
+    if sigma_rel is not None:
+        state = reconstruct_ema(workdir, state, sigma_rel)
     if prompt is not None:
         options["prompts"] = (prompt,) if isinstance(prompt, str) else tuple(prompt)
         if num is None and not isinstance(prompt, str):

@@ -15,16 +15,16 @@ from aigc_jax.core.errors import NotFinite
 from aigc_jax.nn.activation_stats import (bad_activations, finite)
 from aigc_jax.distributed.gather import on_host
 from aigc_jax.training.anomaly import TrainingAnomaly
-from aigc_jax.core.state import (TrainState, named)
-from aigc_jax.training.step import (example_keys, gradients, move_key)
-from aigc_jax.core.workdir import (write_whole, writing)
+from aigc_jax.core.state import (TrainState, named_leaves)
+from aigc_jax.training.step import (example_keys, gradients, turn_key)
+from aigc_jax.core.workdir import (write_text_atomically, storage_errors)
 
 FOLDER, REPORT = "nonfinite", "report.json"
 SHOWN = 3  # names in a sentence
 Report = dict[str, Any]
 
 
-def give_up(
+def report_and_raise(
     run: Run, batches: DataLoader, trouble: TrainingAnomaly, workdir: str, state: TrainState
 ) -> NoReturn:
     """Writes down what is known of a step that was not finite, and ends the run.
@@ -53,10 +53,10 @@ def give_up(
     }
     place = os.path.join(workdir, FOLDER, f"step_{trouble.step:07d}")
     if jax.process_index() == 0:
-        with writing(workdir):
+        with storage_errors(workdir):
             dump(place, report, state, batch)
     raise NotFinite(
-        f"{trouble}; {summary(report)}; its examples are {few(report['examples'])}; the state and"
+        f"{trouble}; {summary(report)}; its examples are {shorten_list(report['examples'])}; the state and"
         f" the batch are in {place}: aigc doctor --workdir={workdir} explains them"
     )
 
@@ -69,13 +69,13 @@ def diagnose(run: Run, state: TrainState, batch: dict[str, np.ndarray]) -> Repor
       state: before the step, on the host.
       batch: this process's rows.
     """
-    arrays = {name: [k for k, x in named(getattr(state, name)) if not finite(x)]
-              for name in ("params", "opt_state", "ema", "profiles", "mutables")}  # fmt: skip
+    arrays = {name: [k for k, x in named_leaves(getattr(state, name)) if not finite(x)]
+              for name in ("params", "opt_state", "ema", "power_ema", "mutables")}  # fmt: skip
     data = {k: range_of(x) for k, x in batch.items()}
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     players = {}
     for turn, player in enumerate(run.objective.turns):
-        key_B = example_keys(move_key(key, run.objective.turns, turn), len(batch["weight"]), None)
+        key_B = example_keys(turn_key(key, run.objective.turns, turn), len(batch["weight"]), None)
         arguments = (player, state.params, state.mutables, batch, key_B, state.step)
 
         def loss(arguments: tuple[Any, ...] = arguments) -> Any:
@@ -91,8 +91,8 @@ def diagnose(run: Run, state: TrainState, batch: dict[str, np.ndarray]) -> Repor
         players[f"{turn + 1}. {player}"] = {
             "loss": repr(float(mean.value())),
             "activations": activations,
-            "gradients": [k for k, x in named(grads) if not finite(x)],
-            "updates": [k for k, x in named(updates) if not finite(x)],
+            "gradients": [k for k, x in named_leaves(grads) if not finite(x)],
+            "updates": [k for k, x in named_leaves(updates) if not finite(x)],
             "norms": {
                 "gradient": repr(float(optax.global_norm(grads))),
                 "update": repr(float(optax.global_norm(updates))),
@@ -106,7 +106,7 @@ def diagnose(run: Run, state: TrainState, batch: dict[str, np.ndarray]) -> Repor
 
 def largest(tree: Any) -> list[Any]:
     """The name and the size of the largest element in a tree."""
-    sizes = [(float(np.max(np.abs(np.asarray(x, np.float32)))), k) for k, x in named(tree)]
+    sizes = [(float(np.max(np.abs(np.asarray(x, np.float32)))), k) for k, x in named_leaves(tree)]
     size, name = max(sizes, key=lambda pair: (not np.isfinite(pair[0]), pair[0]))
     return [name, repr(size)]
 
@@ -120,9 +120,9 @@ def range_of(x: np.ndarray) -> dict[str, Any]:
 def dump(place: str, report: Report, state: TrainState, batch: dict[str, np.ndarray]) -> None:
     """Writes the report, and the arrays as npz files, which hold plain numbers only."""
     os.makedirs(place, exist_ok=True)
-    np.savez(os.path.join(place, "state.npz"), **{k: plain(x) for k, x in named(state)})
+    np.savez(os.path.join(place, "state.npz"), **{k: plain(x) for k, x in named_leaves(state)})
     np.savez(os.path.join(place, "batch.npz"), **batch)
-    write_whole(os.path.join(place, REPORT), json.dumps(report, indent=2))
+    write_text_atomically(os.path.join(place, REPORT), json.dumps(report, indent=2))
 
 
 def plain(x: Any) -> np.ndarray:
@@ -135,14 +135,14 @@ def summary(report: Report) -> str:
     """The first thing that was not finite, as a clause."""
     for name, bad in report["arrays"].items():
         if bad:
-            return f"the state itself is not finite: {name} {few(bad)}"
+            return f"the state itself is not finite: {name} {shorten_list(bad)}"
     for name, data in report["batch"].items():
         if not data["finite"]:
             return f"the data are not finite: {name}"
     for turn, found in report["turns"].items():
         for what in ("activations", "gradients", "updates"):
             if found[what]:
-                return f"the first in turn {turn} are the {what} {few(found[what])}"
+                return f"the first in turn {turn} are the {what} {shorten_list(found[what])}"
         if found["loss"] in ("nan", "inf", "-inf"):
             return f"the loss of turn {turn} is {found['loss']}, with finite activations"
         for what, norm in found["norms"].items():
@@ -154,7 +154,7 @@ def summary(report: Report) -> str:
     return "everything in it is finite" + (" until an earlier turn's update" if several else "")
 
 
-def few(items: list[Any]) -> str:
+def shorten_list(items: list[Any]) -> str:
     """The first items of a list, and how many more there are."""
     more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
     return ", ".join(map(str, items[:SHOWN])) + more
@@ -190,7 +190,7 @@ def _explain(report: Report) -> list[str]:
                      f" {name} ({float(size):.3g})")  # fmt: skip
         for what in ("activations", "gradients", "updates"):
             if found[what]:
-                lines.append(f"    {what} not finite: {few(found[what])}")
+                lines.append(f"    {what} not finite: {shorten_list(found[what])}")
     lines.append("  to try: " + "; ".join(remedies(report)))
     return lines
 

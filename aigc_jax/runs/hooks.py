@@ -53,13 +53,13 @@ def hooks(
                 save_samples(run, state, path(step))
 
     def snapshot(step: int, state: TrainState) -> None:
-        profiles = on_host(state.profiles)
+        power_ema = on_host(state.power_ema)
         if main:
             with storage():
-                posthoc_ema.save(workdir, step, profiles)
+                posthoc_ema.save_snapshot(workdir, step, power_ema)
 
     def kept(step: int) -> bool:
-        return bool(from_first(os.path.exists(posthoc_ema.path_of(workdir, step))))
+        return bool(from_first(os.path.exists(posthoc_ema.snapshot_path(workdir, step))))
 
     def evaluated(step: int) -> bool:
         return bool(from_first(records.has(step, "eval")))

@@ -12,7 +12,7 @@ from aigc_jax.core.config import Config
 from aigc_jax.modalities import sources
 from aigc_jax.data.loader import DataLoader
 from aigc_jax.modalities.spec import check_spec
-from aigc_jax.runs.diagnose import give_up
+from aigc_jax.runs.diagnose import report_and_raise
 from aigc_jax.core.errors import (StorageError, UserError)
 from aigc_jax.evaluation.evaluator import (Evaluator, check_judging)
 from aigc_jax.runs.hooks import hooks
@@ -27,10 +27,10 @@ from aigc_jax.training import (checkpoint, metric_log, oom, posthoc_ema)
 from aigc_jax.training.health_checks import HealthMonitor
 from aigc_jax.training.anomaly import (AnomalyDetector, TrainingAnomaly)
 from aigc_jax.training.loop import (RunCallbacks, fit)
-from aigc_jax.core.state import (TrainState, copied)
+from aigc_jax.core.state import (TrainState, copy_buffers)
 from aigc_jax.training.metric_window import MetricAccumulator
 from aigc_jax.experiment.restore import (load_first_stage, warm_start, with_first_stage, tokenizer_of)
-from aigc_jax.core.workdir import (Lock, check_same, has_config, has_run, open_workdir, read_config, steps_in, write_config, writing)
+from aigc_jax.core.workdir import (WorkdirLock, check_same_run, has_config, has_run, create_workdir, read_config, checkpoint_steps, write_config, storage_errors)
 
 
 class Trainer:
@@ -51,7 +51,7 @@ class Trainer:
         kv_store.attach()
         self.monitor = Watchdog(config.guard)  # before JAX looks for devices, for which it waits
         self.main = kv_store.joined()[0] == 0
-        self.lock: Lock | None = None
+        self.lock: WorkdirLock | None = None
 
     def run(self, name: str, progress: bool) -> dict[str, float]:
         """Trains to the end; returns the last record.
@@ -63,7 +63,7 @@ class Trainer:
         try:
             with self.stop.free(lambda: None):
                 self._prepare()
-            with oom.explained(per_device(self.shapes, self.parts.shardings), self.example):
+            with oom.explain_oom(per_device(self.shapes, self.parts.shardings), self.example):
                 with self.stop.free(lambda: None):
                     start, state = self._begin()
                 state = self._train(start, state, name, progress)
@@ -94,16 +94,16 @@ class Trainer:
         self.shapes = self.parts.state_shapes()
         self.example = self.dataset.spec.example_batch(c.data.batch_size)
         shapes = self.shapes
-        oom.check(per_device(shapes, self.parts.shardings), self.example)
+        oom.check_fits(per_device(shapes, self.parts.shardings), self.example)
         check_sampling(self.parts.objective, shapes.sampling_params, shapes.mutables, c.sample)
         if self.main:
-            open_workdir(self.workdir)
+            create_workdir(self.workdir)
 
     def _begin(self) -> tuple[int, TrainState]:
         """The step to go on from and its state: a checkpoint's, or fresh ones."""
         c = self.config
         if self.main:
-            self.lock = Lock(self.workdir)
+            self.lock = WorkdirLock(self.workdir)
         self.batches = DataLoader(
             self.dataset.train, c.data.batch_size, c.seed, c.data.threads, share(self.parts.mesh)
         )
@@ -111,8 +111,8 @@ class Trainer:
         start, state = self._newest_or_fresh()
         if start:
             log_main(f"going on after step {start}")
-        self.writer = checkpoint.Writer(self.workdir, c.checkpoint.keep, start)
-        with writing(self.workdir):
+        self.writer = checkpoint.CheckpointWriter(self.workdir, c.checkpoint.keep, start)
+        with storage_errors(self.workdir):
             records = metric_log.MetricLogger(self.workdir, start, self.parts.schedules) if self.main else None
         self.records = records or metric_log.NullLogger()
         self.alarms = HealthMonitor(getattr(self.parts.objective, "alarms", ()), self.records.kept)
@@ -124,7 +124,7 @@ class Trainer:
         """Raises UserError if `old` is not the config of this run."""
         with contextlib.suppress(UserError):  # one that is no config any more differs as it stands
             old = build.parse_config(old).raw  # with the defaults of fields it does not know yet
-        check_same(self.workdir, old, self.config.raw)
+        check_same_run(self.workdir, old, self.config.raw)
 
     def _newest_or_fresh(self, back: bool = False) -> tuple[int, TrainState]:
         """The newest checkpoint's step and state; if there is none, step 0 and a fresh state.
@@ -138,7 +138,7 @@ class Trainer:
             return 0, self._given(self.parts.fresh_state())
 
         def load(
-            reader: checkpoint.Reader, step: int, contents: checkpoint.Contents
+            reader: checkpoint.CheckpointReader, step: int, contents: checkpoint.Contents
         ) -> tuple[TrainState, dict[str, Any]]:
             saved = contents["config"]
             self._check_same(saved["config"])
@@ -152,7 +152,7 @@ class Trainer:
                 return True
             return False
 
-        step, (state, position) = checkpoint.newest(self.workdir, load, asked)
+        step, (state, position) = checkpoint.restore_latest(self.workdir, load, asked)
         self.batches.seek(position["batches"])
         self.window.seek(step, position["window"])
         return step, state
@@ -170,15 +170,15 @@ class Trainer:
         moving = {player: params[player] for player in state.opt_state}
         return state.replace(
             params=params,
-            ema=copied(moving) if state.ema else {},
-            profiles={width: copied(moving) for width in state.profiles},
+            ema=copy_buffers(moving) if state.ema else {},
+            power_ema={width: copy_buffers(moving) for width in state.power_ema},
         )
 
     def _train(self, start: int, state: TrainState, name: str, progress: bool) -> TrainState:
         c = self.config
         judge = Evaluator(self.parts, self.dataset, lambda: self.monitor.tick("evaluation"))
         beside = self.parts, self.workdir, judge, self.records
-        bar = metric_log.progress(c.train.steps, start, name) if progress and self.main else None
+        bar = metric_log.progress_bar(c.train.steps, start, name) if progress and self.main else None
         try:
             state = fit(
                 self.parts.step,
@@ -239,7 +239,7 @@ class Trainer:
     def _finish(self, step: int) -> None:
         """The same; StorageError if that step is not, whatever checkpoint.on_error says."""
         self._wait()
-        if step and step not in steps_in(self.workdir):
+        if step and step not in checkpoint_steps(self.workdir):
             raise StorageError(
                 f"step {step} of {self.workdir} could not be saved: free some space, then give the"
                 " same command again"
@@ -253,7 +253,7 @@ class Trainer:
           retry: make the writer of checkpoints ready for another try.
         """
         try:
-            with writing(self.workdir):
+            with storage_errors(self.workdir):
                 yield
         except StorageError as e:
             # Processes that cannot know of each other's full disks cannot go on together.
@@ -280,7 +280,7 @@ class Trainer:
         self.batches.seek_batch(self.batches.taken - since)
         rollbacks = self.window.guard.rollbacks
         if rollbacks >= self.config.guard.max_rollbacks:
-            give_up(self.parts, self.batches, trouble, self.workdir,
+            report_and_raise(self.parts, self.batches, trouble, self.workdir,
                     self.parts.step.get_state(state))  # fmt: skip
         self._wait()
         after = self.batches.taken
@@ -289,12 +289,12 @@ class Trainer:
         self.batches.seek_batch(after)
         self.window.guard.rollbacks = rollbacks + 1
         log_main(f"{trouble}: going back to step {step} and on with other data")
-        with writing(self.workdir):
+        with storage_errors(self.workdir):
             self.records.rewind(step)
             self.alarms.replay(self.records.kept)
             if self.main:
-                posthoc_ema.forget(self.workdir, step)
+                posthoc_ema.remove_snapshots(self.workdir, step)
         self.writer.close()
         keep = self.config.checkpoint.keep
-        self.writer = checkpoint.Writer(self.workdir, keep, step, self._asked)
+        self.writer = checkpoint.CheckpointWriter(self.workdir, keep, step, self._asked)
         return step, self.parts.step.put_state(state)

@@ -52,7 +52,7 @@ def examine() -> int:
 def examine_workdir(workdir: str) -> int:
     """Prints how a run stands: its records, checkpoints and troubles; 1 if something is wrong.
 
-    Every checkpoint is read and checked against its fingerprints.
+    Every checkpoint is read and checked against its checksums.
 
     Raises:
       UserError: if there is no such folder, or no run in it.
@@ -61,12 +61,12 @@ def examine_workdir(workdir: str) -> int:
         CONFIG,
         DAMAGED,
         LOCK,
-        alive,
+        checkpoint_steps,
         has_run,
-        last_saved,
+        last_saved_step,
+        may_be_running,
         read_config,
-        read_lock,
-        steps_in,
+        read_lock_holder,
     )
     from aigc_jax.runs import diagnose
     from aigc_jax.training import metric_log
@@ -83,8 +83,8 @@ def examine_workdir(workdir: str) -> int:
     except (UserError, KeyError, TypeError) as e:
         wrong += 1
         print(f"{workdir}: its config.json is not that of a run ({e})")
-    holder = read_lock(workdir)
-    if holder and alive(holder):
+    holder = read_lock_holder(workdir)
+    if holder and may_be_running(holder):
         print(f"in use by process {holder['pid']} on {holder['host']}")
     elif holder:
         print(f"the last run (process {holder['pid']} on {holder['host']}) was killed: {LOCK} is"
@@ -94,9 +94,9 @@ def examine_workdir(workdir: str) -> int:
         last = records[-1]
         losses = {k: v for k, v in last.items() if k.split("/")[-1] == "loss"}
         print(f"{len(records)} records, the last ({last['kind']}) of step {last['step']}: {losses}")
-    wrong += _checkpoints(workdir, steps_in(workdir))
-    lost = last_saved(workdir)
-    if lost > max(steps_in(workdir), default=0):
+    wrong += _checkpoints(workdir, checkpoint_steps(workdir))
+    lost = last_saved_step(workdir)
+    if lost > max(checkpoint_steps(workdir), default=0):
         print(f"checkpoint {lost} was saved, but is gone")
         wrong += 1
     aside = os.path.join(workdir, DAMAGED)
@@ -111,20 +111,20 @@ def examine_workdir(workdir: str) -> int:
 
 def _checkpoints(workdir: str, steps: list[int]) -> int:
     """Prints how each checkpoint is; returns how many are damaged."""
-    from aigc_jax.core.workdir import steps_in
+    from aigc_jax.core.workdir import checkpoint_steps
     from aigc_jax.experiment.restore import load
-    from aigc_jax.training.checkpoint import Damaged, Reader
+    from aigc_jax.training.checkpoint import CheckpointReader, CorruptCheckpoint
 
     if not steps:
         print("no checkpoint")
         return 0
-    reader, damaged = Reader(workdir), 0
+    reader, damaged = CheckpointReader(workdir), 0
     for step in steps:
         try:
             load(reader, step, reader.contents(step))
             print(f"checkpoint {step}: whole")
-        except (Damaged, UserError) as e:
-            if max(steps_in(workdir), default=0) > steps[0]:
+        except (CorruptCheckpoint, UserError) as e:
+            if max(checkpoint_steps(workdir), default=0) > steps[0]:
                 print(f"checkpoint {step}: replaced by the run while it was read")
                 continue
             damaged += 1

@@ -38,7 +38,7 @@ class AnomalyDetector:
         self._losses: dict[str, deque[float]] = {}
 
     @property
-    def alert(self) -> bool:
+    def needs_sync(self) -> bool:
         """Whether one more skipped step would be too many: its metrics must not come late."""
         return 0 < self.config.max_skipped <= self._skipped + 1
 

@@ -1,7 +1,7 @@
 """Checkpoints: state, data position and config together, written by Orbax in the background.
 
 This is the only file that imports orbax. A checkpoint is a folder `checkpoints/<step>` that Orbax
-renames into place when it is whole. Beside the arrays it keeps their fingerprints, and a digest of
+renames into place when it is whole. Beside the arrays it keeps their checksums, and a digest of
 everything else, so that damage is found before it is trained on.
 """
 
@@ -20,15 +20,15 @@ from aigc_jax.core.errors import StorageError, UserError, one_line
 from aigc_jax.core.workdir import (
     DAMAGED,
     SAVED,
-    folder_of,
-    last_saved,
-    steps_in,
-    write_whole,
-    writing,
+    checkpoint_dir,
+    checkpoint_steps,
+    last_saved_step,
+    storage_errors,
+    write_text_atomically,
 )
 from aigc_jax.distributed.processes import all_agree, log_main
 from aigc_jax.distributed.sharding import with_shardings
-from aigc_jax.training.checksum import fingerprints
+from aigc_jax.training.checksum import checksums
 
 TEMPORARY = ".orbax-checkpoint-tmp"
 Contents = dict[str, Any]  # what a checkpoint holds besides the state, as plain JSON values
@@ -37,15 +37,15 @@ Contents = dict[str, Any]  # what a checkpoint holds besides the state, as plain
 T = TypeVar("T")
 
 
-class Damaged(Exception):
+class CorruptCheckpoint(Exception):
     """A checkpoint that does not hold what was saved."""
 
 
-class Reader:
+class CheckpointReader:
     """Reads the checkpoints of a workdir, each process on its own; writes nothing."""
 
     def __init__(self, workdir: str):
-        self._folder = folder_of(workdir)
+        self._folder = checkpoint_dir(workdir)
         options = ocp.CheckpointManagerOptions(
             read_only=True,
             create=False,
@@ -71,15 +71,17 @@ class Reader:
         try:
             digest = contents["config"].pop("digest")
         except (AttributeError, KeyError, TypeError):
-            raise Damaged("it has no digest") from None
+            raise CorruptCheckpoint("it has no digest") from None
         if digest != _digest(contents):
-            raise Damaged("its config or its place in the data has changed since it was saved")
+            raise CorruptCheckpoint(
+                "its config or its place in the data has changed since it was saved"
+            )
         if contents["config"].get("step") != step:
-            raise Damaged(f"it is that of step {contents['config'].get('step')}")
+            raise CorruptCheckpoint(f"it is that of step {contents['config'].get('step')}")
         return contents
 
     def state(self, step: int, shapes: Any, sharding: Any, contents: Contents) -> Any:
-        """The arrays of a step, on this run's devices, checked against their fingerprints.
+        """The arrays of a step, on this run's devices, checked against their checksums.
 
         All processes call it together.
 
@@ -95,21 +97,21 @@ class Reader:
         abstract = with_shardings(shapes, sharding)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         state = _together(lambda: self._restore(step, items)["state"])
-        if fingerprints(state) != contents["config"]["fingerprints"]:
-            raise Damaged("its arrays have changed since they were saved")
+        if checksums(state) != contents["config"]["checksums"]:
+            raise CorruptCheckpoint("its arrays have changed since they were saved")
         return state
 
     def _restore(self, step: int, items: ocp.args.Composite) -> Any:
         try:
             return self._manager.restore(step, args=items)
         except Exception as e:  # whatever a damaged file brings up in Orbax and TensorStore
-            raise Damaged(one_line(e)) from e
+            raise CorruptCheckpoint(one_line(e)) from e
 
     def close(self) -> None:
         self._manager.close()
 
 
-class Writer:
+class CheckpointWriter:
     """Writes checkpoints of a run in the background.
 
     Args:
@@ -121,10 +123,10 @@ class Writer:
     """
 
     def __init__(self, workdir: str, keep: int, trusted: int = 0, discard: Collection[int] = ()):
-        self._workdir, self._folder = workdir, folder_of(workdir)
+        self._workdir, self._folder = workdir, checkpoint_dir(workdir)
         self._keep, self._pending = keep, trusted
         if jax.process_index() == 0:
-            with writing(workdir):
+            with storage_errors(workdir):
                 self._clear_away()
                 self._put_aside(trusted, discard)
         all_agree(True)  # nobody looks into the folder before it is in order
@@ -142,7 +144,7 @@ class Writer:
 
     def _put_aside(self, trusted: int, discard: Collection[int]) -> None:
         """Moves what cannot be read to `damaged/`, where it is in nobody's way."""
-        for step in steps_in(self._workdir):
+        for step in checkpoint_steps(self._workdir):
             if step <= trusted:
                 continue
             place = os.path.join(self._folder, str(step))
@@ -155,7 +157,7 @@ class Writer:
             while os.path.lexists(target):
                 target, n = os.path.join(aside, f"{step}.{n}"), n + 1
             os.rename(place, target)
-        if 0 < trusted < last_saved(self._workdir):
+        if 0 < trusted < last_saved_step(self._workdir):
             self._write_note(trusted)  # what came after is known to be gone
 
     def save(self, step: int, state: Any, data: Contents, config: Contents) -> None:
@@ -170,7 +172,7 @@ class Writer:
         Raises:
           StorageError: if this checkpoint, or the one before, could not be written.
         """
-        config = {**config, "step": step, "fingerprints": fingerprints(state)}
+        config = {**config, "step": step, "checksums": checksums(state)}
         digest = _digest({"data": data, "config": config})
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
@@ -195,19 +197,19 @@ class Writer:
 
     def _note(self) -> None:
         """Notes outside the folder that there are checkpoints, should the folder be lost."""
-        if jax.process_index() == 0 and self._pending > last_saved(self._workdir):
+        if jax.process_index() == 0 and self._pending > last_saved_step(self._workdir):
             self._write_note(self._pending)
 
     def _write_note(self, step: int) -> None:
         path = os.path.join(os.path.dirname(self._folder), SAVED)
-        write_whole(path, json.dumps({"step": step}))
+        write_text_atomically(path, json.dumps({"step": step}))
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
         try:
             yield
         except Exception as e:  # OSError, and TensorStore's ValueErrors
-            good = max((s for s in steps_in(self._workdir)), default=0)
+            good = max((s for s in checkpoint_steps(self._workdir)), default=0)
             kept = f"that of step {good} is whole" if good else "there is none yet"
             why = "no space left" if "No space left" in str(e) else one_line(e)
             raise StorageError(
@@ -240,10 +242,10 @@ def _together(read: Callable[[], T]) -> T:
     found, error = None, None
     try:
         found = read()
-    except Damaged as e:
+    except CorruptCheckpoint as e:
         error = e
     if not all_agree(error is None):
-        raise error or Damaged("another process cannot read its share")
+        raise error or CorruptCheckpoint("another process cannot read its share")
     return found
 
 
@@ -252,9 +254,9 @@ def _digest(contents: Contents) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def newest(
+def restore_latest(
     workdir: str,
-    load: Callable[["Reader", int, Contents], T],
+    load: Callable[["CheckpointReader", int, Contents], T],
     last: Callable[[Contents], bool] = lambda contents: False,
 ) -> tuple[int, T]:
     """The newest checkpoint that can be read: its step, and what `load` makes of it.
@@ -269,7 +271,7 @@ def newest(
     Raises:
       UserError: if there is none, or none that is whole.
     """
-    steps, lost, reasons = steps_in(workdir), last_saved(workdir), []
+    steps, lost, reasons = checkpoint_steps(workdir), last_saved_step(workdir), []
     if not steps and lost:
         raise UserError(
             f"{workdir} had checkpoints up to step {lost}, but they are gone: put them back, or"
@@ -279,7 +281,7 @@ def newest(
         raise UserError(f"{workdir} holds no checkpoint: train there first")
     if lost > steps[0]:
         log_main(f"checkpoint {lost} of {workdir} is missing: trying {steps[0]}")
-    reader = Reader(workdir)
+    reader = CheckpointReader(workdir)
     try:
         queue, put_off = list(steps), set()
         for step in queue:
@@ -289,9 +291,9 @@ def newest(
                     return step, load(reader, step, contents)
                 put_off.add(step)
                 queue.append(step)
-            except Damaged as e:
-                if jax.process_count() == 1 and steps_in(workdir)[:1] > steps[:1]:
-                    return newest(workdir, load, last)  # a run has replaced it meanwhile
+            except CorruptCheckpoint as e:
+                if jax.process_count() == 1 and checkpoint_steps(workdir)[:1] > steps[:1]:
+                    return restore_latest(workdir, load, last)  # a run has replaced it meanwhile
                 reasons.append(f"{step}: {e}")
                 log_main(f"checkpoint {step} of {workdir} is damaged ({e}): trying the one before")
     finally:

@@ -11,7 +11,7 @@ UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 GOLDEN = np.uint32(0x9E3779B1)  # 2³² divided by the golden ratio, rounded to an odd number
 
 
-def fingerprints(tree: Any) -> list[int]:
+def checksums(tree: Any) -> list[int]:
     """A 32-bit number for each array of `tree`, in the order of its leaves.
 
     Computed on the devices where the arrays lie: each element's bits are mixed with its index, and
@@ -19,15 +19,15 @@ def fingerprints(tree: Any) -> list[int]:
     does not depend on how an array is spread over devices. Mixing is one-to-one for a given index,
     so a change of one element always changes the sum; larger changes escape with probability 2⁻³².
     """
-    return [int(n) for n in np.asarray(_fingerprints(jax.tree.leaves(tree)))]
+    return [int(n) for n in np.asarray(_checksums(jax.tree.leaves(tree)))]
 
 
 @jax.jit
-def _fingerprints(leaves: list[jax.Array]) -> jax.Array:
-    return jnp.stack([_fingerprint(x) for x in leaves])
+def _checksums(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([_checksum(x) for x in leaves])
 
 
-def _fingerprint(x: jax.Array) -> jax.Array:
+def _checksum(x: jax.Array) -> jax.Array:
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     # (Eight bytes become two elements of four.)

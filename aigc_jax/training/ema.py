@@ -32,17 +32,17 @@ def decay(config: Ema, examples: jax.Array, batch_size: int) -> jax.Array:
     return 0.5 ** (batch_size / jnp.maximum(halflife, 1e-8))
 
 
-def update(ema: Any, params: Any, share: jax.Array) -> Any:
+def lerp(ema: Any, params: Any, share: jax.Array) -> Any:
     """`(1 − share) · ema + share · params`, leaf by leaf."""
     return jax.tree.map(lambda e, p: e + share.astype(e.dtype) * (p - e), ema, params)
 
 
-def name(width: float) -> str:
+def sigma_rel_key(width: float) -> str:
     """What the average of a width is called in a state."""
     return f"{width:g}"
 
 
-def exponent(width: float) -> float:
+def power_exponent(width: float) -> float:
     """γ of the profile τ^γ on [0, 1] whose standard deviation is `width`.
 
     (γ + 1) = width² (γ + 2)² (γ + 3): its largest root.
@@ -51,30 +51,30 @@ def exponent(width: float) -> float:
     return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
 
 
-def power_share(width: float, step: jax.Array) -> jax.Array:
+def power_ema_weight(width: float, step: jax.Array) -> jax.Array:
     """The weight of the newest parameters after `step` steps, 1 − (1 − 1/step)^(γ + 1).
 
     It becomes as small as 10⁻⁵, of which a difference from 1 would leave few digits.
     """
     last = 1 / jnp.maximum(step, 1).astype(jnp.float32)
-    return -jnp.expm1((exponent(width) + 1) * jnp.log1p(-last))
+    return -jnp.expm1((power_exponent(width) + 1) * jnp.log1p(-last))
 
 
-def advance(
-    config: Ema, ema: Any, profiles: Any, params: Any, step: jax.Array, batch_size: int
+def update_averages(
+    config: Ema, ema: Any, power_ema: Any, params: Any, step: jax.Array, batch_size: int
 ) -> tuple[Any, Any]:
     """All averages after one more step.
 
     Args:
       config: which there are.
       ema: the exponential one; empty if there is none.
-      profiles: those with power-function profiles by their names.
+      power_ema: those with power-function profiles by their names.
       params: the new parameters.
       step: int32 scalar, steps taken before this one.
       batch_size: examples of this step.
     """
     if ema:
         examples = step.astype(jnp.float32) * batch_size
-        ema = update(ema, params, 1 - decay(config, examples, batch_size))
-    shares = {name(width): power_share(width, step + 1) for width in config.power}
-    return ema, {k: update(old, params, shares[k]) for k, old in profiles.items()}
+        ema = lerp(ema, params, 1 - decay(config, examples, batch_size))
+    shares = {sigma_rel_key(width): power_ema_weight(width, step + 1) for width in config.power}
+    return ema, {k: lerp(old, params, shares[k]) for k, old in power_ema.items()}

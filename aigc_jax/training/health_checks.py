@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from aigc_jax.core.objective import HealthCheck
 
 
-class Raised(NamedTuple):
+class TriggeredCheck(NamedTuple):
     """An alarm that went off.
 
     Attributes:
@@ -20,7 +20,9 @@ class Raised(NamedTuple):
     message: str
 
 
-def raised(alarms: Sequence[HealthCheck], records: Iterable[Mapping[str, Any]]) -> list[Raised]:
+def triggered_checks(
+    alarms: Sequence[HealthCheck], records: Iterable[Mapping[str, Any]]
+) -> list[TriggeredCheck]:
     """The alarms that went off in a run, as its records say.
 
     Args:
@@ -33,7 +35,7 @@ def raised(alarms: Sequence[HealthCheck], records: Iterable[Mapping[str, Any]]) 
             # One metric may have an alarm on either side.
             messages = [a.message for a in alarms if a.metric == metric and _outside(a, record)]
             for message in messages or ["it was not as it should be"]:
-                found.append(Raised(record["step"], metric, message))
+                found.append(TriggeredCheck(record["step"], metric, message))
     return found
 
 

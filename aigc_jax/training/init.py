@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.core.objective import Objective
-from aigc_jax.core.state import TrainState, copied
+from aigc_jax.core.state import TrainState, copy_buffers
 from aigc_jax.training import ema as ema_lib
 from aigc_jax.training.optimizers import Optimizers
 
-INIT = 0xFFFFFFFF  # folded into the run's key for initialisation: no step has this number
+INIT_FOLD = 0xFFFFFFFF  # folded into the run's key for initialisation: no step has this number
 
 
 def init_state(
@@ -21,7 +21,7 @@ def init_state(
     seed: jax.Array,
     *,
     ema: bool,
-    profiles: Sequence[float] = (),
+    power_ema: Sequence[float] = (),
 ) -> TrainState:
     """A fresh state; pure, so that it can be shaped by `eval_shape` and compiled.
 
@@ -31,16 +31,19 @@ def init_state(
       batch: an example batch; only its shapes matter.
       seed: int32 scalar.
       ema: whether the run averages its parameters.
-      profiles: widths of the power-function averages that it keeps.
+      power_ema: widths of the power-function averages that it keeps.
     """
     key = jax.random.key(seed)
-    params, mutables = objective.init(jax.random.fold_in(key, INIT), batch)
+    params, mutables = objective.init(jax.random.fold_in(key, INIT_FOLD), batch)
     return TrainState(
         step=jnp.int32(0),
         params=params,
         opt_state={player: o.init(params[player]) for player, o in optimizers.items()},
-        ema=copied({p: params[p] for p in optimizers}) if ema else {},
-        profiles={ema_lib.name(w): copied({p: params[p] for p in optimizers}) for w in profiles},
+        ema=copy_buffers({p: params[p] for p in optimizers}) if ema else {},
+        power_ema={
+            ema_lib.sigma_rel_key(w): copy_buffers({p: params[p] for p in optimizers})
+            for w in power_ema
+        },
         mutables=mutables,
         rng=jax.random.key_data(key),
         skipped=jnp.int32(0),

@@ -109,12 +109,12 @@ def fit(
 
     with stop.free(leave):
         due = [hook for hook in hooks if start and hook.due(start, end) and not hook.done(start)]
-        call(due, start, step_fn, state, window)
+        run_due(due, start, step_fn, state, window)
     while step < end:
         began = time.perf_counter()
         care.tick(f"reading the data of step {step + 1}")
         batch = step_fn.put_batch(next(batches))
-        window.waits(time.perf_counter() - began)
+        window.add_data_wait(time.perf_counter() - began)
         care.tick(f"step {step + 1}")
         # The first call compiles, and nothing has been done yet that could be lost.
         with contextlib.nullcontext() if compiles else stop.free(leave):
@@ -147,33 +147,33 @@ def fit(
                 )
             compiles = step_fn.compiles
             if progress:
-                progress.set_postfix_str(postfix(record), refresh=False)
+                progress.set_postfix_str(progress_postfix(record), refresh=False)
         if progress:
             progress.update()
         if saving:
             began = time.perf_counter()
             care.save(step, step_fn.get_state(state), not (due or care.due(step, end)))
-            window.paused(time.perf_counter() - began)
+            window.exclude_time(time.perf_counter() - began)
         if stopping and step < end:
             leave()
             stop.leave_together()
             raise Stopped(f"stopped after step {step}, which is saved")
         with stop.free(leave) if due else contextlib.nullcontext():
-            call(due, step, step_fn, state, window)
+            run_due(due, step, step_fn, state, window)
     return step_fn.get_state(state)
 
 
-def call(
+def run_due(
     due: list[Periodic], step: int, step_fn: CompiledStep, state: Any, window: MetricAccumulator
 ) -> None:
     """The hooks of a step, in time that does not count as training."""
     began = time.perf_counter()
     for hook in due:
         hook.hook(step, step_fn.get_state(state))
-    window.paused(time.perf_counter() - began)
+    window.exclude_time(time.perf_counter() - began)
 
 
-def postfix(record: dict[str, Any]) -> str:
+def progress_postfix(record: dict[str, Any]) -> str:
     """The losses of a record, for the end of a progress bar."""
     losses = [f"{k}={v:.4g}" for k, v in record.items() if k.split("/")[-1] == "loss"]
     skipped = record.get("skipped", 0.0)

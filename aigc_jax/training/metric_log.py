@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from aigc_jax.core.files import open_file
-from aigc_jax.core.workdir import write_whole
+from aigc_jax.core.workdir import write_text_atomically
 
 METRICS = "metrics.jsonl"
 _files = itertools.count(1)
@@ -34,7 +34,7 @@ class MetricsFile:
     def __init__(self, workdir: str, step: int):
         self._path = os.path.join(workdir, METRICS)
         self.kept = [r for r in read_metrics(workdir) if r["step"] <= step]
-        write_whole(self._path, "".join(json.dumps(r) + "\n" for r in self.kept))
+        write_text_atomically(self._path, "".join(json.dumps(r) + "\n" for r in self.kept))
         self._end = os.path.getsize(self._path)
         self._fd = os.open(self._path, os.O_WRONLY)
         self._waiting = b""
@@ -218,7 +218,7 @@ def read_metrics(workdir: str) -> list[dict[str, Any]]:
     return records
 
 
-def progress(total: int, start: int, name: str, file: TextIO | None = None) -> tqdm:
+def progress_bar(total: int, start: int, name: str, file: TextIO | None = None) -> tqdm:
     """A bar with an ETA; on a terminal it moves, in a log file it writes a line now and then."""
     file = file or sys.stderr
     return tqdm(

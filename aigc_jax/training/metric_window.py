@@ -39,10 +39,10 @@ class MetricAccumulator:
         """
         self.collect()
         self._pending = metrics
-        if self.guard.alert:
+        if self.guard.needs_sync:
             self.collect()
 
-    def waits(self, seconds: float) -> None:
+    def add_data_wait(self, seconds: float) -> None:
         """Counts what getting a batch has taken, unless a step was under way all the while."""
         leaves = jax.tree.leaves(self._pending)
         if all(x.is_ready() for x in leaves if isinstance(x, jax.Array)):
@@ -79,7 +79,7 @@ class MetricAccumulator:
         self._began = time.perf_counter()
         return record
 
-    def paused(self, seconds: float) -> None:
+    def exclude_time(self, seconds: float) -> None:
         """Leaves out time that was not spent on steps."""
         self._began += seconds
 

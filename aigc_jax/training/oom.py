@@ -9,28 +9,30 @@ import numpy as np
 
 from aigc_jax.core.errors import OutOfMemory, UserError, one_line
 from aigc_jax.core.files import physical_memory
-from aigc_jax.core.state import named
+from aigc_jax.core.state import named_leaves
 
 LARGEST = 5  # arrays to name
 SIGNS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "OUT_OF_MEMORY")
 
 
-def largest(trees: dict[str, Any], number: int = LARGEST) -> list[tuple[str, tuple[int, ...], int]]:
+def largest_arrays(
+    trees: dict[str, Any], number: int = LARGEST
+) -> list[tuple[str, tuple[int, ...], int]]:
     """The largest arrays of some trees (of arrays or of their shapes): name, shape, bytes."""
     arrays = []
     for name, tree in trees.items():
-        for key, leaf in named(tree):
+        for key, leaf in named_leaves(tree):
             size = int(np.prod(leaf.shape, dtype=float)) * np.dtype(leaf.dtype).itemsize
             arrays.append((f"{name}/{key}".rstrip("/"), tuple(leaf.shape), size))
     return sorted(arrays, key=lambda a: a[2], reverse=True)[:number]
 
 
-def total(tree: Any) -> int:
+def tree_bytes(tree: Any) -> int:
     """The bytes of a tree's arrays."""
-    return sum(size for _, _, size in largest({"": tree}, number=10**9))
+    return sum(size for _, _, size in largest_arrays({"": tree}, number=10**9))
 
 
-def available() -> int:
+def device_memory() -> int:
     """The bytes that a device has for arrays; 0 if it does not tell."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":
@@ -38,12 +40,12 @@ def available() -> int:
     return int((device.memory_stats() or {}).get("bytes_limit", 0))
 
 
-def gib(size: int) -> str:
+def format_bytes(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
 
 
 @contextlib.contextmanager
-def explained(state: Any, batch: Any) -> Iterator[None]:
+def explain_oom(state: Any, batch: Any) -> Iterator[None]:
     """Says what takes the memory if it runs out inside.
 
     Args:
@@ -60,31 +62,31 @@ def explained(state: Any, batch: Any) -> Iterator[None]:
             raise
         if not isinstance(e, MemoryError) and not any(sign in str(e) for sign in SIGNS):
             raise
-        raise OutOfMemory(f"{message(state, batch)} ({one_line(e, 100)})") from e
+        raise OutOfMemory(f"{oom_message(state, batch)} ({one_line(e, 100)})") from e
 
 
-def check(state: Any, batch: Any) -> None:
+def check_fits(state: Any, batch: Any) -> None:
     """Raises OutOfMemory if the state alone is more than a device has.
 
     A CPU would not refuse it, but be killed by the operating system half-way.
     """
-    limit, needed = available(), total(state)
+    limit, needed = device_memory(), tree_bytes(state)
     if limit and needed > limit:
-        raise OutOfMemory(message(state, batch))
+        raise OutOfMemory(oom_message(state, batch))
 
 
-def message(state: Any, batch: Any) -> str:
+def oom_message(state: Any, batch: Any) -> str:
     """One sentence: how much is needed, the largest arrays, and what helps."""
     parts = {
         name: getattr(state, name)
-        for name in ("params", "opt_state", "ema", "profiles", "mutables")
+        for name in ("params", "opt_state", "ema", "power_ema", "mutables")
     }
     arrays = [
-        f"{name} {'×'.join(map(str, shape)) or 'scalar'} ({gib(size)})"
-        for name, shape, size in largest({**parts, "batch": batch})
+        f"{name} {'×'.join(map(str, shape)) or 'scalar'} ({format_bytes(size)})"
+        for name, shape, size in largest_arrays({**parts, "batch": batch})
     ]
-    limit, needed = available(), total(state)
-    has = f" of the device's {gib(limit)}" if limit else ""
+    limit, needed = device_memory(), tree_bytes(state)
+    has = f" of the device's {format_bytes(limit)}" if limit else ""
     advice = (
         "share the state among more devices with fsdp in mesh, make the model smaller, or take a"
         " device with more memory"
@@ -94,6 +96,7 @@ def message(state: Any, batch: Any) -> str:
         " mesh, or make the model smaller"
     )
     return (
-        f"out of memory: the state takes {gib(needed)}{has}, a batch {gib(total(batch))}, and"
+        f"out of memory: the state takes {format_bytes(needed)}{has}, a batch"
+        f" {format_bytes(tree_bytes(batch))}, and"
         f" activations come on top; the largest arrays are {', '.join(arrays)}: {advice}"
     )

@@ -66,7 +66,7 @@ def decay_mask(params: Any, embeddings: bool = False) -> Any:
 
     def decays(path: tuple, leaf: Any) -> bool:
         table = embeddings and is_embedding(path)
-        return leaf.ndim - stacked(path) >= 2 and (is_matrix(path) or table)
+        return leaf.ndim - stacked_axes(path) >= 2 and (is_matrix(path) or table)
 
     return jax.tree_util.tree_map_with_path(decays, params)
 
@@ -80,7 +80,7 @@ def is_matrix(path: tuple) -> bool:
     return not is_embedding(path) and "taps" not in jax.tree_util.keystr(path)
 
 
-def stacked(path: tuple) -> int:
+def stacked_axes(path: tuple) -> int:
     """Axes before an array's own: arrays under `layers` hold those of all layers."""
     return int("layers" in jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
 
@@ -93,7 +93,7 @@ def muon_dimensions(params: Any) -> Any:
     """
 
     def dims(path: tuple, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        first, last = stacked(path), leaf.ndim - 1
+        first, last = stacked_axes(path), leaf.ndim - 1
         if last - first < 1 or not is_matrix(path):
             return None
         return optax.contrib.MuonDimensionNumbers(tuple(range(first, last)), (last,))

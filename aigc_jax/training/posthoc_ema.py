@@ -19,43 +19,43 @@ from safetensors.numpy import save_file
 
 from aigc_jax.core.errors import UserError, one_line
 from aigc_jax.core.files import atomic_path
-from aigc_jax.core.state import TrainState, named
+from aigc_jax.core.state import TrainState, named_leaves
 from aigc_jax.distributed.gather import on_host
-from aigc_jax.training.ema import exponent
+from aigc_jax.training.ema import power_exponent
 
 FOLDER = "ema"
 _NAME = re.compile(r"step_(\d+)\.safetensors")
 
 
-def path_of(workdir: str, step: int) -> str:
+def snapshot_path(workdir: str, step: int) -> str:
     """Where the snapshots after a step lie."""
     return os.path.join(workdir, FOLDER, f"step_{step:08d}.safetensors")
 
 
-def save(workdir: str, step: int, profiles: Any) -> None:
+def save_snapshot(workdir: str, step: int, power_ema: Any) -> None:
     """Writes the power-function averages of a state, on the host, whole or not at all."""
-    path = path_of(workdir, step)
+    path = snapshot_path(workdir, step)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    arrays = {key: np.array(x, order="C") for key, x in named(profiles)}
+    arrays = {key: np.array(x, order="C") for key, x in named_leaves(power_ema)}
     with atomic_path(path) as temporary:
         save_file(arrays, temporary)
 
 
-def forget(workdir: str, after: int) -> None:
+def remove_snapshots(workdir: str, after: int) -> None:
     """Removes the snapshots of later steps: a run has gone back and goes on otherwise."""
-    for step in snapshots(workdir):
+    for step in snapshot_steps(workdir):
         if step > after:
-            os.remove(path_of(workdir, step))
+            os.remove(snapshot_path(workdir, step))
 
 
-def snapshots(workdir: str) -> list[int]:
+def snapshot_steps(workdir: str) -> list[int]:
     """The steps of which there are snapshots."""
     folder = os.path.join(workdir, FOLDER)
     names = os.listdir(folder) if os.path.isdir(folder) else []
     return sorted(int(m.group(1)) for m in map(_NAME.fullmatch, names) if m)
 
 
-def overlap(
+def profile_dot(
     step_a: np.ndarray, exponent_a: np.ndarray, step_b: np.ndarray, exponent_b: np.ndarray
 ) -> np.ndarray:
     """∫ p_a p_b dτ of the profiles p(τ) = (γ + 1) τ^γ / t^(γ + 1) on 0 … t.
@@ -68,7 +68,7 @@ def overlap(
     return a * b / (a + b - 1) * np.exp(log)
 
 
-def combination(
+def solve_weights(
     steps_S: Sequence[int], widths_S: Sequence[float], step: int, width: float
 ) -> np.ndarray:
     """The weights (S,) of snapshots whose sum comes nearest to a profile.
@@ -80,14 +80,14 @@ def combination(
       width: its width.
     """
     t = np.asarray(steps_S, np.float64)
-    gamma = np.array([exponent(w) for w in widths_S])
-    each = overlap(t[:, None], gamma[:, None], t[None], gamma[None])
-    wanted = overlap(t, gamma, np.float64(step), np.float64(exponent(width)))
+    gamma = np.array([power_exponent(w) for w in widths_S])
+    each = profile_dot(t[:, None], gamma[:, None], t[None], gamma[None])
+    wanted = profile_dot(t, gamma, np.float64(step), np.float64(power_exponent(width)))
     weights_S, *_ = np.linalg.lstsq(each, wanted, rcond=1e-12)
     return weights_S / weights_S.sum()  # a mean of parameters
 
 
-def synthesize(workdir: str, state: TrainState, width: float) -> TrainState:
+def reconstruct_ema(workdir: str, state: TrainState, width: float) -> TrainState:
     """The state with the average of a width in place of those that it has.
 
     Args:
@@ -98,24 +98,24 @@ def synthesize(workdir: str, state: TrainState, width: float) -> TrainState:
     Raises:
       UserError: if the run has kept no snapshots, or they cannot be read.
     """
-    if not state.profiles or not 0 < width < 0.28:
-        wrong = "the run keeps no such averages: set ema.power" if not state.profiles else (
+    if not state.power_ema or not 0 < width < 0.28:
+        wrong = "the run keeps no such averages: set ema.power" if not state.power_ema else (
             "it must lie between 0 and 0.28"
         )  # fmt: skip
         raise UserError(f"there is no average of the width {width:g}: {wrong}")
     now = int(state.step)
-    steps = [s for s in snapshots(workdir) if s < now]
-    names = list(state.profiles)
+    steps = [s for s in snapshot_steps(workdir) if s < now]
+    names = list(state.power_ema)
     pairs = [(s, n) for s in (*steps, now) for n in names]
-    weights_S = combination([s for s, _ in pairs], [float(n) for _, n in pairs], now, width)
+    weights_S = solve_weights([s for s, _ in pairs], [float(n) for _, n in pairs], now, width)
     shares = dict(zip(pairs, weights_S, strict=True))
-    profiles = on_host(state.profiles)
+    power_ema = on_host(state.power_ema)
     total = {
-        n: jax.tree.map(lambda x, n=n: shares[now, n] * np.asarray(x, np.float64), profiles[n])
+        n: jax.tree.map(lambda x, n=n: shares[now, n] * np.asarray(x, np.float64), power_ema[n])
         for n in names
     }
     for step in steps:
-        arrays = _read(path_of(workdir, step))
+        arrays = _read(snapshot_path(workdir, step))
         for n in names:
             total[n] = jax.tree_util.tree_map_with_path(
                 lambda path, x, n=n, a=arrays, s=step: (
@@ -125,9 +125,9 @@ def synthesize(workdir: str, state: TrainState, width: float) -> TrainState:
             )
     mean = jax.tree.map(lambda *xs: sum(xs), *total.values())
     ema = jax.tree.map(
-        lambda x, like: x.astype(like.dtype), mean, next(iter(state.profiles.values()))
+        lambda x, like: x.astype(like.dtype), mean, next(iter(state.power_ema.values()))
     )
-    return state.replace(ema=ema, profiles={})
+    return state.replace(ema=ema, power_ema={})
 
 
 def _read(path: str) -> dict[str, np.ndarray]:

@@ -50,7 +50,7 @@ def make_step(
         metrics: dict[str, Mean] = {}
         finite = jnp.bool_(True)
         for turn, player in enumerate(objective.turns):
-            key_B = example_keys(move_key(key, objective.turns, turn), len(batch["weight"]), axis)
+            key_B = example_keys(turn_key(key, objective.turns, turn), len(batch["weight"]), axis)
             loss, grads, aux, mutables = gradients(
                 objective, player, params, mutables, batch, key_B, state.step, accumulate, axis
             )
@@ -67,11 +67,13 @@ def make_step(
             metrics = merge(metrics, {prefix + name: mean for name, mean in aux.items()})
         own = {player: params[player] for player in players}
         size = batch["weight"].shape[0] * (jax.lax.axis_size(axis) if axis else 1)
-        averages, profiles = ema_lib.advance(ema, state.ema, state.profiles, own, state.step, size)
+        averages, power_ema = ema_lib.update_averages(
+            ema, state.ema, state.power_ema, own, state.step, size
+        )
         before = {player: state.params[player] for player in players}
-        moved = (own, opt_state, averages, profiles, mutables)
-        stayed = (before, state.opt_state, state.ema, state.profiles, state.mutables)
-        own, opt_state, averages, profiles, mutables = jax.tree.map(
+        moved = (own, opt_state, averages, power_ema, mutables)
+        stayed = (before, state.opt_state, state.ema, state.power_ema, state.mutables)
+        own, opt_state, averages, power_ema, mutables = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), moved, stayed
         )
         params |= own
@@ -84,7 +86,7 @@ def make_step(
             params=params,
             opt_state=opt_state,
             ema=averages,
-            profiles=profiles,
+            power_ema=power_ema,
             mutables=mutables,
             skipped=skipped,
         )
@@ -93,7 +95,7 @@ def make_step(
     return step
 
 
-def move_key(key: jax.Array, turns: tuple[str, ...], turn: int) -> jax.Array:
+def turn_key(key: jax.Array, turns: tuple[str, ...], turn: int) -> jax.Array:
     """The key of a turn: the step's, numbered by how often that player has moved in the step."""
     return jax.random.fold_in(key, turns[:turn].count(turns[turn]))
 

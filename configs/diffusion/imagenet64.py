@@ -12,7 +12,7 @@ et al. 2022, table 7): 4 levels, 3 blocks each, attention at 32×32 and below, 6
 284 million parameters, batches of 4096 images. `:dit` is DiT-L/4 (Peebles & Xie 2023) trained by
 flow matching. Guidance by a run of fewer steps or of a smaller network (`--guide`) is that of
 Karras et al. (2024). The averages of parameters are power functions, whose width can be chosen
-afterwards (`--ema_width=0.05`).
+afterwards (`--sigma_rel=0.05`).
 """
 
 import aigc_jax

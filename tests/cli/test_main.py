@@ -31,7 +31,7 @@ FLAG_NAMES = [
     "deterministic",
     "distributed",
     "dtype",
-    "ema_width",
+    "sigma_rel",
     "features",
     "fit",
     "from",

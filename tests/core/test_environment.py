@@ -42,12 +42,12 @@ def test_the_flag_is_set_for_versions_that_know_it(bare, version, platforms, giv
     bare.setattr(environment, "jaxlib_version", lambda: version)
     bare.setenv("JAX_PLATFORMS", platforms)
     bare.setenv("XLA_FLAGS", given)
-    environment.set_flags()
+    environment.set_xla_flags()
     assert os.environ["XLA_FLAGS"] == expected
 
 
 def test_programs_are_kept_in_the_users_cache_folder(bare, tmp_path):
-    environment.keep_programs()
+    environment.set_compilation_cache()
     folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
     assert folder.startswith(str(tmp_path / "cache" / "aigc_jax")) and os.path.isdir(folder)
     assert os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] == str(4 << 30)
@@ -56,7 +56,7 @@ def test_programs_are_kept_in_the_users_cache_folder(bare, tmp_path):
 @pytest.mark.parametrize("given", ["", "/elsewhere"])
 def test_the_users_folder_or_his_wish_for_none_stands(bare, tmp_path, given):
     bare.setenv("JAX_COMPILATION_CACHE_DIR", given)
-    environment.keep_programs()
+    environment.set_compilation_cache()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == given
     assert not os.path.exists(tmp_path / "cache")
 
@@ -64,7 +64,7 @@ def test_the_users_folder_or_his_wish_for_none_stands(bare, tmp_path, given):
 def test_a_home_that_cannot_be_written_to_keeps_nothing(bare, tmp_path):
     (tmp_path / "file").write_text("")
     bare.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    environment.keep_programs()
+    environment.set_compilation_cache()
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
 
 
@@ -103,10 +103,10 @@ def test_freed_memory_is_kept_unless_the_user_has_his_own_way(bare, given):
         bare.delenv(name)
     if given:
         bare.setenv(given, "2")
-    environment.keep_memory()
+    environment.set_allocator()
     assert asked == ([] if given else list(environment.MALLOC))
 
 
 def test_a_c_library_without_such_a_wish_is_left_alone(bare):
     bare.setattr(environment.ctypes, "CDLL", lambda name: object())
-    environment.keep_memory()
+    environment.set_allocator()

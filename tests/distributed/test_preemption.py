@@ -12,7 +12,7 @@ from helpers.paths import TESTS
 from helpers.runs import final_state, records, steps_of, train
 
 from aigc_jax.core.errors import Stopped
-from aigc_jax.core.streams import Steady
+from aigc_jax.core.streams import UnbreakableStream
 from aigc_jax.distributed.preemption import AGAIN, SIGNALS, PreemptionHandler
 from aigc_jax.runs import hooks, trainer
 
@@ -291,7 +291,7 @@ def test_a_stream_that_nobody_reads_is_written_to_in_peace():
     read, write = os.pipe()
     os.close(read)
     with open(write, "w", encoding="utf-8", closefd=False) as stream:
-        print("nobody", file=Steady(stream), flush=True)
+        print("nobody", file=UnbreakableStream(stream), flush=True)
         with pytest.raises(BrokenPipeError):
             stream.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), write)

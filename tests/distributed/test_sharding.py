@@ -13,7 +13,7 @@ from helpers import sharded, tiny
 from jax.sharding import PartitionSpec as P
 
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.state import named
+from aigc_jax.core.state import named_leaves
 from aigc_jax.distributed import mesh as mesh_lib
 from aigc_jax.distributed.logical_axes import (
     NAMES,
@@ -42,7 +42,7 @@ def specs_text(model):
     shapes = sharded.make(model, "data=1").state_shapes().params
     specs = {s: param_specs(shapes, sizes, registry.axes()) for s, sizes in STRATEGIES.items()}
     lines = [f"[{model}]"]
-    for name, leaf in named(shapes):
+    for name, leaf in named_leaves(shapes):
         # What is not in the table of a strategy is whole on every device.
         assert specs["data"][name] == specs["sequence"][name] == P()
         columns = ["×".join(map(str, leaf.shape)) or "scalar"]
@@ -185,15 +185,17 @@ def test_the_whole_state_is_made_where_it_lies():
     shapes = run.state_shapes()
     expected = with_shardings(shapes, run.shardings)
     name = "model/decoder/spread/kernel"
-    params = dict(named(expected.params))
+    params = dict(named_leaves(expected.params))
     assert params[name].sharding.spec == P("fsdp", "tensor")
-    for tree in (expected.opt_state, expected.ema, expected.profiles):
-        like = [x for k, x in named(tree) if k.endswith(name.removeprefix("model/"))]
+    for tree in (expected.opt_state, expected.ema, expected.power_ema):
+        like = [x for k, x in named_leaves(tree) if k.endswith(name.removeprefix("model/"))]
         assert like and all(x.sharding.spec == P("fsdp", "tensor") for x in like)
-    large = [(n, x) for n, x in named(per_device(shapes, run.shardings)) if x.size > 8 * 16 * 9]
+    large = [
+        (n, x) for n, x in named_leaves(per_device(shapes, run.shardings)) if x.size > 8 * 16 * 9
+    ]
     assert not large, large
     state = run.fresh_state()
-    for (key, x), (_, s) in zip(named(state), named(expected), strict=True):
+    for (key, x), (_, s) in zip(named_leaves(state), named_leaves(expected), strict=True):
         assert x.sharding.is_equivalent_to(s.sharding, x.ndim), key
     alone = sharded.make("conv", "data=1").fresh_state()
     # Random numbers do not depend on the mesh.
@@ -217,7 +219,7 @@ def test_a_frozen_first_stage_is_split_too(stage, model):
     run = build.build(config, spec)
     specs = {
         k: x.sharding.spec
-        for k, x in named(with_shardings(run.state_shapes(), run.shardings).params)
+        for k, x in named_leaves(with_shardings(run.state_shapes(), run.shardings).params)
     }
     kernels = {k: s for k, s in specs.items() if k.startswith("first_stage/") and "kernel" in k}
     assert sum(s != P() for s in kernels.values()) > len(kernels) / 2

@@ -14,8 +14,8 @@ import pytest
 from helpers import tiny
 from helpers.paths import LAUNCH, TESTS
 
+from aigc_jax.core.workdir import checkpoint_steps
 from aigc_jax.runs import api
-from aigc_jax.training.checkpoint import steps_in
 
 CONFIG = """
 import sys
@@ -128,7 +128,7 @@ def end(processes, log, seconds=60):
 def test_one_process_of_two_is_asked_to_stop(start_two, config, tmp_path):
     """Both save the same step and leave with the same code."""
     processes, log = start_two(config("lm"))
-    wait_for(lambda: steps_in(str(tmp_path / "w")), processes)
+    wait_for(lambda: checkpoint_steps(str(tmp_path / "w")), processes)
     processes[1].send_signal(signal.SIGTERM)
     codes, text = end(processes, log)
     assert codes == [75, 75], text
@@ -141,7 +141,7 @@ def test_one_process_of_two_is_asked_to_stop(start_two, config, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_is_gone_is_named(start_two, config, tmp_path, victim, number):
     processes, log = start_two(config("lm"), "--config.guard.peer_timeout=4")
-    wait_for(lambda: steps_in(str(tmp_path / "w")), processes)
+    wait_for(lambda: checkpoint_steps(str(tmp_path / "w")), processes)
     processes[victim].send_signal(number)
     code = processes[1 - victim].wait(60)
     processes[victim].kill()

@@ -24,7 +24,7 @@ from aigc_jax.interop.transformers import names
 from aigc_jax.modalities.spec import ImageSpec, TextSpec
 from aigc_jax.modalities.text.tokenizers import CharTokenizer
 from aigc_jax.runs.trainer import Trainer
-from aigc_jax.training.checkpoint import Writer
+from aigc_jax.training.checkpoint import CheckpointWriter
 
 SIZE = dict(name="transformer", layers=1, width=8, heads=2, gated=True, activation="silu")
 COMMON = dict(
@@ -67,7 +67,7 @@ def pretend(workdir, config):
     spec = TextSpec(CharTokenizer.of(["0123456789 text of odd even"]), 8)
     shapes = build.build(config, spec).state_shapes()
     state = tiny.perturbed(jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes), scale=0.3)
-    writer = Writer(workdir, keep=1)
+    writer = CheckpointWriter(workdir, keep=1)
     contents = {"config": config.raw, "spec": spec.to_json()}
     writer.save(2, jax.device_put(state), {"asked": False}, contents)
     writer.wait()

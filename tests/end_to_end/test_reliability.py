@@ -23,13 +23,13 @@ from jax.sharding import PartitionSpec as P
 
 import aigc_jax
 from aigc_jax.core.errors import StorageError, UserError
-from aigc_jax.core.workdir import Lock, read_lock
+from aigc_jax.core.workdir import WorkdirLock, read_lock_holder
 from aigc_jax.distributed.mesh import make_mesh, replicated
 from aigc_jax.distributed.preemption import PreemptionHandler
 from aigc_jax.runs import api
 from aigc_jax.training import checkpoint, metric_log
-from aigc_jax.training.checkpoint import Reader, Writer
-from aigc_jax.training.checksum import fingerprints
+from aigc_jax.training.checkpoint import CheckpointReader, CheckpointWriter
+from aigc_jax.training.checksum import checksums
 
 # What Orbax leaves behind when it fails is none of ours.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -217,7 +217,7 @@ def test_every_value_beside_the_arrays_is_checked(workdir, capsys):
 
 
 def test_arrays_that_orbax_reads_without_complaint_are_checked(workdir, capsys):
-    """A state of another run under the same name: only the fingerprints tell."""
+    """A state of another run under the same name: only the checksums tell."""
     state = workdir / "checkpoints" / "6" / "state"
     shutil.rmtree(state)
     shutil.copytree(workdir / "checkpoints" / "3" / "state", state)
@@ -323,7 +323,7 @@ def test_one_kept_checkpoint_goes_only_when_the_next_is_whole(tmp_path, monkeypa
 
     def rmtree(path, *args, **kwargs):
         if os.path.basename(path) == "3":
-            with contextlib.closing(Reader(str(tmp_path))) as reader:
+            with contextlib.closing(CheckpointReader(str(tmp_path))) as reader:
                 seen.append(reader.contents(6)["data"]["batches"]["examples"])
             assert final_state(tmp_path)[1] == 6
         return original(path, *args, **kwargs)
@@ -381,7 +381,7 @@ def test_arrays_are_the_same_on_other_devices(tmp_path, saved):
     """Saved from one, two or four devices, whole or in parts; restored on one, two or four."""
     state = api.restore(str(saved))[1].params
     shapes = jax.eval_shape(lambda: state)
-    with contextlib.closing(Reader(str(saved))) as reader:
+    with contextlib.closing(CheckpointReader(str(saved))) as reader:
         contents = reader.contents(6)
     meshes = {n: make_mesh(f"data={n}") for n in (1, 2, 4)}
 
@@ -394,18 +394,18 @@ def test_arrays_are_the_same_on_other_devices(tmp_path, saved):
         4: jax.device_put(state, replicated(meshes[4])),
         "parts": jax.tree.map(in_parts, state),
     }
-    kept = {k: v for k, v in contents["config"].items() if k != "fingerprints"}
-    wanted = fingerprints(state)
+    kept = {k: v for k, v in contents["config"].items() if k != "checksums"}
+    wanted = checksums(state)
     (tmp_path / "w").mkdir()
     for step, (name, arrays) in enumerate(placed.items(), 1):
-        writer = Writer(str(tmp_path / "w"), 9, step - 1)
+        writer = CheckpointWriter(str(tmp_path / "w"), 9, step - 1)
         writer.save(step, arrays, contents["data"], kept)
         writer.wait()
         writer.close()
-        with contextlib.closing(Reader(str(tmp_path / "w"))) as reader:
+        with contextlib.closing(CheckpointReader(str(tmp_path / "w"))) as reader:
             for mesh in meshes.values():
                 found = reader.contents(step)
-                assert found["config"]["fingerprints"] == wanted, name
+                assert found["config"]["checksums"] == wanted, name
                 again = reader.state(step, shapes, replicated(mesh), found)
                 chex.assert_trees_all_equal(jax.device_get(state), jax.device_get(again))
 
@@ -446,33 +446,33 @@ def test_a_second_run_is_refused_until_the_first_is_dead(workdir, longer):
         assert aigc_jax.evaluate(str(workdir))["step"] == 6  # to look at it is no harm
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert read_lock(str(workdir))["pid"] == process.pid
+    assert read_lock_holder(str(workdir))["pid"] == process.pid
     more(workdir)
     same_runs(workdir, longer)
 
 
 def test_a_second_run_in_the_same_process_is_refused(workdir):
-    lock = Lock(str(workdir))
+    lock = WorkdirLock(str(workdir))
     with pytest.raises(UserError, match=f"process {os.getpid()} on"):
         more(workdir)
     lock.release()
     lock.release()  # twice is no harm
-    Lock(str(workdir)).release()
+    WorkdirLock(str(workdir)).release()
 
 
 def test_the_lock_is_released_whatever_happens(workdir, monkeypatch):
     more(workdir)
-    assert read_lock(str(workdir)) == {}
-    Lock(str(workdir)).release()
+    assert read_lock_holder(str(workdir)) == {}
+    WorkdirLock(str(workdir)).release()
     with (
         runs.batches(runs.at_batch(9, runs.interrupt)),
         pytest.raises(KeyboardInterrupt),
     ):
         more(workdir, train=dict(steps=10))
-    Lock(str(workdir)).release()
+    WorkdirLock(str(workdir)).release()
     with pytest.raises(UserError):
         more(workdir, seed=3)
-    Lock(str(workdir)).release()
+    WorkdirLock(str(workdir)).release()
 
 
 def test_a_lock_that_could_not_be_written_is_not_held(workdir, monkeypatch):
@@ -482,8 +482,8 @@ def test_a_lock_that_could_not_be_written_is_not_held(workdir, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
         with pytest.raises(StorageError):
-            Lock(str(workdir))
-    Lock(str(workdir)).release()
+            WorkdirLock(str(workdir))
+    WorkdirLock(str(workdir)).release()
 
 
 RUBBISH = [b"", b"\xff\xfe\x00", b"[1, 2]", b'{"pid": "x"}', b'{"pid": -1}', b"[" * 10**5]
@@ -495,8 +495,8 @@ def test_rubbish_in_the_lock_is_not_in_the_way(content, system, tmp_path, monkey
     if system == "no locks":
         monkeypatch.setattr(fcntl, "flock", unsupported)
     (tmp_path / "lock").write_bytes(content)
-    lock = Lock(str(tmp_path))
-    assert read_lock(str(tmp_path))["pid"] == os.getpid()
+    lock = WorkdirLock(str(tmp_path))
+    assert read_lock_holder(str(tmp_path))["pid"] == os.getpid()
     lock.release()
 
 
@@ -515,17 +515,17 @@ def test_without_locks_host_and_pid_decide(tmp_path, monkeypatch):
     try:
         held_by(here, process.pid)
         with pytest.raises(UserError, match=f"process {process.pid} on {here}"):
-            Lock(str(tmp_path))
+            WorkdirLock(str(tmp_path))
     finally:
         process.kill()
         process.wait()
-    Lock(str(tmp_path)).release()  # its holder is dead now
+    WorkdirLock(str(tmp_path)).release()  # its holder is dead now
     held_by("elsewhere", process.pid)
     with pytest.raises(UserError, match="on elsewhere"):
-        Lock(str(tmp_path))
+        WorkdirLock(str(tmp_path))
     held_by(here, os.getpid())  # a process of the past had the same number
-    Lock(str(tmp_path)).release()
-    Lock(str(tmp_path)).release()
+    WorkdirLock(str(tmp_path)).release()
+    WorkdirLock(str(tmp_path)).release()
 
 
 # Storage -------------------------------------------------------------------------------------
@@ -766,7 +766,7 @@ def test_a_workdir_that_is_taken_away(kind, on_error, tmp_path):
 def test_a_workdir_that_is_taken_away_at_the_very_end(tmp_path, monkeypatch):
     """After the last checkpoint was begun: a run that says it has ended well has one."""
     workdir = tmp_path / "w"
-    original = Writer.save
+    original = CheckpointWriter.save
 
     def save(self, step, *args):
         original(self, step, *args)
@@ -774,7 +774,7 @@ def test_a_workdir_that_is_taken_away_at_the_very_end(tmp_path, monkeypatch):
             self.wait()
             shutil.rmtree(workdir)
 
-    monkeypatch.setattr(Writer, "save", save)
+    monkeypatch.setattr(CheckpointWriter, "save", save)
     with runs.no_hang(), pytest.raises(StorageError):
         train("vae", workdir)
 

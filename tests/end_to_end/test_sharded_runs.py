@@ -69,7 +69,7 @@ def test_a_run_moves_between_meshes(tmp_path):
     losses = [api.evaluate(str(tmp_path), mesh=m)["loss"] for m in ("", "fsdp=4")]
     np.testing.assert_allclose(*losses, rtol=1e-5)
     ways = (("", 0.15), ("tensor=2", 0.15), ("", None), ("fsdp=2", None))
-    images = [api.sample(str(tmp_path), 2, mesh=mesh, ema_width=width) for mesh, width in ways]
+    images = [api.sample(str(tmp_path), 2, mesh=mesh, sigma_rel=width) for mesh, width in ways]
     # Bytes of images: a rounding may go the other way.
     for a, b in ((0, 1), (2, 3)):
         assert np.abs(images[a].astype(int) - images[b]).max() <= 1

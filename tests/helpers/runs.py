@@ -174,8 +174,8 @@ def mounted(folder, options):
 
 HOLDER = """
 import sys, time
-from aigc_jax.core.workdir import Lock
-lock = Lock(sys.argv[1])
+from aigc_jax.core.workdir import WorkdirLock
+lock = WorkdirLock(sys.argv[1])
 print("held", flush=True)
 time.sleep(600)
 """

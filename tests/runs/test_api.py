@@ -123,14 +123,14 @@ def test_bfloat16_computes_and_float32_keeps(family, tmp_path):
 
 def test_a_batch_that_comes_while_a_step_is_under_way_is_not_waited_for(monkeypatch):
     window, one = MetricAccumulator(0), jnp.float32(1)
-    window.waits(1.0)
+    window.add_data_wait(1.0)
     assert window.waited == 1.0
     window.add({"loss": Mean(one, one)})
     monkeypatch.setattr(type(one), "is_ready", lambda self: False)
-    window.waits(5.0)
+    window.add_data_wait(5.0)
     assert window.waited == 1.0
     monkeypatch.setattr(type(one), "is_ready", lambda self: True)
-    window.waits(3.0)
+    window.add_data_wait(3.0)
     assert window.close(1)["data_wait"] == 1 and window.waited == 0
 
 

@@ -24,7 +24,7 @@ from aigc_jax.runs.diagnose import diagnose, summary
 from aigc_jax.tools import doctor
 from aigc_jax.training import oom
 from aigc_jax.training.anomaly import AnomalyDetector, TrainingAnomaly
-from aigc_jax.training.checkpoint import Reader, Writer
+from aigc_jax.training.checkpoint import CheckpointReader, CheckpointWriter
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 SLOW = [pytest.param(f, marks=pytest.mark.slow) for f in ("lm", "gan", "diffusion")]
@@ -50,7 +50,7 @@ def workdir(saved, tmp_path):
 
 
 def state_at(workdir, step):
-    with contextlib.closing(Reader(str(workdir))) as reader:
+    with contextlib.closing(CheckpointReader(str(workdir))) as reader:
         return jax.device_get(restore.load(reader, step, reader.contents(step))[1])
 
 
@@ -97,16 +97,16 @@ def test_a_limit_may_be_lowered_below_what_was_skipped():
 
 def test_no_limit_of_skipped_steps():
     guard = AnomalyDetector(GuardConfig(max_skipped=0))
-    assert verdicts(guard, [SKIPPED] * 100) == [] and not guard.alert
+    assert verdicts(guard, [SKIPPED] * 100) == [] and not guard.needs_sync
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_the_guard_is_alert_before_the_last_skipped_step(limit):
     guard = AnomalyDetector(GuardConfig(max_skipped=limit))
     for step in range(1, limit):
-        assert guard.alert == (step == limit)
+        assert guard.needs_sync == (step == limit)
         guard.check(step, SKIPPED)
-    assert guard.alert
+    assert guard.needs_sync
     with pytest.raises(TrainingAnomaly):
         guard.check(limit, SKIPPED)
 
@@ -163,7 +163,7 @@ def test_a_guard_goes_on_from_its_position(at):
     second = spikes(max_skipped=3)
     first.rollbacks = 2
     second.seek(json.loads(json.dumps(first.position())))
-    assert second.rollbacks == 2 and second.alert == first.alert
+    assert second.rollbacks == 2 and second.needs_sync == first.needs_sync
     assert found + verdicts(second, losses[at:], first=at + 1) == wanted
     assert len(wanted) > 3
 
@@ -270,7 +270,7 @@ def test_a_run_may_go_on_whatever_is_skipped(tmp_path):
 
 def with_parameter(workdir, key, value):
     """Saves step 7 of a run as step 6 with another value in the parameters below `key`."""
-    with contextlib.closing(Reader(str(workdir))) as reader:
+    with contextlib.closing(CheckpointReader(str(workdir))) as reader:
         contents = reader.contents(6)
         _, state = restore.load(reader, 6, contents)
 
@@ -278,8 +278,8 @@ def with_parameter(workdir, key, value):
         return jnp.full_like(x, value) if key in jax.tree_util.keystr(path) else x
 
     params = jax.tree_util.tree_map_with_path(change, state.params)
-    config = {k: v for k, v in contents["config"].items() if k != "fingerprints"}
-    writer = Writer(str(workdir), 2, 6)
+    config = {k: v for k, v in contents["config"].items() if k != "checksums"}
+    writer = CheckpointWriter(str(workdir), 2, 6)
     writer.save(7, state.replace(params=params, step=state.step + 1), contents["data"], config)
     writer.wait()
     writer.close()
@@ -595,18 +595,18 @@ def test_the_limit_is_what_the_device_has(monkeypatch):
     parts = tiny.make("vae")
     shapes, batch = parts.state_shapes(), tiny.batch("vae")
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
-    assert oom.total(shapes) == size
+    assert oom.tree_bytes(shapes) == size
     for limit, fits in ((0, True), (size, True), (size - 1, False)):
-        monkeypatch.setattr(oom, "available", lambda limit=limit: limit)
+        monkeypatch.setattr(oom, "device_memory", lambda limit=limit: limit)
         with contextlib.nullcontext() if fits else pytest.raises(OutOfMemory):
-            oom.check(shapes, batch)
+            oom.check_fits(shapes, batch)
 
 
 def test_the_largest_arrays_are_named():
     tree = {"a": np.zeros((3, 5), np.float32), "b": {"c": np.zeros(100, np.uint8)}, "d": 1.5}
     tree["d"] = np.float32(1.5)
-    assert oom.largest({"x": tree}, 2) == [("x/b/c", (100,), 100), ("x/a", (3, 5), 60)]
-    assert oom.total(tree) == 164
+    assert oom.largest_arrays({"x": tree}, 2) == [("x/b/c", (100,), 100), ("x/a", (3, 5), 60)]
+    assert oom.tree_bytes(tree) == 164
 
 
 def beyond_memory():
@@ -621,7 +621,7 @@ def python_memory():
 @pytest.mark.parametrize("action", [beyond_memory, python_memory])
 def test_memory_that_runs_out_is_explained(action):
     shapes, batch = tiny.make("vae").state_shapes(), tiny.batch("vae")
-    with pytest.raises(OutOfMemory) as e, oom.explained(shapes, batch):
+    with pytest.raises(OutOfMemory) as e, oom.explain_oom(shapes, batch):
         action()
     message = str(e.value)
     assert e.value.code == 71 and "\n" not in message and e.value.__cause__ is not None
@@ -646,6 +646,6 @@ def test_memory_that_runs_out_in_training_is_explained(tmp_path):
 )
 def test_other_errors_are_not_about_memory(error):
     parts = tiny.make("vae")
-    with pytest.raises(type(error)) as e, oom.explained(parts.state_shapes(), tiny.batch("vae")):
+    with pytest.raises(type(error)) as e, oom.explain_oom(parts.state_shapes(), tiny.batch("vae")):
         raise error
     assert e.value is error

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from aigc_jax.distributed.mesh import make_mesh, replicated
-from aigc_jax.training.checksum import fingerprints
+from aigc_jax.training.checksum import checksums
 
 DTYPES = ("float32", "bfloat16", "float16", "int32", "uint32", "int8", "uint8", "bool")
 
@@ -30,7 +30,7 @@ def arbitrary(dtype, shape, seed=0):
 
 
 def one(x):
-    return fingerprints([jnp.asarray(x)])[0]
+    return checksums([jnp.asarray(x)])[0]
 
 
 def trees():
@@ -41,12 +41,12 @@ def trees():
 @pytest.mark.parametrize("spec", [P(), P("data"), P(None, "data")], ids=str)
 def test_they_do_not_depend_on_where_arrays_lie(devices, spec):
     placed = jax.device_put(trees(), NamedSharding(make_mesh(f"data={devices}"), spec))
-    assert fingerprints(placed) == fingerprints(trees())
-    assert len(fingerprints(placed)) == len(DTYPES)
+    assert checksums(placed) == checksums(trees())
+    assert len(checksums(placed)) == len(DTYPES)
 
 
 def test_they_are_numbers_that_json_keeps():
-    found = fingerprints(jax.device_put(trees(), replicated(make_mesh("data=1"))))
+    found = checksums(jax.device_put(trees(), replicated(make_mesh("data=1"))))
     assert all(type(n) is int and 0 <= n < 2**32 for n in found)
 
 
@@ -103,7 +103,7 @@ def test_an_array_of_another_shape_or_order_counts():
 
 def test_scalars_and_empty_arrays():
     empty, scalars = [np.zeros((0,)), np.zeros((3, 0), np.uint8)], [np.int32(0), np.int32(7)]
-    found = fingerprints(jax.tree.map(jnp.asarray, empty + scalars))
+    found = checksums(jax.tree.map(jnp.asarray, empty + scalars))
     assert found[0] == found[1] and found[2] != found[3]
     assert one(np.float32(1)) != one(np.float32(2)) and one(np.True_) != one(np.False_)
     x = np.zeros(3, np.float32)

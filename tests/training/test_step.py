@@ -179,7 +179,7 @@ def test_ema_halflife_counts_examples():
         average = {"w": jnp.float32(1.0)}
         for i in range(1000 // size):
             decay = ema_lib.decay(Ema(halflife=1000.0, rampup=0.0), jnp.int32(i * size), size)
-            average = ema_lib.update(average, {"w": jnp.float32(0.0)}, 1 - decay)
+            average = ema_lib.lerp(average, {"w": jnp.float32(0.0)}, 1 - decay)
         np.testing.assert_allclose(average["w"], 0.5, rtol=1e-4)
 
 

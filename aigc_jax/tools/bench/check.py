@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from aigc_jax.core.errors import UserError, did_you_mean, one_line, shorten
-from aigc_jax.core.workdir import write_whole
+from aigc_jax.core.workdir import write_text_atomically
 from aigc_jax.experiment import build
 from aigc_jax.experiment.recipes import load_recipe
 from aigc_jax.tools.bench import hardware
@@ -140,7 +140,7 @@ def write(path: str, measured: Callable[..., dict[str, dict[str, Any]]] = ratios
     configs = read(path)["configs"] if os.path.exists(path) else CONFIGS
     found = measured(configs)
     baseline = {"machine": hardware.machine(), "configs": dict(configs), "ratios": found}
-    write_whole(path, json.dumps(baseline, indent=1) + "\n")
+    write_text_atomically(path, json.dumps(baseline, indent=1) + "\n")
 
 
 def read(path: str) -> dict[str, Any]:

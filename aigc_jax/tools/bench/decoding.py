@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.core.state import TrainState, named
+from aigc_jax.core.state import TrainState, named_leaves
 from aigc_jax.experiment.build import Run
 from aigc_jax.families.lm import lora
 from aigc_jax.inference.engine import decode
@@ -65,7 +65,9 @@ def step_bytes(run: Run, variables: Any, batch: int, new: int) -> float:
     looked_up = {"position_embedding", "type_embedding"}
     if not getattr(config, "tie_embeddings", False):
         looked_up.add("token_embedding")
-    weights = sum(x.size for name, x in named(variables) if not looked_up & {*name.split("/")})
+    weights = sum(
+        x.size for name, x in named_leaves(variables) if not looked_up & {*name.split("/")}
+    )
     cache = jax.eval_shape(lambda: model.init_cache(batch, new))
     held = {k: x for k, x in cache.items() if k in ("k", "v")} if isinstance(cache, dict) else {}
     half = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(held)) / 2

@@ -9,7 +9,7 @@ from importlib import metadata
 
 import jax
 
-from aigc_jax.core.workdir import write_whole
+from aigc_jax.core.workdir import write_text_atomically
 from aigc_jax.tools.bench.hardware import cpu_name
 
 
@@ -24,7 +24,7 @@ def replace_between(path: str, begin: str, end: str, text: str) -> None:
             page = f.read()
     before, _, rest = page.partition(begin)
     _, _, after = rest.partition(end)
-    write_whole(path, f"{before}{begin}\n{text}\n{end}{after or chr(10)}")
+    write_text_atomically(path, f"{before}{begin}\n{text}\n{end}{after or chr(10)}")
 
 
 def provenance(packages: Sequence[str] = (), command: str = "") -> str:

@@ -69,13 +69,13 @@ class Steps:
             per_device(self.run.state_shapes(), self.run.shardings),
             dataset.spec.example_batch(size),
         )
-        oom.check(*self._shapes)
+        oom.check_fits(*self._shapes)
         part = share(self.run.mesh)
         self._batches = DataLoader(dataset.train, size, config.seed, config.data.threads, part)
         # Random data may well be learned with numbers that are not finite: that is no trouble here.
         self._window = MetricAccumulator(0, size, AnomalyDetector(config_lib.Guard(max_skipped=0)))
         self._taken, self.data_wait = 0, 0.0
-        with oom.explained(*self._shapes):
+        with oom.explain_oom(*self._shapes):
             self._state = step.put_state(self.run.fresh_state())
             batch = step.put_batch(next(self._batches))
             began = time.perf_counter()
@@ -99,7 +99,7 @@ class Steps:
         """
         clock, records = Clock(), []
         self._window.seek(self._taken, self._window.position())
-        with oom.explained(*self._shapes):
+        with oom.explain_oom(*self._shapes):
             state = fit(
                 self.run.step,
                 self._state,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aigc_jax.runs.report.terminal import columns
-from aigc_jax.training.oom import gib
+from aigc_jax.training.oom import format_bytes
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -75,10 +75,10 @@ def _work(work: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _memory(memory: Mapping[str, int]) -> str:
-    text = gib(memory["peak"])
+    text = format_bytes(memory["peak"])
     if "temporary" in memory:
-        text += f" (the step: arguments {gib(memory['arguments'])}, temporary"
-        text += f" {gib(memory['temporary'])})"
+        text += f" (the step: arguments {format_bytes(memory['arguments'])}, temporary"
+        text += f" {format_bytes(memory['temporary'])})"
     return text
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.workdir import write_whole
+from aigc_jax.core.workdir import write_text_atomically
 from aigc_jax.experiment import build
 from aigc_jax.tools.plan.plan import Target, make_plan, planned
 from aigc_jax.tools.plan.search import fit, flags, sweep
@@ -64,7 +64,7 @@ def run_plan(
         if found.get("changes"):
             print(f"\nwhat makes it fit: {flags(found['changes'])}")
     if json_file:
-        write_whole(json_file, json.dumps(found, indent=1) + "\n")
+        write_text_atomically(json_file, json.dumps(found, indent=1) + "\n")
         print(f"saved: {json_file}")
     if not best["memory"]["fits"]:
         print(f"aigc: it {verdict(best)}", file=sys.stderr)

@@ -23,7 +23,7 @@ from aigc_jax.tools.plan.costs import costs
 from aigc_jax.tools.plan.hlo import parse
 from aigc_jax.tools.plan.oom_messages import parse_oom_message
 from aigc_jax.tools.plan.roofline import Budget, roofline
-from aigc_jax.training.oom import total
+from aigc_jax.training.oom import tree_bytes
 
 Report = dict[str, Any]
 
@@ -101,7 +101,7 @@ def state_of(config: Config, spec: Spec, target: Target) -> int:
       UserError: if the config does not go with the data or the mesh.
     """
     run = build.build(config, spec, make_mesh(config.mesh, target.devices))
-    return total(per_device(run.state_shapes(), run.shardings))
+    return tree_bytes(per_device(run.state_shapes(), run.shardings))
 
 
 def make_plan(config: Config, spec: Spec, target: Target, budget: float = 0.0) -> Report:
@@ -124,7 +124,7 @@ def make_plan(config: Config, spec: Spec, target: Target, budget: float = 0.0) -
             "config": described(config, spec),
             "topology": _topology(target, mesh),
             "parameters": sum(x.size for x in jax.tree.leaves(shapes.params)),
-            "state": total(per_device(shapes, run.shardings)),
+            "state": tree_bytes(per_device(shapes, run.shardings)),
         }
         began = time.perf_counter()
         lowered = run.step.lower(shapes, batch)

@@ -5,7 +5,7 @@ from typing import Any
 
 from aigc_jax.runs.report.terminal import columns
 from aigc_jax.tools.bench.table import seconds, si
-from aigc_jax.training.oom import gib
+from aigc_jax.training.oom import format_bytes
 
 BOUNDS = {"compute": "FLOPs", "memory": "the memory's bandwidth", "network": "the network"}
 
@@ -36,7 +36,7 @@ def _head(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         (
             "topology",
             f"{t['name']}: {t['devices']} × {t['device']} ({chips}{slices}), mesh {mesh}; each"
-            f" {si(t['peak_flops'])}FLOP/s, {si(t['bandwidth'])}B/s, {gib(t['memory'])}"
+            f" {si(t['peak_flops'])}FLOP/s, {si(t['bandwidth'])}B/s, {format_bytes(t['memory'])}"
             f" ({t['figures']})",
         ),
     ]
@@ -48,14 +48,20 @@ def _head(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _memory(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     m = plan["memory"]
     if not m["fits"] and "arguments" not in m:
-        text = f"at least {gib(m['peak'])} of {gib(m['has'])}; the state is {gib(plan['state'])}"
+        text = (
+            f"at least {format_bytes(m['peak'])} of {format_bytes(m['has'])}; the state is"
+            f" {format_bytes(plan['state'])}"
+        )
         return [("memory a device", text), ("", verdict(plan))]
     parts = ", ".join(
-        f"{name} {gib(m[name])}" for name in ("arguments", "temporaries", "output", "code")
+        f"{name} {format_bytes(m[name])}" for name in ("arguments", "temporaries", "output", "code")
     )
     return [
-        ("memory a device", f"{gib(m['peak'])} of {gib(m['has'])} ({m['peak'] / m['has']:.0%})"),
-        ("", f"{parts}; the state is {gib(plan['state'])}"),
+        (
+            "memory a device",
+            f"{format_bytes(m['peak'])} of {format_bytes(m['has'])} ({m['peak'] / m['has']:.0%})",
+        ),
+        ("", f"{parts}; the state is {format_bytes(plan['state'])}"),
         ("", verdict(plan)),
     ]
 
@@ -64,8 +70,8 @@ def verdict(plan: Mapping[str, Any]) -> str:
     """Whether it fits, and if not what to try."""
     m = plan["memory"]
     if m["fits"]:
-        return f"fits, with {gib(m['has'] - m['peak'])} to spare"
-    return f"does not fit, by {gib(m['over'])}: {advice(plan)} (--fit tries them)"
+        return f"fits, with {format_bytes(m['has'] - m['peak'])} to spare"
+    return f"does not fit, by {format_bytes(m['over'])}: {advice(plan)} (--fit tries them)"
 
 
 def advice(plan: Mapping[str, Any]) -> str:
@@ -146,9 +152,9 @@ def ranking(found: Mapping[str, Any]) -> str:
         if m["fits"]:
             r = plan["roofline"]
             figures = f"{seconds(r['step']):>9} {r['bound']:>8} {plan['mfu']:>7.1%}"
-            lines.append(f"{mesh:<32} {figures} {gib(m['peak']):>11}")
+            lines.append(f"{mesh:<32} {figures} {format_bytes(m['peak']):>11}")
         else:
-            lines.append(f"{mesh:<32} does not fit, by {gib(m['over'])}")
+            lines.append(f"{mesh:<32} does not fit, by {format_bytes(m['over'])}")
     if found["not_compiled"]:
         rest = found["not_compiled"]
         lines.append(f"{len(rest)} more were not compiled (--tries=…), first mesh={rest[0]}")

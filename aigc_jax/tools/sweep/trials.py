@@ -10,7 +10,7 @@ from typing import Any
 
 from aigc_jax.core.config import differences
 from aigc_jax.core.errors import NotFinite, OutOfMemory, Stopped, UserError
-from aigc_jax.core.workdir import Lock
+from aigc_jax.core.workdir import WorkdirLock
 from aigc_jax.distributed.preemption import PreemptionHandler
 from aigc_jax.tools.sweep.search_space import Search
 from aigc_jax.training.metric_log import read_metrics
@@ -95,7 +95,7 @@ class Worker:
         """Holds a trial, as long as this process lives; UserError if another one does."""
         folder = os.path.join(self.folder(trial), "worker")
         os.makedirs(folder, exist_ok=True)
-        lock = Lock(folder)
+        lock = WorkdirLock(folder)
         try:
             yield
         finally:

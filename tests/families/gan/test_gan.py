@@ -29,7 +29,7 @@ from aigc_jax.modalities.spec import ImageSpec
 from aigc_jax.nn.padding import crop, fill
 from aigc_jax.ops import convolution, spectral_norm
 from aigc_jax.ops.schedules import half_cosine
-from aigc_jax.training.health_checks import HealthMonitor, raised
+from aigc_jax.training.health_checks import HealthMonitor, triggered_checks
 from aigc_jax.training.metric_log import read_metrics
 from aigc_jax.training.optimizers import make_optimizer
 from aigc_jax.training.step import make_step
@@ -303,8 +303,8 @@ def test_alarms_are_found_again_in_the_records():
     ]
     records = [{"step": 1, "a": 0.5}, {"step": 2, "a": 0.9, "alarm": "a"}]
     records += [{"step": 3, "a": 0.1, "b": 9.0, "alarm": "a, b"}]
-    assert [r[:2] for r in raised([], records)] == [(2, "a"), (3, "a"), (3, "b")]
-    words = [r.message for r in raised(alarms, records)]
+    assert [r[:2] for r in triggered_checks([], records)] == [(2, "a"), (3, "a"), (3, "b")]
+    words = [r.message for r in triggered_checks(alarms, records)]
     assert words[:2] == ["it is high", "it is low"] and len(words) == 3
 
 
@@ -342,7 +342,9 @@ def test_training_says_an_alarm_once_and_writes_it_down(tmp_path, capsys, monkey
     records = [r for r in read_metrics(str(tmp_path / "run")) if r["kind"] == "train"]
     assert [r["place"] for r in records] == [0, -1, -2, -3, -4, -5]
     assert [(r["step"], r["alarm"]) for r in records if "alarm" in r] == [(4, "place")]
-    assert raised(Falling.alarms, records) == [(4, "place", "it has fallen too far: catch it")]
+    assert triggered_checks(Falling.alarms, records) == [
+        (4, "place", "it has fallen too far: catch it")
+    ]
     out = capsys.readouterr()
     assert (out.err + out.out).count("it has fallen too far") == 1
 
