@@ -107,3 +107,13 @@ class ClassLabel:
             if label >= 0
             else np.arange(num, dtype=np.int32) % self.num_classes
         )
+
+
+def label_of(conditions: Conditions) -> jax.Array | None:
+    """The class of each example (B,), if it is given."""
+    return conditions[LABEL].value if LABEL in conditions else None
+
+
+def class_conditions(num_classes: int) -> dict[str, ConditionSpec]:
+    """The conditions of a class-conditional model; none for 0 classes."""
+    return {LABEL: ClassLabel(num_classes)} if num_classes else {}

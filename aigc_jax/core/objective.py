@@ -5,26 +5,28 @@ turns and never asks which family it is training.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 
+from aigc_jax.core.conditions import ConditionSpec
 from aigc_jax.core.metrics import Mean, Metrics
+from aigc_jax.core.request import SampleRequest
 
-Batch = dict[str, jax.Array]  # "image" and "label", or "tokens"; always "weight"
+Batch = dict[str, jax.Array]  # fields of B examples each; always "weight"
+Params = dict[str, Any]  # {player: its parameters}
+Mutables = dict[str, Any]  # {player: what a loss updates besides parameters}
 
 
 @dataclasses.dataclass(frozen=True)
 class HealthCheck:
-    """A sign that training goes wrong, for people to be told of; training goes on.
+    """A range that a metric leaves when training goes wrong; people are warned, training continues.
 
     Attributes:
-      metric: as it is called in the records of training.
-      low: the metric is well from here …
-      high: … to here.
-      records: in how many records in a row it must be outside.
+      metric: its name in the records of training.
+      low: the lowest healthy value.
+      high: the highest healthy value.
+      records: consecutive records outside the range before the warning.
       message: one sentence: what that means and what to do.
     """
 
@@ -38,107 +40,83 @@ class HealthCheck:
 class Objective(Protocol):
     """A family: the only thing to write for a new one.
 
+    Subclass it to inherit the defaults. What an objective can do beside this is declared in
+    `core/capabilities.py`.
+
     Attributes:
       turns: the players in the order in which they move within one step; a player may move more
-        than once.
-      num_classes: of a class-conditional model; 0 otherwise.
-
-    An objective may also have
-      alarms: a tuple of `Alarm`;
-      predict(params, mutables, batch) -> {name: array (B, …)}: what it finds of each example;
-      summarize({name: array (N, …)}) -> {metric: number}: what these show of a whole data set;
-      reconstruct(params, mutables, batch, key_B) -> uint8 images (B, H, W, C), of an autoencoder;
-    and one that can be the first stage of another model has
-      latent_shape: (h, w, c) of its latents, or c codes at each of h × w places;
-      num_codes: entries of its codebook; 0: its latents are continuous;
-      covered: (H, W) that h × w places cover, of which the images are the middle;
-      encode(params, mutables, batch, key_B) -> (B, h, w, c), float32 latents or int32 codes;
-      decode(params, mutables, latent_N) -> uint8 images (N, H, W, C).
+        than once. A player that is not among them is frozen.
+      conditions: what a sample can be given, by name: `{"label": ClassLabel(10)}`.
     """
 
     turns: tuple[str, ...]
-    num_classes: int
+    conditions: dict[str, ConditionSpec] = {}  # noqa: RUF012 (a default that nobody changes)
 
-    def init(self, rng: jax.Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Parameters and mutables, `{player: …}` each, for batches shaped like `batch`.
-
-        A player that is not among `turns` is frozen: its parameters stay as they are.
-        """
+    def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Mutables]:
+        """Parameters and mutables, `{player: …}` each, for batches shaped like `batch`."""
         ...
+
+    def prepare(
+        self,
+        params: Params,
+        mutables: Mutables,
+        batch: Batch,
+        key_B: jax.Array,
+        step: jax.Array,
+    ) -> Batch:
+        """The batch as the losses see it; called once per step, outside every gradient.
+
+        Frozen players work here: latents of a first stage, text embeddings, teacher logits.
+
+        Args:
+          params: `{player: parameters}` of all players.
+          mutables: `{player: mutables}` of all players.
+          batch: arrays of leading size B.
+          key_B: one random key per example, of its own: no turn has the same.
+          step: int32 scalar.
+        """
+        return batch
 
     def loss(
         self,
         player: str,
-        params: dict[str, Any],
-        mutables: dict[str, Any],
+        params: Params,
+        mutables: Mutables,
         batch: Batch,
         key_B: jax.Array,
         step: jax.Array,
-    ) -> tuple[Mean, tuple[Metrics, dict[str, Any]]]:
-        """What `player` minimises; the step differentiates it by the player's own parameters only.
+    ) -> tuple[Mean, tuple[Metrics, Mutables]]:
+        """The loss of `player`, which the step differentiates by the player's own parameters only.
 
         Args:
           player: whose turn it is.
           params: `{player: parameters}` of all players.
           mutables: `{player: mutables}` of all players.
-          batch: arrays of leading size B; `weight` counts for nothing where it is 0.
+          batch: from `prepare`; an example whose `weight` is 0 counts for nothing.
           key_B: one random key per example. Because noise belongs to an example and not to a batch,
             a loss is the same however the batch is cut into microbatches and devices.
           step: int32 scalar, for losses with schedules.
 
         Returns:
-          The loss as a sum with its weight, further metrics, and the mutables to go on with.
+          The loss as a sum with its weight, further metrics, and the updated mutables.
         """
         ...
 
     def evaluate(
-        self, params: dict[str, Any], mutables: dict[str, Any], batch: Batch, key_B: jax.Array
+        self, params: Params, mutables: Mutables, batch: Batch, key_B: jax.Array
     ) -> Metrics:
-        """Metrics of a held-out batch, `loss` among them.
+        """Metrics of a held-out batch as it is in the data (`prepare` has not seen it).
 
-        Means per example (`Mean.rows`) get a confidence interval.
+        `loss` is among them. Means per example (`Mean.rows`) get a confidence interval.
         """
         ...
 
     def sample(
-        self,
-        params: dict[str, Any],
-        mutables: dict[str, Any],
-        key_N: jax.Array,
-        request: "Request",
+        self, params: Params, mutables: Mutables, key_N: jax.Array, request: SampleRequest
     ) -> jax.Array:
-        """N new examples: uint8 images (N, H, W, C) or tokens (N, T).
+        """N new examples, such as uint8 images (N, H, W, C) or tokens (N, T).
 
         A sample depends on its own key and its own row of the request only, so it is the same
         whatever else is drawn beside it.
         """
         ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What to sample.
-
-    Attributes:
-      options: the family's own dataclass of sampling options.
-      label_N: the class of each sample; none: the family's choice.
-      index_N: the number of each sample among all that are asked for; none: 0, 1, 2, …
-      prompts: tokens for each sample of all to continue; none: those of the options.
-      watch: looks at what has been drawn while it is drawn (`sampling.decode.Watch`).
-      image_NHWC: images to begin with: uint8, or floats where the data are floats.
-      mask_NHW: True where an image is to be drawn anew; none: everywhere.
-      guide: another model that guides this one (`objectives.diffusion.Guide`).
-    """
-
-    options: Any
-    label_N: jax.Array | None = None
-    index_N: np.ndarray | None = None
-    prompts: Sequence[np.ndarray] | None = None
-    watch: Callable[[np.ndarray], np.ndarray] | None = None
-    image_NHWC: np.ndarray | None = None
-    mask_NHW: np.ndarray | None = None
-    guide: Any = None
-
-    def rows(self, num: int) -> list[int]:
-        """The numbers of `num` samples."""
-        return list(range(num)) if self.index_N is None else self.index_N.tolist()

@@ -10,6 +10,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from aigc_jax.core.capabilities import (
+    SupportsLikelihood,
+    SupportsReconstruction,
+    SupportsTextGeneration,
+)
+from aigc_jax.core.conditions import LABEL
 from aigc_jax.core.config import Eval
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.state import TrainState
@@ -18,7 +24,7 @@ from aigc_jax.distributed.gather import for_sampling
 from aigc_jax.distributed.mesh import BATCH, share, size_of
 from aigc_jax.evaluation.heldout import HeldOut
 from aigc_jax.experiment.build import Run
-from aigc_jax.experiment.generate import generate
+from aigc_jax.experiment.generate import generate, make_request
 from aigc_jax.experiment.restore import guidance_model_of
 from aigc_jax.modalities.image.metrics.feature_networks import check_features
 from aigc_jax.modalities.image.metrics.fidelity import Fidelity, check_enough, fidelity_of
@@ -66,7 +72,7 @@ class Evaluator:
         self._source, self._folder = source or run.config.data.source, folder
         self._fidelity: Fidelity | None = None
         self._guide: Any = None
-        if run.config.eval.generations and not hasattr(run.config.sample, "stop"):
+        if run.config.eval.generations and not isinstance(run.objective, SupportsTextGeneration):
             name = run.config.raw["objective"]["name"]
             raise UserError(
                 f"eval.generations asks for texts to be continued, which '{name}' cannot: set it to"
@@ -78,7 +84,7 @@ class Evaluator:
         image = run.spec.modality == "image"
         self._samples = run.config.eval.fidelity if image else run.config.eval.generations > 0
         if run.config.eval.likelihood:
-            if not hasattr(run.objective, "likelihood"):
+            if not isinstance(run.objective, SupportsLikelihood):
                 name = run.config.raw["objective"]["name"]
                 raise UserError(
                     f"eval.likelihood asks for exact likelihoods, which '{name}' has not: set it"
@@ -147,12 +153,16 @@ class Evaluator:
             self._guide = guidance_model_of(self._run, c.sample)
         judge, objective = self._fidelity, self._run.objective
         variables = state.sampling_params, state.mutables
-        drawn = dict(num=judge.num, seed=c.eval.seed, label_N=judge.label_N, guide=self._guide)
-        images = generate(objective, *variables, c.sample, **drawn)
+        labels = {} if judge.label_N is None else {LABEL: judge.label_N}
+        conditions = {k: v for k, v in labels.items() if k in objective.conditions}
+        request = make_request(
+            objective, c.sample, judge.num, conditions=conditions, guidance_model=self._guide
+        )
+        images = generate(objective, *variables, request, c.eval.seed)
         out = os.path.join(self._folder, "samples", "neighbours.png") if self._folder else ""
         found = judge.report(images, out) | {"seed": c.eval.seed}
         found |= mode_report(self._dataset, images)
-        if hasattr(objective, "reconstruct"):
+        if isinstance(objective, SupportsReconstruction):
             real = judge.images.held_out, judge.images.held_out_labels
             found |= judge.report_reconstructions(reconstructed(objective, *variables, *real))
         return found

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from aigc_jax.core.bootstrap import bootstrap
+from aigc_jax.core.capabilities import SupportsPredictions, SupportsSummary
 from aigc_jax.core.metrics import Mean, Metrics, merge, to_floats
 from aigc_jax.core.objective import Objective
 from aigc_jax.distributed.logical_axes import with_mesh
@@ -29,13 +30,14 @@ class HeldOut:
         self, objective: Objective, mesh: Mesh, measure: Callable[..., Metrics] | None = None
     ):
         self._mesh = mesh
-        self._summarize = getattr(objective, "summarize", lambda predictions: {})
+        self._objective = objective
 
         def batch_metrics(params, mutables, batch, k):
             size = batch["weight"].shape[0]
             key_B = numbered_keys(jax.random.key(0), k * size + jnp.arange(size))
-            predict = None if measure else getattr(objective, "predict", None)
-            predictions = predict(params, mutables, batch) if predict else {}
+            predictions = {}
+            if measure is None and isinstance(objective, SupportsPredictions):
+                predictions = objective.predict(params, mutables, batch)
             metrics = (measure or objective.evaluate)(params, mutables, batch, key_B)
             return metrics, predictions
 
@@ -72,4 +74,6 @@ class HeldOut:
             found[name] = float(totals.sum() / (weights.sum() or 1.0))
             found[f"{name}_low"], found[f"{name}_high"] = bootstrap(totals, weights)
         arrays = {name: np.concatenate(rows) for name, rows in predictions.items()}
-        return found | self._summarize(arrays), arrays
+        if isinstance(self._objective, SupportsSummary) and arrays:
+            found |= self._objective.summarize(arrays)
+        return found, arrays

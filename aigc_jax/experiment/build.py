@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
+from aigc_jax.core.capabilities import SupportsFirstStage
 from aigc_jax.core.config import Config, Sample
 from aigc_jax.core.errors import UserError, did_you_mean
 from aigc_jax.core.fields import parse
@@ -119,7 +120,7 @@ def make_objective(config: Config, spec: Spec) -> Objective:
     if isinstance(spec, ImageSpec) and spec.stage is not None:
         pixels = dataclasses.replace(spec, stage=None)
         stage = make_objective(parse_config(spec.stage), pixels)
-        if not hasattr(stage, "encode"):
+        if not isinstance(stage, SupportsFirstStage):
             raise UserError(
                 f"data.first_stage={config.data.first_stage} is no autoencoder with latents: name a"
                 " workdir of configs/vae/kl.py, fsq.py or vq.py"

@@ -1,34 +1,75 @@
-"""As many samples as asked for, in batches of one size."""
+"""Draws as many samples as asked for, in batches of one size."""
 
 import copy
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from aigc_jax.core.capabilities import SupportsText
+from aigc_jax.core.conditions import LABEL, Condition
+from aigc_jax.core.config import Sample
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.objective import Objective, Request
-from aigc_jax.inference.engine import Watch
+from aigc_jax.core.objective import Mutables, Objective, Params
+from aigc_jax.core.request import SampleRequest, TokenCallback
 from aigc_jax.ops.random import numbered_keys
+
+
+def make_request(
+    objective: Objective,
+    options: Sample,
+    num: int,
+    *,
+    conditions: Mapping[str, np.ndarray] | None = None,
+    init: Mapping[str, np.ndarray] | None = None,
+    token_callback: TokenCallback | None = None,
+    guidance_model: Any = None,
+) -> SampleRequest:
+    """The request for `num` samples.
+
+    Args:
+      objective: the family.
+      options: its sampling options.
+      num: N.
+      conditions: by name, a value for each sample; the others are those that the options ask for,
+        or the default of the condition, such as all classes in turn.
+      init: what to begin with, by name, with any number of rows, which are taken in turn; text
+        families begin with the prompts of the options if it is left out.
+      token_callback: sees tokens while they are drawn.
+      guidance_model: another model that guides this one.
+
+    Raises:
+      UserError: for a class that the model does not know.
+    """
+    asked, given = dataclasses.asdict(options), dict(conditions or {})
+    if options.label >= 0 and LABEL not in objective.conditions:
+        raise UserError(f"this model cannot draw class {options.label}: it has no classes")
+    for name, spec in objective.conditions.items():
+        if name not in given:
+            given[name] = spec.values(asked.get(name), num)
+    if init is None:
+        prompts = isinstance(objective, SupportsText)
+        init = objective.encode_prompts(options.prompts, options) if prompts else {}
+    index_N = np.arange(num)
+    return SampleRequest(
+        options=options,
+        index_N=index_N,
+        conditions={name: Condition.of(value) for name, value in given.items()},
+        init={name: rows[index_N % len(rows)] for name, rows in init.items()},
+        token_callback=token_callback,
+        guidance_model=guidance_model,
+    )
 
 
 def generate(
     objective: Objective,
-    params: Any,
-    mutables: Any,
-    options: Any,
-    num: int,
+    params: Params,
+    mutables: Mutables,
+    request: SampleRequest,
     seed: int = 0,
-    *,
-    label_N: np.ndarray | None = None,
-    prompts: Sequence[np.ndarray] | None = None,
-    watch: Watch | None = None,
-    image_NHWC: np.ndarray | None = None,
-    mask_NHW: np.ndarray | None = None,
-    guide: Any = None,
     batch_size: int = 256,
 ) -> np.ndarray:
     """N samples: uint8 images (N, H, W, C) or tokens (N, T).
@@ -40,60 +81,32 @@ def generate(
       objective: the family.
       params: `{player: parameters}`.
       mutables: `{player: mutables}`.
-      options: the family's sampling options.
-      num: N.
+      request: what to draw, from `make_request`. Its token callback is copied for each of several
+        batches.
       seed: of the random keys.
-      label_N: a class for each sample; none: `options.label`, or all classes in turn.
-      prompts: tokens for each sample to continue; none: those of the options.
-      watch: looks at what is drawn while it is drawn; a copy of it at each of several batches.
-      image_NHWC: an image for each sample to begin with.
-      mask_NHW: where each of them is to be drawn anew.
-      guide: another model that guides this one.
       batch_size: samples drawn at once.
-
-    Raises:
-      UserError: for a class that the model does not know.
     """
-    label_N = _labels(objective.num_classes, options, num, label_N)
+    num = len(request)
     size = min(num, batch_size)
+    single = num <= size
     parts = []
-    few = num <= size
-    bar = tqdm(range(0, num, size), desc="sampling", unit="batch", leave=False, disable=few)
+    bar = tqdm(range(0, num, size), desc="sampling", unit="batch", leave=False, disable=single)
     for first in bar:
-        index = np.arange(first, first + size)  # the last batch is filled up and cut
-        key_N = numbered_keys(jax.random.key(seed), index)
-        label = None if label_N is None else jnp.asarray(label_N[index % num], jnp.int32)
-        # Each batch has a watch of its own, which knows nothing of the rows before.
-        own = watch if few else copy.copy(watch)
-        image, mask = (a if a is None else a[index % num] for a in (image_NHWC, mask_NHW))
-        request = Request(options, label, index % num, prompts, own, image, mask, guide)
-        samples = objective.sample(params, mutables, key_N, request)
-        parts.append(np.asarray(samples))
+        row_R = np.arange(first, first + size)  # the last batch is filled up and cut
+        own = request.rows(row_R % num)
+        if not single:  # each batch has a callback that knows nothing of the rows before
+            own = dataclasses.replace(own, token_callback=copy.copy(request.token_callback))
+        key_N = numbered_keys(jax.random.key(seed), row_R)
+        parts.append(np.asarray(objective.sample(params, mutables, key_N, own)))
     return np.concatenate(parts)[:num]
 
 
-def check_sampling(objective: Objective, params: Any, mutables: Any, options: Any) -> None:
-    """Traces one sample, so that options that cannot be met are known before hours of training.
+def check_sampling(objective: Objective, params: Any, mutables: Any, options: Sample) -> None:
+    """Traces one sample, so that impossible options are reported before hours of training.
 
     Raises:
       UserError: for such options.
     """
-    label_N = _labels(objective.num_classes, options, 1, None)
-    label_N = None if label_N is None else jnp.asarray(label_N, jnp.int32)
+    request = make_request(objective, options, 1)
     key_N = numbered_keys(jax.random.key(0), np.arange(1))
-    request = Request(options, label_N)
     jax.eval_shape(lambda p, m: objective.sample(p, m, key_N, request), params, mutables)
-
-
-def _labels(
-    num_classes: int, options: Any, num: int, label_N: np.ndarray | None
-) -> np.ndarray | None:
-    label = getattr(options, "label", -1)
-    if label >= num_classes and label >= 0:
-        known = f"its classes are 0 to {num_classes - 1}" if num_classes else "it has no classes"
-        raise UserError(f"this model cannot draw class {label}: {known}")
-    if not num_classes:
-        return None
-    if label_N is not None:
-        return label_N
-    return np.full(num, label) if label >= 0 else np.arange(num) % num_classes

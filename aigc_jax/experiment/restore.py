@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from aigc_jax.core.capabilities import SupportsAutoguidance, SupportsMergedAdapters
 from aigc_jax.core.config import Data, differences
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.state import TrainState, named_leaves
@@ -75,16 +76,16 @@ def tokenizer_of(data: Data) -> Tokenizer | None:
 
 
 def guidance_model_of(run: build.Run, options: Any) -> Any:
-    """`Request.guide` for sampling from `run`: the workdir that `options.guide` names; or none.
+    """`SampleRequest.guidance_model` from the workdir `options.guide`; None without one.
 
     Raises:
       UserError: if it holds no checkpoint, or its model cannot guide this one.
     """
-    workdir = getattr(options, "guide", "")
-    if not workdir:
+    workdir = dataclasses.asdict(options).get("guide", "")
+    if not workdir or not isinstance(run.objective, SupportsAutoguidance):
         return None
     other, state, _ = restore(os.path.expanduser(workdir))
-    return run.objective.guided_by(other.objective, jax.device_get(state.sampling_params))
+    return run.objective.autoguidance(other.objective, jax.device_get(state.sampling_params))
 
 
 def with_first_stage(dataset: Dataset, data: Data) -> Dataset:
@@ -148,8 +149,10 @@ def warm_start(
       UserError: if it has nothing of the kind, or arrays of other sizes.
     """
     run, state, _ = restore(workdir)
-    plain = getattr(run.objective, "plain", lambda params: params)
-    known = dict(named_leaves(jax.device_get(plain(state.sampling_params))))
+    trained = state.sampling_params
+    if isinstance(run.objective, SupportsMergedAdapters):
+        trained = run.objective.merged(trained)
+    known = dict(named_leaves(jax.device_get(trained)))
     taken, fresh = [], []
 
     def place(path: tuple, leaf: Any) -> Any:

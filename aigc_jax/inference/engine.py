@@ -88,7 +88,8 @@ def decode(
     model: TextModel,
     variables: Any,
     key_N: jax.Array,
-    prompts: Sequence[np.ndarray],
+    tokens_NP: np.ndarray,
+    length_N: np.ndarray,
     *,
     max_new_tokens: int,
     stops: Sequence[int] = (),
@@ -106,24 +107,23 @@ def decode(
         sliding window.
       variables: its parameters, as `apply` takes them.
       key_N: one random key per row.
-      prompts: int32 tokens of each row, 1 to `context`.
+      tokens_NP: int32 prompts, padded; see `pad_prompts`.
+      length_N: tokens of each prompt, 1 to `context`.
       max_new_tokens: how many tokens to draw.
       stops: tokens that end a row.
       choice: how to draw; None: from the whole distribution.
       watch: looks at the new tokens after every few, to show them or to end rows.
     """
-    lengths = np.array([len(p) for p in prompts], np.int32)
-    longest = int(lengths.max())
+    longest = int(length_N.max())
     padded = min(bucket(longest), model.context)
-    prompts_NP = np.zeros((len(prompts), padded), np.int32)
-    for row, prompt in zip(prompts_NP, prompts, strict=True):
-        row[: len(prompt)] = prompt
+    prompts_NP = np.zeros((len(length_N), padded), np.int32)
+    prompts_NP[:, :longest] = tokens_NP[:, :longest]
     slots = min(bucket(longest + max_new_tokens), model.context)
     # Unused places of a fixed number: the stop tokens of another model compile nothing.
     stops_Z = np.full(max(8, len(stops)), -1, np.int32)
     stops_Z[: len(stops)] = stops
     size = bucket(max_new_tokens)
-    state = _prefill(model, (slots, size), variables, prompts_NP, lengths, stops_Z)
+    state = _prefill(model, (slots, size), variables, prompts_NP, length_N, stops_Z)
     if dispatch.implementation("decoding") == "by_layer":
         variables, cache = _by_layer(model, variables, state.cache)
         state = state.replace(cache=cache)
@@ -138,6 +138,15 @@ def decode(
         if bool(state.done_N.all()):
             break
     return state.out_NT[:, :max_new_tokens]
+
+
+def pad_prompts(prompts: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Prompts as arrays: int32 "tokens" (N, P), padded with 0, and "length" (N,)."""
+    length_N = np.array([len(prompt) for prompt in prompts], np.int32)
+    tokens_NP = np.zeros((len(prompts), length_N.max()), np.int32)
+    for row, prompt in zip(tokens_NP, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return {"tokens": tokens_NP, "length": length_N}
 
 
 def bucket(n: int) -> int:

@@ -172,7 +172,7 @@ def to_other(workdir: str, target: str, dtype: str | None = None) -> str:
         if base := run.config.train.init_from:
             log_main(f"they belong to the model of {base}: give it out with --to=hf:DIR")
         return path
-    params = dict(run.objective.plain(params)["model"])
+    params = dict(run.objective.merged(params)["model"])
     if params.pop("task_head", None) is not None:
         log_main("the head of the task stays behind: transformers has none of the kind")
     tokenizer = run.spec.tokenizer

@@ -8,23 +8,24 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from aigc_jax.experiment import build
+from aigc_jax.core.capabilities import SupportsInitImage, SupportsTextGeneration
 from aigc_jax.core.config import Eval
-from aigc_jax.modalities import sources
-from aigc_jax.modalities import spec as spec_lib
-from aigc_jax.modalities.image.init_images import (Picture, load_init_images)
 from aigc_jax.core.errors import UserError
-from aigc_jax.runs.evaluate_images import judge_images
-from aigc_jax.evaluation.evaluator import Evaluator
-from aigc_jax.core.fields import (check_value, parse)
+from aigc_jax.core.fields import check_value, parse
 from aigc_jax.distributed.gather import for_sampling
 from aigc_jax.distributed.preemption import PreemptionHandler
-from aigc_jax.runs.report.samples import (decode, save)
-from aigc_jax.experiment.generate import generate
+from aigc_jax.evaluation.evaluator import Evaluator
+from aigc_jax.experiment import build
+from aigc_jax.experiment.generate import generate, make_request
+from aigc_jax.experiment.restore import guidance_model_of, like, restore
 from aigc_jax.inference.stop_strings import StopStringStreamer
-from aigc_jax.training.posthoc_ema import reconstruct_ema
-from aigc_jax.experiment.restore import (guidance_model_of, like, restore)
+from aigc_jax.modalities import sources
+from aigc_jax.modalities import spec as spec_lib
+from aigc_jax.modalities.image.init_images import Picture, load_init_images
+from aigc_jax.runs.evaluate_images import judge_images
+from aigc_jax.runs.report.samples import decode, save
 from aigc_jax.runs.trainer import Trainer
+from aigc_jax.training.posthoc_ema import reconstruct_ema
 
 __all__ = ["evaluate", "judge_images", "restore", "sample", "save", "train"]
 
@@ -55,7 +56,9 @@ def train(
       UserError: for a wrong config, missing data, or a workdir of another config or in use; its
         subclasses in `errors.py` for a run that cannot go on.
     """
-    return Trainer(build.parse_config(config), workdir, stop or PreemptionHandler()).run(name, progress)
+    return Trainer(build.parse_config(config), workdir, stop or PreemptionHandler()).run(
+        name, progress
+    )
 
 
 def evaluate(
@@ -140,55 +143,68 @@ def sample(
             num = len(options["prompts"])
     if show is not None:
         num = 1
-    given: dict[str, Any] = {}
+    init = None
     if image is not None or mask is not None:
-        given = begin_with(run, image, mask, num)
-        num = len(given["image_NHWC"])
+        init = init_images(run, image, mask)
+        num = samples_of(len(init["image"]), num)
     if num is not None:
         options["num"] = num
     chosen = build.sample_options(run.config, options)
-    watch = text_watch(run, chosen, show)
-    given |= dict(watch=watch, guide=guidance_model_of(run, chosen))
+    streamer = stop_string_streamer(run, chosen, show)
+    request = make_request(
+        run.objective,
+        chosen,
+        chosen.num,
+        init=init,
+        token_callback=streamer,
+        guidance_model=guidance_model_of(run, chosen),
+    )
     state = for_sampling(state)
-    variables = state.sampling_params, state.mutables
-    samples = generate(run.objective, *variables, chosen, chosen.num, seed, **given)
-    if watch is not None:
-        watch.close()
+    samples = generate(run.objective, state.sampling_params, state.mutables, request, seed)
+    if streamer is not None:
+        streamer.close()
     return decode(run, samples, chosen)
 
 
-def begin_with(
-    run: build.Run, image: Picture | None, mask: Picture | None, num: int | None
-) -> dict[str, Any]:
-    """Images and masks for `num` samples, or for one each if it is none.
+def init_images(
+    run: build.Run, image: Picture | None, mask: Picture | None
+) -> dict[str, np.ndarray]:
+    """`SampleRequest.init` of given images, with a mask if there is one.
 
     Raises:
       UserError: if the family's samples do not begin with images, or the images do not fit.
     """
-    if not hasattr(run.config.sample, "strength"):
+    if not isinstance(run.objective, SupportsInitImage):
         name = run.config.raw["objective"]["name"]
         raise UserError(f"samples of '{name}' do not begin with an image: leave out image and mask")
-    image_NHWC, mask_NHW = load_init_images(image, mask, run.spec.shape)
-    count = len(image_NHWC)
+    image_NHWC, mask_NHW = load_init_images(image, mask, run.objective.init_shape)
+    return {"image": image_NHWC} | ({} if mask_NHW is None else {"inpaint_mask": mask_NHW})
+
+
+def samples_of(count: int, num: int | None) -> int:
+    """The number of samples that begin with `count` images: `num`, or one for each.
+
+    Raises:
+      UserError: if it is no multiple of `count`.
+    """
     num = count if num is None else num
     if num % count:
         raise UserError(f"{num} samples cannot begin with {count} images: ask for a multiple")
-    repeated = (
-        a if a is None else np.resize(a, (num, *a.shape[1:])) for a in (image_NHWC, mask_NHW)
-    )
-    return dict(zip(("image_NHWC", "mask_NHW"), repeated, strict=True))
+    return num
 
 
-def text_watch(
+def stop_string_streamer(
     run: build.Run, options: Any, show: Callable[[str], None] | None
 ) -> StopStringStreamer | None:
-    """What looks at a text while it is drawn, if it is to be shown or to end at a string.
+    """Shows a text while it is drawn, or ends it at a stop string; None if neither is asked for.
 
     Raises:
-      UserError: if the family's samples are not drawn piece by piece.
+      UserError: if the family's samples cannot be streamed.
     """
-    stops = getattr(options, "stop", None)
-    if stops is None and show is not None:
-        name = run.config.raw["objective"]["name"]
-        raise UserError(f"samples of '{name}' are not drawn piece by piece: leave out --stream")
-    return StopStringStreamer(run.spec.tokenizer, stops, show) if stops or show else None
+    if not isinstance(run.objective, SupportsTextGeneration):
+        if show is not None:
+            name = run.config.raw["objective"]["name"]
+            raise UserError(f"samples of '{name}' cannot be streamed: leave out --stream")
+        return None
+    stops = options.stop
+    return StopStringStreamer(run.objective.tokenizer, stops, show) if stops or show else None

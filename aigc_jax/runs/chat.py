@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from aigc_jax.experiment import build
-from aigc_jax.modalities.text.chat_format import (ANSWER, Message, render, turn_end)
+from aigc_jax.core.capabilities import SupportsTextGeneration
 from aigc_jax.core.errors import UserError
-from aigc_jax.families.lm.language_model import before
-from aigc_jax.experiment.generate import generate
-from aigc_jax.inference.stop_strings import StopStringStreamer
+from aigc_jax.experiment import build
+from aigc_jax.experiment.generate import generate, make_request
 from aigc_jax.experiment.restore import restore
+from aigc_jax.families.lm.language_model import before
+from aigc_jax.inference.stop_strings import StopStringStreamer
+from aigc_jax.modalities.text.chat_format import ANSWER, Message, render, turn_end
 
 HELP = "say something; /reset begins anew, /exit or Ctrl-D ends the chat"
 
@@ -33,7 +34,7 @@ class Chat:
 
     def __init__(self, workdir: str, system: str = "", seed: int = 0, **options: Any):
         run, state, _ = restore(workdir)
-        if not hasattr(getattr(run.config, "sample", None), "stop"):
+        if not isinstance(run.objective, SupportsTextGeneration):
             name = run.config.raw["objective"]["name"]
             raise UserError(f"{workdir} holds a run of '{name}': a chat needs a language model")
         self._objective, self._tokenizer = run.objective, run.spec.tokenizer
@@ -42,10 +43,10 @@ class Chat:
         chosen = build.sample_options(run.config, {"num": 1, **options})
         stop = (*chosen.stop, *turn_end(self._tokenizer))
         self._options = dataclasses.replace(chosen, stop=stop)
-        model = run.objective.model
-        self._room = model.context - chosen.max_new_tokens
-        if not model.config.bounded:  # the answer may push the beginning out of sight
-            self._room = max(self._room, model.context // 2)
+        context = run.objective.context
+        self._room = context - chosen.max_new_tokens
+        if not run.objective.bounded:  # the answer may push the beginning out of the window
+            self._room = max(self._room, context // 2)
         self._first = [{"role": "system", "content": system}] if system else []
         self.messages: list[Message] = list(self._first)
 
@@ -83,16 +84,10 @@ class Chat:
                 )
             prompt = self._prompt(left_out)
         watch = StopStringStreamer(self._tokenizer, self._options.stop, show)
-        samples = generate(
-            self._objective,
-            self._params,
-            self._mutables,
-            self._options,
-            1,
-            self._seed + len(self.messages),
-            prompts=[prompt],
-            watch=watch,
-        )
+        init = self._objective.encode_tokens([prompt], self._options.max_new_tokens)
+        request = make_request(self._objective, self._options, 1, init=init, token_callback=watch)
+        seed = self._seed + len(self.messages)
+        samples = generate(self._objective, self._params, self._mutables, request, seed)
         watch.close()
         said = before(self._tokenizer.decode(samples[0]), self._options.stop)
         self.messages.append({"role": ANSWER, "content": said})

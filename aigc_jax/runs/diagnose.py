@@ -9,15 +9,15 @@ import jax
 import numpy as np
 import optax
 
-from aigc_jax.experiment.build import Run
-from aigc_jax.data.loader import DataLoader
 from aigc_jax.core.errors import NotFinite
-from aigc_jax.nn.activation_stats import (bad_activations, finite)
+from aigc_jax.core.state import TrainState, named_leaves
+from aigc_jax.core.workdir import storage_errors, write_text_atomically
+from aigc_jax.data.loader import DataLoader
 from aigc_jax.distributed.gather import on_host
+from aigc_jax.experiment.build import Run
+from aigc_jax.nn.activation_stats import bad_activations, finite
 from aigc_jax.training.anomaly import TrainingAnomaly
-from aigc_jax.core.state import (TrainState, named_leaves)
-from aigc_jax.training.step import (example_keys, gradients, turn_key)
-from aigc_jax.core.workdir import (write_text_atomically, storage_errors)
+from aigc_jax.training.step import example_keys, gradients, turn_key
 
 FOLDER, REPORT = "nonfinite", "report.json"
 SHOWN = 3  # names in a sentence
@@ -56,7 +56,8 @@ def report_and_raise(
         with storage_errors(workdir):
             dump(place, report, state, batch)
     raise NotFinite(
-        f"{trouble}; {summary(report)}; its examples are {shorten_list(report['examples'])}; the state and"
+        f"{trouble}; {summary(report)}; its examples are {shorten_list(report['examples'])};"
+        " the state and"
         f" the batch are in {place}: aigc doctor --workdir={workdir} explains them"
     )
 

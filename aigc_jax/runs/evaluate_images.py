@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from aigc_jax.experiment import build
-from aigc_jax.core.config import (Data, Eval)
-from aigc_jax.modalities import (readers, sources)
-from aigc_jax.core.errors import (UserError, shorten)
-from aigc_jax.modalities.image.metrics.fidelity import fidelity_of
-from aigc_jax.modalities.image.metrics.mode_coverage import mode_report
+from aigc_jax.core.config import Data, Eval
+from aigc_jax.core.errors import UserError, shorten
 from aigc_jax.core.fields import parse
 from aigc_jax.core.workdir import read_config
+from aigc_jax.experiment import build
+from aigc_jax.modalities import readers, sources
+from aigc_jax.modalities.image.metrics.fidelity import fidelity_of
+from aigc_jax.modalities.image.metrics.mode_coverage import mode_report
 
 
 def judge_images(

@@ -4,15 +4,15 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from aigc_jax.experiment.build import Run
-from aigc_jax.evaluation.evaluator import Evaluator
-from aigc_jax.distributed import kv_store
-from aigc_jax.distributed.gather import (for_sampling, on_host)
-from aigc_jax.distributed.processes import from_first
-from aigc_jax.runs.report.samples import save_samples
-from aigc_jax.training import (metric_log, posthoc_ema)
-from aigc_jax.training.loop import Periodic
 from aigc_jax.core.state import TrainState
+from aigc_jax.distributed import kv_store
+from aigc_jax.distributed.gather import for_sampling, on_host
+from aigc_jax.distributed.processes import from_first
+from aigc_jax.evaluation.evaluator import Evaluator
+from aigc_jax.experiment.build import Run
+from aigc_jax.runs.report.samples import save_samples
+from aigc_jax.training import metric_log, posthoc_ema
+from aigc_jax.training.loop import Periodic
 
 
 def hooks(

@@ -7,30 +7,40 @@ from typing import Any
 
 import jax
 
-from aigc_jax.experiment import build
 from aigc_jax.core.config import Config
-from aigc_jax.modalities import sources
+from aigc_jax.core.errors import StorageError, UserError
+from aigc_jax.core.state import TrainState, copy_buffers
+from aigc_jax.core.workdir import (
+    WorkdirLock,
+    check_same_run,
+    checkpoint_steps,
+    create_workdir,
+    has_config,
+    has_run,
+    read_config,
+    storage_errors,
+    write_config,
+)
 from aigc_jax.data.loader import DataLoader
-from aigc_jax.modalities.spec import check_spec
-from aigc_jax.runs.diagnose import report_and_raise
-from aigc_jax.core.errors import (StorageError, UserError)
-from aigc_jax.evaluation.evaluator import (Evaluator, check_judging)
-from aigc_jax.runs.hooks import hooks
 from aigc_jax.distributed import kv_store
 from aigc_jax.distributed.mesh import share
-from aigc_jax.distributed.watchdog import Watchdog
-from aigc_jax.distributed.processes import (all_agree, from_first, log_main)
-from aigc_jax.distributed.sharding import per_device
 from aigc_jax.distributed.preemption import PreemptionHandler
+from aigc_jax.distributed.processes import all_agree, from_first, log_main
+from aigc_jax.distributed.sharding import per_device
+from aigc_jax.distributed.watchdog import Watchdog
+from aigc_jax.evaluation.evaluator import Evaluator, check_judging
+from aigc_jax.experiment import build
 from aigc_jax.experiment.generate import check_sampling
-from aigc_jax.training import (checkpoint, metric_log, oom, posthoc_ema)
-from aigc_jax.training.health_checks import HealthMonitor
-from aigc_jax.training.anomaly import (AnomalyDetector, TrainingAnomaly)
-from aigc_jax.training.loop import (RunCallbacks, fit)
-from aigc_jax.core.state import (TrainState, copy_buffers)
+from aigc_jax.experiment.restore import load_first_stage, tokenizer_of, warm_start, with_first_stage
+from aigc_jax.modalities import sources
+from aigc_jax.modalities.spec import check_spec
+from aigc_jax.runs.diagnose import report_and_raise
+from aigc_jax.runs.hooks import hooks
+from aigc_jax.training import checkpoint, metric_log, oom, posthoc_ema
+from aigc_jax.training.anomaly import AnomalyDetector, TrainingAnomaly
+from aigc_jax.training.health_checks import HealthMonitor, health_checks_of
+from aigc_jax.training.loop import RunCallbacks, fit
 from aigc_jax.training.metric_window import MetricAccumulator
-from aigc_jax.experiment.restore import (load_first_stage, warm_start, with_first_stage, tokenizer_of)
-from aigc_jax.core.workdir import (WorkdirLock, check_same_run, has_config, has_run, create_workdir, read_config, checkpoint_steps, write_config, storage_errors)
 
 
 class Trainer:
@@ -113,9 +123,13 @@ class Trainer:
             log_main(f"going on after step {start}")
         self.writer = checkpoint.CheckpointWriter(self.workdir, c.checkpoint.keep, start)
         with storage_errors(self.workdir):
-            records = metric_log.MetricLogger(self.workdir, start, self.parts.schedules) if self.main else None
+            records = (
+                metric_log.MetricLogger(self.workdir, start, self.parts.schedules)
+                if self.main
+                else None
+            )
         self.records = records or metric_log.NullLogger()
-        self.alarms = HealthMonitor(getattr(self.parts.objective, "alarms", ()), self.records.kept)
+        self.alarms = HealthMonitor(health_checks_of(self.parts.objective), self.records.kept)
         if self.main:
             write_config(self.workdir, c.raw)
         return start, state
@@ -161,7 +175,9 @@ class Trainer:
         """A fresh state with what the config takes from other runs: parameters, a first stage."""
         params, c = state.params, self.config
         if c.data.first_stage:
-            params = load_first_stage(c.data.first_stage, self.parts.objective, params, self.dataset)
+            params = load_first_stage(
+                c.data.first_stage, self.parts.objective, params, self.dataset
+            )
         if c.train.init_from:
             params = warm_start(c.train.init_from, params, c.raw["model"])
         if params is state.params:
@@ -178,7 +194,9 @@ class Trainer:
         c = self.config
         judge = Evaluator(self.parts, self.dataset, lambda: self.monitor.tick("evaluation"))
         beside = self.parts, self.workdir, judge, self.records
-        bar = metric_log.progress_bar(c.train.steps, start, name) if progress and self.main else None
+        bar = (
+            metric_log.progress_bar(c.train.steps, start, name) if progress and self.main else None
+        )
         try:
             state = fit(
                 self.parts.step,
@@ -263,7 +281,9 @@ class Trainer:
             if retry:
                 self.writer.recover()
 
-    def _recover(self, trouble: TrainingAnomaly, since: int, state: TrainState) -> tuple[int, TrainState]:
+    def _recover(
+        self, trouble: TrainingAnomaly, since: int, state: TrainState
+    ) -> tuple[int, TrainState]:
         """Goes back to the newest checkpoint and on with the data after the trouble, or gives up.
 
         Args:

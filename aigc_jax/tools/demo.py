@@ -16,7 +16,7 @@ from aigc_jax.runs.report.curves import further, save_curves, side_by_side
 from aigc_jax.runs.report.grid import save_images
 from aigc_jax.runs.report.page import Row, Section, write_page
 from aigc_jax.runs.report.terminal import terminal_table
-from aigc_jax.training.health_checks import TriggeredCheck, triggered_checks
+from aigc_jax.training.health_checks import TriggeredCheck, health_checks_of, triggered_checks
 from aigc_jax.training.metric_log import read_metrics
 
 RECIPES = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
@@ -100,7 +100,7 @@ def show(family: str, workdir: str) -> tuple[Section, float]:
     # The last evaluation belongs to the curves too.
     records.append({**metrics, "kind": "eval"})
     trained = api.restore(workdir)[0]
-    alarms = triggered_checks(getattr(trained.objective, "alarms", ()), records)
+    alarms = triggered_checks(health_checks_of(trained.objective), records)
     title, about = FAMILIES[family]
     section = Section(title, about, rows(metrics), alarms, facts=[
         f"aigc train --config=configs/{family}/quickstart.py --workdir={workdir}"

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from aigc_jax.core.objective import HealthCheck
+from aigc_jax.core.capabilities import SupportsHealthChecks
+from aigc_jax.core.objective import HealthCheck, Objective
 
 
 class TriggeredCheck(NamedTuple):
@@ -18,6 +19,11 @@ class TriggeredCheck(NamedTuple):
     step: int
     metric: str
     message: str
+
+
+def health_checks_of(objective: Objective) -> tuple[HealthCheck, ...]:
+    """The health checks of an objective, if it has any."""
+    return objective.health_checks if isinstance(objective, SupportsHealthChecks) else ()
 
 
 def triggered_checks(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from aigc_jax import interop
-from aigc_jax.core.objective import Request
+from aigc_jax.experiment.generate import make_request
 from aigc_jax.modalities.text.tokenizers import ByteTokenizer
 from aigc_jax.ops.random import numbered_keys
 from benchmarks.peers import ours
@@ -35,7 +35,8 @@ def generation(size: Text, rows: int, new: int) -> Sides:
     params = {"model": jax.device_put(carried(model, interop.read_folder).params)}
     prompts_NP = np.random.default_rng(0).integers(0, 256, (rows, PROMPT)).astype(np.int32)
     key_N = numbered_keys(jax.random.key(0), np.arange(rows))
-    request = Request(run.config.sample, prompts=list(prompts_NP))
+    init = run.objective.encode_tokens(list(prompts_NP), new)
+    request = make_request(run.objective, run.config.sample, rows, init=init)
 
     def mine() -> np.ndarray:
         return np.asarray(run.objective.sample(params, {}, key_N, request))

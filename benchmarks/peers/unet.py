@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import torch
 
-from aigc_jax.core.objective import Request
 from aigc_jax.experiment import build
+from aigc_jax.experiment.generate import make_request
 from aigc_jax.interop.diffusers.folder import read_image_folder
 from aigc_jax.ops.random import fold, normal, numbered_keys
 from benchmarks.peers import ours
@@ -46,7 +46,8 @@ def sampling() -> Sides:
     model, run = theirs.network(), ours.unet()
     params = {"model": jax.device_put(carried(model, read_image_folder).params)}
     key_N = numbered_keys(jax.random.key(0), np.arange(DRAWN))
-    request, pipeline = Request(run.config.sample), theirs.ddim(model)
+    request = make_request(run.objective, run.config.sample, DRAWN)
+    pipeline = theirs.ddim(model)
 
     def mine() -> np.ndarray:
         return np.asarray(run.objective.sample(params, {}, key_N, request))

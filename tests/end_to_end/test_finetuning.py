@@ -152,7 +152,7 @@ def test_adapters_that_were_trained_are_merged_into_what_begins_with_them(made, 
     begun = warm_start(task, blank(recipe, run.spec))  # all of it to be trained
     chex.assert_trees_all_equal(begun, {"model": merged})
     assert "0 are fresh" in runs.said(capsys)[0]
-    assert run.objective.plain(state.params)["model"].keys() == merged.keys()
+    assert run.objective.merged(state.params)["model"].keys() == merged.keys()
     same = build.parse_config(recipe).raw["model"]
     warm_start(task, blank(recipe, run.spec), same)
     assert len(runs.said(capsys)) == 1

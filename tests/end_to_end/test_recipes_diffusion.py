@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import tiny
 from helpers.paths import CONFIGS
 
-from aigc_jax.core.objective import Request
 from aigc_jax.experiment import build
 from aigc_jax.experiment.recipes import load_recipe
 from aigc_jax.modalities.spec import ImageSpec
@@ -69,5 +69,5 @@ def test_two_steps_of_a_recipe_made_small(name):
         assert float(metrics["skipped"].value()) == 0
     options = build.sample_options(run.config, {"steps": 2})
     keys = jax.random.split(jax.random.key(0), 2)
-    request = Request(options, jnp.array([0, 1]))
+    request = tiny.request(options, 2, jnp.array([0, 1]))
     assert run.objective.sample(state.sampling_params, {}, keys, request).shape[1:] == spec.shape

@@ -8,6 +8,7 @@ import numpy as np
 import aigc_jax
 from aigc_jax.core.config import Data, Sample
 from aigc_jax.core.metrics import Mean
+from aigc_jax.core.objective import Objective
 from aigc_jax.families import registry
 from aigc_jax.modalities import sources
 from aigc_jax.ops.image import to_bytes, to_signed
@@ -24,9 +25,8 @@ class NoModel:
     pass
 
 
-class Pixels:
+class Pixels(Objective):
     turns = ("model",)
-    num_classes = 0
 
     def __init__(self, config, shape):
         self.config, self.shape = config, shape

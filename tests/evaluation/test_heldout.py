@@ -10,6 +10,7 @@ from helpers.table_model import BYTE, PARAMS, Table, masked
 
 from aigc_jax.core.config import Data, Eval
 from aigc_jax.core.metrics import Mean
+from aigc_jax.core.objective import Objective
 from aigc_jax.data.loader import eval_batches
 from aigc_jax.distributed.mesh import make_mesh
 from aigc_jax.evaluation.evaluator import Evaluator
@@ -71,8 +72,8 @@ def test_batches_and_devices_do_not_change_what_is_found(name):
 
 
 def test_every_example_counts_once_and_by_its_weight():
-    class Counting:
-        turns, num_classes = ("model",), 0
+    class Counting(Objective):
+        turns = ("model",)
 
         def evaluate(self, params, mutables, batch, key_B):
             real = (batch["weight"] > 0).any(-1).astype(np.float32)

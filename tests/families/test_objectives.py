@@ -8,7 +8,6 @@ import pytest
 from helpers import tiny
 
 from aigc_jax.core.metrics import to_floats
-from aigc_jax.experiment.generate import generate
 from aigc_jax.families.gan.gan import LOSSES
 from aigc_jax.families.vae.latent_groups import SingleLatent
 from aigc_jax.families.vae.vae import VAE, VAEConfig
@@ -211,7 +210,7 @@ def test_vae_samples_of_known_pixels():
 def test_samples_do_not_depend_on_how_many_are_drawn(family):
     run = tiny.make(family)
     params = tiny.params(run, family)
-    draw = lambda n, **kw: generate(run.objective, params, {}, run.config.sample, n, **kw)  # noqa: E731
+    draw = lambda n, **kw: tiny.draw(run.objective, params, {}, run.config.sample, n, **kw)  # noqa: E731
     many = draw(7, batch_size=3)
     assert many.shape[0] == 7 and many.dtype == (np.int32 if family == "lm" else np.uint8)
     np.testing.assert_array_equal(many[:3], draw(3, batch_size=3))

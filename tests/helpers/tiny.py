@@ -4,7 +4,10 @@ import jax
 import numpy as np
 
 import aigc_jax
+from aigc_jax.core.conditions import Condition
+from aigc_jax.core.request import SampleRequest
 from aigc_jax.experiment import build
+from aigc_jax.experiment.generate import generate, make_request
 from aigc_jax.modalities.spec import ImageSpec, TextSpec
 from aigc_jax.modalities.text.tokenizers import ByteTokenizer
 
@@ -121,3 +124,15 @@ def perturbed(tree, seed=1, scale=0.1):
     return jax.tree.map(
         lambda x: (np.asarray(x) + scale * rng.normal(size=x.shape)).astype(x.dtype), tree
     )
+
+
+def request(options, num, label=None, **init):
+    """A request for `num` samples, of the classes `label` if they are given."""
+    conditions = {} if label is None else {"label": Condition.of(label)}
+    return SampleRequest(options, np.arange(num), conditions, init)
+
+
+def draw(objective, params, mutables, options, num, seed=0, batch_size=256, **request):
+    """Samples as `generate` draws them, with the request made here."""
+    made = make_request(objective, options, num, **request)
+    return generate(objective, params, mutables, made, seed, batch_size)

@@ -10,7 +10,7 @@ from helpers import tiny
 from aigc_jax.families.lm.lstm import LSTM, LSTMConfig
 from aigc_jax.families.lm.transformer import Transformer, TransformerConfig
 from aigc_jax.inference import engine as decode_lib
-from aigc_jax.inference.engine import SamplingParams, decode, draw
+from aigc_jax.inference.engine import SamplingParams, decode, draw, pad_prompts
 
 V, CONTEXT = 13, 16
 MODELS = {
@@ -20,6 +20,11 @@ MODELS = {
     "convolutions": TransformerConfig(2, 16, 2, conv_width=3),
     "lstm": LSTMConfig(2, 16),
 }
+
+
+def decoded(model, variables, keys, prompts, **kw):
+    """New tokens after prompts of any lengths."""
+    return decode(model, variables, keys, *pad_prompts(prompts).values(), **kw)
 
 
 def model_and_params(which="rotary"):
@@ -58,7 +63,7 @@ def test_cached_logits_equal_the_full_forward_pass(which):
 def test_greedy_text_equals_the_full_forward_pass(which):
     """With prompts of different length in one batch."""
     model, params = model_and_params(which)
-    out = decode(model, params, KEYS, PROMPTS, max_new_tokens=7, choice=GREEDY)
+    out = decoded(model, params, KEYS, PROMPTS, max_new_tokens=7, choice=GREEDY)
     apply = forward(model)
     for row, prompt in enumerate(PROMPTS):
         tokens = prompt.tolist()
@@ -104,16 +109,16 @@ def test_by_layer_matrices_are_in_the_type_that_is_computed_in(which):
 def test_a_row_does_not_depend_on_its_neighbours(which):
     model, params = model_and_params(which)
     choice = SamplingParams(top_p=0.9, repetition_penalty=1.3)
-    together = decode(model, params, KEYS, PROMPTS, max_new_tokens=9, choice=choice)
-    alone = decode(model, params, KEYS[1:2], PROMPTS[1:2], max_new_tokens=9, choice=choice)
+    together = decoded(model, params, KEYS, PROMPTS, max_new_tokens=9, choice=choice)
+    alone = decoded(model, params, KEYS[1:2], PROMPTS[1:2], max_new_tokens=9, choice=choice)
     np.testing.assert_array_equal(together[1], alone[0])
 
 
 def test_a_row_ends_at_a_stop_token():
     model, params = model_and_params()
-    free = np.asarray(decode(model, params, KEYS, PROMPTS, max_new_tokens=8))
+    free = np.asarray(decoded(model, params, KEYS, PROMPTS, max_new_tokens=8))
     stops = [int(free[0, 2]), int(free[1, 4])]
-    out = np.asarray(decode(model, params, KEYS, PROMPTS, max_new_tokens=8, stops=stops))
+    out = np.asarray(decoded(model, params, KEYS, PROMPTS, max_new_tokens=8, stops=stops))
     for before, after in zip(free.tolist(), out.tolist(), strict=True):
         end = min((i for i, t in enumerate(before) if t in stops), default=7)
         assert after[: end + 1] == before[: end + 1]
@@ -122,14 +127,14 @@ def test_a_row_ends_at_a_stop_token():
 
 def test_a_watch_sees_all_tokens_and_ends_rows():
     model, params = model_and_params()
-    free = np.asarray(decode(model, params, KEYS, PROMPTS, max_new_tokens=30))
+    free = np.asarray(decoded(model, params, KEYS, PROMPTS, max_new_tokens=30))
     seen = []
 
     def watch(token_NT):
         seen.append(token_NT.copy())
         return np.array([token_NT.shape[1] >= 10, False, False])
 
-    out = np.asarray(decode(model, params, KEYS, PROMPTS, max_new_tokens=30, watch=watch))
+    out = np.asarray(decoded(model, params, KEYS, PROMPTS, max_new_tokens=30, watch=watch))
     assert [s.shape[1] for s in seen] == [8, 16, 24, 30]
     np.testing.assert_array_equal(out[1:], free[1:])
     np.testing.assert_array_equal(out[0, :16], free[0, :16])  # ended by the second look
@@ -137,7 +142,7 @@ def test_a_watch_sees_all_tokens_and_ends_rows():
     np.testing.assert_array_equal(seen[-1], out)
 
     seen.clear()
-    decode(
+    decoded(
         model,
         params,
         KEYS,
@@ -151,7 +156,7 @@ def test_a_watch_sees_all_tokens_and_ends_rows():
 @pytest.mark.parametrize("which", ["rotary", "lstm"])
 def test_models_without_learned_positions_go_on_past_their_context(which):
     model, params = model_and_params(which)
-    out = decode(model, params, KEYS, PROMPTS, max_new_tokens=3 * CONTEXT)
+    out = decoded(model, params, KEYS, PROMPTS, max_new_tokens=3 * CONTEXT)
     assert out.shape == (3, 3 * CONTEXT) and (np.asarray(out) >= 0).all()
 
 
@@ -182,7 +187,7 @@ def test_new_lengths_and_options_do_not_recompile():
         prompts = [np.arange(1, 2 + n + (n == 0)), np.array([1])]
         stops = list(range(n))
         for watch in (None, lambda t: [False, False]):
-            decode(
+            decoded(
                 model,
                 params,
                 KEYS[:2],
@@ -195,7 +200,7 @@ def test_new_lengths_and_options_do_not_recompile():
     assert decode_lib._prefill._cache_size() == 1  # prompts to 16, new tokens to 16
     assert decode_lib._loop._cache_size() == 1
     for length in range(1, 200, 7):
-        decode(model, params, KEYS[:1], [np.ones(length, int)], max_new_tokens=4)
+        decoded(model, params, KEYS[:1], [np.ones(length, int)], max_new_tokens=4)
     assert decode_lib._prefill._cache_size() <= 10  # powers of two, of prompts and of caches
 
 

@@ -11,11 +11,11 @@ import pytest
 from helpers import tiny
 
 import aigc_jax
-from aigc_jax.runs import api
-from aigc_jax.data.loader import DataLoader
 from aigc_jax.core.errors import UserError
-from aigc_jax.training.metric_log import read_metrics
 from aigc_jax.core.metrics import Mean
+from aigc_jax.data.loader import DataLoader
+from aigc_jax.runs import api
+from aigc_jax.training.metric_log import read_metrics
 from aigc_jax.training.metric_window import MetricAccumulator
 
 TIMES = {"time", "steps_per_second", "examples_per_second", "data_wait"}

@@ -6,25 +6,28 @@ import types
 
 import numpy as np
 import pytest
-from helpers.hostile import (refusal)
+from helpers import tiny
+from helpers.hostile import refusal
+from helpers.small_tokenizers import KINDS, TEXT, kind, trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from helpers.small_tokenizers import (KINDS, TEXT, kind, trained)
 
 import aigc_jax
-from aigc_jax.runs import chat as chat_lib
-from aigc_jax.interop import convert
 from aigc_jax import interop
-from aigc_jax.runs.chat import (Chat, talk)
+from aigc_jax.core.config import Sample
+from aigc_jax.core.objective import Objective
+from aigc_jax.experiment.restore import restore
+from aigc_jax.families.lm.language_model import LMSample, before
+from aigc_jax.families.lm.transformer import TransformerConfig
+from aigc_jax.inference.engine import pad_prompts
+from aigc_jax.inference.stop_strings import StopStringStreamer
+from aigc_jax.interop import convert
+from aigc_jax.interop.transformers import names
 from aigc_jax.modalities.text.chat_format import render
 from aigc_jax.modalities.text.hf_tokenizer import IM_END
 from aigc_jax.modalities.text.tokenizers import ByteTokenizer
-from aigc_jax.interop.transformers import names
-from aigc_jax.families.lm.transformer import TransformerConfig
-from aigc_jax.families.lm.language_model import (LMSample, before)
-from aigc_jax.experiment.generate import generate
-from aigc_jax.inference.stop_strings import StopStringStreamer
-from aigc_jax.experiment.restore import restore
+from aigc_jax.runs import chat as chat_lib
+from aigc_jax.runs.chat import Chat, talk
 
 BYTE = ByteTokenizer()
 
@@ -103,22 +106,41 @@ def test_each_batch_of_texts_is_watched_anew():
     for row, text in zip(rows, texts, strict=True):
         row[: len(text)] = BYTE.encode(text)
 
-    class Reader:
-        num_classes = 0
-
+    class Reader(Objective):
         def sample(self, params, mutables, key_N, request):
             out = rows[request.index_N].copy()
             for upto in range(1, 8):
-                out[np.flatnonzero(request.watch(out[:, :upto])), upto:] = BYTE.separator
+                out[np.flatnonzero(request.token_callback(out[:, :upto])), upto:] = BYTE.separator
             return out
 
     watch = StopStringStreamer(BYTE, ["END"])
     for size in (2, 6):
-        drawn = generate(Reader(), {}, {}, None, 6, watch=watch, batch_size=size)
+        drawn = tiny.draw(Reader(), {}, {}, Sample(), 6, token_callback=watch, batch_size=size)
         np.testing.assert_array_equal(drawn, rows)
 
 
 # Talking -------------------------------------------------------------------------------------
+
+
+class Talker(Objective):
+    """What a chat needs of a language model."""
+
+    network = None
+
+    def __init__(self, tokenizer, context, bounded):
+        self.tokenizer, self.context, self.bounded = tokenizer, context, bounded
+
+    def encode_prompts(self, prompts, options):
+        raise AssertionError("a chat has its own prompts")
+
+    def encode_tokens(self, prompts, max_new_tokens):
+        return pad_prompts(prompts)
+
+    def texts(self, samples, options):
+        return [self.tokenizer.decode(row) for row in samples]
+
+    def variables(self, params):
+        return params
 
 
 class Script:
@@ -126,15 +148,12 @@ class Script:
 
     def __init__(self, monkeypatch, answers, tokenizer, context=1000, bounded=False, **sample):
         self.prompts, self.seeds, self.answers = [], [], list(answers)
-        model = types.SimpleNamespace(
-            context=context, config=types.SimpleNamespace(bounded=bounded)
-        )
         config = types.SimpleNamespace(
             sample=LMSample(**{"max_new_tokens": 100} | sample), raw={"objective": {"name": "lm"}}
         )
         run = types.SimpleNamespace(
             config=config,
-            objective=types.SimpleNamespace(model=model),
+            objective=Talker(tokenizer, context, bounded),
             spec=types.SimpleNamespace(tokenizer=tokenizer),
         )
         state = types.SimpleNamespace(sampling_params={}, mutables={})
@@ -142,10 +161,12 @@ class Script:
         monkeypatch.setattr(chat_lib, "generate", self)
         self._tokenizer = tokenizer
 
-    def __call__(self, objective, params, mutables, options, num, seed, *, prompts, watch):
-        assert num == options.num == 1
-        self.prompts.append(prompts[0])
+    def __call__(self, objective, params, mutables, request, seed):
+        assert len(request) == request.options.num == 1
+        (prompt,), (length,) = request.init["tokens"], request.init["length"]
+        self.prompts.append(prompt[:length])
         self.seeds.append(seed)
+        watch = request.token_callback
         answer = np.array([self.answers.pop(0)])
         for upto in range(1, answer.shape[1] + 1):
             if watch(answer[:, :upto])[0]:

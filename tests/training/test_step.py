@@ -10,6 +10,7 @@ from helpers import tiny
 
 from aigc_jax.core.config import Ema
 from aigc_jax.core.metrics import Mean
+from aigc_jax.core.objective import Objective
 from aigc_jax.distributed.mesh import make_mesh
 from aigc_jax.training import ema as ema_lib
 from aigc_jax.training.compile import compile_step
@@ -17,11 +18,10 @@ from aigc_jax.training.init import init_state
 from aigc_jax.training.step import make_step
 
 
-class Tug:
+class Tug(Objective):
     """Two players on one number line: each pulls the other's place towards its own data."""
 
     turns = ("left", "left", "right")
-    num_classes = 0
 
     def init(self, rng, batch):
         return {"left": jnp.float32(1.0), "right": jnp.float32(-2.0)}, {"left": jnp.float32(0)}

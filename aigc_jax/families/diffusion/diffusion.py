@@ -11,9 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from aigc_jax.core.conditions import class_conditions, label_of
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.metrics import Mean, Metrics
-from aigc_jax.core.objective import Batch, Request
+from aigc_jax.core.objective import Batch, Objective
+from aigc_jax.core.request import SampleRequest
 from aigc_jax.families.diffusion import samplers, sigma_schedules
 from aigc_jax.families.diffusion.diffusion_config import (
     DiffusionConfig,
@@ -40,7 +42,7 @@ class GuidanceModel:
     params: Any
 
 
-class Diffusion:
+class Diffusion(Objective):
     """One player, `model`: the weighted squared error of the denoised image.
 
     Args:
@@ -56,6 +58,8 @@ class Diffusion:
     def __init__(self, config: Any, model: Any, shape: tuple[int, int, int], levels: int = 256):
         self.config, self.model, self.shape, self.levels = config, model, shape, levels
         self.num_classes = model.num_classes
+        self.conditions = class_conditions(self.num_classes)
+        self.init_shape = shape
         self.noise = self._noise()
         self._sample = jax.jit(self._walk, static_argnames=("sampler", "grid", "clip"))
 
@@ -160,8 +164,8 @@ class Diffusion:
         bits_B = -(nats_B / x[0].size + jnp.log(width)) / jnp.log(2)
         return {"bits_per_dim": Mean.rows(bits_B, batch["weight"])}
 
-    def guided_by(self, other: Any, params: dict[str, Any]) -> GuidanceModel:
-        """`Request.guide` for autoguidance by another run's objective (Karras et al. 2024).
+    def autoguidance(self, other: Any, params: dict[str, Any]) -> GuidanceModel:
+        """`SampleRequest.guidance_model` from another run (Karras et al. 2024).
 
         Raises:
           UserError: if it is no diffusion of the same images and classes.
@@ -175,7 +179,7 @@ class Diffusion:
             )
         return GuidanceModel(other.denoise, params["model"])
 
-    def sample(self, params, mutables, key_N, request: Request) -> jax.Array:
+    def sample(self, params, mutables, key_N, request: SampleRequest) -> jax.Array:
         """uint8 images (N, H, W, C); floats if the data are floats.
 
         Nothing but the sampler, the grid and whether there is an image, a mask or a guide
@@ -183,15 +187,15 @@ class Diffusion:
         """
         o = request.options
         sigma_schedules.check_sigma_schedule(o.grid, self.noise.schedule, o.steps)
-        given = {}
-        if request.image_NHWC is not None:
+        given, mask_NHW = {}, request.init.get("inpaint_mask")
+        if "image" in request.init:
             strength = o.strength
             if strength < 0:
-                strength = 0.6 if request.mask_NHW is None else 1.0
+                strength = 0.6 if mask_NHW is None else 1.0
             given = dict(
-                image=to_signed(jnp.asarray(request.image_NHWC)),
+                image=to_signed(jnp.asarray(request.init["image"])),
                 strength=jnp.float32(strength),
-                redrawn=request.mask_NHW,
+                redrawn=mask_NHW,
                 resample=jnp.int32(o.resample),
             )
         names = ("guidance", "guidance_low", "guidance_high", "eta", "rho", "shift",
@@ -200,10 +204,10 @@ class Diffusion:
         return self._sample(
             params["model"],
             key_N,
-            request.label_N,
+            label_of(request.conditions),
             jnp.int32(o.steps),
             numbers,
-            request.guide,
+            request.guidance_model,
             given,
             sampler=o.sampler,
             grid=o.grid,

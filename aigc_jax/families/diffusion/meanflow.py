@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import option
 from aigc_jax.core.metrics import Mean
-from aigc_jax.core.objective import Request
+from aigc_jax.core.request import SampleRequest
 from aigc_jax.families.diffusion import samplers
 from aigc_jax.families.diffusion.diffusion import Diffusion
 from aigc_jax.families.diffusion.diffusion_config import AUGMENTATIONS, GEOMETRY, DiffusionSample
@@ -127,8 +127,8 @@ class MeanFlow(Diffusion):
         # For `evaluate`: without the adaptive weight, under which every loss is about 1.
         return self._errors(params["model"], batch, label_B, key_B, u_B, dropout_B, augment_B)
 
-    def sample(self, params, mutables, key_N, request: Request) -> jax.Array:
-        if request.guide is not None and request.options.sampler == "meanflow":
+    def sample(self, params, mutables, key_N, request: SampleRequest) -> jax.Array:
+        if request.guidance_model is not None and request.options.sampler == "meanflow":
             raise UserError("sample.sampler=meanflow takes no guide: choose another sampler, such"
                             " as heun with 18 steps")  # fmt: skip
         return super().sample(params, mutables, key_N, request)

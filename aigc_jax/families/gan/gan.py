@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.core import config
+from aigc_jax.core.conditions import class_conditions, label_of
 from aigc_jax.core.errors import UserError, did_you_mean
 from aigc_jax.core.fields import option
 from aigc_jax.core.metrics import Mean
-from aigc_jax.core.objective import Batch, HealthCheck, Request
+from aigc_jax.core.objective import Batch, HealthCheck, Objective
+from aigc_jax.core.request import SampleRequest
 from aigc_jax.families.gan import critic_state
 from aigc_jax.ops.augment import KINDS, augment
 from aigc_jax.ops.image import to_bytes, to_signed
@@ -47,7 +49,7 @@ LATENT = {"critic": 0, "generator": 4}
 AUGMENT = {"critic": (2, 3), "generator": (5, 6)}  # real and generated images
 PLACE = 1  # between real and generated images
 
-ALARMS = (
+HEALTH_CHECKS = (
     HealthCheck(
         "generator/diversity",
         low=0.2,
@@ -95,7 +97,7 @@ class GANSample(config.Sample):
     truncation: float = option(1.0, low=0.0)  # scale of the latent
 
 
-class GAN:
+class GAN(Objective):
     """Critic and generator; the step lets each move in its turn.
 
     Args:
@@ -104,11 +106,12 @@ class GAN:
       critic: module (images, label_B) → scores (B,), each from its own image only.
     """
 
-    alarms = ALARMS
+    health_checks = HEALTH_CHECKS
 
     def __init__(self, config: GANConfig, generator: Any, critic: Any):
         self.config, self.generator, self.critic = config, generator, critic
         self.num_classes = generator.num_classes
+        self.conditions = class_conditions(self.num_classes)
         self.turns = ("critic",) * config.critic_turns + ("generator",)
         self._sample = jax.jit(self._generate)
 
@@ -228,10 +231,13 @@ class GAN:
             **scores(real_B, fake_B, weight_B, middle),
         }
 
-    def sample(self, params, mutables, key_N, request: Request) -> jax.Array:
+    def sample(self, params, mutables, key_N, request: SampleRequest) -> jax.Array:
         """uint8 images (N, H, W, C)."""
         return self._sample(
-            params["generator"], key_N, request.label_N, jnp.float32(request.options.truncation)
+            params["generator"],
+            key_N,
+            label_of(request.conditions),
+            jnp.float32(request.options.truncation),
         )
 
     def _generate(self, params, key_N, label_N, truncation):

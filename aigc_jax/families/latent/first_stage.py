@@ -16,9 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aigc_jax.core.capabilities import SupportsInitImage
+from aigc_jax.core.conditions import class_conditions, label_of
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.objective import Batch, Objective, Request
+from aigc_jax.core.objective import Batch, Objective
+from aigc_jax.core.request import SampleRequest
 from aigc_jax.families.latent.image_codec import ImageCodec
+from aigc_jax.inference.engine import pad_prompts
 from aigc_jax.modalities.spec import ImageSpec, Spec, TextSpec
 from aigc_jax.nn import padding
 from aigc_jax.ops.random import fold
@@ -77,7 +81,9 @@ class LatentSpaceObjective(abc.ABC):
 
     def __init__(self, objective: Objective, stage: Autoencoder, spec: ImageSpec):
         self.objective, self.stage, self.spec = objective, stage, spec
-        self.turns, self.num_classes = objective.turns, objective.num_classes
+        self.turns, self.conditions = objective.turns, objective.conditions
+        if isinstance(objective, SupportsInitImage):
+            self.init_shape = spec.shape
         self._decode = jax.jit(lambda p, latent_N: self._stage(stage.decode, p, latent_N))
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Variables, Variables]:
@@ -140,32 +146,35 @@ class ContinuousLatentObjective(LatentSpaceObjective):
         frozen = params[PLAYER]
         return {**batch, "image": (latent - frozen["shift"]) * frozen["scale"]}
 
-    def guided_by(self, other: Any, params: Variables) -> Any:
-        """`Request.guide` for guidance by another run's objective over the same latents."""
+    def autoguidance(self, other: Any, params: Variables) -> Any:
+        """`SampleRequest.guidance_model` from another run over the same latents."""
         inner = other.objective if isinstance(other, ContinuousLatentObjective) else other
-        return self.objective.guided_by(inner, params)
+        return self.objective.autoguidance(inner, params)
 
-    def sample(self, params, mutables, key_N, request: Request) -> jax.Array:
+    def sample(self, params, mutables, key_N, request: SampleRequest) -> jax.Array:
         """uint8 images (N, H, W, C); what a given image keeps stays as it is."""
-        frozen, image = params[PLAYER], request.image_NHWC
+        frozen, image = params[PLAYER], request.init.get("image")
         inner = request if image is None else self._begin(params, key_N, request)
         latent = self.objective.sample(params, mutables, key_N, inner)
         drawn = self._decode(params, latent / frozen["scale"] + frozen["shift"])
-        if request.mask_NHW is None:
+        mask_NHW = request.init.get("inpaint_mask")
+        if mask_NHW is None:
             return drawn
-        return jnp.where(jnp.asarray(request.mask_NHW)[..., None], drawn, image)
+        return jnp.where(jnp.asarray(mask_NHW)[..., None], drawn, image)
 
-    def _begin(self, params: Variables, key_N: jax.Array, request: Request) -> Request:
+    def _begin(self, params: Variables, key_N: jax.Array, request: SampleRequest) -> SampleRequest:
         """The request in latents: a place is drawn anew if any of its pixels is."""
-        batch = {"image": jnp.asarray(request.image_NHWC), "weight": jnp.ones(len(key_N))}
-        if request.label_N is not None:
-            batch["label"] = request.label_N
-        latent, mask = self._inward(params, batch, key_N)["image"], request.mask_NHW
+        batch = {"image": jnp.asarray(request.init["image"]), "weight": jnp.ones(len(key_N))}
+        label_N = label_of(request.conditions)
+        if label_N is not None:
+            batch["label"] = label_N
+        latent, mask = self._inward(params, batch, key_N)["image"], request.init.get("inpaint_mask")
         if mask is not None:
             (h, w, _), (height, width) = self.stage.latent_shape, self.stage.covered
             mask = np.asarray(padding.fill(jnp.asarray(mask)[..., None], (height, width)))
             mask = mask.reshape(-1, h, height // h, w, width // w).any((2, 4))
-        return dataclasses.replace(request, image_NHWC=latent, mask_NHW=mask)
+        init = {"image": latent} | ({} if mask is None else {"inpaint_mask": mask})
+        return dataclasses.replace(request, init=init)
 
 
 class TokenSequenceObjective(LatentSpaceObjective):
@@ -174,6 +183,7 @@ class TokenSequenceObjective(LatentSpaceObjective):
     def __init__(self, objective: Objective, stage: Autoencoder, spec: ImageSpec):
         super().__init__(objective, stage, spec)
         self.num_classes = spec.num_classes
+        self.conditions = class_conditions(self.num_classes)
 
     def _inward(self, params: Variables, batch: Batch, key_B: jax.Array) -> Batch:
         codes = self._stage(self.stage.encode, params, batch, fold(key_B, ENCODING))
@@ -188,7 +198,7 @@ class TokenSequenceObjective(LatentSpaceObjective):
         metrics = super().evaluate(params, mutables, batch, key_B)
         return {name: mean for name, mean in metrics.items() if name != "bits_per_byte"}
 
-    def sample(self, params, mutables, key_N, request: Request) -> jax.Array:
+    def sample(self, params, mutables, key_N, request: SampleRequest) -> jax.Array:
         """uint8 images (N, H, W, C).
 
         Raises:
@@ -201,10 +211,11 @@ class TokenSequenceObjective(LatentSpaceObjective):
             )
         h, w, c = self.stage.latent_shape
         n, start = key_N.shape[0], self.stage.num_codes
-        label_N = np.zeros(n, int) if request.label_N is None else np.asarray(request.label_N)
-        prompts = [np.array([start + label], np.int32) for label in label_N]
+        label_N = label_of(request.conditions)
+        label_N = np.zeros(n, int) if label_N is None else np.asarray(label_N)
+        init = pad_prompts([np.array([start + label]) for label in label_N])
         options = dataclasses.replace(request.options, max_new_tokens=h * w * c, stop=())
-        inner = Request(options, index_N=np.arange(n), prompts=prompts)
+        inner = SampleRequest(options, request.index_N, init=init)
         token_NT = self.objective.sample(params, mutables, key_N, inner)
         # An untrained model may draw a class's token in the middle: any code will do.
         return self._decode(params, jnp.minimum(token_NT, start - 1).reshape(n, h, w, c))

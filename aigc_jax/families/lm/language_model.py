@@ -15,10 +15,11 @@ from aigc_jax.core import config
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import option
 from aigc_jax.core.metrics import Mean
-from aigc_jax.core.objective import Batch, Request
+from aigc_jax.core.objective import Batch, Params
+from aigc_jax.core.request import SampleRequest
 from aigc_jax.families.lm import lora
 from aigc_jax.families.lm.text_objective import TextObjective, Tokenizer, shift
-from aigc_jax.inference.engine import SamplingParams, decode
+from aigc_jax.inference.engine import SamplingParams, decode, pad_prompts
 from aigc_jax.ops.cross_entropy import Likelihood
 
 
@@ -71,6 +72,7 @@ class LanguageModel(TextObjective):
             )
         super().__init__(model)
         self.config, self.tokenizer = config, tokenizer
+        self.network, self.context, self.bounded = model, model.context, model.config.bounded
         known = tokenizer.byte_lengths()  # no text has the other entries of the vocabulary
         self.bytes_V = jnp.asarray(np.pad(known, (0, model.vocab_size - len(known))), jnp.float32)
 
@@ -102,25 +104,42 @@ class LanguageModel(TextObjective):
             "bits_per_byte": bits_per_byte(likelihood.nats, weight_BT, self.bytes_V[target_BT]),
         }
 
-    def sample(self, params, mutables, key_N, request: Request) -> jax.Array:
+    def variables(self, params: Params) -> Any:
+        """The network's variables, as the decoding engine takes them."""
+        return lora.join(params)
+
+    def sample(self, params, mutables, key_N, request: SampleRequest) -> jax.Array:
         """Tokens (N, max_new_tokens) that follow the prompts; a stop token fills up ended rows.
 
         Raises:
           UserError: if learned positions do not reach that far.
         """
         o: LMSample = request.options
-        prompts = request.prompts or [self.encode(text) for text in o.prompts]
-        prompts = [self.fit(prompt, o.max_new_tokens) for prompt in prompts]
         return decode(
             self.model,
             lora.join(params),
             key_N,
-            [prompts[i % len(prompts)] for i in request.rows(key_N.shape[0])],
+            request.init["tokens"],
+            request.init["length"],
             max_new_tokens=o.max_new_tokens,
             stops=self.tokenizer.stops,
             choice=o.choice(),
-            watch=request.watch,
+            watch=request.token_callback,
         )
+
+    def encode_prompts(self, prompts: Sequence[str], options: LMSample) -> dict[str, np.ndarray]:
+        """`SampleRequest.init` for these texts.
+
+        Raises:
+          UserError: if learned positions do not reach as far as the new tokens.
+        """
+        return self.encode_tokens([self.encode(text) for text in prompts], options.max_new_tokens)
+
+    def encode_tokens(
+        self, prompts: Sequence[np.ndarray], max_new_tokens: int
+    ) -> dict[str, np.ndarray]:
+        """`SampleRequest.init` for prompts of tokens, cut to what the context holds."""
+        return pad_prompts([self.fit(prompt, max_new_tokens) for prompt in prompts])
 
     def texts(self, samples: np.ndarray, options: LMSample) -> list[str]:
         """Each sample as text behind its prompt, up to the first stop string."""

@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, V vocabulary, N samples, P tokens of a text to fill i
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,7 +16,8 @@ from aigc_jax.core import config
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import option
 from aigc_jax.core.metrics import Mean
-from aigc_jax.core.objective import Batch, Request
+from aigc_jax.core.objective import Batch
+from aigc_jax.core.request import SampleRequest
 from aigc_jax.families.lm import lora
 from aigc_jax.families.lm.language_model import training_nats
 from aigc_jax.families.lm.text_objective import TextObjective, Tokenizer, shift
@@ -106,23 +108,36 @@ class MaskedLanguageModel(TextObjective):
             "accuracy": Mean.rows(found.correct, weight_BT),
         }
 
-    def sample(self, params, mutables, key_N, request: Request) -> jax.Array:
+    def sample(self, params, mutables, key_N, request: SampleRequest) -> jax.Array:
         """Texts as tokens (N, P) with their masks filled in, the surest one first.
 
         Raises:
           UserError: if a prompt is longer than the context, or of nothing.
         """
         o: MaskedLMSample = request.options
-        texts = [self._prompt(text) for text in o.prompts]
-        texts = [texts[i % len(texts)] for i in request.rows(key_N.shape[0])]
+        choice = SamplingParams(o.temperature, o.top_k, o.top_p).traced()
+        variables = lora.join(params)
+        return _fill(
+            self.model,
+            self.mask,
+            variables,
+            key_N,
+            request.init["tokens"],
+            request.init["segments"],
+            choice,
+        )
+
+    def encode_prompts(
+        self, prompts: Sequence[str], options: MaskedLMSample
+    ) -> dict[str, np.ndarray]:
+        """`SampleRequest.init` for these texts: "tokens" and "segments" (N, P), 0 for padding."""
+        texts = [self._prompt(text) for text in prompts]
         padded = min(bucket(max(map(len, texts))), self.model.context)
         token_NP = np.full((len(texts), padded), self.tokenizer.separator, np.int32)
         segments_NP = np.zeros((len(texts), padded), np.int32)
         for n, text in enumerate(texts):
             token_NP[n, : len(text)], segments_NP[n, : len(text)] = text, 1
-        choice = SamplingParams(o.temperature, o.top_k, o.top_p).traced()
-        variables = lora.join(params)
-        return _fill(self.model, self.mask, variables, key_N, token_NP, segments_NP, choice)
+        return {"tokens": token_NP, "segments": segments_NP}
 
     def texts(self, samples: np.ndarray, options: MaskedLMSample) -> list[str]:
         """Each sample as text."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from aigc_jax.core.objective import Batch
+from aigc_jax.core.objective import Batch, Objective, Params
 from aigc_jax.families.lm import lora
 from aigc_jax.ops.cross_entropy import Likelihood, cross_entropy
 
@@ -38,7 +38,7 @@ def shift(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     return tokens[:, :-1], tokens[:, 1:], None if segments is None else segments[:, :-1]
 
 
-class TextObjective:
+class TextObjective(Objective):
     """One player, `model`, and a frozen `base` if it is trained by low-rank adapters.
 
     Args:
@@ -46,7 +46,6 @@ class TextObjective:
     """
 
     turns = ("model",)
-    num_classes = 0  # of images to draw
 
     def __init__(self, model: Any):
         self.model = model
@@ -66,7 +65,7 @@ class TextObjective:
             lambda x: apply(x, method="logits"), x_BTW, target_BT, self.model.vocab_size
         )
 
-    def plain(self, params: Any) -> Any:
+    def merged(self, params: Params) -> Params:
         """The parameters of one player, the adapters merged into the model."""
         c = self.model.config
         return lora.merged(params, c.lora_alpha / c.lora_rank) if c.lora_rank else params

@@ -7,6 +7,7 @@ Shapes: B batch, T tokens, W width, K classes, N samples.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,8 @@ from aigc_jax.core import config
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import option
 from aigc_jax.core.metrics import Mean
-from aigc_jax.core.objective import Batch, Request
+from aigc_jax.core.objective import Batch
+from aigc_jax.core.request import SampleRequest
 from aigc_jax.families.lm.text_objective import TextObjective, shift
 
 
@@ -126,6 +128,11 @@ class TextTask(TextObjective):
             "true": jnp.where(counts, answer, -1),
         }
 
+    def encode_prompts(self, prompts: Sequence[str], options: TaskSample) -> dict[str, np.ndarray]:
+        """`SampleRequest.init` for these texts: examples without labels."""
+        examples = [self.spec.example(text) for text in prompts]
+        return {k: np.stack([example[k] for example in examples]) for k in examples[0]}
+
     def texts(self, samples: np.ndarray, options: TaskSample) -> list[str]:
         """Each prompt with its class, or with a tag at each word."""
         names, found = self.spec.class_names, []
@@ -138,12 +145,9 @@ class TextTask(TextObjective):
             found.append(" ".join(f"{w}/{t}" for w, t in zip(text.split(), tags, strict=False)))
         return found
 
-    def sample(self, params, mutables, key_N, request: Request) -> jax.Array:
+    def sample(self, params, mutables, key_N, request: SampleRequest) -> jax.Array:
         """The likeliest class of each prompt (N,), or the tags of its words (N, T), −1 between."""
-        examples = [self.spec.example(text) for text in request.options.prompts]
-        rows = [examples[i % len(examples)] for i in request.rows(key_N.shape[0])]
-        batch = {k: jnp.asarray(np.stack([row[k] for row in rows])) for k in rows[0]}
-        return _predict(self, params, mutables, batch)
+        return _predict(self, params, mutables, jax.tree.map(jnp.asarray, request.init))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -20,9 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core import config
+from aigc_jax.core.conditions import class_conditions, label_of
 from aigc_jax.core.fields import option
 from aigc_jax.core.metrics import Mean
-from aigc_jax.core.objective import Batch, Request
+from aigc_jax.core.objective import Batch, Objective
+from aigc_jax.core.request import SampleRequest
 from aigc_jax.families.vae.latent_groups import LatentGroups, SingleLatent, as_place, noises
 from aigc_jax.ops.image import psnr, to_bytes
 from aigc_jax.ops.random import content_keys, fold, normal, uniform
@@ -51,7 +53,7 @@ class VAESample(config.Sample):
     pixel_noise: bool = False  # draw pixels from p(x | z) instead of showing their mean
 
 
-class VAE:
+class VAE(Objective):
     """One player, `model`: minus the evidence lower bound.
 
     Args:
@@ -66,6 +68,7 @@ class VAE:
     def __init__(self, config: VAEConfig, latents: LatentGroups, levels: int = 256):
         self.config, self.latents, self.levels = config, latents, levels
         self.num_classes = latents.num_classes
+        self.conditions = class_conditions(self.num_classes)
         self._sample = jax.jit(self._generate, static_argnums=4)
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -217,11 +220,15 @@ class VAE:
         # Undo dequantisation: level l was spread over [l, l + 1) / levels.
         return (x * self.levels - 0.5) / (self.levels - 1)
 
-    def sample(self, params, mutables, key_N, request: Request) -> jax.Array:
+    def sample(self, params, mutables, key_N, request: SampleRequest) -> jax.Array:
         """uint8 images (N, H, W, C)."""
         o: VAESample = request.options
         return self._sample(
-            params["model"], key_N, request.label_N, jnp.float32(o.temperature), o.pixel_noise
+            params["model"],
+            key_N,
+            label_of(request.conditions),
+            jnp.float32(o.temperature),
+            o.pixel_noise,
         )
 
     def _generate(self, params, key_N, label_N, temperature, pixel_noise):

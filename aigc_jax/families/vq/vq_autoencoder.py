@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core import config
+from aigc_jax.core.conditions import class_conditions, label_of
 from aigc_jax.core.fields import option
 from aigc_jax.core.metrics import Mean
-from aigc_jax.core.objective import Batch, Request
+from aigc_jax.core.objective import Batch, Objective
+from aigc_jax.core.request import SampleRequest
 from aigc_jax.families.gan.gan import LOSSES
 from aigc_jax.families.vae.latent_groups import as_place, latent_shape
 from aigc_jax.families.vq.quantizers import FSQ, VQ, Quantizer, State, perplexity, usage_metrics
@@ -53,7 +55,7 @@ class VQSample(config.Sample):
     """What every family has."""
 
 
-class VQAutoencoder:
+class VQAutoencoder(Objective):
     """The player `model`: encoder, quantizer, decoder; and with a critic that moves before it.
 
     It can be the first stage of another model. It has no prior of its own: `sample` draws codes
@@ -73,6 +75,7 @@ class VQAutoencoder:
     def __init__(self, config: VQConfig, encoder: Any, decoder: Any):
         c = self.config = config
         self.encoder, self.decoder, self.num_classes = encoder, decoder, encoder.num_classes
+        self.conditions = class_conditions(self.num_classes)
         self.quantizer: Quantizer = FSQ(c.levels, c.decay)
         if c.quantizer == "vq":
             self.quantizer = VQ(c.codes, c.code_size, c.decay, c.dead, c.spherical)
@@ -254,9 +257,9 @@ class VQAutoencoder:
         vectors = self.quantizer.vectors(state, latent_N)
         return to_bytes(self._decode(params["model"], vectors, None))
 
-    def sample(self, params, mutables, key_N, request: Request) -> jax.Array:
+    def sample(self, params, mutables, key_N, request: SampleRequest) -> jax.Array:
         """uint8 images (N, H, W, C) of codes drawn independently with their frequencies."""
-        return self._sample(params["model"], mutables["model"], key_N, request.label_N)
+        return self._sample(params["model"], mutables["model"], key_N, label_of(request.conditions))
 
     def _generate(self, params, state, key_N, label_N):
         state = self.quantizer.settled(state)

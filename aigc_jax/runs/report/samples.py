@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from aigc_jax.experiment.build import Run
 from aigc_jax.core.errors import StorageError
-from aigc_jax.runs.report.grid import (save_images, save_texts)
-from aigc_jax.experiment.generate import generate
 from aigc_jax.core.state import TrainState
+from aigc_jax.experiment.build import Run
+from aigc_jax.experiment.generate import generate, make_request
 from aigc_jax.experiment.restore import guidance_model_of
+from aigc_jax.runs.report.grid import save_images, save_texts
 
 
 def decode(run: Run, samples: np.ndarray, options: Any) -> np.ndarray | list[str]:
@@ -43,5 +43,6 @@ def save_samples(run: Run, state: TrainState, path: str) -> str:
     options = run.config.sample
     guide = guidance_model_of(run, options)
     variables = state.sampling_params, state.mutables
-    samples = generate(run.objective, *variables, options, options.num, guide=guide)
+    request = make_request(run.objective, options, options.num, guidance_model=guide)
+    samples = generate(run.objective, *variables, request)
     return save(decode(run, samples, options), path)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aigc_jax.core.capabilities import SupportsTextGeneration
 from aigc_jax.core.state import TrainState, named_leaves
 from aigc_jax.experiment.build import Run
-from aigc_jax.families.lm import lora
 from aigc_jax.inference.engine import decode
 from aigc_jax.ops.random import numbered_keys
 from aigc_jax.tools.bench.timing import Times, repeated
@@ -19,8 +19,7 @@ NEW_TOKENS = 128
 
 def can_decode(run: Run) -> bool:
     """Whether samples are drawn token by token through a cache."""
-    model = getattr(run.objective, "model", None)
-    return hasattr(run.config.sample, "max_new_tokens") and hasattr(model, "init_cache")
+    return isinstance(run.objective, SupportsTextGeneration)
 
 
 def decoding(run: Run, state: TrainState, batch: int, times: int = 5) -> dict[str, Any]:
@@ -32,13 +31,13 @@ def decoding(run: Run, state: TrainState, batch: int, times: int = 5) -> dict[st
       batch: texts at once.
       times: how often.
     """
-    model = run.objective.model
+    model = run.objective.network
     new = min(NEW_TOKENS, max(model.context - 1, 1))
-    variables = lora.join(state.sampling_params)
+    variables = run.objective.variables(state.sampling_params)
     key_N = numbered_keys(jax.random.key(0), np.arange(batch))
-    prompts = [np.zeros(1, np.int32)] * batch
+    prompts = np.zeros((batch, 1), np.int32), np.ones(batch, np.int32)
     taken: Times = repeated(
-        lambda: decode(model, variables, key_N, prompts, max_new_tokens=new), times=times
+        lambda: decode(model, variables, key_N, *prompts, max_new_tokens=new), times=times
     )
     step = taken.median / new
     read = step_bytes(run, variables, batch, new)
@@ -60,7 +59,7 @@ def step_bytes(run: Run, variables: Any, batch: int, new: int) -> float:
     average. Of a table that is looked up only, rows are read: it does not count, unless the logits
     are made with it.
     """
-    model, config = run.objective.model, run.config.model
+    model, config = run.objective.network, run.config.model
     size = jnp.dtype(run.config.train.compute_dtype).itemsize
     looked_up = {"position_embedding", "type_embedding"}
     if not getattr(config, "tie_embeddings", False):

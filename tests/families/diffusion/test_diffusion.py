@@ -13,7 +13,6 @@ from PIL import Image
 
 import aigc_jax
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.objective import Request
 from aigc_jax.distributed.mesh import make_mesh
 from aigc_jax.evaluation.heldout import HeldOut
 from aigc_jax.families.diffusion import meanflow
@@ -55,7 +54,7 @@ def test_guidance_is_traced_and_linear():
     options = run.config.sample
     for steps, guidance in ((2, 1.0), (5, 1.0), (3, 4.0)):
         changed = dataclasses.replace(options, steps=steps, guidance=guidance, guidance_low=0.1)
-        objective.sample(params, {}, KEY_B[:2], Request(changed, label))
+        objective.sample(params, {}, KEY_B[:2], tiny.request(changed, 2, label))
     assert objective._sample._cache_size() == 1
 
 
@@ -65,7 +64,7 @@ def test_autoguidance_is_linear_in_the_worse_model():
     run, params = made()
     worse = tiny.make("diffusion", objective=dict(prediction="v"), model=dict(conditional=False))
     worse_params = tiny.params(worse, "diffusion", scale=0.2)
-    guide = run.objective.guided_by(worse.objective, worse_params)
+    guide = run.objective.autoguidance(worse.objective, worse_params)
     x, sigma, label = jnp.ones((2, 8, 8, 1)), jnp.full((2, 1, 1, 1), 0.7), jnp.array([3, 4])
     own = run.objective.denoise(params["model"], x, sigma, label)
     other = worse.objective.denoise(worse_params["model"], x, sigma, label)
@@ -80,9 +79,9 @@ def test_a_guide_of_other_images_is_refused():
     run, params = made()
     other = Diffusion(DiffusionConfig(), run.objective.model, (16, 16, 1))
     with pytest.raises(UserError, match=r"\(16, 16, 1\)"):
-        run.objective.guided_by(other, params)
+        run.objective.autoguidance(other, params)
     with pytest.raises(UserError, match="another family"):
-        run.objective.guided_by(tiny.make("gan").objective, params)
+        run.objective.autoguidance(tiny.make("gan").objective, params)
 
 
 # Training and evaluation ---------------------------------------------------------------------
@@ -197,7 +196,7 @@ def test_meanflow_samples_exactly_in_any_number_of_steps():
     goal = flow_map(t * noise, t, 0.0)
     for steps in (1, 2, 5):
         options = dataclasses.replace(run.config.sample, steps=steps, sampler="meanflow")
-        x = objective.sample({"model": {}}, {}, KEY_B, Request(options))
+        x = objective.sample({"model": {}}, {}, KEY_B, tiny.request(options, len(KEY_B)))
         np.testing.assert_allclose(x, goal, rtol=1e-3, atol=2e-3)
 
 
@@ -215,11 +214,12 @@ def test_meanflow_trains_on_the_same_step_and_is_a_flow_too():
     for sampler in ("meanflow", "dpmpp_2m"):
         for guidance in (1.0, 2.0):
             options = dataclasses.replace(run.config.sample, sampler=sampler, guidance=guidance)
-            images = run.objective.sample(params, {}, KEY_B[:2], Request(options, label))
+            images = run.objective.sample(params, {}, KEY_B[:2], tiny.request(options, 2, label))
             assert images.shape == (2, 8, 8, 1) and images.dtype == np.uint8
-    guide = run.objective.guided_by(run.objective, params)
+    guide = run.objective.autoguidance(run.objective, params)
     with pytest.raises(UserError, match="takes no guide"):
-        request = Request(run.config.sample, label, guide=guide)
+        request = tiny.request(run.config.sample, 2, label)
+        request = dataclasses.replace(request, guidance_model=guide)
         run.objective.sample(params, {}, KEY_B[:2], request)
 
 

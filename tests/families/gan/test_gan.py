@@ -17,7 +17,7 @@ import aigc_jax
 from aigc_jax.core.config import Data, Optim
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.metrics import Mean
-from aigc_jax.core.objective import HealthCheck
+from aigc_jax.core.objective import HealthCheck, Objective
 from aigc_jax.experiment import build
 from aigc_jax.experiment.recipes import load_recipe
 from aigc_jax.families.gan import critic_state, dcgan, mlp_gan, r3gan
@@ -308,11 +308,11 @@ def test_alarms_are_found_again_in_the_records():
     assert words[:2] == ["it is high", "it is low"] and len(words) == 3
 
 
-class Falling:
+class Falling(Objective):
     """A number that falls by itself, and an alarm that knows how far it may."""
 
-    turns, num_classes = ("model",), 0
-    alarms = (HealthCheck("place", -1.5, 9.0, 2, "it has fallen too far: catch it"),)
+    turns = ("model",)
+    health_checks = (HealthCheck("place", -1.5, 9.0, 2, "it has fallen too far: catch it"),)
 
     def init(self, rng, batch):
         return {"model": {"place": jnp.zeros((1, 1))}}, {}
@@ -342,7 +342,7 @@ def test_training_says_an_alarm_once_and_writes_it_down(tmp_path, capsys, monkey
     records = [r for r in read_metrics(str(tmp_path / "run")) if r["kind"] == "train"]
     assert [r["place"] for r in records] == [0, -1, -2, -3, -4, -5]
     assert [(r["step"], r["alarm"]) for r in records if "alarm" in r] == [(4, "place")]
-    assert triggered_checks(Falling.alarms, records) == [
+    assert triggered_checks(Falling.health_checks, records) == [
         (4, "place", "it has fallen too far: catch it")
     ]
     out = capsys.readouterr()
@@ -461,7 +461,7 @@ def test_a_step_of_every_recipe_can_be_traced(name):
     chex.assert_trees_all_equal_shapes_and_dtypes(
         (after.params, after.mutables), (before.params, before.mutables)
     )
-    assert {alarm.metric for alarm in run.objective.alarms} <= set(metrics)
+    assert {alarm.metric for alarm in run.objective.health_checks} <= set(metrics)
 
 
 @pytest.mark.slow

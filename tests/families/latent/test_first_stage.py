@@ -15,7 +15,7 @@ from aigc_jax.core.config import Sample
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import option
 from aigc_jax.core.metrics import Mean
-from aigc_jax.core.objective import Request
+from aigc_jax.core.objective import Objective
 from aigc_jax.data.shuffle import permutation
 from aigc_jax.experiment import build
 from aigc_jax.experiment.restore import load_first_stage
@@ -37,10 +37,10 @@ class Nothing:
     pass
 
 
-class Blocks:
+class Blocks(Objective):
     """An autoencoder by hand: the mean of each 4 × 4 block, times a learned gain."""
 
-    turns, num_classes, latent_shape, covered = ("model",), 0, (2, 2, 1), (8, 8)
+    turns, latent_shape, covered = ("model",), (2, 2, 1), (8, 8)
 
     def __init__(self, config):
         self.num_codes = config.codes
@@ -122,7 +122,7 @@ def test_latents_are_normalised_and_samples_are_images(blocks):
     assert abs(latent.mean()) < 1e-5 and latent.std() == pytest.approx(0.5, rel=1e-4)
     # What the objective behind it draws comes out as if it had gone through the encoder.
     run.objective.objective.sample = lambda *_: latent[:4]
-    images = run.objective.sample(params, {}, key_B[:4], Request(run.config.sample))
+    images = run.objective.sample(params, {}, key_B[:4], tiny.request(run.config.sample, 4))
     np.testing.assert_array_equal(images, Blocks(BlocksConfig()).decode(
         params[PLAYER]["params"], {}, downsample(to_signed(batch["image"][:4]), 4)
         * params[PLAYER]["params"]["model"]["gain"] + 5))  # fmt: skip
@@ -130,13 +130,13 @@ def test_latents_are_normalised_and_samples_are_images(blocks):
 
 def test_places_of_images_that_are_filled_up_are_drawn_anew_where_their_pixels_are(monkeypatch):
     stage = SimpleNamespace(latent_shape=(5, 6, 1), covered=(20, 24), decode=None)
-    inner = SimpleNamespace(turns=(), num_classes=0)
+    inner = SimpleNamespace(turns=(), conditions={})
     latents = first_stage.ContinuousLatentObjective(inner, stage, None)
     monkeypatch.setattr(latents, "_inward", lambda *_: {"image": np.zeros((1, 5, 6, 1))})
     mask = np.zeros((1, 17, 23), bool)  # which begins in the second of 20 rows
     mask[0, 3, 0] = mask[0, 16, 22] = True
-    request = Request(None, image_NHWC=np.zeros((1, 17, 23, 3)), mask_NHW=mask)
-    found = latents._begin({}, np.zeros(1), request).mask_NHW
+    request = tiny.request(None, 1, image=np.zeros((1, 17, 23, 3)), inpaint_mask=mask)
+    found = latents._begin({}, np.zeros(1), request).init["inpaint_mask"]
     np.testing.assert_array_equal(np.argwhere(found[0]), [[1, 0], [4, 5]])
 
 
@@ -148,11 +148,13 @@ def test_an_image_is_inpainted_by_its_latents_and_keeps_its_pixels(blocks):
     run.objective.objective.sample = lambda p, m, k, request: (
         asked.append(request), jnp.zeros((4, 2, 2, 1)))[1]  # fmt: skip
     key_B = jax.random.split(jax.random.key(0), 4)
-    request = Request(run.config.sample, batch["label"][:4], image_NHWC=image, mask_NHW=mask)
+    request = tiny.request(run.config.sample, 4, batch["label"][:4], image=image, inpaint_mask=mask)
     drawn = run.objective.sample(params, {}, key_B, request)
-    np.testing.assert_array_equal(asked[0].mask_NHW, np.array([[[True, False], [False] * 2]] * 4))
+    np.testing.assert_array_equal(
+        asked[0].init["inpaint_mask"], np.array([[[True, False], [False] * 2]] * 4)
+    )
     inner = run.objective._inward(params, {k: v[:4] for k, v in batch.items()}, key_B)
-    np.testing.assert_allclose(asked[0].image_NHWC, inner["image"], atol=1e-5)
+    np.testing.assert_allclose(asked[0].init["image"], inner["image"], atol=1e-5)
     np.testing.assert_array_equal(np.where(mask[..., None], image, drawn), image)
     assert (drawn != image).any()
 
@@ -188,9 +190,9 @@ def test_a_token_model_sees_the_class_and_then_the_codes(blocks):
     np.testing.assert_array_equal(inner["tokens"][:, 1:], shades.reshape(512, 4))
     tokens = inner["tokens"][:3, 1:]
     run.objective.objective.sample = lambda p, m, k, request: (
-        seen.append(request.prompts), tokens)[1]  # fmt: skip
+        seen.append(request.init["tokens"]), tokens)[1]  # fmt: skip
     seen = []
-    request = aigc_jax.objectives.base.Request(run.config.sample, jnp.array([7, 0, 2]))
+    request = tiny.request(run.config.sample, 3, jnp.array([7, 0, 2]))
     images = run.objective.sample(params, {}, key_B[:3], request)
     assert [int(p[0]) for p in seen[0]] == [13, 6, 8]
     np.testing.assert_array_equal(

@@ -6,6 +6,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from helpers import tiny
 from helpers.hostile import refusal
 from helpers.small_tokenizers import kind, trained
 from helpers.table_model import (
@@ -25,7 +26,6 @@ from helpers.table_model import (
     masked,
 )
 
-from aigc_jax.experiment.generate import generate
 from aigc_jax.families.lm.language_model import LanguageModel, LMConfig, LMSample
 from aigc_jax.families.lm.masked_lm import MASK, MaskedLanguageModel, MaskedLMConfig, MaskedLMSample
 from aigc_jax.modalities.text.hf_tokenizer import LibraryTokenizer
@@ -184,7 +184,7 @@ def test_masks_are_filled_the_surest_first():
     table[np.arange(1, 256), np.arange(0, 255)] = 50  # before "d" comes "c"
     objective = masked(NEIGHBOUR)
     options = MaskedLMSample(num=2, prompts=(f"x{MASK * 3}d", f"{MASK}A"), temperature=0.0)
-    rows = generate(objective, {"model": {"logits": table}}, {}, options, 5)
+    rows = tiny.draw(objective, {"model": {"logits": table}}, {}, options, 5)
     assert objective.texts(rows, options) == ["xabcd", "@A", "xabcd", "@A", "xabcd"]
     assert rows[0, :6].tolist() == [BYTE.separator, *b"xabcd"]
 
@@ -194,7 +194,7 @@ def test_a_mask_is_never_the_surest_token():
     table = np.zeros((V, V), np.float32)
     table[HIDDEN, HIDDEN], table[ord("A"), ord("@")], table[ord("@"), ord("x")] = 13, 10, 50
     objective, options = masked(NEIGHBOUR), MaskedLMSample(prompts=(f"{MASK * 2}A",))
-    rows = generate(objective, {"model": {"logits": table}}, {}, options, 5)
+    rows = tiny.draw(objective, {"model": {"logits": table}}, {}, options, 5)
     assert set(objective.texts(rows, options)) == {"x@A"}
 
 
@@ -202,7 +202,7 @@ def test_only_masks_are_filled_and_each_row_from_its_own_key():
     objective = masked(NEIGHBOUR)
     params = {"model": {"logits": PARAMS["model"]["logits"]}}
     options = MaskedLMSample(prompts=(f"a{MASK}b{MASK}{MASK}c",))
-    draw = lambda **kw: generate(objective, params, {}, options, 5, **kw)  # noqa: E731
+    draw = lambda **kw: tiny.draw(objective, params, {}, options, 5, **kw)  # noqa: E731
     rows = draw()
     assert not (rows == HIDDEN).any()
     given = [0, 1, 3, 6]
@@ -214,4 +214,4 @@ def test_only_masks_are_filled_and_each_row_from_its_own_key():
 
 def test_a_prompt_that_does_not_fit_is_refused():
     options = MaskedLMSample(prompts=(MASK * 64,))
-    assert "a prompt has 65 tokens" in refusal(generate, masked(), PARAMS, {}, options, 1)
+    assert "a prompt has 65 tokens" in refusal(tiny.draw, masked(), PARAMS, {}, options, 1)

@@ -10,7 +10,6 @@ import optax
 from helpers import tiny
 from helpers.hostile import refusal
 
-from aigc_jax.experiment.generate import generate
 from aigc_jax.families.lm.lstm import LSTM, LSTMConfig
 from aigc_jax.training.init import init_state
 from aigc_jax.training.step import make_step
@@ -90,7 +89,7 @@ def test_a_repeating_text_is_learned_and_written_on():
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"].value()))
     assert losses[0] > 5 and losses[-1] < 0.2
-    samples = generate(run.objective, state.params, {}, run.config.sample, 1)
+    samples = tiny.draw(run.objective, state.params, {}, run.config.sample, 1)
     assert run.objective.texts(samples, run.config.sample) == ["abcabcabc"]
 
 

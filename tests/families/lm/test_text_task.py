@@ -4,6 +4,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from helpers import tiny
 from helpers.hostile import refusal
 from helpers.table_model import (
     BYTE,
@@ -21,7 +22,6 @@ from helpers.table_model import (
     masked,
 )
 
-from aigc_jax.experiment.generate import generate
 from aigc_jax.families.lm.language_model import LanguageModel, LMConfig
 from aigc_jax.families.lm.text_task import TaskConfig, TaskSample, TextTask
 from aigc_jax.modalities.spec import TextSpec
@@ -138,13 +138,13 @@ def test_samples_of_a_task_are_its_prompts_with_their_answers():
     params = {"model": {"task_logits": table}}
     tags = TextTask(TaskConfig(), Table(), TextSpec(BYTE, 12, "tags", CLASSES))
     options = TaskSample(prompts=("ax by cz", "b"))
-    rows = generate(tags, params, {}, options, 3)
+    rows = tiny.draw(tags, params, {}, options, 3)
     texts = tags.texts(rows, options)
     # A word's tag is read off its first token: for all but the first one that is the space.
     assert texts == ["ax/yes by/no cz/no", "b/maybe", "ax/yes by/no cz/no"]
     labels = TextTask(TaskConfig(), Table(causal=False), TextSpec(BYTE, 12, "labels", CLASSES))
     options = TaskSample(prompts=("aaaa", "bbbb"))
-    assert labels.texts(generate(labels, params, {}, options, 2), options) == [
+    assert labels.texts(tiny.draw(labels, params, {}, options, 2), options) == [
         "yes: aaaa",
         "maybe: bbbb",
     ]

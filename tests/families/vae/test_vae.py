@@ -12,7 +12,6 @@ import pytest
 from helpers import tiny
 from helpers.paths import CONFIGS
 
-from aigc_jax.core.objective import Request
 from aigc_jax.data.loader import eval_batches
 from aigc_jax.distributed.mesh import make_mesh
 from aigc_jax.evaluation.heldout import HeldOut
@@ -77,7 +76,7 @@ def test_a_ladder_draws_from_its_prior():
 
     def images(temperature):
         options = type(run.config.sample)(temperature=temperature)
-        return np.asarray(run.objective.sample(params, {}, keys, Request(options, label)))
+        return np.asarray(run.objective.sample(params, {}, keys, tiny.request(options, 4, label)))
 
     cold, warm = images(0.0), images(1.0)
     assert warm.shape == (4, 8, 8, 1) and warm.dtype == np.uint8
@@ -276,7 +275,7 @@ def test_samples_of_codes_follow_their_frequencies():
     run = discrete()
     params, state = tiny.params(run, "vae", scale=0.5), run.objective.init(KEY_B[0], BATCH)[1]
     state["model"]["uses"] = jnp.zeros(18).at[7].set(2.0)
-    request = Request(run.config.sample)
+    request = tiny.request(run.config.sample, 3)
     images = run.objective.sample(params, state, KEY_B[:3], request)
     code = jnp.full((3, 4, 4, 1), 7)
     chex.assert_trees_all_equal(images, run.objective.decode(params, state, code))

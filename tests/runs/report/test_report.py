@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aigc_jax.runs.report.curves import (further, save_curves)
-from aigc_jax.runs.report.grid import (image_grid, join_texts, save_images, save_texts)
-from aigc_jax.runs.report.page import (Row, Section, write_page)
-from aigc_jax.training.metric_log import (METRICS, MetricsFile, read_metrics)
+from aigc_jax.runs.report.curves import further, save_curves
+from aigc_jax.runs.report.grid import image_grid, join_texts, save_images, save_texts
+from aigc_jax.runs.report.page import Row, Section, write_page
+from aigc_jax.training.metric_log import METRICS, MetricsFile, read_metrics
 
 
 def images(count, height=4, width=3, colours=1):

@@ -17,6 +17,7 @@ from helpers.paths import ROOT
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.metrics import Mean
+from aigc_jax.core.objective import Objective
 from aigc_jax.experiment import build
 from aigc_jax.nn.transformer_config import TransformerConfig
 from aigc_jax.tools.bench import decoding, flops, hardware, measure, table, trace
@@ -105,10 +106,10 @@ def test_what_a_transformer_needs(changes):
     assert flops.model_flops(config, tiny.TEXT) == expected
 
 
-class Players:
+class Players(Objective):
     """A game of two players, of whom one moves twice; each has one matrix."""
 
-    turns, num_classes = ("a", "a", "b"), 0
+    turns = ("a", "a", "b")
 
     def init(self, rng, batch):
         return {"a": jnp.zeros((64, 3)), "b": jnp.zeros((64, 5))}, {}

@@ -9,16 +9,16 @@ import jax
 import optax
 
 from aigc_jax.core.metrics import Mean
-from aigc_jax.core.objective import Batch, Request
+from aigc_jax.core.objective import Batch, Objective
+from aigc_jax.core.request import SampleRequest
 from aigc_jax.modalities.image.metrics.classifier_network import Classifier
 from aigc_jax.ops.image import to_signed
 
 
-class Classification:
+class Classification(Objective):
     """One player, `model`: cross-entropy of the label, in nats."""
 
     turns = ("model",)
-    num_classes = 0
 
     def __init__(self, model: Classifier):
         self.model = model
@@ -41,5 +41,5 @@ class Classification:
         loss, metrics = self._outcome(params, batch)
         return {"loss": loss, **metrics}
 
-    def sample(self, params, mutables, key_N, request: Request):
+    def sample(self, params, mutables, key_N, request: SampleRequest):
         raise TypeError("a classifier does not generate")

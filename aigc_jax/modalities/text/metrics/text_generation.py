@@ -9,7 +9,7 @@ import numpy as np
 from aigc_jax.core.state import TrainState
 from aigc_jax.data.dataset import Dataset, Source
 from aigc_jax.experiment.build import Run
-from aigc_jax.experiment.generate import generate
+from aigc_jax.experiment.generate import generate, make_request
 from aigc_jax.inference.stop_strings import StopStringStreamer
 from aigc_jax.modalities.text.chat_format import ANSWER, Message, render, turn_end
 from aigc_jax.modalities.text.metrics.text_metrics import diversity, score
@@ -42,26 +42,19 @@ def score_answers(run: Run, dataset: Dataset, state: TrainState, count: int) -> 
     else:
         prompts, references = _continuations(dataset.validation, tokenizer, count)
         stop, limit = options.stop, max(1, *(len(tokenizer.encode(text)) for text in references))
-    model = run.objective.model
-    if model.config.bounded:  # prompt and answer share what the positions reach
-        limit = min(limit, max(model.context // 2, 1))
-        prompts = [prompt[limit - model.context :] for prompt in prompts]
+    context = run.objective.context
+    if run.objective.bounded:  # prompt and answer share what the positions reach
+        limit = min(limit, max(context // 2, 1))
+        prompts = [prompt[limit - context :] for prompt in prompts]
     options = dataclasses.replace(options, max_new_tokens=limit, stop=stop, prompts=("",))
     params, mutables = jax.device_get((state.sampling_params, state.mutables))
     written = []
     for first in range(0, len(prompts), BATCH):
         batch = prompts[first : first + BATCH]
         watch = StopStringStreamer(tokenizer, stop) if stop else None
-        samples = generate(
-            run.objective,
-            params,
-            mutables,
-            options,
-            len(batch),
-            first,
-            prompts=batch,
-            watch=watch,
-        )
+        init = run.objective.encode_tokens(batch, limit)
+        request = make_request(run.objective, options, len(batch), init=init, token_callback=watch)
+        samples = generate(run.objective, params, mutables, request, first)
         written += run.objective.texts(samples, options)
     return {**score(written, references), **diversity(written)}
 

@@ -1,0 +1,1 @@
+"""Pictures and pages: sample grids, curves, HTML."""
