@@ -1,8 +1,9 @@
-"""What the axes of arrays are called, and which axis of the mesh splits which of them.
+"""Logical axes of arrays, and the rules that map them to axes of the mesh.
 
-Models name the axes of their parameters (`AXES` in their files) and of what they compute (`split`).
-A strategy is a table from these names to an axis of the mesh; meshes with several axes have the
-tables of all of them.
+Networks name the axes of their parameters where they are initialised, with Flax's
+`nn.with_logical_partitioning(init, names)` or the `kernel_axes` of the layers in `nn/`, and those
+of activations with `with_logical_constraint`. `RULES` says which axes of the mesh split each name;
+an axis of size 1 splits nothing.
 """
 
 import functools
@@ -10,46 +11,48 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import flax.linen as nn
 import jax
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from aigc_jax.core.errors import UserError, did_you_mean
+from aigc_jax.distributed.mesh import AXES as MESH_AXES
 from aigc_jax.distributed.mesh import BATCH
 
 T = TypeVar("T")
-Axes = tuple[str | None, ...]  # a name for each axis of an array; None: it is never split
+Axes = tuple[str | None, ...]  # a logical name for each axis of an array; None: it is never split
 
-DATA: dict[str, tuple[str, ...]] = {"batch": BATCH}  # every device has the whole state
-
-# The state is shared out by what layers read; a device gathers a layer when its turn comes.
-FSDP: dict[str, tuple[str, ...]] = {
-    "batch": BATCH,
-    "embed": ("fsdp",),
-    "conv_in": ("fsdp",),
-    "dense_in": ("fsdp",),
-    "first": ("fsdp",),
-}
-
-# Layers are shared out by what they compute (Shoeybi et al. 2019): heads, hidden units, channels.
-TENSOR: dict[str, tuple[str, ...]] = {
-    "vocab": ("tensor",),
-    "mlp": ("tensor",),
-    "heads": ("tensor",),
-    "kv": ("tensor",),
-    "conv_out": ("tensor",),
-    "dense_out": ("tensor",),
-    "first": ("tensor",),
-}
-
-SEQUENCE: dict[str, tuple[str, ...]] = {"length": ("sequence",)}  # keys and values are gathered
-
-TABLES = {"data": DATA, "fsdp": FSDP, "sequence": SEQUENCE, "tensor": TENSOR}
-# What nothing splits: it is small, or of any number, as the inputs of a first layer are; what that
-# layer computes is `first`, which both fsdp and tensor split.
-WHOLE = ("layers", "norm", "bias", "rank", "position", "classes", "colours", "latent", "inputs",
-         "outputs")  # fmt: skip
-NAMES = (*dict.fromkeys(name for table in TABLES.values() for name in table), *WHOLE)
+# (logical axis, axes of the mesh that split it), as Flax's `logical_axis_rules`, but of an array
+# the leftmost axis takes a mesh axis that several could have.
+# fsdp shards parameters by the inputs of layers; a layer is gathered when it is computed.
+# tensor shards them by what layers compute (Shoeybi et al. 2019): heads, hidden units, channels.
+RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("batch", BATCH),
+    ("length", ("sequence",)),  # of queries; keys and values are gathered
+    ("embed", ("fsdp",)),
+    ("conv_in", ("fsdp",)),
+    ("dense_in", ("fsdp",)),
+    # Outputs of a layer whose inputs may be of any number, as the channels of an image are.
+    ("stem", ("fsdp", "tensor")),
+    ("vocab", ("tensor",)),
+    ("mlp", ("tensor",)),
+    ("heads", ("tensor",)),
+    ("kv", ("tensor",)),
+    ("conv_out", ("tensor",)),
+    ("dense_out", ("tensor",)),
+    # Never split: small, or of any number.
+    ("layers", ()),
+    ("norm", ()),
+    ("bias", ()),
+    ("rank", ()),
+    ("position", ()),
+    ("classes", ()),
+    ("latent", ()),
+    ("inputs", ()),
+    ("outputs", ()),
+)
+NAMES = tuple(name for name, _ in RULES)
 
 # What to change if an axis of this name does not divide; {size} is the next size that does.
 REMEDIES = {
@@ -63,56 +66,55 @@ REMEDIES = {
     "conv_out": "change model.channels to multiples",
     "dense_in": "change model.hidden (or the size of the images) to multiples",
     "dense_out": "change model.hidden to multiples",
-    "first": "change the first of model.channels or model.hidden to a multiple",
+    "stem": "change the first of model.channels or model.hidden to a multiple",
 }
 
 
-def rules_of(shape: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
-    """The table of a mesh: that of each of its axes with more than one device, joined.
+def rules_for(mesh: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+    """Returns the rules of a mesh: only axes with more than one device split anything.
 
     Args:
-      shape: sizes of the mesh's axes.
+      mesh: sizes of the mesh's axes.
     """
-    table: dict[str, tuple[str, ...]] = dict.fromkeys(NAMES, ())
-    for axis, size in shape.items():
-        if size > 1:
-            for name, over in TABLES[axis].items():
-                known = [a for a in over if shape.get(a, 1) > 1]
-                table[name] = tuple(dict.fromkeys((*table[name], *known)))
-    return table
+    return {name: tuple(a for a in over if mesh.get(a, 1) > 1) for name, over in RULES}
 
 
 def logical_to_mesh(axes: Axes, shape: Sequence[int], mesh: Mapping[str, int], name: str) -> P:
-    """How a parameter is split.
+    """Returns the partition spec of a parameter with these logical axes.
 
-    An axis of the mesh splits one axis of an array at most, the first of its names.
+    An axis of the mesh splits one axis of an array at most, the leftmost that has a rule for it.
 
     Args:
-      axes: the names of the array's axes.
+      axes: logical names of the array's axes.
       shape: its sizes.
       mesh: sizes of the mesh's axes.
       name: of the parameter, for messages.
 
     Raises:
-      UserError: for a name without a rule, or a size that does not divide.
+      UserError: for names that are not one per axis, a name without a rule, or a size that is not
+        divisible.
     """
-    table, taken, parts = rules_of(mesh), set(), []
+    if len(axes) != len(shape):
+        raise UserError(
+            f"the parameter {name} of {_times(shape)} has {len(axes)} logical axes {axes}: give one"
+            " for each of its axes"
+        )
+    rules, taken, parts = rules_for(mesh), set(), []
     for axis, size in zip(axes, shape, strict=True):
-        if axis is not None and axis not in table:
+        if axis is not None and axis not in rules:
             raise UserError(
-                f"the parameter {name} has an axis '{axis}' without a rule:"
-                f" {did_you_mean(axis, NAMES)},"
-                " or add it to a table of parallel/rules.py"
+                f"the parameter {name} has a logical axis '{axis}' without a rule:"
+                f" {did_you_mean(axis, NAMES)}, or None for an axis that is never split"
             )
-        over = tuple(a for a in table.get(axis or "", ()) if a not in taken)
+        over = tuple(a for a in rules.get(axis or "", ()) if a not in taken)
         taken |= set(over)
         count = _count(over, mesh)
         if size % count:
             remedy = REMEDIES.get(str(axis), "change its size to a multiple")
             remedy = remedy.format(size=-(-size // count) * count)
             raise UserError(
-                f"the parameter {name} of {'×'.join(map(str, shape))} cannot be split: its axis"
-                f" '{axis}' of {size} does not divide by {'·'.join(over)}={count} of mesh:"
+                f"the parameter {name} of {_times(shape)} cannot be split: its axis"
+                f" '{axis}' of {size} is not divisible by {'·'.join(over)}={count} of mesh:"
                 f" {remedy}, or make {'·'.join(over)} smaller"
             )
         parts.append(over[0] if len(over) == 1 else over or None)
@@ -122,20 +124,20 @@ def logical_to_mesh(axes: Axes, shape: Sequence[int], mesh: Mapping[str, int], n
 
 
 def with_logical_constraint(x: jax.Array, *axes: str | None) -> jax.Array:
-    """`x`, told to the compiler to lie on the mesh as its axes' names say.
+    """Constrains the sharding of `x` by logical axis names.
 
-    The identity where there is no mesh (see `on`) or nothing to split: on one device, under
-    `pmap`, and for sizes that do not divide, as those of a few samples may not.
+    The identity without a mesh (see `with_mesh`) or where nothing is split: on one device, under
+    `pmap`, and for sizes that are not divisible, such as those of a few samples.
 
     Args:
-      x: computed by a model.
-      axes: names of its axes; None: whole on each device. Axes without a name at the end are left
-        to the compiler.
+      x: an activation.
+      axes: logical names of its axes; None: replicated. Trailing axes without a name are left to
+        the compiler.
     """
     mesh = _mesh()
-    table, parts = rules_of(mesh), []
+    rules, parts = rules_for(mesh), []
     for axis, size in zip(axes, x.shape, strict=False):
-        over = table[axis] if axis else ()
+        over = rules[axis] if axis else ()
         parts.append(over if over and size % _count(over, mesh) == 0 else None)
     if not any(parts):
         return x
@@ -144,7 +146,7 @@ def with_logical_constraint(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def with_mesh(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
-    """`function`, to be compiled, with `split` in it splitting for this mesh."""
+    """Wraps `function` so that logical constraints in it are those of `mesh` when it is traced."""
 
     @functools.wraps(function)
     def traced(*args: Any) -> T:
@@ -157,24 +159,24 @@ def with_mesh(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
 def shard_map_over(
     function: Callable[..., T], given: Sequence[tuple[jax.Array, Axes]], axes: Axes
 ) -> T:
-    """`function` of arrays, run by each device on its own part: for what XLA cannot split itself.
+    """Runs `function` on each device's shard of its arguments, for what XLA cannot partition.
 
     Args:
-      function: pure, and such that a part of its result needs the same part of its arguments.
-      given: its arguments, with the names of their axes; an axis whose size does not divide is
-        whole on each device.
-      axes: names of the result's axes, which must be axes of the arguments.
+      function: pure; a shard of its result depends only on the same shard of its arguments.
+      given: its arguments, with their logical axes; an axis whose size is not divisible is
+        replicated.
+      axes: logical axes of the result, which must be axes of the arguments.
     """
     mesh = _mesh()
     if math.prod(mesh.values()) == 1:
         return function(*(x for x, _ in given))
-    table = rules_of(mesh)
+    rules = rules_for(mesh)
     sizes = {axis: size for x, names in given for axis, size in zip(names, x.shape, strict=True)}
 
     def spec(names: Axes) -> P:
-        over = [table[axis] if axis else () for axis in names]
-        whole = [sizes[axis] % _count(o, mesh) for axis, o in zip(names, over, strict=True)]
-        return P(*(o if o and not rest else None for o, rest in zip(over, whole, strict=True)))
+        over = [rules[axis] if axis else () for axis in names]
+        rest = [sizes[axis] % _count(o, mesh) for axis, o in zip(names, over, strict=True)]
+        return P(*(o if o and not r else None for o, r in zip(over, rest, strict=True)))
 
     run = jax.shard_map(
         function,
@@ -186,24 +188,33 @@ def shard_map_over(
 
 
 def has_mesh() -> bool:
-    """Whether there is a mesh at hand along which to split."""
+    """Returns whether a mesh is set along which arrays can be sharded."""
     return bool(_mesh())
 
 
 def num_shards(*axes: str) -> int:
-    """Among how many devices of the mesh an array with axes of these names is shared out."""
+    """Returns the number of shards of an array with these logical axes on the current mesh."""
     mesh = _mesh()
-    table = rules_of(mesh)
-    return _count({a for axis in axes for a in table[axis]}, mesh)
+    rules = rules_for(mesh)
+    return _count({a for axis in axes for a in rules[axis]}, mesh)
+
+
+def unsharded(tree: Any) -> Any:
+    """Boxes arrays as parameters that are replicated on every mesh."""
+    return jax.tree.map(lambda x: nn.LogicallyPartitioned(x, (None,) * len(x.shape)), tree)
 
 
 def _mesh() -> dict[str, int]:
-    """The axes of the mesh at hand along which the compiler may split, and their sizes."""
+    """Returns the Auto axes of the current mesh and their sizes."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return {}
     each = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
-    return {a: n for a, n, kind in each if kind == AxisType.Auto and a in TABLES}
+    return {a: n for a, n, kind in each if kind == AxisType.Auto and a in MESH_AXES}
+
+
+def _times(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
 
 
 def _count(axes: Iterable[str], mesh: Mapping[str, int]) -> int:

@@ -1,132 +1,117 @@
-"""Where the arrays of a train state lie on a mesh.
+"""Shardings of a train state on a mesh.
 
-Parameters go by their models' tables; an optimizer's moments and the averages lie where their
-parameters lie; all else is small and lies everywhere.
+Parameters are sharded by their logical axes; an optimizer's moments and the averages like their
+parameters; everything else is small and replicated.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
+from flax.core import meta
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.state import TrainState, named_leaves
-from aigc_jax.distributed.logical_axes import Axes, logical_to_mesh
+from aigc_jax.distributed.logical_axes import logical_to_mesh
 from aigc_jax.distributed.mesh import replicated, size_of
 
-# The end of a parameter's name, and the names of its axes: ("mlp/in/kernel", ("embed", "mlp")).
-Table = Sequence[tuple[str, Axes]]
-MUTABLES = "mutables"  # those of a frozen player are small too
-LAYERS = "layers"  # arrays under it hold those of all layers, along a first axis of that name
 
+def param_specs(boxed: Any, mesh: Mapping[str, int]) -> dict[str, P]:
+    """Returns the partition spec of each parameter by its name.
 
-def axes_of(name: str, dimensions: int, table: Table) -> Axes | None:
-    """The names of a parameter's axes: those of the row that says most of its name's end.
+    Vectors and scalars without logical axes, such as the biases of Flax's own layers, are
+    replicated.
 
     Args:
-      name: as in "model/layers/attention/query/kernel".
-      dimensions: how many axes it has; a row of another number is not its own.
-      table: rows; `*` stands for anything within a part of the name.
-    """
-    parts = name.split("/")
-    stacked = (LAYERS,) * (LAYERS in parts)
-    found: tuple[tuple[int, int], Axes] | None = None
-    for row, axes in table:
-        end = row.split("/")
-        own = parts[-len(end) :]
-        if len(axes) + len(stacked) != dimensions or len(own) != len(end):
-            continue
-        says = (len(end), len(row.replace("*", "")))
-        if all(map(fnmatchcase, own, end)) and (found is None or says > found[0]):
-            found = says, axes
-    return None if found is None else stacked + found[1]
-
-
-def param_specs(shapes: Any, mesh: Mapping[str, int], table: Table) -> dict[str, P]:
-    """How each parameter is split, by its name.
-
-    Args:
-      shapes: `{player: parameters}`, or their shapes.
+      boxed: `{player: parameters}` or their shapes, as an objective's `init` returns them: boxed
+        with their logical axes.
       mesh: sizes of the mesh's axes.
-      table: of the models.
 
     Raises:
-      UserError: for a parameter of which the table says nothing, and as `spec_of`.
+      UserError: for a matrix or larger array without logical axes, and as `logical_to_mesh`.
     """
+    logical = nn.get_partition_spec(boxed)
+    sizes = dict(named_leaves(meta.unbox(boxed)))
+    axes = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(spec)
+        for path, spec in jax.tree_util.tree_leaves_with_path(
+            logical, is_leaf=lambda x: isinstance(x, P)
+        )
+    }
     specs = {}
-    for name, leaf in named_leaves(shapes):
-        if not leaf.shape or MUTABLES in name.split("/"):
+    for name, leaf in sizes.items():
+        if axes[name]:
+            specs[name] = logical_to_mesh(axes[name], leaf.shape, mesh, name)
+        elif leaf.ndim <= 1:
             specs[name] = P()
-            continue
-        axes = axes_of(name, len(leaf.shape), table)
-        if axes is None:
+        else:
             raise UserError(
-                f"the axes of the parameter {name} of {'×'.join(map(str, leaf.shape))} have no"
-                " names, so no mesh but data=… can split it: add a row for it to AXES beside its"
-                " model"
+                f"the parameter {name} of {'×'.join(map(str, leaf.shape))} has no logical axes, so"
+                " only mesh=data=… can train it: initialise it with"
+                " nn.with_logical_partitioning(init, ('embed', 'mlp')), one name of RULES in"
+                " aigc_jax/distributed/logical_axes.py, or None, for each axis"
             )
-        specs[name] = logical_to_mesh(axes, leaf.shape, mesh, name)
     return specs
 
 
-def state_shardings(shapes: TrainState, mesh: Mesh, table: Table) -> TrainState:
-    """A sharding for every array of a train state.
+def state_shardings(shapes: TrainState, boxed: Any, mesh: Mesh) -> TrainState:
+    """Returns a sharding for every array of a train state.
 
     Args:
-      shapes: the state's, as `jax.eval_shape` gives them.
+      shapes: the state's shapes, from `jax.eval_shape`.
+      boxed: shapes of its parameters, boxed with their logical axes: see `param_specs`.
       mesh: the devices.
-      table: of the models.
 
     Raises:
       UserError: as `param_specs`.
     """
-    specs = param_specs(shapes.params, mesh.shape, table)
+    specs = param_specs(boxed, mesh.shape)
     sizes = {name: leaf.shape for name, leaf in named_leaves(shapes.params)}
 
-    def beside(prefix: str, tree: Any) -> Any:
-        """Those of arrays whose names end like those of the parameters `prefix…`."""
+    def like_params(prefix: str, tree: Any) -> Any:
+        """Shards arrays whose names end like those of the parameters `prefix…` as these."""
         own = {name.removeprefix(prefix): spec for name, spec in specs.items()
                if name.startswith(prefix)}  # fmt: skip
 
-        def place(path: tuple, leaf: Any) -> NamedSharding:
+        def sharding_of(path: tuple, leaf: Any) -> NamedSharding:
             parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
             ends = ("/".join(parts[i:]) for i in range(len(parts)))
             end = next((e for e in ends if e in own), None)
             same = end is not None and sizes[prefix + end] == leaf.shape
             return NamedSharding(mesh, own[end] if same else P())
 
-        return jax.tree_util.tree_map_with_path(place, tree)
+        return jax.tree_util.tree_map_with_path(sharding_of, tree)
 
     whole = jax.tree.map(lambda _: replicated(mesh), shapes)
     return whole.replace(
-        params=beside("", shapes.params),
-        opt_state={p: beside(f"{p}/", tree) for p, tree in shapes.opt_state.items()},
-        ema=beside("", shapes.ema),
-        power_ema={width: beside("", tree) for width, tree in shapes.power_ema.items()},
+        params=like_params("", shapes.params),
+        opt_state={p: like_params(f"{p}/", tree) for p, tree in shapes.opt_state.items()},
+        ema=like_params("", shapes.ema),
+        power_ema={width: like_params("", tree) for width, tree in shapes.power_ema.items()},
     )
 
 
 def replicated_state(mesh: Mesh) -> TrainState:
-    """A sharding for each part of a train state that lies on every device."""
+    """Returns a prefix pytree of shardings that replicates a train state."""
     whole = replicated(mesh)
     return TrainState(**{field.name: whole for field in dataclasses.fields(TrainState)})
 
 
 def is_state_sharded(mesh: Mesh) -> bool:
-    """Whether the devices of a mesh share out the state, not only the batch."""
+    """Returns whether a mesh shards the state and not only the batch."""
     return size_of(mesh, "fsdp", "tensor") > 1
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:
-    """Shapes that know where they lie: what `jit(…).lower` and a restore are given.
+    """Returns shapes with shardings, for `jit(…).lower` and for a restore.
 
     Args:
       shapes: a tree of arrays or shapes.
-      shardings: one for all, or a tree of them.
+      shardings: a prefix pytree of shardings; an entry applies to its whole subtree.
     """
     return jax.tree.map(
         lambda sharding, part: jax.tree.map(
@@ -138,7 +123,7 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
 
 
 def per_device(shapes: Any, shardings: Any) -> Any:
-    """The shapes of what a device holds of each array."""
+    """Returns the shapes of one device's shard of each array."""
     return jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.sharding.shard_shape(s.shape), s.dtype),
         with_shardings(shapes, shardings),

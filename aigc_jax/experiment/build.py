@@ -193,8 +193,9 @@ def build(config: Config, spec: Spec, mesh: Mesh | None = None, trains: bool = T
 
     shardings = replicated_state(mesh)
     if is_state_sharded(mesh):
+        boxed, _ = jax.eval_shape(objective.init, jax.random.key(0), example)
         shapes = jax.eval_shape(init, jnp.int32(0))
-        shardings = state_shardings(shapes, mesh, registry.axes())
+        shardings = state_shardings(shapes, boxed, mesh)
     step = make_step(objective, optimizers, ema, config.train.accumulate)
     return Run(
         config=config,

@@ -9,16 +9,12 @@ from typing import Any
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.objective import Objective
-from aigc_jax.distributed.sharding import Table
 from aigc_jax.families.diffusion import diffusion, dit, meanflow, unet
 from aigc_jax.families.gan import dcgan, gan, mlp_gan, r3gan
-from aigc_jax.families.latent import first_stage
 from aigc_jax.families.lm import language_model, lstm, masked_lm, text_task, transformer
 from aigc_jax.families.vae import autoencoder, hierarchical_vae, kl_autoencoder, latent_groups, vae
 from aigc_jax.families.vq import vq_autoencoder
-from aigc_jax.modalities.image.metrics import classifier_network
 from aigc_jax.modalities.spec import ImageSpec, TextSpec
-from aigc_jax.nn import conv_blocks, layers, patch_critic
 
 Make = Callable[[Any, Any, Any, Any], Objective]
 
@@ -34,7 +30,6 @@ class Family:
       make: (objective config, model config, data spec, dtype) → the objective.
       modality: what it can be trained on: "image", "text", "labelled text" or "tagged text".
       latents: whether its images may be continuous latents of an autoencoder.
-      axes: names of its parameters' axes, if they are not those of the models here.
     """
 
     objective: type
@@ -43,7 +38,6 @@ class Family:
     make: Make
     modality: str
     latents: bool = False
-    axes: Table = ()
 
 
 TEXT_MODELS = {"transformer": transformer.TransformerConfig, "lstm": lstm.LSTMConfig}
@@ -198,25 +192,6 @@ FAMILIES: dict[str, Family] = {
         latents=True,
     ),
 }
-
-
-MODULES = (
-    *(layers, conv_blocks, transformer, lstm, unet, dit, dcgan, mlp_gan, r3gan, autoencoder),
-    *(
-        kl_autoencoder,
-        hierarchical_vae,
-        patch_critic,
-        classifier_network,
-        first_stage,
-        vq_autoencoder,
-    ),
-)
-
-
-def axes() -> Table:
-    """The names of the axes of all models' parameters."""
-    tables = (*(module.AXES for module in MODULES), *(f.axes for f in FAMILIES.values()))
-    return tuple(row for table in tables for row in table)
 
 
 def register(name: str, family: Family) -> None:

@@ -15,13 +15,6 @@ from aigc_jax.ops.activation import silu
 from aigc_jax.ops.attention import attention
 from aigc_jax.ops.convolution import downsample, upsample
 
-AXES = (
-    ("skip/kernel", (None, None, "conv_in", "conv_out")),
-    ("condition/kernel", ("embed", "conv_out")),
-    ("*attention/qkv/kernel", ("embed", "heads")),
-    ("*attention/out/kernel", ("heads", "embed")),
-)
-
 
 def check_norm_groups(channels: Sequence[int], groups: int) -> None:
     """Raises UserError if a level's channels do not divide into so many groups; 0: any will do."""
@@ -71,7 +64,12 @@ class ResBlock(nn.Module):
         shift = scale = None
         if embedding_BE is not None:
             both = self.condition == "scale_shift"
-            condition = Dense(self.channels * (1 + both), dtype=self.dtype, name="condition")
+            condition = Dense(
+                self.channels * (1 + both),
+                dtype=self.dtype,
+                kernel_axes=("embed", "conv_out"),
+                name="condition",
+            )
             shift = condition(embedding_BE)[:, None, None]
             if both:
                 scale, shift = jnp.split(shift, 2, -1)
@@ -114,10 +112,18 @@ class SelfAttention(nn.Module):
         x = x_BHWC
         if self.groups >= 0:
             x = group_norm(c, self.dtype, "norm", self.groups, self.eps)(x)
-        qkv = Dense(3 * c, dtype=self.dtype, name="qkv")(x.reshape(b, h * w, c))
+        project = Dense(3 * c, dtype=self.dtype, kernel_axes=("embed", "heads"), name="qkv")
+        qkv = project(x.reshape(b, h * w, c))
         q, k, v = jnp.split(qkv.reshape(b, h * w, 3 * self.heads, c // self.heads), 3, 2)
         y = attention(q, k, v).reshape(b, h * w, c)
-        y = Dense(c, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="out")(y)
+        out = Dense(
+            c,
+            kernel_init=nn.initializers.zeros,
+            dtype=self.dtype,
+            kernel_axes=("heads", "embed"),
+            name="out",
+        )
+        y = out(y)
         return x_BHWC + y.reshape(b, h, w, c)
 
 

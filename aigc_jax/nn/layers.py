@@ -2,7 +2,6 @@
 
 import dataclasses
 import zlib
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,18 +14,9 @@ from aigc_jax.ops.convolution import Padding, convolution, depth_to_space
 from aigc_jax.ops.dense import dense
 from aigc_jax.ops.norm import layer_norm, rms_norm
 
-# The axes of their parameters, and of those of Flax's own layers: see parallel/rules.py.
-CONV = (None, None, "conv_in", "conv_out")
-AXES = (
-    ("bias", ("bias",)),
-    ("scale", ("norm",)),
-    ("conv/kernel", CONV),
-    ("conv_in/kernel", CONV),
-    ("conv_out/kernel", CONV),
-    ("class*/embedding", ("classes", "embed")),
-    ("lora_a", ("inputs", "rank")),
-    ("lora_b", ("rank", "outputs")),
-)
+Initializer = nn.initializers.Initializer
+Axes = tuple[str | None, ...]  # logical axes of a parameter: see distributed/logical_axes.py
+partitioned = nn.with_logical_partitioning
 
 UNROLLED = 8  # layers that one turn of a loop may have where that is faster
 
@@ -59,20 +49,33 @@ class Lora:
 
 
 class Dense(nn.Module):
-    """x @ kernel + bias."""
+    """x @ kernel + bias.
+
+    Attributes:
+      features: size of the last axis of the result.
+      use_bias: whether there is a bias.
+      kernel_init: of the kernel (inputs, features).
+      dtype: of the computation.
+      kernel_axes: logical axes of the kernel.
+      bias_axes: logical axis of the bias.
+    """
 
     features: int
     use_bias: bool = True
-    kernel_init: Any = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
     dtype: jnp.dtype = jnp.float32
+    kernel_axes: Axes = ("dense_in", "dense_out")
+    bias_axes: Axes = ("bias",)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        init = partitioned(self.kernel_init, self.kernel_axes)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
         y = dense(x.astype(self.dtype), kernel.astype(self.dtype))
         if not self.use_bias:
             return y
-        return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        start = partitioned(nn.initializers.zeros, self.bias_axes)
+        return y + self.param("bias", start, (self.features,)).astype(self.dtype)
 
 
 class Linear(Dense):
@@ -90,8 +93,10 @@ class Linear(Dense):
         if self.lora is None:
             return y
         rank, x = self.lora.rank, x.astype(self.dtype)
-        a = self.variable("lora", "lora_a", lambda: self._uniform((x.shape[-1], rank))).value
-        b = self.variable("lora", "lora_b", jnp.zeros, (rank, self.features)).value
+        start_a = partitioned(self._uniform, ("inputs", "rank"))
+        start_b = partitioned(jnp.zeros, ("rank", "outputs"))
+        a = self.variable("lora", "lora_a", start_a, (x.shape[-1], rank)).value
+        b = self.variable("lora", "lora_b", start_b, (rank, self.features)).value
         x = Dropout(self.lora.dropout, name="lora_dropout")(x, key_B)
         return y + (x @ a.astype(self.dtype)) @ b.astype(self.dtype) * (self.lora.alpha / rank)
 
@@ -101,29 +106,46 @@ class Linear(Dense):
 
 
 class Conv(nn.Module):
-    """A convolution of images (B, H, W, C) and a bias."""
+    """A convolution over any number of spatial axes, and a bias: (B, …, C) → (B, …', features).
+
+    Attributes:
+      features: channels of the result.
+      kernel_size: one entry per spatial axis.
+      strides: one per spatial axis; None: 1 along each.
+      padding: "SAME" as in TensorFlow, "VALID", or (before, after) of each spatial axis.
+      kernel_init: of the kernel (*kernel_size, C, features).
+      dtype: of the computation.
+      kernel_axes: logical axes of the kernel's last two axes; its spatial axes are never split.
+    """
 
     features: int
-    kernel_size: tuple[int, int]
-    strides: tuple[int, int] = (1, 1)
+    kernel_size: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
     padding: Padding = "SAME"
-    kernel_init: Any = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
     dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        shape = (*self.kernel_size, x_BHWC.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
-        y = convolution(x_BHWC.astype(self.dtype), kernel, self.strides, self.padding)
-        return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-
-
-class Bias(nn.Module):
-    """x + bias over the last axis."""
+    kernel_axes: Axes = ("conv_in", "conv_out")
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return x + self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        spatial = len(self.kernel_size)
+        init = partitioned(self.kernel_init, (*[None] * spatial, *self.kernel_axes))
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", init, shape).astype(self.dtype)
+        strides = self.strides or (1,) * spatial
+        y = convolution(x.astype(self.dtype), kernel, strides, self.padding)
+        start = partitioned(nn.initializers.zeros, ("bias",))
+        return y + self.param("bias", start, (self.features,)).astype(self.dtype)
+
+
+class Bias(nn.Module):
+    """x + bias over the last axis, whose logical axis is `axes`."""
+
+    axes: Axes = ("bias",)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x + self.param("bias", partitioned(nn.initializers.zeros, self.axes), x.shape[-1:])
 
 
 class Norm(nn.Module):
@@ -150,10 +172,10 @@ class Norm(nn.Module):
         shape, scale = x.shape[-1:], 1.0
         if self.learned:
             start = nn.initializers.zeros if self.offset else nn.initializers.ones
-            scale = self.param("scale", start, shape) + float(self.offset)
+            scale = self.param("scale", partitioned(start, ("norm",)), shape) + float(self.offset)
         x = (layer_norm if self.kind == "layernorm" else rms_norm)(x, self.eps) * scale
         if self.kind == "layernorm" and self.use_bias:
-            x += self.param("bias", nn.initializers.zeros, shape)
+            x += self.param("bias", partitioned(nn.initializers.zeros, ("bias",)), shape)
         return x.astype(self.dtype)
 
 
@@ -173,8 +195,8 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x_BC: jax.Array) -> jax.Array:
         shape = x_BC.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
+        scale = self.param("scale", partitioned(nn.initializers.ones, ("norm",)), shape)
+        bias = self.param("bias", partitioned(nn.initializers.zeros, ("bias",)), shape)
         return norm.group_norm(x_BC, scale, bias, self.groups, self.eps).astype(self.dtype)
 
 
@@ -184,10 +206,17 @@ class SubPixelConv(nn.Module):
     features: int
     kernel: int = 3
     dtype: jnp.dtype = jnp.float32
+    kernel_axes: Axes = ("conv_in", "conv_out")
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        conv = Conv(4 * self.features, (self.kernel, self.kernel), dtype=self.dtype, name="conv")
+        conv = Conv(
+            4 * self.features,
+            (self.kernel, self.kernel),
+            dtype=self.dtype,
+            kernel_axes=self.kernel_axes,
+            name="conv",
+        )
         return depth_to_space(conv(x_BHWC))
 
 
@@ -258,12 +287,12 @@ class ClassEmbedding(nn.Module):
     num_classes: int
     features: int
     null: bool = True
-    init: Any = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
+    init: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
 
     @nn.compact
     def __call__(self, label_B: jax.Array) -> jax.Array:
         shape = (self.num_classes + self.null, self.features)
-        table = self.param("embedding", self.init, shape)
+        table = self.param("embedding", partitioned(self.init, ("classes", "embed")), shape)
         known_B = label_B < len(table)
         vectors = jnp.take(table, jnp.where(known_B, label_B, 0), axis=0)
         return jnp.where(known_B[:, None], vectors, 0)

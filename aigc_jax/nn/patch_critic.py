@@ -11,12 +11,6 @@ import jax.numpy as jnp
 from aigc_jax.distributed.logical_axes import with_logical_constraint
 from aigc_jax.nn.layers import Conv, group_norm
 
-AXES = (
-    ("down_0/kernel", (None, None, "colours", "first")),
-    ("down_*/kernel", (None, None, "conv_in", "conv_out")),
-    ("score/kernel", (None, None, "conv_in", "outputs")),
-)
-
 
 class PatchCritic(nn.Module):
     """Images (B, H, W, C) in [−1, 1] → scores of patches (B, h, w), and the features of each layer.
@@ -32,9 +26,19 @@ class PatchCritic(nn.Module):
     def __call__(self, x_BHWC: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         x, features = with_logical_constraint(x_BHWC, "batch"), []
         for i, channels in enumerate(self.channels):
-            x = Conv(channels, (4, 4), (2, 2), dtype=self.dtype, name=f"down_{i}")(x)
+            axes = ("conv_in", "conv_out") if i else ("inputs", "stem")
+            conv = Conv(
+                channels,
+                (4, 4),
+                (2, 2),
+                dtype=self.dtype,
+                kernel_axes=axes,
+                name=f"down_{i}",
+            )
+            x = conv(x)
             x = group_norm(channels, self.dtype, name=f"norm_{i}")(x) if i else x
             x = jax.nn.leaky_relu(x, 0.2)
             features.append(x.astype(jnp.float32))
-        score_Bhw1 = Conv(1, (3, 3), dtype=self.dtype, name="score")(x)
+        score = Conv(1, (3, 3), dtype=self.dtype, kernel_axes=("conv_in", "outputs"), name="score")
+        score_Bhw1 = score(x)
         return score_Bhw1[..., 0].astype(jnp.float32), features

@@ -65,7 +65,7 @@ def linear(c: TransformerConfig, dtype: jnp.dtype, target: str, features: int, b
     lora = None
     if c.lora_rank and target in c.lora_targets:
         lora = Lora(c.lora_rank, c.lora_alpha, c.lora_dropout)
-    return Linear(features, bias, init, dtype, lora, **kw)
+    return Linear(features, bias, init, dtype, lora=lora, **kw)
 
 
 def norm(c: TransformerConfig, dtype: jnp.dtype, **kw: Any) -> Norm:
@@ -91,7 +91,8 @@ class ShortConv(nn.Module):
         """
         batch, length, features = x_BTW.shape
         shape = (self.width, features)
-        taps = self.param("taps", nn.initializers.zeros, shape).astype(x_BTW.dtype)
+        init = nn.with_logical_partitioning(nn.initializers.zeros, ("position", "norm"))
+        taps = self.param("taps", init, shape).astype(x_BTW.dtype)
         if before is None:
             before = jnp.zeros((batch, self.width - 1, features), x_BTW.dtype)
         all_BSW = jnp.concatenate([before.astype(x_BTW.dtype), x_BTW], 1)
@@ -114,14 +115,13 @@ class Attention(nn.Module):
         c, key_B = self.config, place.key_B
         batch, length = x_BTW.shape[:2]
 
-        def project(name, heads):
-            y = linear(c, self.dtype, name, heads * c.head_size, c.qkv_bias, name=name)(
-                x_BTW, key_B
-            )
-            return y.reshape(batch, length, heads, c.head_size)
+        def project(name, heads, axis):
+            axes = dict(kernel_axes=("embed", axis), bias_axes=(axis,))
+            dense = linear(c, self.dtype, name, heads * c.head_size, c.qkv_bias, name=name, **axes)
+            return dense(x_BTW, key_B).reshape(batch, length, heads, c.head_size)
 
-        q, k = project("query", c.heads), project("key", c.key_heads)
-        v = project("value", c.key_heads)
+        q = project("query", c.heads, "heads")
+        k, v = (project(name, c.key_heads, "kv") for name in ("key", "value"))
         if c.qk_norm:
             kind = "rmsnorm", c.norm_eps, False, c.norm_offset, self.dtype, c.norm_scale
             q, k = Norm(*kind, name="query_norm")(q), Norm(*kind, name="key_norm")(k)
@@ -159,7 +159,8 @@ class Attention(nn.Module):
             softcap=c.attention_softcap,
             dropout=None if key_B is None or not c.dropout else (key_B, c.dropout),
         )
-        out = linear(c, self.dtype, "out", c.width, c.out_bias, name="out")
+        axes = ("heads", "embed")
+        out = linear(c, self.dtype, "out", c.width, c.out_bias, name="out", kernel_axes=axes)
         return out(y_BTHD.reshape(batch, length, -1), key_B), kv
 
 
@@ -171,13 +172,17 @@ class MLP(nn.Module):
     def __call__(self, x_BTW, key_B):
         c, act = self.config, ACTIVATIONS[self.config.activation]
 
-        def project(target, features, name):
-            return linear(c, self.dtype, target, features, c.mlp_bias, name=name)
+        def project(target, features, name, kernel_axes, **kw):
+            kw |= dict(kernel_axes=kernel_axes, name=name)
+            return linear(c, self.dtype, target, features, c.mlp_bias, **kw)
 
-        y = project("in", c.hidden, "in")(x_BTW, key_B)
-        y = act(project("gate", c.hidden, "gate")(x_BTW, key_B)) * y if c.gated else act(y)
+        def expand(name):
+            return project(name, c.hidden, name, ("embed", "mlp"), bias_axes=("mlp",))
+
+        y = expand("in")(x_BTW, key_B)
+        y = act(expand("gate")(x_BTW, key_B)) * y if c.gated else act(y)
         y = with_logical_constraint(y, "batch", "length", "mlp")
-        return project("down", c.width, "out")(y, key_B)
+        return project("down", c.width, "out", ("mlp", "embed"))(y, key_B)
 
 
 class Block(nn.Module):

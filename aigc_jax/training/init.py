@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -34,7 +35,7 @@ def init_state(
       power_ema: widths of the power-function averages that it keeps.
     """
     key = jax.random.key(seed)
-    params, mutables = objective.init(jax.random.fold_in(key, INIT_FOLD), batch)
+    params, mutables = nn.unbox(objective.init(jax.random.fold_in(key, INIT_FOLD), batch))
     return TrainState(
         step=jnp.int32(0),
         params=params,

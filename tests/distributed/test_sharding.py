@@ -5,6 +5,7 @@ import os
 import types
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,15 +17,14 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.state import named_leaves
 from aigc_jax.distributed import mesh as mesh_lib
 from aigc_jax.distributed.logical_axes import (
-    NAMES,
     logical_to_mesh,
+    unsharded,
     with_logical_constraint,
     with_mesh,
 )
 from aigc_jax.distributed.mesh import arrange, check_batch, make_mesh, parse_mesh, put_batch
-from aigc_jax.distributed.sharding import axes_of, param_specs, per_device, with_shardings
+from aigc_jax.distributed.sharding import param_specs, per_device, with_shardings
 from aigc_jax.experiment import build
-from aigc_jax.families import registry
 from aigc_jax.training.compile import compile_step
 
 GOLDEN = os.path.join(os.path.dirname(__file__), "sharding_specs.txt")
@@ -39,8 +39,10 @@ STRATEGIES = {
 
 def specs_text(model):
     """The specs of a model's parameters, one a line: name, shape, fsdp, tensor, product."""
-    shapes = sharded.make(model, "data=1").state_shapes().params
-    specs = {s: param_specs(shapes, sizes, registry.axes()) for s, sizes in STRATEGIES.items()}
+    run = sharded.make(model, "data=1")
+    boxed, _ = jax.eval_shape(run.objective.init, jax.random.key(0), run.spec.example_batch(2))
+    shapes = run.state_shapes().params
+    specs = {s: param_specs(boxed, sizes) for s, sizes in STRATEGIES.items()}
     lines = [f"[{model}]"]
     for name, leaf in named_leaves(shapes):
         # What is not in the table of a strategy is whole on every device.
@@ -62,27 +64,10 @@ def test_golden_specs(model):
     assert specs_text(model).split("]", 1)[1].strip() == golden[model].strip()
 
 
-def test_names_mean_one_thing():
-    """No two tables say different things of the same name, and every name has a rule."""
-    known = {}
-    for row, axes in registry.axes():
-        assert known.setdefault((row, len(axes)), axes) == axes, row
-        assert set(axes) <= {None, *NAMES}, row
-
-
-def test_the_row_that_says_most_counts():
-    table = (("kernel", ("embed", "mlp")), ("out/kernel", ("mlp", "embed")), ("o*/k*", ("a", "b")))
-    assert axes_of("model/in/kernel", 2, table) == ("embed", "mlp")
-    assert axes_of("model/out/kernel", 2, table) == ("mlp", "embed")
-    assert axes_of("model/layers/out/kernel", 3, table) == ("layers", "mlp", "embed")
-    assert axes_of("model/out/kernel", 3, table) is None
-    assert axes_of("model/about/kernels", 2, table) is None
-
-
 def test_an_axis_of_the_mesh_splits_one_axis_of_an_array():
     mesh = dict(fsdp=2, tensor=2)
     assert logical_to_mesh(("embed", "embed"), (4, 4), mesh, "w") == P("fsdp")
-    assert logical_to_mesh(("inputs", "first"), (3, 4), mesh, "w") == P(None, ("fsdp", "tensor"))
+    assert logical_to_mesh(("inputs", "stem"), (3, 4), mesh, "w") == P(None, ("fsdp", "tensor"))
 
 
 @pytest.mark.parametrize(
@@ -117,12 +102,37 @@ def test_a_product_under_which_a_gradient_is_wrong_is_refused(model):
     sharded.make(model, "fsdp=4,tensor=2")
 
 
-def test_parameters_and_names_without_a_rule():
-    shapes = {"model": {"new": {"kernel": jax.ShapeDtypeStruct((4, 4), jnp.float32)}}}
-    with pytest.raises(UserError, match=r"model/new/kernel of 4×4 have no names.*AXES"):
-        param_specs(shapes, dict(fsdp=2), ())
-    with pytest.raises(UserError, match=r"model/new/kernel has an axis 'embd'.*mean 'embed'"):
-        param_specs(shapes, dict(fsdp=2), (("new/kernel", ("embd", None)),))
+class Own(nn.Module):
+    """A user's own network of Flax's own layers, with or without logical axes."""
+
+    axes: tuple = ()
+
+    @nn.compact
+    def __call__(self, x):
+        init = nn.initializers.lecun_normal()
+        if self.axes:
+            init = nn.with_logical_partitioning(init, self.axes)
+        x = nn.LayerNorm()(x)
+        return nn.Dense(8, kernel_init=init, name="new")(x)
+
+
+def own(axes=()):
+    made = jax.eval_shape(Own(axes).init, jax.random.key(0), jnp.ones((1, 4)))
+    return {"model": made["params"]}
+
+
+def test_a_network_of_ones_own_is_sharded_by_the_axes_that_it_names():
+    """Vectors need none; a kernel without is refused, but where only the batch is split."""
+    specs = param_specs(own(("embed", "mlp")), dict(fsdp=2, tensor=2))
+    assert specs.pop("model/new/kernel") == P("fsdp", "tensor")
+    assert len(specs) == 3 and set(specs.values()) == {P()}
+    with pytest.raises(UserError, match=r"model/new/kernel of 4×8.*with_logical_partitioning"):
+        param_specs(own(), dict(fsdp=2))
+    with pytest.raises(UserError, match=r"model/new/kernel.*'embd'.*mean 'embed'"):
+        param_specs(own(("embd", None)), dict(fsdp=2))
+    with pytest.raises(UserError, match=r"model/new/kernel.*1 logical axes"):
+        param_specs(own(("embed",)), dict(fsdp=2))
+    assert set(param_specs(unsharded(nn.unbox(own())), dict(fsdp=2)).values()) == {P()}
 
 
 def test_axes_come_in_one_order():

@@ -1,5 +1,6 @@
 """The four families at a size that compiles in seconds."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -98,7 +99,8 @@ def state(run, seed=0):
 
 def params(run, family, scale=0.1):
     """Random parameters, so that every path of a model matters; nothing is compiled for them."""
-    shapes, _ = jax.eval_shape(run.objective.init, jax.random.key(0), batch(family))
+    made = jax.eval_shape(run.objective.init, jax.random.key(0), batch(family))
+    shapes, _ = nn.unbox(made)
     ones = jax.tree_util.tree_map_with_path(
         lambda path, s: np.full(s.shape, "'scale'" in str(path[-1]), s.dtype), shapes
     )

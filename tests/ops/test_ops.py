@@ -68,7 +68,7 @@ def test_each_layer_is_flax_s(name, dtype):
     """With its parameters' names, shapes and fresh values."""
     ours, theirs = (layer.clone(dtype=dtype) for layer in LAYERS[name])
     x = jnp.asarray(IMAGES, dtype)
-    fresh = ours.init(jax.random.key(0), x)
+    fresh = nn.unbox(ours.init(jax.random.key(0), x))
     chex.assert_trees_all_equal(fresh, theirs.init(jax.random.key(0), x))
     params = jax.tree.map(lambda p: p + 0.1 * jnp.sin(jnp.arange(p.size)).reshape(p.shape), fresh)
     found, expected = (

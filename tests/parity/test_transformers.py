@@ -9,6 +9,7 @@ import json
 import os
 import unicodedata
 
+import flax.linen as nn
 import jax
 import ml_dtypes
 import numpy as np
@@ -373,7 +374,7 @@ def test_an_adapter_of_ours_does_the_same_in_peft(kind, tmp_path):
 def random_lora(config, seed=1):
     rng = np.random.default_rng(seed)
     module = Transformer(config, config.vocab_size, config.context)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), tokens())["lora"]
+    shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), tokens())["lora"])
     return jax.tree.map(lambda x: rng.normal(0, 0.15, x.shape).astype(np.float32), shapes)
 
 

@@ -34,23 +34,6 @@ from aigc_jax.ops.rope import rotary_frequencies, rotate
 
 ROTARY_BASE = 100.0  # patches are few along a side, so the frequencies are high (Heo et al. 2024)
 
-AXES = (
-    ("patch/kernel", (None, None, "colours", "embed")),
-    ("time/in/kernel", ("inputs", "first")),
-    ("time/out/kernel", ("mlp", "embed")),
-    ("span/in/kernel", ("inputs", "first")),
-    ("span/out/kernel", ("mlp", "embed")),
-    ("augment/kernel", ("inputs", "embed")),
-    ("modulation/kernel", ("embed", "mlp")),
-    ("final_modulation/kernel", ("embed", "mlp")),
-    ("attention/qkv/kernel", ("embed", "heads")),
-    ("attention/out/kernel", ("heads", "embed")),
-    ("mlp_in/kernel", ("embed", "mlp")),
-    ("mlp_in/bias", ("mlp",)),
-    ("mlp_out/kernel", ("mlp", "embed")),
-    ("final/kernel", ("embed", "outputs")),
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class DiTConfig:
@@ -108,10 +91,17 @@ def sincos_positions(height: int, width: int, size: int) -> jax.Array:
     return jnp.concatenate([waves(column), waves(row)], -1)
 
 
-def dense(features: int, dtype: jnp.dtype, name: str, init: Any = None, **kw: Any) -> Dense:
-    """Xavier's initialisation unless `init` says otherwise."""
+def dense(
+    features: int,
+    dtype: jnp.dtype,
+    name: str,
+    axes: tuple[str, str],
+    init: Any = None,
+    **kw: Any,
+) -> Dense:
+    """Xavier's initialisation unless `init` says otherwise; `axes`: the kernel's logical axes."""
     init = init or nn.initializers.xavier_uniform()
-    return Dense(features, kernel_init=init, dtype=dtype, name=name, **kw)
+    return Dense(features, kernel_init=init, dtype=dtype, kernel_axes=axes, name=name, **kw)
 
 
 def layer_norm(eps: float = 1e-6) -> Norm:
@@ -133,8 +123,8 @@ class TimeEmbedder(nn.Module):
     def __call__(self, time_B):
         c, init = self.config, nn.initializers.normal(0.02)
         y = time_embedding(time_B, c.frequencies, shift=c.frequency_shift)
-        y = silu(dense(c.width, self.dtype, "in", init)(y))
-        return dense(c.width, self.dtype, "out", init)(y)
+        y = silu(dense(c.width, self.dtype, "in", ("inputs", "stem"), init)(y))
+        return dense(c.width, self.dtype, "out", ("mlp", "embed"), init)(y)
 
 
 class Embedder(nn.Module):
@@ -163,7 +153,8 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x_BTD, place):
         c, (batch, length, width) = self.config, x_BTD.shape
-        qkv = dense(3 * width, self.dtype, "qkv", use_bias=c.qkv_bias)(x_BTD)
+        project = dense(3 * width, self.dtype, "qkv", ("embed", "heads"), use_bias=c.qkv_bias)
+        qkv = project(x_BTD)
         q, k, v = jnp.split(qkv.reshape(batch, length, 3 * c.heads, width // c.heads), 3, 2)
         if c.qk_norm:
             q, k = (
@@ -176,7 +167,7 @@ class Attention(nn.Module):
         q = with_logical_constraint(q, "batch", "length", "heads", None)
         k, v = (with_logical_constraint(y, "batch", None, "heads", None) for y in (k, v))
         y = attention(q, k, v).reshape(batch, length, width)
-        return dense(width, self.dtype, "out")(y)
+        return dense(width, self.dtype, "out", ("heads", "embed"))(y)
 
 
 def turned(x_BTND: jax.Array, place: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -204,7 +195,8 @@ class Block(nn.Module):
         if key_B is not None:  # every layer drops its own
             key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, layer)
         zeros = nn.initializers.zeros
-        modulation = dense(6 * c.width, self.dtype, "modulation", zeros)(silu(condition_BD))
+        modulate_by = dense(6 * c.width, self.dtype, "modulation", ("embed", "mlp"), zeros)
+        modulation = modulate_by(silu(condition_BD))
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(modulation, 6, -1)
 
         y = modulate(layer_norm()(x_BTD), shift, scale)
@@ -212,8 +204,9 @@ class Block(nn.Module):
         y = Dropout(c.dropout, name="attention_dropout")(y, key_B)
         x_BTD = x_BTD + gate[:, None] * y
         y = modulate(layer_norm(c.mlp_norm_eps)(x_BTD), mlp_shift, mlp_scale)
-        y = ACTIVATIONS[c.activation](dense(c.hidden, self.dtype, "mlp_in")(y))
-        y = dense(c.width, self.dtype, "mlp_out")(Dropout(c.dropout, name="mlp_dropout")(y, key_B))
+        mlp_in = dense(c.hidden, self.dtype, "mlp_in", ("embed", "mlp"), bias_axes=("mlp",))
+        y = Dropout(c.dropout, name="mlp_dropout")(ACTIVATIONS[c.activation](mlp_in(y)), key_B)
+        y = dense(c.width, self.dtype, "mlp_out", ("mlp", "embed"))(y)
         x_BTD = with_logical_constraint(x_BTD + mlp_gate[:, None] * y, "batch", "length", None)
         return x_BTD, condition_BD
 
@@ -256,10 +249,12 @@ class DiT(nn.Module):
         x, conditions = self._layers()(x, jnp.arange(c.depth), *given)
         condition = conditions[0]  # that of the first block also ends the network
         zeros = nn.initializers.zeros
-        last = dense(2 * c.width, self.dtype, "final_modulation", zeros)(silu(condition))
+        last = dense(2 * c.width, self.dtype, "final_modulation", ("embed", "mlp"), zeros)(
+            silu(condition)
+        )
         x = modulate(layer_norm()(x), *jnp.split(last, 2, -1))
         outputs = colours * (1 + c.learned_sigma)
-        x = dense(p * p * outputs, self.dtype, "final", zeros)(x)
+        x = dense(p * p * outputs, self.dtype, "final", ("embed", "outputs"), zeros)(x)
         image = depth_to_space(x.reshape(batch, rows, columns, -1), p)
         return crop(image[..., :colours], (height, width)).astype(jnp.float32)
 
@@ -268,7 +263,16 @@ class DiT(nn.Module):
         c = self.config
         init = nn.initializers.xavier_uniform(in_axis=(0, 1, 2), out_axis=3)
         size = (c.patch_size, c.patch_size)
-        conv = Conv(c.width, size, size, "VALID", kernel_init=init, dtype=self.dtype, name="patch")
+        conv = Conv(
+            c.width,
+            size,
+            size,
+            "VALID",
+            kernel_init=init,
+            dtype=self.dtype,
+            kernel_axes=("inputs", "embed"),
+            name="patch",
+        )
         return conv(x_BHWC).reshape(x_BHWC.shape[0], -1, c.width)
 
     def _condition(self, batch, time_B, label_B, span_B, augment_BA):
@@ -280,7 +284,8 @@ class DiT(nn.Module):
         if span_B is not None:
             condition += TimeEmbedder(c, self.dtype, name="span")(span_B)
         if augment_BA is not None:
-            condition += dense(c.width, self.dtype, "augment", use_bias=False)(augment_BA)
+            augment = dense(c.width, self.dtype, "augment", ("inputs", "embed"), use_bias=False)
+            condition += augment(augment_BA)
         return condition
 
     def _layers(self):
@@ -291,6 +296,7 @@ class DiT(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
+            metadata_params={nn.PARTITION_NAME: "layers"},
             in_axes=(0, *[nn.broadcast] * 5),
             length=c.depth,
             unroll=layers_in_a_turn(c.scan_unroll, c.depth),

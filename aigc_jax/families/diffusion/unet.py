@@ -19,16 +19,6 @@ from aigc_jax.nn.padding import crop, fill, filled_size
 from aigc_jax.ops.activation import silu
 from aigc_jax.ops.convolution import depth_to_space, downsample, space_to_depth, upsample
 
-AXES = (
-    ("time_in/kernel", ("inputs", "first")),
-    ("time_out/kernel", ("mlp", "embed")),
-    ("span_in/kernel", ("inputs", "first")),
-    ("span_out/kernel", ("mlp", "embed")),
-    ("augment/kernel", ("inputs", "embed")),
-    ("model/conv_in/kernel", (None, None, "colours", "first")),
-    ("model/conv_out/kernel", (None, None, "conv_in", "colours")),
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
@@ -143,7 +133,14 @@ class UNet(nn.Module):
         x = fill(x, c.filled(x.shape[1:3]))
         x = space_to_depth(x, c.patch_size)
         outputs = x.shape[-1]
-        x = Conv(c.channels[0], (3, 3), dtype=self.dtype, name="conv_in")(x)
+        conv_in = Conv(
+            c.channels[0],
+            (3, 3),
+            dtype=self.dtype,
+            kernel_axes=("inputs", "stem"),
+            name="conv_in",
+        )
+        x = conv_in(x)
         skips = [x]
         for level in levels:
             if level:
@@ -164,6 +161,7 @@ class UNet(nn.Module):
             (3, 3),
             kernel_init=nn.initializers.zeros,
             dtype=self.dtype,
+            kernel_axes=("conv_in", "outputs"),
             name="conv_out",
         )(silu(norm(x)))
         x = depth_to_space(x[..., :outputs], c.patch_size)
@@ -173,18 +171,20 @@ class UNet(nn.Module):
         """What the blocks are conditioned on, (B, E), through SiLU."""
         c = self.config
 
+        def dense(name, axes, use_bias=True):
+            return Dense(c.embedding, use_bias, dtype=self.dtype, kernel_axes=axes, name=name)
+
         def embed(time_B, name):
             size = c.frequencies or c.embedding
             y = time_embedding(time_B, size, shift=c.frequency_shift, sin_first=c.sin_first)
-            y = Dense(c.embedding, dtype=self.dtype, name=f"{name}_in")(y)
-            return Dense(c.embedding, dtype=self.dtype, name=f"{name}_out")(silu(y))
+            y = dense(f"{name}_in", ("inputs", "stem"))(y)
+            return dense(f"{name}_out", ("mlp", "embed"))(silu(y))
 
         embedding = embed(time_B, "time")
         if span_B is not None:
             embedding += embed(span_B, "span")
         if augment_BA is not None:
-            augment = Dense(c.embedding, use_bias=False, dtype=self.dtype, name="augment")
-            embedding += augment(augment_BA)
+            embedding += dense("augment", ("inputs", "embed"), use_bias=False)(augment_BA)
         if self.num_classes and label_B is not None:
             table = ClassEmbedding(
                 self.num_classes, c.embedding, c.null_class, name="class_embedding"

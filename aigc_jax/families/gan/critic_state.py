@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.ops import spectral_norm
+from aigc_jax.ops import spectral_norm as spectral
 
 State = dict[str, Any]
 
@@ -29,7 +29,7 @@ def start(params: Any, key: jax.Array, probability: float, spectral_norm: bool) 
         "sums": dict.fromkeys(("real", "fake", "above", "weight"), zero),
         "middle": zero,
         "probability": jnp.float32(probability),
-        "vectors": spectral_norm.start(params, key) if spectral_norm else {},
+        "vectors": spectral.start(params, key) if spectral_norm else {},
     }
 
 
@@ -64,7 +64,7 @@ def begin(
     if vectors:
         vectors = jax.tree.map(
             lambda new, old: jnp.where(fresh, new, old),
-            spectral_norm.advance(params, vectors),
+            spectral.advance(params, vectors),
             vectors,
         )
     return {

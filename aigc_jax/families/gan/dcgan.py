@@ -16,19 +16,6 @@ from aigc_jax.distributed.logical_axes import with_logical_constraint
 from aigc_jax.nn.layers import Conv, Dense, SubPixelConv, group_norm, label_one_hot
 from aigc_jax.nn.padding import coarse_size, crop
 
-AXES = (
-    ("stem/kernel", ("latent", "first")),
-    ("up_*/kernel", (None, None, "conv_in", "conv_out")),
-    ("conv_*/kernel", (None, None, "conv_in", "conv_out")),
-    ("image/kernel", (None, None, "conv_in", "colours")),
-    ("image/conv/kernel", (None, None, "conv_in", "colours")),
-    ("down_0/kernel", (None, None, "colours", "first")),
-    ("down_*/kernel", (None, None, "conv_in", "conv_out")),
-    ("features/kernel", ("dense_in", "dense_out")),
-    ("score/kernel", ("dense_in", "outputs")),
-    ("class_embedding/kernel", ("classes", "dense_in")),
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class DCGANConfig:
@@ -82,7 +69,8 @@ class Generator(nn.Module):
             one_hot = label_one_hot(label_B, z_BZ.shape[0], self.num_classes)
             z_BZ = jnp.concatenate([z_BZ, one_hot], -1)
         first = c.generator_channels[0]
-        x = Dense(h * w * first, dtype=self.dtype, name="stem")(z_BZ)
+        stem = Dense(h * w * first, dtype=self.dtype, kernel_axes=("latent", "stem"), name="stem")
+        x = stem(z_BZ)
         x = with_logical_constraint(x.reshape(-1, h, w, first), "batch")
         x = self._plain(x, colours) if c.plain else self._deep(x, colours)
         return jnp.tanh(crop(x, (height, width)).astype(jnp.float32))
@@ -96,7 +84,14 @@ class Generator(nn.Module):
             x = jax.nn.leaky_relu(x, 0.2)
             x = Conv(channels, (c.kernel, c.kernel), dtype=self.dtype, name=f"conv_{i}")(x)
             x = jax.nn.leaky_relu(x, 0.2)
-        return Conv(colours, (c.kernel, c.kernel), dtype=self.dtype, name="image")(x)
+        image = Conv(
+            colours,
+            (c.kernel, c.kernel),
+            dtype=self.dtype,
+            kernel_axes=("conv_in", "outputs"),
+            name="image",
+        )
+        return image(x)
 
     def _plain(self, x: jax.Array, colours: int) -> jax.Array:
         """A transposed convolution after each entry, the last one to colours.
@@ -108,12 +103,14 @@ class Generator(nn.Module):
         outputs = (*c.generator_channels[1:], colours)
         for i, (channels, stride) in enumerate(zip(outputs, c.generator_strides, strict=True)):
             x = group_norm(x.shape[-1], self.dtype, name=f"norm_{i}")(x) if c.norm else x
-            x, name = jax.nn.leaky_relu(x, 0.2), "image" if i == len(outputs) - 1 else f"up_{i + 1}"
+            x, last = jax.nn.leaky_relu(x, 0.2), i == len(outputs) - 1
+            axes = ("conv_in", "outputs" if last else "conv_out")
+            kw = dict(dtype=self.dtype, kernel_axes=axes, name="image" if last else f"up_{i + 1}")
             if stride == 1:
-                x = Conv(channels, (c.kernel, c.kernel), dtype=self.dtype, name=name)(x)
+                x = Conv(channels, (c.kernel, c.kernel), **kw)(x)
             else:
                 half = -(-c.kernel // 2)
-                x = SubPixelConv(channels, half + 1 - half % 2, self.dtype, name=name)(x)
+                x = SubPixelConv(channels, half + 1 - half % 2, **kw)(x)
         return x
 
 
@@ -131,9 +128,15 @@ class Critic(nn.Module):
         coarse_size(x.shape[1:3], halved, "model.critic_channels")
         for i, channels in enumerate(c.critic_channels):
             stride = 2 if i or c.plain else 1
-            x = Conv(
-                channels, (c.kernel, c.kernel), (stride, stride), dtype=self.dtype, name=f"down_{i}"
-            )(x)
+            down = Conv(
+                channels,
+                (c.kernel, c.kernel),
+                (stride, stride),
+                dtype=self.dtype,
+                kernel_axes=("conv_in", "conv_out") if i else ("inputs", "stem"),
+                name=f"down_{i}",
+            )
+            x = down(x)
             x = jax.nn.leaky_relu(x, 0.2)
             if not c.plain:
                 x = Conv(channels, (c.kernel, c.kernel), dtype=self.dtype, name=f"conv_{i}")(x)
@@ -153,11 +156,16 @@ def score(
 
     Called within a module: `score` and `class_embedding` are its parameters.
     """
-    score_B = Dense(1, dtype=dtype, name="score")(feature_BF)[:, 0]
+    head = Dense(1, dtype=dtype, kernel_axes=("dense_in", "outputs"), name="score")
+    score_B = head(feature_BF)[:, 0]
     if num_classes:
         one_hot = label_one_hot(label_B, feature_BF.shape[0], num_classes)
         direction = Dense(
-            feature_BF.shape[-1], use_bias=False, dtype=dtype, name="class_embedding"
+            feature_BF.shape[-1],
+            use_bias=False,
+            dtype=dtype,
+            kernel_axes=("classes", "dense_in"),
+            name="class_embedding",
         )(one_hot)
         score_B += (feature_BF * direction).sum(-1) / jnp.sqrt(feature_BF.shape[-1])
     return score_B.astype(jnp.float32)

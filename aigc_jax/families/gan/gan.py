@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -125,7 +126,8 @@ class GAN(Objective):
             "critic": self.critic.init(critic, x, label_B)["params"],
         }
         key = jax.random.fold_in(rng, 2)
-        state = critic_state.start(params["critic"], key, c.augment_start, c.spectral_norm)
+        critic = nn.unbox(params["critic"])
+        state = critic_state.start(critic, key, c.augment_start, c.spectral_norm)
         return params, {"critic": state}
 
     def _label(self, batch: Batch) -> jax.Array | None:

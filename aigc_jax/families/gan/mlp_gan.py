@@ -14,12 +14,6 @@ from aigc_jax.distributed.logical_axes import with_logical_constraint
 from aigc_jax.families.gan.dcgan import score
 from aigc_jax.nn.layers import Dense, label_one_hot
 
-AXES = (
-    ("hidden_0/kernel", ("inputs", "first")),
-    ("hidden_*/kernel", ("dense_in", "dense_out")),
-    ("image/kernel", ("dense_in", "outputs")),
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class MLPGANConfig:
@@ -44,9 +38,16 @@ class Generator(nn.Module):
             one_hot = label_one_hot(label_B, z_BZ.shape[0], self.num_classes)
             x = jnp.concatenate([x, one_hot], -1)
         for i, size in enumerate(self.config.hidden):
-            x = Dense(size, dtype=self.dtype, name=f"hidden_{i}")(x)
+            axes = ("dense_in", "dense_out") if i else ("inputs", "stem")
+            x = Dense(size, dtype=self.dtype, kernel_axes=axes, name=f"hidden_{i}")(x)
             x = jax.nn.leaky_relu(x, 0.2)
-        x = Dense(height * width * colours, dtype=self.dtype, name="image")(x)
+        image = Dense(
+            height * width * colours,
+            dtype=self.dtype,
+            kernel_axes=("dense_in", "outputs"),
+            name="image",
+        )
+        x = image(x)
         return jnp.tanh(x.astype(jnp.float32)).reshape(-1, height, width, colours)
 
 
@@ -61,6 +62,7 @@ class Critic(nn.Module):
     def __call__(self, x_BHWC: jax.Array, label_B: jax.Array | None = None) -> jax.Array:
         x = with_logical_constraint(x_BHWC.reshape(x_BHWC.shape[0], -1), "batch")
         for i, size in enumerate(reversed(self.config.hidden)):
-            x = Dense(size, dtype=self.dtype, name=f"hidden_{i}")(x)
+            axes = ("dense_in", "dense_out") if i else ("inputs", "stem")
+            x = Dense(size, dtype=self.dtype, kernel_axes=axes, name=f"hidden_{i}")(x)
             x = jax.nn.leaky_relu(x, 0.2)
         return score(x, label_B, self.num_classes, self.dtype)

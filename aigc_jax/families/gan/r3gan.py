@@ -23,20 +23,6 @@ from aigc_jax.ops.convolution import bilinear_half, bilinear_twice, grouped_conv
 SLOPE = 0.2
 GAIN = math.sqrt(2 / (1 + SLOPE**2))  # of a kernel before a leaky ReLU (He et al. 2015)
 
-AXES = (
-    ("stem/Dense_0/kernel", ("latent", "first")),
-    ("basis", (None, None, "conv_in")),
-    ("change_*/Dense_0/kernel", ("conv_in", "conv_out")),
-    ("expand/Dense_0/kernel", ("conv_in", "conv_out")),
-    ("grouped_kernel", (None, None, None, "first")),
-    ("reduce/Dense_0/kernel", ("conv_in", "conv_out")),
-    ("bias_*", ("bias",)),
-    ("generator/image/Dense_0/kernel", ("conv_in", "colours")),
-    ("critic/image/Dense_0/kernel", ("colours", "first")),
-    ("score/Dense_0/kernel", ("conv_in", "outputs")),
-    ("class_embedding/Dense_0/kernel", ("classes", "outputs")),
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class R3GANConfig:
@@ -74,11 +60,19 @@ class PointConv(nn.Module):
     features: int
     gain: float
     dtype: jnp.dtype
+    kernel_axes: tuple[str, str] = ("conv_in", "conv_out")
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         init = kernel_init(self.gain) if self.gain else nn.initializers.zeros
-        return Dense(self.features, use_bias=False, kernel_init=init, dtype=self.dtype)(x_BHWC)
+        dense = Dense(
+            self.features,
+            use_bias=False,
+            kernel_init=init,
+            dtype=self.dtype,
+            kernel_axes=self.kernel_axes,
+        )
+        return dense(x_BHWC)
 
 
 class Block(nn.Module):
@@ -98,13 +92,17 @@ class Block(nn.Module):
         x = PointConv(inner, c.kernel_gain, self.dtype, name="expand")(x_BHWC)
         x = self._bent("bias_0", x)
         shape = (3, 3, c.group_width, inner)
-        kernel = self.param("grouped_kernel", kernel_init(c.kernel_gain), shape)
+        # Inputs of a group are too few to be split, so the outputs are split by fsdp, too.
+        axes = (None, None, None, "stem")
+        init = nn.with_logical_partitioning(kernel_init(c.kernel_gain), axes)
+        kernel = self.param("grouped_kernel", init, shape)
         x = grouped_convolution(x, kernel.astype(self.dtype))
         x = PointConv(channels, 0.0, self.dtype, name="reduce")(self._bent("bias_1", x))
         return x_BHWC + x
 
     def _bent(self, name: str, x: jax.Array) -> jax.Array:
-        bias = self.param(name, nn.initializers.zeros, x.shape[-1:])
+        init = nn.with_logical_partitioning(nn.initializers.zeros, ("bias",))
+        bias = self.param(name, init, x.shape[-1:])
         return jax.nn.leaky_relu(x + bias.astype(self.dtype), SLOPE)
 
 
@@ -122,10 +120,13 @@ class Generator(nn.Module):
         h, w = coarse_size((height, width), len(c.channels) - 1, "model.channels")
         if self.num_classes:
             one_hot = label_one_hot(label_B, z_BZ.shape[0], self.num_classes)
-            known = PointConv(c.latent, 1.0, self.dtype, name="class_embedding")(one_hot)
+            axes = ("classes", "outputs")
+            known = PointConv(c.latent, 1.0, self.dtype, axes, name="class_embedding")(one_hot)
             z_BZ = jnp.concatenate([z_BZ, known], -1)
-        basis = self.param("basis", nn.initializers.normal(1.0), (h, w, c.channels[0]))
-        weight = PointConv(c.channels[0], 1.0, self.dtype, name="stem")(z_BZ)
+        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, None, "conv_in"))
+        basis = self.param("basis", init, (h, w, c.channels[0]))
+        stem = PointConv(c.channels[0], 1.0, self.dtype, ("latent", "stem"), name="stem")
+        weight = stem(z_BZ)
         x = basis.astype(self.dtype) * weight[:, None, None]
         for i, channels in enumerate(c.channels):
             if i:
@@ -134,8 +135,8 @@ class Generator(nn.Module):
                 x = bilinear_twice(x)
             for j in range(c.blocks):
                 x = Block(c, self.dtype, name=f"block_{i}_{j}")(x)
-        x = PointConv(colours, 1.0, self.dtype, name="image")(crop(x, (height, width)))
-        return x.astype(jnp.float32)
+        image = PointConv(colours, 1.0, self.dtype, ("conv_in", "outputs"), name="image")
+        return image(crop(x, (height, width))).astype(jnp.float32)
 
 
 class Critic(nn.Module):
@@ -151,7 +152,7 @@ class Critic(nn.Module):
         halvings = len(c.channels) - 1
         x = fill(x_BHWC, filled_size(x_BHWC.shape[1:3], halvings, "model.channels"))
         channels = c.channels[::-1]
-        x = PointConv(channels[0], 1.0, self.dtype, name="image")(x)
+        x = PointConv(channels[0], 1.0, self.dtype, ("inputs", "stem"), name="image")(x)
         for i in range(len(channels)):
             for j in range(c.blocks):
                 x = Block(c, self.dtype, name=f"block_{i}_{j}")(x)
@@ -161,14 +162,17 @@ class Critic(nn.Module):
                     x = PointConv(channels[i + 1], 1.0, self.dtype, name=f"change_{i + 1}")(x)
         # One weight per place and channel: a depthwise convolution as large as the image is now.
         h, w = x.shape[1:3]
-        init = nn.initializers.normal(1 / math.sqrt(h * w))
+        init = nn.with_logical_partitioning(
+            nn.initializers.normal(1 / math.sqrt(h * w)), (None, None, "conv_in")
+        )
         basis = self.param("basis", init, (h, w, channels[-1]))
         x = (x * basis.astype(self.dtype)).sum((1, 2))
         outputs = channels[-1] if self.num_classes else 1
-        x = PointConv(outputs, 1.0, self.dtype, name="score")(x).astype(jnp.float32)
+        score = PointConv(outputs, 1.0, self.dtype, ("conv_in", "outputs"), name="score")
+        x = score(x).astype(jnp.float32)
         if not self.num_classes:
             return x[:, 0]
         one_hot = label_one_hot(label_B, batch, self.num_classes)
-        gain = 1 / math.sqrt(outputs)
-        direction = PointConv(outputs, gain, jnp.float32, name="class_embedding")(one_hot)
-        return (x * direction).sum(-1)
+        gain, axes = 1 / math.sqrt(outputs), ("classes", "outputs")
+        project = PointConv(outputs, gain, jnp.float32, axes, name="class_embedding")
+        return (x * project(one_hot)).sum(-1)

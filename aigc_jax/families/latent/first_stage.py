@@ -21,6 +21,7 @@ from aigc_jax.core.conditions import class_conditions, label_of
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.objective import Batch, Objective
 from aigc_jax.core.request import SampleRequest
+from aigc_jax.distributed.logical_axes import unsharded
 from aigc_jax.families.latent.image_codec import ImageCodec
 from aigc_jax.inference.engine import pad_prompts
 from aigc_jax.modalities.spec import ImageSpec, Spec, TextSpec
@@ -30,8 +31,6 @@ from aigc_jax.ops.random import fold
 PLAYER = "first_stage"
 ENCODING = 0x5AFE  # folded into an example's key, so that no draw of the objective's is repeated
 SCALE = 0.5  # of normalised latents: about that of pixels in [−1, 1], for which defaults are made
-
-AXES = (("shift", ("latent",)), ("first_stage/scale", ("latent",)))  # see parallel/rules.py
 
 Variables = dict[str, Any]
 
@@ -95,7 +94,7 @@ class LatentSpaceObjective(abc.ABC):
         channels = self.stage.latent_shape[-1]
         empty = {
             "params": stage_params,
-            "mutables": stage_mutables,
+            "mutables": unsharded(stage_mutables),
             "shift": jax.ShapeDtypeStruct((channels,), jnp.float32),
             "scale": jax.ShapeDtypeStruct((channels,), jnp.float32),
         }

@@ -17,15 +17,6 @@ from aigc_jax.ops.attention_mask import positions_of
 
 Cache = dict[str, jax.Array]  # "c", "h" (L, B, W)
 
-AXES = (
-    ("token_embedding/embedding", ("vocab", "embed")),
-    # Not over tensor: beside data and fsdp, XLA's partitioner makes the loop's gradient wrong.
-    ("cell/[ih][ifgo]/kernel", ("embed", None)),
-    ("cell/h[ifgo]/bias", (None,)),
-    ("head_embedding/kernel", ("embed", "vocab")),
-    ("task_head/kernel", ("embed", "outputs")),
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class LSTMConfig:
@@ -51,7 +42,17 @@ class Step(nn.Module):
     def __call__(self, carry, each):
         x_BW, position_B1 = each
         kept = jax.tree.map(lambda m: jnp.where(position_B1 == 0, 0, m), carry)
-        new, y_BW = nn.OptimizedLSTMCell(self.width, dtype=self.dtype, name="cell")(kept, x_BW)
+        # Not over tensor: beside data and fsdp, XLA's partitioner makes the loop's gradient wrong.
+        axes, init = ("embed", None), nn.initializers
+        cell = nn.OptimizedLSTMCell(
+            self.width,
+            kernel_init=nn.with_logical_partitioning(init.lecun_normal(), axes),
+            recurrent_kernel_init=nn.with_logical_partitioning(init.orthogonal(), axes),
+            bias_init=nn.with_logical_partitioning(init.zeros, (None,)),
+            dtype=self.dtype,
+            name="cell",
+        )
+        new, y_BW = cell(kept, x_BW)
         # Padding leaves the memory as it is.
         return jax.tree.map(lambda n, o: jnp.where(position_B1 < 0, o, n), new, carry), y_BW
 
@@ -71,7 +72,12 @@ class LSTM(nn.Module):
     def setup(self):
         c = self.config
         self.token_embedding = nn.Embed(
-            self.vocab_size, c.width, embedding_init=nn.initializers.normal(0.1), dtype=self.dtype
+            self.vocab_size,
+            c.width,
+            embedding_init=nn.with_logical_partitioning(
+                nn.initializers.normal(0.1), ("vocab", "embed")
+            ),
+            dtype=self.dtype,
         )
         over_time = nn.scan(
             Step, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1
@@ -79,9 +85,13 @@ class LSTM(nn.Module):
         self.layers = [over_time(c.width, self.dtype) for _ in range(c.layers)]
         self.dropouts = [Dropout(c.dropout) for _ in range(c.layers + 1)]
         if not c.tie_embeddings:
-            self.head_embedding = Linear(self.vocab_size, dtype=self.dtype)
+            self.head_embedding = Linear(
+                self.vocab_size, dtype=self.dtype, kernel_axes=("embed", "vocab")
+            )
         if self.num_outputs:
-            self.task_head = Linear(self.num_outputs, True, dtype=self.dtype)
+            self.task_head = Linear(
+                self.num_outputs, True, dtype=self.dtype, kernel_axes=("embed", "outputs")
+            )
 
     def __call__(
         self,

@@ -4,7 +4,6 @@ Shapes: B batch, T tokens, S cache slots, K key heads, D head size, W width, V v
 O outputs of a task.
 """
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -26,29 +25,6 @@ POLICIES = {  # what is kept for the backward pass, beside each layer's input
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
-AXES = (
-    ("token_embedding/embedding", ("vocab", "embed")),
-    ("position_embedding/embedding", ("position", "embed")),
-    ("type_embedding/embedding", ("classes", "embed")),
-    ("attention/query/kernel", ("embed", "heads")),
-    ("attention/query/bias", ("heads",)),
-    ("attention/key/kernel", ("embed", "kv")),
-    ("attention/key/bias", ("kv",)),
-    ("attention/value/kernel", ("embed", "kv")),
-    ("attention/value/bias", ("kv",)),
-    ("attention/out/kernel", ("heads", "embed")),
-    ("mlp/in/kernel", ("embed", "mlp")),
-    ("mlp/in/bias", ("mlp",)),
-    ("mlp/gate/kernel", ("embed", "mlp")),
-    ("mlp/gate/bias", ("mlp",)),
-    ("mlp/out/kernel", ("mlp", "embed")),
-    ("taps", ("position", "norm")),
-    ("head_transform/kernel", ("embed", "mlp")),
-    ("head_embedding/kernel", ("embed", "vocab")),
-    ("head_bias/bias", ("vocab",)),
-    ("task_head/kernel", ("embed", "outputs")),
-)
-
 
 class Transformer(nn.Module):
     """Logits over a vocabulary.
@@ -69,17 +45,17 @@ class Transformer(nn.Module):
 
     def setup(self):
         c = self.config
-        embed = functools.partial(
-            nn.Embed,
-            features=c.width,
-            embedding_init=nn.initializers.normal(c.embedding_std or c.init_std or 0.02),
-            dtype=self.dtype,
-        )
-        self.token_embedding = embed(self.vocab_size)
+        init = nn.initializers.normal(c.embedding_std or c.init_std or 0.02)
+
+        def embed(entries: int, axis: str) -> nn.Embed:
+            boxed = nn.with_logical_partitioning(init, (axis, "embed"))
+            return nn.Embed(entries, c.width, embedding_init=boxed, dtype=self.dtype)
+
+        self.token_embedding = embed(self.vocab_size, "vocab")
         if c.positions == "learned":
-            self.position_embedding = embed(self.context)
+            self.position_embedding = embed(self.context, "position")
         if c.token_types:
-            self.type_embedding = embed(c.token_types)
+            self.type_embedding = embed(c.token_types, "classes")
         if c.embedding_norm:
             self.embedding_norm = norm(c, self.dtype)
         self.embedding_dropout = Dropout(c.dropout)
@@ -90,6 +66,7 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
+            metadata_params={nn.PARTITION_NAME: "layers"},
             in_axes=(0, nn.broadcast),
             length=c.layers,
             unroll=layers_in_a_turn(c.scan_unroll, c.layers),
@@ -97,14 +74,19 @@ class Transformer(nn.Module):
         if c.norm_position != "post":
             self.final_norm = norm(c, self.dtype)
         if c.head_transform:
-            self.head_transform = linear(c, self.dtype, "head", c.width, True)
+            axes = ("embed", "mlp")
+            self.head_transform = linear(c, self.dtype, "head", c.width, True, kernel_axes=axes)
             self.head_norm = norm(c, self.dtype)
         if not c.tie_embeddings:
-            self.head_embedding = linear(c, self.dtype, "vocabulary", self.vocab_size, False)
+            axes = ("embed", "vocab")
+            self.head_embedding = linear(
+                c, self.dtype, "vocabulary", self.vocab_size, False, kernel_axes=axes
+            )
         if c.head_bias:
-            self.head_bias = Bias()
+            self.head_bias = Bias(("vocab",))
         if self.num_outputs:
-            self.task_head = linear(c, self.dtype, "head", self.num_outputs, True)
+            axes = ("embed", "outputs")
+            self.task_head = linear(c, self.dtype, "head", self.num_outputs, True, kernel_axes=axes)
 
     def __call__(
         self,

@@ -15,19 +15,6 @@ from aigc_jax.nn.layers import Conv, Dense, Residual, SubPixelConv, label_one_ho
 from aigc_jax.nn.padding import crop, fill, filled_size
 from aigc_jax.ops.activation import gelu
 
-AXES = (
-    ("down_0/kernel", (None, None, "colours", "first")),
-    ("down_*/kernel", (None, None, "conv_in", "conv_out")),
-    ("hidden_0/kernel", ("inputs", "first")),
-    ("hidden_*/kernel", ("dense_in", "dense_out")),
-    ("latent/kernel", ("dense_in", "latent")),
-    ("latent/kernel", (None, None, "conv_in", "latent")),
-    ("spread/kernel", ("dense_in", "dense_out")),
-    ("spread/kernel", (None, None, "latent", "first")),
-    ("image/kernel", ("dense_in", "outputs")),
-    ("image/kernel", (None, None, "conv_in", "colours")),
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class MLPConfig:
@@ -70,18 +57,22 @@ class Encoder(nn.Module):
             x = fill(x, c.filled(x.shape[1:3]))
             for i, channels in enumerate(c.channels):
                 strides = (2, 2) if i else (1, 1)
-                x = Conv(channels, (3, 3), strides, dtype=self.dtype, name=f"down_{i}")(x)
-                x = gelu(x)
+                axes = ("conv_in", "conv_out") if i else ("inputs", "stem")
+                kw = dict(dtype=self.dtype, kernel_axes=axes, name=f"down_{i}")
+                x = gelu(Conv(channels, (3, 3), strides, **kw)(x))
                 for j in range(c.blocks):
                     x = Residual(channels, self.dtype, name=f"block_{i}_{j}")(x)
         if is_spatial(c):
             x = with_label(x, label_B, self.num_classes)
-            head = Conv(2 * c.latent, (3, 3), dtype=self.dtype, name="latent")
+            kw = dict(dtype=self.dtype, kernel_axes=("conv_in", "latent"), name="latent")
+            head = Conv(2 * c.latent, (3, 3), **kw)
         else:
             x = with_label(x.reshape(x.shape[0], -1), label_B, self.num_classes)
             for i, size in enumerate(hidden_sizes(c)):
-                x = gelu(Dense(size, dtype=self.dtype, name=f"hidden_{i}")(x))
-            head = Dense(2 * c.latent, dtype=self.dtype, name="latent")
+                axes = ("dense_in", "dense_out") if i else ("inputs", "stem")
+                x = gelu(Dense(size, dtype=self.dtype, kernel_axes=axes, name=f"hidden_{i}")(x))
+            kw = dict(dtype=self.dtype, kernel_axes=("dense_in", "latent"), name="latent")
+            head = Dense(2 * c.latent, **kw)
         mean, log_var = jnp.split(head(x).astype(jnp.float32), 2, -1)
         # e^±12 is far outside what training visits; it keeps a wild first step finite.
         return mean, jnp.clip(log_var, -12.0, 12.0)
@@ -101,10 +92,12 @@ class Decoder(nn.Module):
         c, (height, width, colours) = self.config, self.shape
         x = with_label(with_logical_constraint(z, "batch"), label_B, self.num_classes)
         if is_spatial(c):
-            x = Conv(c.channels[-1], (3, 3), dtype=self.dtype, name="spread")(x)
+            kw = dict(dtype=self.dtype, kernel_axes=("latent", "stem"), name="spread")
+            x = Conv(c.channels[-1], (3, 3), **kw)(x)
         else:
             for i, size in enumerate(reversed(hidden_sizes(c))):
-                x = gelu(Dense(size, dtype=self.dtype, name=f"hidden_{i}")(x))
+                axes = ("dense_in", "dense_out") if i else ("inputs", "stem")
+                x = gelu(Dense(size, dtype=self.dtype, kernel_axes=axes, name=f"hidden_{i}")(x))
         if isinstance(c, ConvConfig):
             if not c.spatial:
                 factor = 2 ** (len(c.channels) - 1)
@@ -115,11 +108,13 @@ class Decoder(nn.Module):
             for i, channels in enumerate(reversed(c.channels[:-1])):
                 x = gelu(SubPixelConv(channels, dtype=self.dtype, name=f"up_{i}")(x))
                 x = self._blocks(x, f"block_{i}")
-            x = Conv(colours * self.outputs, (3, 3), dtype=self.dtype, name="image")(x)
+            kw = dict(dtype=self.dtype, kernel_axes=("conv_in", "outputs"), name="image")
+            x = Conv(colours * self.outputs, (3, 3), **kw)(x)
             x = crop(x, (height, width))
         else:
             size = height * width * colours * self.outputs
-            x = Dense(size, dtype=self.dtype, name="image")(x)
+            kw = dict(dtype=self.dtype, kernel_axes=("dense_in", "outputs"), name="image")
+            x = Dense(size, **kw)(x)
         return x.astype(jnp.float32).reshape(-1, height, width, colours, self.outputs)
 
     def _blocks(self, x: jax.Array, name: str) -> jax.Array:

@@ -21,16 +21,6 @@ from aigc_jax.nn.layers import Conv, Dense, Residual, SubPixelConv, group_norm, 
 from aigc_jax.nn.padding import crop, fill, filled_size
 from aigc_jax.ops.activation import gelu
 
-AXES = (
-    ("down_0/kernel", (None, None, "colours", "first")),
-    ("down_*/kernel", (None, None, "conv_in", "conv_out")),
-    ("top", (None, None, "conv_in")),
-    ("label/kernel", ("classes", "conv_in")),
-    ("group_*_in/kernel", (None, None, "latent", "first")),
-    ("group_*_p*/out/kernel", (None, None, "conv_in", "outputs")),
-    ("image/kernel", (None, None, "conv_in", "colours")),
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class HierarchicalVAEConfig:
@@ -68,7 +58,9 @@ class BottomUp(nn.Module):
         x = fill(x, c.filled(x.shape[1:3]))
         for i, channels in enumerate(c.channels):
             strides = (2, 2) if i else (1, 1)
-            x = Conv(channels, (3, 3), strides, dtype=self.dtype, name=f"down_{i}")(x)
+            axes = ("conv_in", "conv_out") if i else ("inputs", "stem")
+            kw = dict(dtype=self.dtype, kernel_axes=axes, name=f"down_{i}")
+            x = Conv(channels, (3, 3), strides, **kw)(x)
             for j in range(c.blocks):
                 x = Residual(channels, self.dtype, name=f"block_{i}_{j}")(x)
             features.append(x)
@@ -111,11 +103,13 @@ class TopDown(nn.Module):
         c, (height, width) = self.config, self.config.filled(self.shape[:2])
         coarsest, left, groups = len(c.channels) - 1, list(noise), []
         size = (height >> coarsest, width >> coarsest, c.channels[-1])
-        top = self.param("top", nn.initializers.normal(0.02), size).astype(self.dtype)
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, None, "conv_in"))
+        top = self.param("top", init, size).astype(self.dtype)
         x = jnp.broadcast_to(top, (noise[0].shape[0], *size))
         if self.num_classes:
             one_hot = label_one_hot(label_B, len(x), self.num_classes)
-            x += Dense(size[-1], dtype=self.dtype, name="label")(one_hot)[:, None, None]
+            kw = dict(dtype=self.dtype, kernel_axes=("classes", "conv_in"), name="label")
+            x += Dense(size[-1], **kw)(one_hot)[:, None, None]
         for level in reversed(range(len(c.channels))):
             if level < coarsest:
                 x = SubPixelConv(c.channels[level], dtype=self.dtype, name=f"up_{level}")(x)
@@ -126,7 +120,8 @@ class TopDown(nn.Module):
             for i in range(0 if c.groups[level] else c.blocks):
                 x = Residual(c.channels[level], self.dtype, name=f"block_{level}_{i}")(x)
         x = gelu(group_norm(x.shape[-1], self.dtype, name="norm_out")(x))
-        x = Conv(self.shape[2], (3, 3), dtype=self.dtype, name="image")(x)
+        kw = dict(dtype=self.dtype, kernel_axes=("conv_in", "outputs"), name="image")
+        x = Conv(self.shape[2], (3, 3), **kw)(x)
         return crop(x, self.shape[:2]).astype(jnp.float32), groups
 
     def _group(self, x, noise, read, name):
@@ -144,7 +139,8 @@ class TopDown(nn.Module):
         mean, log_scale = jnp.split(prior[..., : 2 * c.latent], 2, -1)
         z = mean + jnp.exp(jnp.clip(log_scale, -6.0, 6.0)) * u
         x += prior[..., 2 * c.latent :].astype(x.dtype)
-        x += Conv(width, (1, 1), dtype=self.dtype, name=f"{name}_in")(z)
+        kw = dict(dtype=self.dtype, kernel_axes=("latent", "stem"), name=f"{name}_in")
+        x += Conv(width, (1, 1), **kw)(z)
         for i in range(c.blocks):
             x = Residual(width, self.dtype, name=f"{name}_block_{i}")(x)
         return x, group
@@ -162,5 +158,5 @@ class Head(nn.Module):
         x = gelu(group_norm(x_BHWC.shape[-1], self.dtype, name="norm")(x_BHWC))
         x = gelu(Conv(self.hidden, (3, 3), dtype=self.dtype, name="conv")(x))
         zeros = nn.initializers.zeros
-        out = Conv(self.features, (1, 1), kernel_init=zeros, dtype=self.dtype, name="out")(x)
-        return out.astype(jnp.float32)
+        kw = dict(dtype=self.dtype, kernel_axes=("conv_in", "outputs"), name="out")
+        return Conv(self.features, (1, 1), kernel_init=zeros, **kw)(x).astype(jnp.float32)

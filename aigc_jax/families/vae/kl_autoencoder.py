@@ -17,14 +17,6 @@ from aigc_jax.ops.activation import silu
 
 MOST = 0.9999  # of a signed output, a fortieth of a grey level below white; logits are finite
 
-AXES = (
-    ("encoder/conv_in/kernel", (None, None, "colours", "first")),
-    ("encoder/conv_out/kernel", (None, None, "conv_in", "latent")),
-    ("*quant_conv/kernel", (None, None, "latent", "latent")),
-    ("decoder/conv_in/kernel", (None, None, "latent", "first")),
-    ("decoder/conv_out/kernel", (None, None, "conv_in", "colours")),
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class KLConfig:
@@ -81,10 +73,10 @@ class _Parts:
             x = SelfAttention(1, self.dtype, **kind)(x)
         return self.block(x, channels, "middle_out")
 
-    def last(self, x, channels):
+    def last(self, x, channels, axes):
         c = self.config
         norm = group_norm(x.shape[-1], self.dtype, "norm_out", c.norm_groups, c.norm_eps)
-        conv = Conv(channels, (3, 3), dtype=self.dtype, name="conv_out")
+        conv = Conv(channels, (3, 3), dtype=self.dtype, kernel_axes=axes, name="conv_out")
         return conv(silu(norm(x)))
 
 
@@ -99,15 +91,17 @@ class Encoder(nn.Module):
     def __call__(self, x_BHWC: jax.Array, label_B: jax.Array | None = None):
         c, parts = self.config, _Parts(self.config, self.dtype)
         x = fill(2 * x_BHWC - 1, c.filled(x_BHWC.shape[1:3]))
-        x = Conv(c.channels[0], (3, 3), dtype=self.dtype, name="conv_in")(x)
+        kw = dict(dtype=self.dtype, kernel_axes=("inputs", "stem"), name="conv_in")
+        x = Conv(c.channels[0], (3, 3), **kw)(x)
         for level, channels in enumerate(c.channels):
             if level:
                 x = Down(self.dtype, 0, name=f"down_{level}")(x)
             for i in range(c.blocks):
                 x = parts.block(x, channels, f"down_{level}_{i}")
-        x = parts.last(parts.middle(x), 2 * c.latent)
+        x = parts.last(parts.middle(x), 2 * c.latent, ("conv_in", "latent"))
         if c.quant_conv:
-            x = Conv(2 * c.latent, (1, 1), dtype=self.dtype, name="quant_conv")(x)
+            kw = dict(dtype=self.dtype, kernel_axes=("latent", "latent"), name="quant_conv")
+            x = Conv(2 * c.latent, (1, 1), **kw)(x)
         mean, log_var = jnp.split(x.astype(jnp.float32), 2, -1)
         return mean, jnp.clip(log_var, -30.0, 20.0)  # as diffusers does; far outside of training
 
@@ -126,15 +120,18 @@ class Decoder(nn.Module):
         c, parts = self.config, _Parts(self.config, self.dtype)
         x = z_BHWZ
         if c.post_quant_conv:
-            x = Conv(c.latent, (1, 1), dtype=self.dtype, name="post_quant_conv")(x)
-        x = Conv(c.channels[-1], (3, 3), dtype=self.dtype, name="conv_in")(x)
+            kw = dict(dtype=self.dtype, kernel_axes=("latent", "latent"), name="post_quant_conv")
+            x = Conv(c.latent, (1, 1), **kw)(x)
+        kw = dict(dtype=self.dtype, kernel_axes=("latent", "stem"), name="conv_in")
+        x = Conv(c.channels[-1], (3, 3), **kw)(x)
         x = parts.middle(x)
         for level in reversed(range(len(c.channels))):
             for i in range(c.blocks + 1):
                 x = parts.block(x, c.channels[level], f"up_{level}_{i}")
             if level:
                 x = Up(self.dtype, name=f"up_{level}")(x)
-        x = parts.last(x, self.shape[2] * self.outputs).astype(jnp.float32)
+        x = parts.last(x, self.shape[2] * self.outputs, ("conv_in", "outputs"))
+        x = x.astype(jnp.float32)
         x = crop(x, self.shape[:2])
         if c.signed_output:
             x = 2 * jnp.arctanh(jnp.clip(x, -MOST, MOST))

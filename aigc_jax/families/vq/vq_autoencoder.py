@@ -25,7 +25,6 @@ from aigc_jax.nn.patch_critic import PatchCritic
 from aigc_jax.ops.image import psnr, to_bytes, to_signed
 from aigc_jax.ops.random import fold, uniform
 
-AXES = (("model/into/kernel", ("latent", "latent")), ("model/out/kernel", ("latent", "latent")))
 PIXELS = (1, 2, 3)
 ERRORS = {"squared": lambda x, y: (x - y) ** 2, "absolute": lambda x, y: jnp.abs(x - y)}
 
@@ -87,8 +86,9 @@ class VQAutoencoder(Objective):
         self.num_codes = self.quantizer.num_codes
         self.covered = encoder.config.filled(decoder.shape[:2])
         # Codes have few numbers, and networks many channels.
-        self._into = Linear(c.codes_per_place * self.quantizer.size, use_bias=True)
-        self._out = Linear(channels, use_bias=True)
+        axes = ("latent", "latent")
+        sizes = c.codes_per_place * self.quantizer.size, channels
+        self._into, self._out = (Linear(n, use_bias=True, kernel_axes=axes) for n in sizes)
         self._sample = jax.jit(self._generate)
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:

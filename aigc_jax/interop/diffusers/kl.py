@@ -4,6 +4,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -34,7 +35,7 @@ def _kl_init(config: kl_autoencoder.KLConfig, colours: int, classes: int) -> dic
         "encoder": jax.eval_shape(kl_autoencoder.Encoder(config, 0).init, key, x)["params"],
         "decoder": jax.eval_shape(decoder.init, key, z)["params"],
     }
-    return {path: leaf.shape for path, leaf in flat(made).items()}
+    return {path: leaf.shape for path, leaf in flat(nn.unbox(made)).items()}
 
 
 def _read_kl(theirs: Mapping[str, Any]) -> Fields:

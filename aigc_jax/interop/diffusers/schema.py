@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,7 +127,7 @@ def denoiser_init(network: Any) -> Callable[[Any, int, int], dict[str, Shape]]:
         x = jax.ShapeDtypeStruct((1, side, side, colours), jnp.float32)
         time, label = (jax.ShapeDtypeStruct((1,), t) for t in (jnp.float32, jnp.int32))
         made = jax.eval_shape(network(config, classes).init, jax.random.key(0), x, time, label)
-        return {path: leaf.shape for path, leaf in flat(made["params"]).items()}
+        return {path: leaf.shape for path, leaf in flat(nn.unbox(made["params"])).items()}
 
     return init
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,7 +73,7 @@ def _shapes(config: TransformerConfig) -> tuple[tuple[str, Shape], ...]:
     model = Transformer(config, config.vocab_size, config.context)
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     made = jax.eval_shape(model.init, jax.random.key(0), tokens)
-    return tuple((path, leaf.shape) for path, leaf in flat(made["params"]).items())
+    return tuple((path, leaf.shape) for path, leaf in flat(nn.unbox(made["params"])).items())
 
 
 def tensors(arch: Architecture, ours: Mapping[str, Shape]) -> list[Tensor]:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -146,7 +147,8 @@ def model_flops(config: Config, spec: Spec) -> float:
         config = dataclasses.replace(config, model=plain)
     objective = build.make_objective(config, spec)
     batch = spec.example_batch(config.data.batch_size)
-    params, mutables = jax.eval_shape(objective.init, jax.random.key(0), spec.example_batch(2))
+    made = jax.eval_shape(objective.init, jax.random.key(0), spec.example_batch(2))
+    params, mutables = nn.unbox(made)
     seen = getattr(config.model, "seen", lambda length: 1.0)
     length = batch["tokens"].shape[1] - 1 if "tokens" in batch else 1
     total = 0.0

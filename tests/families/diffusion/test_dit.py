@@ -4,6 +4,7 @@ import functools
 import math
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +34,8 @@ SMALL = small()
 def made(config=SMALL, classes=3, more=False):
     """A network as a jitted function of parameters and inputs, and parameters without zeros."""
     model = DiT(config, classes)
-    init = jax.jit(lambda: model.init(KEY, X, TIME, LABEL, None, *(MORE if more else ()))["params"])
+    args = (X, TIME, LABEL, None, *(MORE if more else ()))
+    init = jax.jit(lambda: nn.unbox(model.init(KEY, *args))["params"])
     return jax.jit(lambda params, *args: model.apply({"params": params}, *args)), init()
 
 
@@ -81,7 +83,7 @@ def test_an_image_of_patches_is_put_together_as_it_was_cut():
     kernel = np.eye(12, dtype=np.float32).reshape(2, 2, 3, 12)
 
     def patches():
-        params = model.init(KEY, X, TIME)["params"]
+        params = nn.unbox(model.init(KEY, X, TIME))["params"]
         params |= {"patch": {"kernel": kernel, "bias": jnp.zeros(12)}}
         _, kept = model.apply(
             {"params": params}, X, TIME,

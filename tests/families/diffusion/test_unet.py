@@ -3,6 +3,7 @@
 import math
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +37,7 @@ FORMS = {
 
 
 def shapes(config, *args):
-    return jax.eval_shape(UNet(UNetConfig(**config), 3).init, KEY, *args)["params"]
+    return nn.unbox(jax.eval_shape(UNet(UNetConfig(**config), 3).init, KEY, *args))["params"]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -52,7 +53,7 @@ def test_shapes_and_types(form, dtype):
 
 def test_a_fresh_network_gives_zeros_and_what_it_is_told_matters():
     model = UNet(UNetConfig(**DDPM), 3)
-    params = jax.jit(lambda: model.init(KEY, X, TIME, LABEL, None, *MORE)["params"])()
+    params = jax.jit(lambda: nn.unbox(model.init(KEY, X, TIME, LABEL, None, *MORE))["params"])()
     apply = jax.jit(lambda params, *args: model.apply({"params": params}, *args))
     nothing = jnp.zeros((2, 5))
     assert not apply(params, X, TIME, LABEL, None, TIME, nothing).any()
@@ -80,7 +81,7 @@ def test_tangents_pass_through():
     """As MeanFlow needs them, agreeing with a difference quotient."""
     config = dict(channels=(4,), blocks=1, attention_levels=(0,), heads=1, embedding=4)
     model = UNet(UNetConfig(**config, remat="full"), 3)
-    params = jax.jit(lambda: model.init(KEY, X, TIME, LABEL, None, TIME)["params"])()
+    params = jax.jit(lambda: nn.unbox(model.init(KEY, X, TIME, LABEL, None, TIME))["params"])()
     params = tiny.perturbed(params)
 
     @jax.jit
@@ -131,7 +132,7 @@ def test_sizes_that_cannot_be_are_named(changes, words):
 def test_patches_are_places_of_the_finest_level():
     config = SMALL | dict(channels=(6,), attention_levels=(), middle_blocks=0, patch_size=2)
     model = UNet(UNetConfig(**config), 0)
-    params = jax.eval_shape(model.init, KEY, X, TIME)["params"]
+    params = nn.unbox(jax.eval_shape(model.init, KEY, X, TIME))["params"]
     assert params["conv_in"]["kernel"].shape == (3, 3, 3 * 4, 6)
     assert params["conv_out"]["kernel"].shape == (3, 3, 6, 3 * 4)
     with pytest.raises(UserError, match="patch_size 4 at most"):

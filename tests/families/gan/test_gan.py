@@ -4,6 +4,7 @@ import glob
 import os
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,7 +98,7 @@ def test_r3gan_begins_as_its_skeleton():
     x = jax.random.normal(KEY, (2, 4, 4, 64))
     y, variables = jax.jit(block.init_with_output)(KEY, x)
     np.testing.assert_array_equal(x, y)
-    params = variables["params"]
+    params = nn.unbox(variables["params"])
     for kernel, fan_in in (
         (params["grouped_kernel"], 9 * 16),
         (params["expand"]["Dense_0"]["kernel"], 64),

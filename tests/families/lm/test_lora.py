@@ -3,6 +3,7 @@
 import functools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +46,7 @@ def logits_of(tuned):
 
 
 def shapes(**changes):
-    return jax.eval_shape(network(**changes).init, jax.random.key(0), TOKENS)
+    return nn.unbox(jax.eval_shape(network(**changes).init, jax.random.key(0), TOKENS))
 
 
 @functools.cache
@@ -71,11 +72,11 @@ def test_adapters_that_are_nothing_change_no_bit():
 def test_adapters_begin_as_nothing_and_differ_from_layer_to_layer():
     model = network(**TUNED, remat="full")
     key = jax.random.key(0, impl="rbg")  # which compiles in less time
-    made = names.flat(jax.jit(model.init)(key, TOKENS)["lora"])
+    made = names.flat(nn.unbox(jax.jit(model.init)(key, TOKENS)["lora"]))
     for path, leaf in made.items():
         assert path.endswith("lora_a") == bool(leaf.any())
         assert path.endswith("lora_b") or (leaf[0] != leaf[1]).all()
-    made = Linear(5, lora=Lora(RANK, ALPHA)).init(key, jnp.ones((1, 400)))["lora"]
+    made = nn.unbox(Linear(5, lora=Lora(RANK, ALPHA)).init(key, jnp.ones((1, 400))))["lora"]
     # Uniform within ±1/√inputs: a deviation of that over √3; 800 draws.
     np.testing.assert_allclose(made["lora_a"].std(), 400**-0.5 / 3**0.5, rtol=0.1)
 

@@ -3,6 +3,7 @@
 import functools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,7 @@ SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 2, 0], [1] * 3 + [0] * 5, [1] * 4 + [0] 
 @functools.cache
 def model():
     network = LSTM(LSTMConfig(2, W), V, T)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.asarray(TOKENS))
+    shapes = nn.unbox(jax.eval_shape(network.init, jax.random.key(0), jnp.asarray(TOKENS)))
     params = tiny.perturbed(jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes), scale=0.5)
     apply = jax.jit(lambda *a: network.apply(*a[:2], segments_BT=a[2], cache=network.init_cache(3)))
     return params, functools.partial(apply, params)

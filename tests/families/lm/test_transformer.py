@@ -4,6 +4,7 @@ import functools
 import math
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -211,7 +212,7 @@ def test_fresh_weights_are_of_the_size_that_is_asked_for():
     # An output of its own weights begins by finding all tokens alike likely.
     assert deviation("vocabulary") == 0 and deviation("vocabulary", zero_init=False) == near(1 / 8)
     for offset in (False, True):
-        variables = Norm(offset=offset).init(jax.random.key(0), jnp.ones(8))
+        variables = nn.unbox(Norm(offset=offset).init(jax.random.key(0), jnp.ones(8)))
         assert (variables["params"]["scale"] == 1 - offset).all()
     for changes, std in (
         ({}, 0.02),
@@ -219,7 +220,7 @@ def test_fresh_weights_are_of_the_size_that_is_asked_for():
         (dict(init_std=0.5, embedding_std=0.1), 0.1),
     ):
         module = Transformer(TransformerConfig(**SIZE | changes), V, T).bind({})
-        table = module.token_embedding.embedding_init(jax.random.key(0), (64, 64))
+        table = nn.unbox(module.token_embedding.embedding_init(jax.random.key(0), (64, 64)))
         assert float(np.std(table)) == near(std)
 
 

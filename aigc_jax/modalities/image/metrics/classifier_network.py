@@ -9,13 +9,6 @@ import jax
 from aigc_jax.nn.layers import Conv, Dense
 from aigc_jax.ops.convolution import downsample
 
-AXES = (
-    ("model/conv_0/kernel", (None, None, "colours", "first")),
-    ("conv_*/kernel", (None, None, "conv_in", "conv_out")),
-    ("features/kernel", ("dense_in", "dense_out")),
-    ("logits/kernel", ("dense_in", "outputs")),
-)
-
 
 class Classifier(nn.Module):
     """Images (B, H, W, C) in [−1, 1] → features (B, F) and logits (B, K)."""
@@ -28,7 +21,8 @@ class Classifier(nn.Module):
     def __call__(self, x_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = x_BHWC
         for i, channels in enumerate(self.channels):
-            x = jax.nn.relu(Conv(channels, (3, 3), name=f"conv_{i}")(x))
+            axes = ("conv_in", "conv_out") if i else ("inputs", "stem")
+            x = jax.nn.relu(Conv(channels, (3, 3), kernel_axes=axes, name=f"conv_{i}")(x))
             # Halve while it goes in, whatever the size: an odd last row or column is cut off.
             if min(x.shape[1:3]) >= 2:
                 x = downsample(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
@@ -38,4 +32,5 @@ class Classifier(nn.Module):
             x = nn.avg_pool(x, halves, halves)
         x = x.reshape(x.shape[0], -1)
         feature_BF = jax.nn.relu(Dense(self.features, name="features")(x))
-        return feature_BF, Dense(self.num_classes, name="logits")(feature_BF)
+        head = Dense(self.num_classes, kernel_axes=("dense_in", "outputs"), name="logits")
+        return feature_BF, head(feature_BF)

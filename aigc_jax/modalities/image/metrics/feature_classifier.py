@@ -7,6 +7,7 @@ Shapes: N images, F features.
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -52,7 +53,7 @@ class Learned:
     def __init__(self, arrays: dict[str, np.ndarray], shape: tuple[int, ...]):
         model = Classifier(arrays["logits/bias"].size if "logits/bias" in arrays else 1)
         made = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, *shape), np.float32))
-        expected = {k: x.shape for k, x in flatten_dict(made["params"], sep="/").items()}
+        expected = {k: x.shape for k, x in flatten_dict(nn.unbox(made["params"]), sep="/").items()}
         if {k: x.shape for k, x in arrays.items()} != expected:
             raise UserError("the reference file holds no classifier of such images: write another")
         self.arrays, self.digest = arrays, digest_of(arrays)

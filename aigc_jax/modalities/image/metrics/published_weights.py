@@ -6,6 +6,7 @@ Names and shapes are those of the PyTorch ports: pytorch-fid's and torch-fidelit
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -41,7 +42,8 @@ def inception_params(tensors: Tensors, where: str) -> Params:
             " weights of pt_inception-2015-12-05"
         )
     image = np.zeros((1, inception.SIZE, inception.SIZE, 3), np.float32)
-    shapes = jax.eval_shape(inception.Inception().init, jax.random.key(0), image)["params"]
+    made = jax.eval_shape(inception.Inception().init, jax.random.key(0), image)
+    shapes = nn.unbox(made["params"])
 
     def names(path: tuple[str, ...]) -> tuple[str, str]:
         block = ".".join(path[:-1])  # without Flax's own "conv"
@@ -58,7 +60,7 @@ def efficientnet_params(tensors: Tensors, where: str) -> Params:
     """
     image = np.zeros((1, 64, 64, 3), np.float32)
     model = efficientnet_lite.EfficientNetLite0()
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), image)["params"])
     top = {"stem": ("_conv_stem", "_bn0"), "head": ("_conv_head", "_bn1"), "logits": ("_fc", "")}
     inside = {
         "expand": ("_expand_conv", "_bn0"),

@@ -274,6 +274,7 @@ def test_pillows_rule(shape, size):
 
 
 def test_odd_and_long_images_have_features():
+    import flax.linen as nn
     import jax
 
     from aigc_jax.modalities.image.metrics.classifier_network import Classifier
@@ -283,7 +284,7 @@ def test_odd_and_long_images_have_features():
         found = jax.eval_shape(
             model.init_with_output, jax.random.key(0), np.zeros((2, *shape), np.float32)
         )
-        (feature_BF, logit_BK), variables = found
+        (feature_BF, logit_BK), variables = nn.unbox(found)
         assert feature_BF.shape == (2, 64) and logit_BK.shape == (2, 4)
         assert variables["params"]["features"]["kernel"].shape[0] <= 7 * 7 * 64
 

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def untrained(patched, monkeypatch):
     def make(images, labels):
         assert len(images) == len(labels)
         model = Classifier(int(labels.max()) + 1)
-        params = model.init(jax.random.key(0), images[:1] / 255)["params"]
+        params = nn.unbox(model.init(jax.random.key(0), images[:1] / 255)["params"])
         arrays = {k: np.asarray(x) for k, x in flatten_dict(params, sep="/").items()}
         return feature_classifier.Learned(arrays, images.shape[1:])
 
