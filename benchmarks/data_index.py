@@ -4,8 +4,8 @@
     python benchmarks/data_index.py --write=docs/scale.md
 
 Examples and documents are made as they are asked for, and files only have names and lengths: what
-is measured is the order, the split, the mixture and the lanes of this process, with batches of 256
-at the start, in the middle of the first epoch and in the second one.
+is measured is the order, the split, the mixture and the row streams of this process, with batches
+of 256 at the start, in the middle of the first epoch and in the second one.
 """
 
 import gc
@@ -17,12 +17,12 @@ from absl import app, flags
 
 from aigc_jax.core.config import Data
 from aigc_jax.core.files import most_memory
-from aigc_jax.data.dataset import files_of, hold_out
 from aigc_jax.data.loader import DataLoader
-from aigc_jax.data.mixture import Mixed
+from aigc_jax.data.mixture import MixedSource
 from aigc_jax.data.raw_dataset import Examples
-from aigc_jax.modalities.sources import Images
-from aigc_jax.modalities.text.streaming import StreamingSource
+from aigc_jax.data.split import file_ends, hold_out
+from aigc_jax.modalities.image.image_dataset import ImageSource
+from aigc_jax.modalities.text.streaming import BestFitPack, StreamingSource
 from aigc_jax.tools.bench.marked_block import replace_between
 
 COUNTS = (10**3, 10**6, 10**9)
@@ -31,23 +31,29 @@ BEGIN, END = "<!-- data index -->", "<!-- end of data index -->"
 WRITE = flags.DEFINE_string("write", "", "A Markdown file whose table to replace.")
 
 
-def images(count: int) -> Images:
+def images(count: int) -> ImageSource:
     """A data set of so many images, in files of 100,000, a tenth of which are held out."""
     ends = np.append(np.arange(FILE, count, FILE), count)
     config = Data(source="synthetic", validation_fraction=0.1)
     examples = Examples(lambda i: {"image": np.full((1, 1, 1), i % 256, np.uint8)}, count, ends)
     train, _ = hold_out(count, config, "images")
-    files = files_of(examples, train, config)
-    return Images(lambda i: (examples[i]()["image"], None), train, files=files)
+    return ImageSource(
+        lambda i: (examples[i]()["image"], None),
+        train,
+        file_ends(ends, train, config),
+        config.shuffle_window,
+    )
 
 
 def documents(count: int) -> StreamingSource:
-    return StreamingSource(lambda i: (np.full(50 + i % 400, i % 251, np.int32), None), count, 512)
+    return StreamingSource(
+        lambda i: (np.full(50 + i % 400, i % 251, np.int32), None), count, 512, BestFitPack
+    )
 
 
 KINDS = {
     "examples by index": images,
-    "a mixture of two": lambda count: Mixed([images(count), images(count)], [7, 3]),
+    "a mixture of two": lambda count: MixedSource([images(count), images(count)], [7, 3]),
     "documents packed from a stream": documents,
 }
 
@@ -59,10 +65,10 @@ def measure(kind: str, count: int) -> tuple[int, int]:
     before, _ = tracemalloc.get_traced_memory()
     source = KINDS[kind](count)
     iterator = DataLoader(source, BATCH, seed=0, threads=0)
-    by_number = "lanes" not in iterator.position()
+    by_number = "streams" not in iterator.position()
     for start in (0, count // (2 * BATCH), count // BATCH + 1) if by_number else (0,):
-        iterator.seek_batch(start)
-        next(iterator)
+        iterator.skip_to(start)
+        iterator.next()
     gc.collect()
     kept, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -1,12 +1,11 @@
-"""From sources to batches: Grain, with a position that can be saved.
+"""The data loader: endless shuffled batches of a process, with a position that can be saved.
 
-Each process reads only its share. Batch k of the run is the same examples in the same order under
-any number of processes: process p of P reads rows p·B/P … (p+1)·B/P − 1 of it.
+Each process reads only its shard of a batch. Batch k of a run has the same examples in the same
+order under any number of processes: process p of P reads rows p·B/P … (p+1)·B/P − 1 of it.
 """
 
 import collections
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -14,17 +13,21 @@ import jax
 import numpy as np
 
 from aigc_jax.core.errors import UserError
-from aigc_jax.data.dataset import HostBatch, Source, rows
-from aigc_jax.data.order import Batches, SequentialIterator
+from aigc_jax.core.feed import HostBatch
+from aigc_jax.data.batch_reader import BatchReader, NumberedBatch
 from aigc_jax.data.shuffle import PLACES
+from aigc_jax.data.source import TrainSource
 from aigc_jax.distributed.processes import all_rows
-from aigc_jax.modalities.text.streaming import StreamingSource
 
-RECENT = 64  # batches after which it is known where lanes stood
+RECENT = 64  # batches for which the positions of the row streams are remembered
 
 
 def local_size(batch_size: int, processes: int) -> int:
-    """One process's rows of a batch."""
+    """One process's rows of a batch.
+
+    Raises:
+      UserError: if the rows cannot be divided by the processes.
+    """
     if batch_size % processes:
         raise UserError(
             f"a batch of {batch_size} must be divisible by the {processes} processes: change"
@@ -33,38 +36,66 @@ def local_size(batch_size: int, processes: int) -> int:
     return batch_size // processes
 
 
+class SequentialIterator(grain.DatasetIterator):
+    """Makes batches one after another; its state is that of the row streams."""
+
+    def __init__(self, batches: BatchReader):
+        super().__init__()
+        self._batches, self._next = batches, 0
+
+    def __next__(self) -> NumberedBatch:
+        batch = self._batches(self._next)
+        self._next += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        return {
+            "next": self._next,
+            "streams": {part: rows.state() for part, rows in self._batches.streams.items()},
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._next = state["next"]
+        for part, rows in self._batches.streams.items():
+            rows.restore(state["streams"][part])
+
+
 class DataLoader:
-    """Endless shuffled batches of this process, and how far they have come.
+    """A feed of endless shuffled batches of this process; see `core.feed.Feed`.
 
     Grain makes whole batches ahead: its threads and its position are used, not its stacking of
     examples, which takes longer than a small model's step.
 
     Args:
-      source: the training examples; several to be mixed, or documents that are streamed.
+      source: the training examples: by index, streamed, or a `MixedSource` of both.
       batch_size: examples of a step over all processes.
       seed: of the order; every epoch has its own.
       threads: reader threads.
-      share: which part of each batch to read, and of how many; this process's of all processes' if
-        left out. (0, 1) is all of it.
+      shard: (which, of how many) equal parts of each batch to read; by default this process's.
+        (0, 1) is the whole batch.
+
+    Attributes:
+      batch_size: examples of a step over all processes.
+      taken: number of batches delivered.
     """
 
     def __init__(
         self,
-        source: Source | StreamingSource,
+        source: TrainSource,
         batch_size: int,
         seed: int,
         threads: int = 4,
-        share: tuple[int, int] | None = None,
+        shard: tuple[int, int] | None = None,
     ):
-        process, processes = share or (jax.process_index(), jax.process_count())
+        process, processes = shard or (jax.process_index(), jax.process_count())
         local = local_size(batch_size, processes)
         self._row_R = process * local + np.arange(local)
-        self._batches = Batches(source, batch_size, seed, self._row_R, threads)
+        self._batches = BatchReader(source, batch_size, seed, self._row_R, threads)
         self._gather = functools.partial(all_rows, part=process) if processes > 1 else np.asarray
-        if self._batches.lanes:
-            ahead = 2 if threads else 0
+        self._iterator: grain.DatasetIterator
+        if self._batches.streams:
             self._iterator = grain.experimental.ThreadPrefetchDatasetIterator(
-                SequentialIterator(self._batches), prefetch_buffer_size=ahead
+                SequentialIterator(self._batches), prefetch_buffer_size=2 if threads else 0
             )
         else:
             data = grain.MapDataset.range(PLACES // batch_size).map(self._batches)
@@ -74,40 +105,47 @@ class DataLoader:
             self._iterator = iter(data.to_iter_dataset(options))
         self.batch_size = batch_size
         self.taken = 0
-        self._documents: list[int] = []
-        # Where lanes stood: at the start or where a checkpoint was, and after the last batches.
+        self._doc_ids: list[int] = []
+        # States of the row streams: at the start or a restored position, and after recent batches.
         self._before = {0: self._iterator.get_state()}
         self._recent: collections.deque[tuple[int, Any]] = collections.deque(maxlen=RECENT)
 
-    def __next__(self) -> HostBatch:
-        batch, self._documents = next(self._iterator)
+    def next(self, state: Any = None) -> HostBatch:
+        """The next batch of this process; the train state is ignored."""
+        del state
+        batch, self._doc_ids = next(self._iterator)
         self.taken += 1
-        if self._batches.lanes:
+        if self._batches.streams:
             self._recent.append((self.taken, self._iterator.get_state()))
         return batch
 
+    def __next__(self) -> HostBatch:
+        return self.next()
+
     def position(self) -> dict[str, Any]:
-        """Where the data stands, as plain values: the same for every process, which all ask."""
+        """The position as plain JSON values, equal on every process; all processes must call it."""
         position = {"examples": self.taken * self.batch_size}
         state = self._iterator.get_state()
-        if self._batches.lanes:
-            position["lanes"] = {k: self._gather(s).tolist() for k, s in state["lanes"].items()}
+        if self._batches.streams:
+            streams = {k: self._gather(s).tolist() for k, s in state["streams"].items()}
+            position |= {"streams": streams}
         else:
-            position["grain"] = state
+            position |= {"grain": state}
         mixed = self._batches.taken(self.taken)
         return position | ({"mixture": mixed} if len(mixed) > 1 else {})
 
     def seek(self, position: dict[str, Any]) -> None:
         """Continues after the examples that `position` counts."""
         taken = position["examples"] // self.batch_size
-        if self._batches.lanes:
-            lanes = {k: np.array(s, np.int32)[self._row_R] for k, s in position["lanes"].items()}
-            self._before[taken] = {"next": taken, "lanes": lanes}
-        self.seek_batch(taken)
+        if self._batches.streams:
+            streams = position["streams"].items()
+            own = {k: np.array(s, np.int32)[self._row_R] for k, s in streams}
+            self._before[taken] = {"next": taken, "streams": own}
+        self.skip_to(taken)
 
-    def seek_batch(self, taken: int) -> None:
-        """Continues after so many batches; of streams, those since the nearest place are read."""
-        if not self._batches.lanes:
+    def skip_to(self, taken: int) -> None:
+        """Continues after `taken` batches; row streams read on from the nearest known position."""
+        if not self._batches.streams:
             self._iterator.set_state({**self._iterator.get_state(), "next_index": taken})
             self.taken = taken
             return
@@ -116,41 +154,11 @@ class DataLoader:
         self._before = {0: known[0], self.taken: known[self.taken]}
         self._iterator.set_state(known[self.taken])
         while self.taken < taken:
-            next(self)
+            self.next()
 
     def example_ids(self, batch: int) -> list[int]:
-        """Which of the source's examples make up a batch of the run, counted from 0.
+        """The source's examples in batch number `batch` of the run, over all processes.
 
-        Of documents that are streamed, those of this process's rows; the batch must be the last.
+        Of streamed documents, those in this process's rows; the batch must be the last one taken.
         """
-        return self._documents if self._batches.lanes else self._batches.examples(batch)
-
-
-def num_batches(source: Source, batch_size: int, limit: int = 0) -> int:
-    """How many batches `eval_batches` makes."""
-    batches = -(-len(source) // batch_size)
-    return min(limit, batches) if limit else batches
-
-
-def eval_batches(
-    source: Source, batch_size: int, limit: int = 0, share: tuple[int, int] | None = None
-) -> Iterator[HostBatch]:
-    """Every example once, in order; the last batch is filled up with examples of weight 0.
-
-    All processes make equally many batches.
-
-    Args:
-      source: held-out examples.
-      batch_size: over all processes.
-      limit: at most this many batches; 0: all.
-      share: as for `DataLoader`.
-    """
-    process, processes = share or (jax.process_index(), jax.process_count())
-    local, count = local_size(batch_size, processes), len(source)
-    for k in range(num_batches(source, batch_size, limit)):
-        first = k * batch_size + process * local
-        index_B = np.arange(first, first + local)
-        batch = rows(source, np.minimum(index_B, count - 1))
-        weight = batch["weight"]
-        inside = (index_B < count).reshape(-1, *[1] * (weight.ndim - 1))
-        yield {**batch, "weight": np.where(inside, weight, np.zeros_like(weight))}
+        return self._doc_ids if self._batches.streams else self._batches.example_ids(batch)

@@ -1,33 +1,35 @@
-"""Several data sets as one, mixed by weight: `data.source=mix:0.7*tfds:a,0.3*tfds:b`."""
+"""Several sources mixed by weight: what to draw from which part at which place.
 
-import dataclasses
-import math
-import re
-from collections.abc import Callable, Sequence
-from fractions import Fraction
+R is the number of rows of a batch that are looked up, B that of a batch.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 
-from aigc_jax.core.config import Data
-from aigc_jax.core.errors import UserError, shorten
-from aigc_jax.data.dataset import Dataset, HostBatch, Source, from_parts, rows
-from aigc_jax.data.shuffle import MAX_WEIGHT
-from aigc_jax.modalities.spec import Spec
+from aigc_jax.core.feed import HostBatch
+from aigc_jax.data.shuffle import lru
+from aigc_jax.data.source import (
+    Example,
+    Source,
+    SupportsRowStreams,
+    TrainSource,
+    gather,
+    read_batch,
+)
 
-KIND = "mix"
-PART = re.compile(r"(?:^|,)(\d+\.?\d*|\.\d+)\*")  # where a part begins; paths may have commas
-LEARNED = ("bpe", "char")
+MAX_WEIGHT = 10**9  # sum of a mixture's weights: products with it fit into 64 bits
 
 
-class Mixed:
-    """Sources one after another, and by which weights to draw from them.
+class MixedSource:
+    """Several sources as one, and the weights by which to draw from them.
 
     Args:
-      parts: their examples are of one kind.
-      weights: whole numbers, one per part; none: the parts are only joined.
+      parts: sources of examples with the same fields and shapes.
+      weights: whole numbers, one per part; none: the parts are concatenated.
     """
 
-    def __init__(self, parts: Sequence[Source], weights: Sequence[int] = ()):
+    def __init__(self, parts: Sequence[TrainSource], weights: Sequence[int] = ()):
         self.parts, self.weights = tuple(parts), tuple(weights)
         self._ends = np.cumsum([0, *map(len, self.parts)])
 
@@ -38,91 +40,72 @@ class Mixed:
         """The number of a part's first example among those of all."""
         return int(self._ends[part])
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        (part,) = self._part([index])
-        return self.parts[part][index - self.first(part)]
+    def __getitem__(self, index: int) -> Example:
+        (part,) = self._part(np.array([index])).tolist()
+        return self._indexed(part)[index - self.first(part)]
 
     def batch(self, index_B: np.ndarray) -> HostBatch:
         def read(part: int, row_R: np.ndarray) -> HostBatch:
-            return rows(self.parts[part], index_B[row_R] - self.first(part))
+            return read_batch(self._indexed(part), index_B[row_R] - self.first(part))
 
-        return from_parts(self._part(index_B), read)
+        return gather(self._part(index_B), read)
 
-    def _part(self, index_B: Sequence[int] | np.ndarray) -> np.ndarray:
+    def _indexed(self, part: int) -> Source:
+        source = self.parts[part]
+        if isinstance(source, SupportsRowStreams):
+            raise TypeError(f"part {part} is streamed: its examples have no index")
+        return source
+
+    def _part(self, index_B: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._ends, index_B, "right") - 1
 
 
-def parse(source: str) -> list[tuple[int, str]]:
-    """The weights, as whole numbers, and the sources of `mix:WEIGHT*SOURCE,WEIGHT*SOURCE,…`.
+class MixtureSchedule:
+    """Interleaves several endless sequences by weight.
 
-    Raises:
-      UserError: if it is not of this form.
-    """
-    text = source.partition(":")[2]
-    starts = list(PART.finditer(text))
-    ends = [*(m.start() for m in starts[1:]), len(text)][: len(starts)]
-    found = [
-        (Fraction(m[1]), text[m.end() : end].strip()) for m, end in zip(starts, ends, strict=True)
-    ]
-    form = f"{KIND}:0.7*tfds:a,0.3*tfds:b"
-    if not found or starts[0].start() or not all(name for _, name in found):
-        raise UserError(f"data.source='{shorten(source)}' is no mixture: write {form}")
-    for weight, name in found:
-        if not weight:
-            raise UserError(f"data.source gives '{shorten(name, 80)}' the weight 0: leave it out")
-        if name.startswith(f"{KIND}:"):
-            raise UserError(f"data.source='{shorten(source)}' mixes a mixture: name all in one")
-    scale = math.lcm(*(weight.denominator for weight, _ in found))
-    whole = [int(weight * scale) for weight, _ in found]
-    whole = [weight // math.gcd(*whole) for weight in whole]
-    if sum(whole) > MAX_WEIGHT:
-        raise UserError(
-            f"the weights of data.source='{shorten(source)}' have too many digits: round them"
-        )
-    return [(weight, name) for weight, (_, name) in zip(whole, found, strict=True)]
-
-
-def load(config: Data, read: Callable[[Data], Dataset]) -> Dataset:
-    """The mixture that `config.source` describes; the held-out examples of all are joined.
+    After n places each part has had its share of them, to within one or two. In a batch the places
+    are rotated by a random number, so that weights and batch size have no pattern in common: no row
+    of the batches always belongs to the same part.
 
     Args:
-      config: the section `data`.
-      read: loads a part.
-
-    Raises:
-      UserError: if the parts do not look alike.
+      weights: of the parts: whole numbers, more than 0, whose sum is at most `MAX_WEIGHT`.
+      batch_size: places of a batch.
+      seed: of the rotations.
     """
-    described = parse(config.source)
-    parts = [read(dataclasses.replace(config, source=name)) for _, name in described]
-    for (_, name), part in zip(described, parts, strict=True):
-        _check_alike(described[0][1], parts[0].spec, name, part.spec, config)
-    texts = {}
-    if all(part.texts for part in parts):
-        texts = {
-            split: [t for part in parts for t in part.texts[split]] for split in parts[0].texts
-        }
-    return Dataset(
-        parts[0].spec,
-        Mixed([part.train for part in parts], [weight for weight, _ in described]),
-        Mixed([part.validation for part in parts]),
-        texts,
-        [d for part in parts for d in part.dialogues],
-    )
 
-
-def _check_alike(first: str, one: Spec, name: str, other: Spec, config: Data) -> None:
-    """Raises UserError, naming the first difference, unless two parts look alike."""
-    a, b = one.to_json(), other.to_json()
-    different = next((key for key in (*a, *b) if a.get(key) != b.get(key)), None)
-    if different is None:
-        return
-    if a["modality"] == b["modality"] == "text" and config.tokenizer in LEARNED:
-        raise UserError(
-            f"data.tokenizer={config.tokenizer} learns another vocabulary from each part of a"
-            " mixture: name one that is ready, byte, file:FILE or workdir:DIR"
+    def __init__(self, weights: Sequence[int], batch_size: int, seed: int):
+        # A part's share of what the parts before it leave.
+        self._shares = [(weight, sum(weights[i:])) for i, weight in enumerate(weights)]
+        self._batch_size = batch_size
+        self._turn = lru(
+            lambda batch: int(np.random.default_rng([seed, batch]).integers(batch_size))
         )
-    raise UserError(
-        f"'{shorten(first, 80)}' and '{shorten(name, 80)}' cannot be mixed: their"
-        f" {different.replace('_', ' ')} differ, {shorten(a.get(different), 80)} and"
-        f" {shorten(b.get(different), 80)}"
-    )
+
+    def batch(self, number: int, row_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The parts (R,) of some rows of a batch, and their places (R,) in the parts' sequences."""
+        turn = self._turn(number) if len(self._shares) > 1 else 0
+        place_R = number * self._batch_size + (row_R + turn) % self._batch_size
+        part_R = np.zeros(len(place_R), np.int64)
+        open_R = np.ones(len(place_R), bool)  # no part has been found yet
+        for part, share in enumerate(self._shares):
+            before_R, after_R = _taken(place_R, *share), _taken(place_R + 1, *share)
+            mine_R = open_R & (after_R > before_R)
+            part_R[mine_R] = part
+            place_R = np.where(mine_R, before_R, np.where(open_R, place_R - before_R, place_R))
+            open_R &= ~mine_R
+        return part_R, place_R
+
+    def taken(self, batches: int) -> list[int]:
+        """How many examples of each part the first batches hold."""
+        place, found = np.array([batches * self._batch_size]), []
+        for share in self._shares:
+            mine = _taken(place, *share)
+            found.append(int(mine[0]))
+            place = place - mine
+        return found
+
+
+def _taken(place_R: np.ndarray, weight: int, of: int) -> np.ndarray:
+    """⌊place · weight / of⌋, without products that 64 bits cannot hold."""
+    whole_R, rest_R = np.divmod(place_R, of)
+    return whole_R * weight + rest_R * weight // of

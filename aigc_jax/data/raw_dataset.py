@@ -20,23 +20,28 @@ class RawDataset:
 
     Attributes:
       splits: `{split: examples}`, each of known length; calling one makes it.
-      image_shape: (H, W, C) for images; None for text.
+      image_shape: (H, W, C) of images; None for others.
       class_names: one per label; empty without labels.
-      kind: what an example of text has: "text" (with "label" where there are classes),
-        "messages", or "words" (which have "tags").
+      kind: what an example has: "image" or "text" (with "label" if there are classes), "messages",
+        or "words" (with "tags"); by default "image" if there is an image shape, else "text".
       unlabelled: for text without labels, why it has none.
-      parts: if each colour of an image is an image of its own, such images to learn from, (N, H, W)
-        uint8, and their classes (N,); an image's class has theirs as its digits.
+      channel_images: if each channel of an image is an image of its own, such images to learn from,
+        (N, H, W) uint8, and their classes (N,); an image's class has theirs as its decimal digits.
+      levels: number of values of a pixel, which are spread over 0…255.
       streamed: whether it is text that is too long to be held in memory.
     """
 
     splits: dict[str, Sequence[Callable[[], Example]]]
     image_shape: tuple[int, int, int] | None = None
     class_names: tuple[str, ...] = ()
-    kind: str = "text"
+    kind: str = ""
     unlabelled: str = ""
-    parts: tuple[Any, Any] | None = None
+    channel_images: tuple[Any, Any] | None = None
+    levels: int = 256
     streamed: bool = False
+
+    def __post_init__(self) -> None:
+        self.kind = self.kind or ("text" if self.image_shape is None else "image")
 
 
 class Examples(Sequence[Callable[[], Example]]):

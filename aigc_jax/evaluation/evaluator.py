@@ -19,7 +19,7 @@ from aigc_jax.core.conditions import LABEL
 from aigc_jax.core.config import Eval
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.state import TrainState
-from aigc_jax.data.loader import eval_batches, num_batches
+from aigc_jax.data.fixed_batches import eval_batches, num_batches
 from aigc_jax.distributed.gather import for_sampling
 from aigc_jax.distributed.mesh import BATCH, share, size_of
 from aigc_jax.evaluation.heldout import HeldOut

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.core.files import is_remote
+from aigc_jax.data.raw_dataset import Example, RawDataset
 from aigc_jax.modalities import readers
 from aigc_jax.modalities.image.image_folder import UNKEPT
 
@@ -89,12 +90,12 @@ def _check_names(names: Sequence[str]) -> None:
             )
 
 
-def _features(content: readers.RawDataset) -> dict[str, Any]:
+def _features(content: RawDataset) -> dict[str, Any]:
     """TFDS's features that need no TensorFlow to be written."""
     import tensorflow_datasets as tfds
 
     features: dict[str, Any] = {}
-    if content.image_shape is not None:
+    if content.kind == "image":
         # Pixels as they are: TFDS's own image feature needs TensorFlow to encode.
         features["image"] = tfds.features.Tensor(shape=content.image_shape, dtype=np.uint8)
     elif content.kind == "words":
@@ -106,7 +107,7 @@ def _features(content: readers.RawDataset) -> dict[str, Any]:
     return features
 
 
-def _plain(example: readers.Example) -> dict[str, Any]:
+def _plain(example: Example) -> dict[str, Any]:
     """The example with lists as JSON: TFDS's own sequences need TensorFlow to be written."""
     return {
         key: json.dumps(value, ensure_ascii=False) if isinstance(value, (list, tuple)) else value
@@ -114,7 +115,7 @@ def _plain(example: readers.Example) -> dict[str, Any]:
     }
 
 
-def _write(content: readers.RawDataset, name: str, folder: str, source: str) -> str:
+def _write(content: RawDataset, name: str, folder: str, source: str) -> str:
     import tensorflow_datasets as tfds
 
     features = _features(content)

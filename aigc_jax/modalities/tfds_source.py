@@ -10,8 +10,8 @@ from etils import epath
 from aigc_jax.core.config import Data
 from aigc_jax.core.errors import UserError, did_you_mean, one_line, shorten
 from aigc_jax.core.files import is_remote
-from aigc_jax.data.dataset import held_out_split
 from aigc_jax.data.raw_dataset import ColumnarExamples, Example, Examples, RawDataset, parse_json
+from aigc_jax.data.split import held_out_split
 from aigc_jax.data.tfds_folder import (
     Records,
     check_classes,
@@ -21,9 +21,9 @@ from aigc_jax.data.tfds_folder import (
     find_folder,
     folders,
 )
-from aigc_jax.modalities.text import streaming_examples
 from aigc_jax.modalities.text.chat_format import check_messages
 from aigc_jax.modalities.text.conll import check_sentence
+from aigc_jax.modalities.text.document_formats import DOCUMENT_FORMATS
 
 # TFDS feature names of what is read: of images, of text, and of what `aigc prepare` writes as JSON.
 IMAGE_KEY, LABEL_KEY, TEXT_KEY = "image", "label", "text"
@@ -71,7 +71,7 @@ def tfds_content(name: str, config: Data) -> RawDataset:
             images = {s: Examples(_picker(r, keys), len(r), r.ends) for s, r in records.items()}
             return RawDataset(images, tuple(features[IMAGE_KEY].shape), names)
         size = sum(builder.info.splits[s].num_bytes for s in records)
-        streamed = size > config.in_memory and config.format in streaming_examples.FORMS
+        streamed = size > config.in_memory and config.format in DOCUMENT_FORMATS
         texts = {s: (_unread if streamed else _texts)(r, where) for s, r in records.items()}
     kind = used[0] if used[0] in (MESSAGES_KEY, WORDS_KEY) else "text"
     unlabelled = f"it has no classes under '{LABEL_KEY}'"

@@ -40,7 +40,7 @@ def report_and_raise(
       NotFinite: with the step, the examples and the first names.
     """
     number = batches.taken - 1
-    batches.seek_batch(number)
+    batches.skip_to(number)
     batch = next(batches)
     state = state.replace(step=np.int32(trouble.step - 1))
     state = on_host(state)

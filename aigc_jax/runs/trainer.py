@@ -147,7 +147,7 @@ class Trainer:
           back: go back to where an undisturbed run would, not to where one was asked to stop.
         """
         if not from_first(has_run(self.workdir)):
-            self.batches.seek_batch(0)
+            self.batches.skip_to(0)
             self.window.reset()
             return 0, self._given(self.parts.fresh_state())
 
@@ -297,7 +297,7 @@ class Trainer:
         Raises:
           NotFinite: if the config allows no (further) going back.
         """
-        self.batches.seek_batch(self.batches.taken - since)
+        self.batches.skip_to(self.batches.taken - since)
         rollbacks = self.window.guard.rollbacks
         if rollbacks >= self.config.guard.max_rollbacks:
             report_and_raise(self.parts, self.batches, trouble, self.workdir,
@@ -306,7 +306,7 @@ class Trainer:
         after = self.batches.taken
         self._asked: list[int] = []
         step, state = self._newest_or_fresh(back=True)
-        self.batches.seek_batch(after)
+        self.batches.skip_to(after)
         self.window.guard.rollbacks = rollbacks + 1
         log_main(f"{trouble}: going back to step {step} and on with other data")
         with storage_errors(self.workdir):

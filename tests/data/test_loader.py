@@ -8,11 +8,12 @@ import pytest
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.data import shuffle as order_lib
-from aigc_jax.data.dataset import rows
-from aigc_jax.data.loader import DataLoader, eval_batches, local_size
+from aigc_jax.data.fixed_batches import eval_batches
+from aigc_jax.data.loader import DataLoader, local_size
 from aigc_jax.data.raw_dataset import ColumnarExamples
 from aigc_jax.data.shuffle import EpochShuffle
-from aigc_jax.modalities.sources import Images
+from aigc_jax.data.source import read_batch
+from aigc_jax.modalities.image.image_dataset import ImageSource, InMemoryImages
 from aigc_jax.modalities.text.token_windows import TokenWindows
 
 STREAM = np.arange(1, 62, dtype=np.int32)  # distinct, so that a token tells its place
@@ -20,7 +21,7 @@ STREAM = np.arange(1, 62, dtype=np.int32)  # distinct, so that a token tells its
 
 def images(count):
     """Images that all hold their own number, which is also their label."""
-    return Images(lambda i: (np.full((2, 2, 1), i, np.uint8), i), range(count))
+    return ImageSource(lambda i: (np.full((2, 2, 1), i, np.uint8), i), range(count))
 
 
 def windows(seq_len=4, stride=None):
@@ -106,11 +107,12 @@ def test_a_batch_in_memory_is_its_examples_stacked():
     )
     whole = {key: np.asarray(values) for key, values in columns.values.items()}
     indices = np.array([7, 2, 9])
-    source = Images(lambda i: (columns[i]()["image"], columns[i]()["label"]), indices, whole)
+    source = InMemoryImages(whole, indices)
     index_B = np.array([2, 0, 0])
-    assert_same([source.batch(index_B)], [rows(Rows(source), index_B)])
-    unlabelled = Images(lambda i: (whole["image"][i], None), indices, {"image": whole["image"]})
-    assert_same([unlabelled.batch(index_B)], [rows(Rows(unlabelled), index_B)])
+    assert_same([source.batch(index_B)], [read_batch(Rows(source), index_B)])
+    assert source.batch(index_B)["label"].tolist() == [19, 17, 17]
+    unlabelled = InMemoryImages({"image": whole["image"]}, indices)
+    assert_same([unlabelled.batch(index_B)], [read_batch(Rows(unlabelled), index_B)])
 
 
 @pytest.mark.parametrize("kind", SOURCES)
@@ -265,7 +267,7 @@ def test_a_run_goes_on_with_another_number_of_processes(monkeypatch):
 def test_work_done_alone_is_not_shared(monkeypatch):
     expected = take(DataLoader(images(10), 8, seed=5), 3)
     as_process(monkeypatch, 1, 2)
-    assert_same(take(DataLoader(images(10), 8, seed=5, share=(0, 1)), 3), expected)
+    assert_same(take(DataLoader(images(10), 8, seed=5, shard=(0, 1)), 3), expected)
 
 
 def test_processes_share_the_evaluation_in_equally_many_batches(monkeypatch):
@@ -290,7 +292,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
 def test_an_epoch_of_windows_sees_each_token_once_from_another_offset():
     stream = np.arange(161, dtype=np.int32)
     windows = TokenWindows(stream, 8)
-    batches = DataLoader(windows, 4, seed=1, threads=0, share=(0, 1))
+    batches = DataLoader(windows, 4, seed=1, threads=0, shard=(0, 1))
     offsets = []
     for _ in range(6):
         epoch = [row for _ in range(len(windows) // 4) for row in next(batches)["tokens"]]

@@ -8,20 +8,22 @@ import pytest
 from helpers.hostile import refusal
 
 from aigc_jax.core.config import Data
-from aigc_jax.data.loader import DataLoader, eval_batches
-from aigc_jax.data.mixture import Mixed, parse
+from aigc_jax.data.fixed_batches import eval_batches
+from aigc_jax.data.loader import DataLoader
+from aigc_jax.data.mixture import MixedSource
 from aigc_jax.modalities import sources
-from aigc_jax.modalities.sources import Images
+from aigc_jax.modalities.image.image_dataset import ImageSource
+from aigc_jax.modalities.mixed_dataset import parse_mixture
 from aigc_jax.modalities.text.token_windows import TokenWindows
 
 
 def images(first, count):
-    return Images(lambda i: (np.full((2, 2, 1), i, np.uint8), i), range(first, first + count))
+    return ImageSource(lambda i: (np.full((2, 2, 1), i, np.uint8), i), range(first, first + count))
 
 
 def mixed():
     """Parts whose labels tell them apart."""
-    return Mixed([images(0, 20), images(100, 7), images(200, 5)], [6, 3, 1])
+    return MixedSource([images(0, 20), images(100, 7), images(200, 5)], [6, 3, 1])
 
 
 def labels(batches):
@@ -85,12 +87,12 @@ def test_the_examples_of_a_batch_are_those_of_the_mixture():
 
 
 def test_held_out_examples_are_joined():
-    batches = list(eval_batches(Mixed([images(0, 3), images(10, 4)]), 5))
+    batches = list(eval_batches(MixedSource([images(0, 3), images(10, 4)]), 5))
     assert labels(batches)[:7].tolist() == [0, 1, 2, 10, 11, 12, 13]
 
 
 def test_windows_of_text_are_mixed_too():
-    source = Mixed(
+    source = MixedSource(
         [TokenWindows(np.arange(1, 62), 4), TokenWindows(np.arange(101, 130), 4)], [1, 1]
     )
     for batch in take(DataLoader(source, 6, seed=0), 9):
@@ -108,7 +110,7 @@ def test_windows_of_text_are_mixed_too():
     ],
 )
 def test_a_mixture_is_written_as_weights_and_sources(source, parts):
-    assert parse(source) == parts
+    assert parse_mixture(source) == parts
 
 
 @pytest.mark.parametrize(

@@ -379,7 +379,7 @@ def test_a_link_to_a_folder_among_images_is_named(tmp_path):
     assert str(tmp_path / "in") in refusal(readers.read, f"folder:{tmp_path}")
 
 
-@pytest.mark.parametrize("kind", readers.KINDS)
+@pytest.mark.parametrize("kind", readers.READERS.names())
 @pytest.mark.parametrize(
     "path", ["a\0b", "a\0*/*", "\ud800", "a\nb", "x" * 5000, "/".join("a*" * 999)]
 )

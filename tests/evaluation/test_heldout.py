@@ -11,7 +11,7 @@ from helpers.table_model import BYTE, PARAMS, Table, masked
 from aigc_jax.core.config import Data, Eval
 from aigc_jax.core.metrics import Mean
 from aigc_jax.core.objective import Objective
-from aigc_jax.data.loader import eval_batches
+from aigc_jax.data.fixed_batches import eval_batches
 from aigc_jax.distributed.mesh import make_mesh
 from aigc_jax.evaluation.evaluator import Evaluator
 from aigc_jax.evaluation.heldout import HeldOut

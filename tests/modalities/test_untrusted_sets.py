@@ -401,7 +401,7 @@ import numpy as np, safetensors.numpy
 from PIL import Image
 from aigc_jax.experiment import recipes
 from aigc_jax.core.config import Data
-from aigc_jax.data import sources
+from aigc_jax.modalities import sources
 from aigc_jax.modalities.prepare import prepare
 
 images, labels = np.zeros((9, 4, 4), np.uint8), np.arange(9) % 3

@@ -382,7 +382,7 @@ def test_a_jump_takes_the_run_back_and_on_with_other_data(rolled_back, tmp_path,
     # The 9th was on its way when the metrics of step 8 arrived.
     assert seen == [*range(1, 10), *range(9, 15)]
     train("vae", tmp_path, train=dict(steps=6, log_every=5))
-    monkeypatch.setattr(DataLoader, "seek", lambda self, position: self.seek_batch(8))
+    monkeypatch.setattr(DataLoader, "seek", lambda self, position: self.skip_to(8))
     train("vae", tmp_path, train=dict(steps=12, log_every=5))
     chex.assert_trees_all_equal(final_state(rolled), final_state(tmp_path))
     assert steps_of(rolled) == RECORDED
@@ -465,8 +465,8 @@ def test_going_back_to_the_start(tmp_path, monkeypatch):
         train("vae", tmp_path / "back", **unsaved)
     assert seen == [*range(1, 6), *range(5, 13)]
     assert steps_of(tmp_path / "back") == [5, 8]
-    skip = DataLoader.seek_batch
-    monkeypatch.setattr(DataLoader, "seek_batch", lambda self, n: skip(self, n + 4))
+    skip = DataLoader.skip_to
+    monkeypatch.setattr(DataLoader, "skip_to", lambda self, n: skip(self, n + 4))
     train("vae", tmp_path / "other", **unsaved)
     chex.assert_trees_all_equal(
         final_state(tmp_path / "back")[0].params, final_state(tmp_path / "other")[0].params

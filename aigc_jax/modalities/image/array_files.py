@@ -5,6 +5,7 @@ import math
 import os
 import struct
 import zlib
+from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -46,7 +47,7 @@ def _named_content(archive: dict[str, np.ndarray], path: str) -> RawDataset:
             " them"
             " images and labels, or x_train, y_train, x_test, y_test"
         )
-    return _array_content(splits, shorten(path))
+    return array_dataset(splits, shorten(path))
 
 
 def read_idx(path: str) -> RawDataset:
@@ -57,7 +58,7 @@ def read_idx(path: str) -> RawDataset:
         labels = _idx_file(path, f"{stem}-labels-idx1-ubyte", required=False)
         if images:
             splits[split] = (read_idx_file(images, 3), read_idx_file(labels, 1) if labels else None)
-    return _array_content(splits, shorten(path))
+    return array_dataset(splits, shorten(path))
 
 
 def _idx_file(folder: str, name: str, required: bool) -> str | None:
@@ -105,45 +106,69 @@ def read_at_most(f: BinaryIO, size: int) -> bytearray:
     return content
 
 
-def _array_content(
-    splits: dict[str, tuple[np.ndarray, np.ndarray | None]], path: str
+def array_dataset(
+    splits: Mapping[str, tuple[np.ndarray, np.ndarray | None]],
+    where: str,
+    class_names: Sequence[str] = (),
 ) -> RawDataset:
-    checked, classes, shapes = {}, set(), set()
-    for split, (images, labels) in splits.items():
-        images = images[..., None] if images.ndim == 3 else images
-        if images.ndim != 4 or not images.size or images.shape[-1] not in (1, 3):
-            raise UserError(
-                f"the {split} images of {path} have the shape {images.shape}: it must be"
-                " (count, height, width) or (count, height, width, 1 or 3)"
-            )
-        if images.dtype != np.uint8:
-            raise UserError(
-                f"the {split} images of {path} are {images.dtype}: store them as uint8, 0 to 255"
-            )
-        if labels is not None:
-            labels = labels.reshape(-1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
-            if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-                raise UserError(
-                    f"the {split} labels of {path} are {labels.dtype} {labels.shape}: one integer"
-                    f" for each of the {len(images)} images is needed"
-                )
-            classes |= set(np.unique(labels).tolist())
-        shapes.add(images.shape[1:])
-        checked[split] = (images, labels)
+    """Checks arrays of images and labels.
+
+    Args:
+      splits: uint8 images (N, H, W) or (N, H, W, 1 or 3) and their labels (N,), by split.
+      where: their origin, for messages.
+      class_names: the classes that whole numbers as labels count; by default the labels themselves,
+        sorted.
+
+    Raises:
+      UserError: for arrays of another shape or type, or a label that is no class.
+    """
+    checked = {s: (_check_images(x, s, where), y) for s, (x, y) in splits.items()}
+    shapes = {images.shape[1:] for images, _ in checked.values()}
     if len(shapes) > 1:
-        raise UserError(f"the splits of {path} differ in image shape: {sorted(shapes)}")
+        raise UserError(f"the splits of {where} differ in image shape: {sorted(shapes)}")
     # Labels of some splits only are of no use: they are left out.
-    labelled = all(labels is not None for _, labels in checked.values())
-    names = sorted(classes) if labelled else []
-    return RawDataset(
-        {s: _columns(x, y if labelled else None, names) for s, (x, y) in checked.items()},
-        shapes.pop(),
-        tuple(map(str, names)),
-    )
+    labels = {
+        split: _check_labels(y, len(images), split, where)
+        for split, (images, y) in checked.items()
+        if y is not None
+    }
+    if len(labels) < len(checked):
+        columns = {s: ColumnarExamples(image=images) for s, (images, _) in checked.items()}
+        return RawDataset(columns, shapes.pop())
+    known = np.unique(np.concatenate(list(labels.values())))
+    if class_names:
+        known = np.arange(len(class_names))
+        wrong = next((y for found in labels.values() for y in found if y not in known), None)
+        if wrong is not None:
+            raise UserError(f"the label {wrong} of {where} is none of {len(class_names)} classes")
+    columns = {
+        split: ColumnarExamples(image=images, label=np.searchsorted(known, labels[split]))
+        for split, (images, _) in checked.items()
+    }
+    return RawDataset(columns, shapes.pop(), tuple(class_names) or tuple(map(str, known.tolist())))
 
 
-def _columns(images: np.ndarray, labels: np.ndarray | None, names: list[int]) -> ColumnarExamples:
-    """The examples of a split; a label is its place among the names."""
-    if labels is None:
-        return ColumnarExamples(image=images)
-    return ColumnarExamples(image=images, label=np.searchsorted(names, labels))
+def _check_images(images: np.ndarray, split: str, where: str) -> np.ndarray:
+    """The images as (N, H, W, C)."""
+    images = images[..., None] if images.ndim == 3 else images
+    if images.ndim != 4 or not images.size or images.shape[-1] not in (1, 3):
+        raise UserError(
+            f"the {split} images of {where} have the shape {images.shape}: it must be"
+            " (count, height, width) or (count, height, width, 1 or 3)"
+        )
+    if images.dtype != np.uint8:
+        raise UserError(
+            f"the {split} images of {where} are {images.dtype}: convert them to uint8, 0 to 255"
+        )
+    return images
+
+
+def _check_labels(labels: np.ndarray, count: int, split: str, where: str) -> np.ndarray:
+    """The labels as (N,)."""
+    labels = labels.reshape(-1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    if labels.shape != (count,) or labels.dtype.kind not in "iubU":
+        raise UserError(
+            f"the {split} labels of {where} are {labels.dtype} {labels.shape}: one whole number"
+            f" or text for each of the {count} images is needed"
+        )
+    return labels

@@ -6,8 +6,8 @@ After the stacked MNIST of Metz et al. (2017) and Lin et al. (2018), with scikit
 import numpy as np
 
 from aigc_jax.core.config import Data
-from aigc_jax.data.dataset import hold_out
 from aigc_jax.data.raw_dataset import Example, Examples, RawDataset
+from aigc_jax.data.split import hold_out
 
 COUNTS = {"train": 50_000, "validation": 5_000}
 
@@ -44,5 +44,6 @@ def stack(digits: RawDataset, config: Data) -> RawDataset:
         splits,
         (height, width, 3),
         tuple(a + b + c for a in names for b in names for c in names),
-        parts=(images[own[0], ..., 0], labels[own[0]]),
+        levels=digits.levels,
+        channel_images=(images[own[0], ..., 0], labels[own[0]]),
     )

@@ -9,21 +9,21 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from aigc_jax.core.errors import UserError
-from aigc_jax.modalities.text.token_windows import TokenStore
+from aigc_jax.modalities.text.token_store import TokenStore
 from aigc_jax.modalities.text.tokenizers import Tokenizer
 
 NO_TAG = -1  # of tokens that begin no word
 
 
 class SpecialTokenTemplate:
-    """What stands around the tokens of every example.
+    """Adds the special tokens before and after the tokens of every example.
 
     Args:
-      tokenizer: its prefix and suffix; the separator where it has none.
+      tokenizer: its prefix and suffix are added; the separator where it has none.
       seq_len: T.
 
     Raises:
-      UserError: if no room is left between them.
+      UserError: if no room is left for text.
     """
 
     def __init__(self, tokenizer: Tokenizer, seq_len: int):
@@ -37,7 +37,7 @@ class SpecialTokenTemplate:
                 f" {seq_len - self.room} tokens around it: raise data.seq_len"
             )
 
-    def around(self, inner: np.ndarray) -> dict[str, np.ndarray]:
+    def apply(self, inner: np.ndarray) -> dict[str, np.ndarray]:
         """An example's `tokens` and `segments`, (T+1,); 1 marks what is no padding."""
         tokens = np.zeros(self.seq_len + 1, np.int32)
         segments = np.zeros(self.seq_len + 1, np.int32)
@@ -63,21 +63,19 @@ class Labelled:
       seq_len: T.
 
     Attributes:
-      cut: how many texts were too long.
+      truncated: number of texts that were too long.
     """
 
     def __init__(
         self, texts: Sequence[str], labels: Sequence[int], tokenizer: Tokenizer, seq_len: int
     ):
-        self._frame, self._labels = (
-            SpecialTokenTemplate(tokenizer, seq_len),
-            np.array(labels, np.int32),
-        )
-        store, ends, self.cut = TokenStore(tokenizer.size), [0], 0
+        self._template = SpecialTokenTemplate(tokenizer, seq_len)
+        self._labels = np.array(labels, np.int32)
+        store, ends, self.truncated = TokenStore(tokenizer.size), [0], 0
         for text in texts:
             tokens = tokenizer.encode(text)
-            self.cut += len(tokens) > self._frame.room
-            store.add(tokens[: self._frame.room])
+            self.truncated += len(tokens) > self._template.room
+            store.add(tokens[: self._template.room])
             ends.append(len(store))
         self._tokens, self._ends = store.array(), np.array(ends)
 
@@ -87,13 +85,13 @@ class Labelled:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         inner = self._tokens[self._ends[index] : self._ends[index + 1]]
         label = {"label": self._labels[index], "weight": np.float32(1)}
-        return {**self._frame.around(inner), **label}
+        return {**self._template.apply(inner), **label}
 
 
 class Tagged:
     """Examples `{"tokens" (T+1), "segments" (T+1), "tags" (T), "weight"}`.
 
-    A word's tag stands on its first token. Sentences that are too long become several examples.
+    A word's tag is on its first token. Sentences that are too long become several examples.
 
     Args:
       sentences: the words of each.
@@ -104,7 +102,7 @@ class Tagged:
       outside: the tag of words that belong to nothing (O).
 
     Attributes:
-      cut: how many sentences became several examples.
+      divided: number of sentences that became several examples.
     """
 
     def __init__(
@@ -116,10 +114,10 @@ class Tagged:
         inside: frozenset[int] = frozenset(),
         outside: int = 0,
     ):
-        self._frame = SpecialTokenTemplate(tokenizer, seq_len)
-        room, encode = self._frame.room, word_encoder(tokenizer)
+        self._template = SpecialTokenTemplate(tokenizer, seq_len)
+        room, encode = self._template.room, word_encoder(tokenizer)
         tokens, marks = TokenStore(tokenizer.size), TokenStore(1 << 31)
-        ends, self.cut = [0], 0
+        ends, self.divided = [0], 0
         for words, tag in zip(sentences, tags, strict=True):
             coded = [encode(word, i > 0)[:room] for i, word in enumerate(words)]
             before = len(ends)
@@ -128,7 +126,7 @@ class Tagged:
                     tokens.add(coded[i])
                     marks.add([tag[i]] + [NO_TAG] * (len(coded[i]) - 1))
                 ends.append(len(tokens))
-            self.cut += len(ends) > before + 1
+            self.divided += len(ends) > before + 1
         self._tokens, self._tags, self._ends = tokens.array(), marks.array(), np.array(ends)
 
     def __len__(self) -> int:
@@ -136,8 +134,8 @@ class Tagged:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         inner = slice(self._ends[index], self._ends[index + 1])
-        example = self._frame.around(self._tokens[inner])
-        return {**example, "tags": self._frame.tags(self._tags[inner]), "weight": np.float32(1)}
+        example = self._template.apply(self._tokens[inner])
+        return {**example, "tags": self._template.tags(self._tags[inner]), "weight": np.float32(1)}
 
 
 def word_encoder(tokenizer: Tokenizer) -> Callable[[str, bool], np.ndarray]:

@@ -1,6 +1,6 @@
-"""Whole documents and conversations, packed side by side into rows of equal length.
+"""Packing: several whole documents or conversations per row of equal length.
 
-A model must not look from one document of a row into another: `segments` tells them apart.
+`segments` numbers the documents of a row, so that attention does not cross from one to another.
 T is the number of tokens that a row predicts, P that of the pieces that are packed.
 """
 
@@ -9,10 +9,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from aigc_jax.modalities.text.token_windows import TokenStore
+from aigc_jax.modalities.text.token_store import Document, TokenStore
 from aigc_jax.modalities.text.tokenizers import Tokenizer
-
-Document = tuple[np.ndarray, np.ndarray | None]  # tokens, and the weight of each; None: all 1
 
 
 class Packed:
@@ -22,9 +20,9 @@ class Packed:
       tokens: of all documents.
       weights: one per token; None: all 1.
       first, length: of each piece, (P,).
-      row: in which each piece lies, (P,), from 0 without gaps.
+      row: the row of each piece, (P,), from 0 without gaps.
       seq_len: T.
-      dropped: how many documents had nothing to predict.
+      dropped: number of documents without a target.
     """
 
     def __init__(
@@ -49,7 +47,7 @@ class Packed:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         pieces = range(self._start[index], self._start[index + 1])
-        return filled((self._piece(piece) for piece in pieces), self.seq_len)
+        return fill_row((self._piece(piece) for piece in pieces), self.seq_len)
 
     def _piece(self, piece: int) -> Document:
         first, length = self._first[piece], self._length[piece]
@@ -57,8 +55,8 @@ class Packed:
         return self._tokens[inner], None if self._weights is None else self._weights[inner]
 
 
-def filled(pieces: Iterable[Document], seq_len: int) -> dict[str, np.ndarray]:
-    """A row of these pieces side by side: `{"tokens" (T+1), "segments" (T+1), "weight" (T)}`."""
+def fill_row(pieces: Iterable[Document], seq_len: int) -> dict[str, np.ndarray]:
+    """Concatenates pieces to a row `{"tokens" (T+1), "segments" (T+1), "weight" (T)}`."""
     tokens = np.zeros(seq_len + 1, np.int32)
     segments = np.zeros(seq_len + 1, np.int32)
     weight = np.zeros(seq_len, np.float32)
@@ -73,11 +71,11 @@ def filled(pieces: Iterable[Document], seq_len: int) -> dict[str, np.ndarray]:
     return {"tokens": tokens, "segments": segments, "weight": weight}
 
 
-def cuts(document: Document, seq_len: int) -> Iterator[tuple[int, int]]:
-    """Where the pieces of a document begin and how long they are, each at most T + 1 tokens.
+def chunk(document: Document, seq_len: int) -> Iterator[tuple[int, int]]:
+    """Cuts a document into pieces of at most T + 1 tokens; yields their first token and length.
 
-    Each begins with the last token of the one before: so every token but a document's first is a
-    target exactly once. A piece without weight on any target is left out.
+    Each piece begins with the last token of the one before, so that every token but the document's
+    first is a target exactly once. Pieces without weight on any target are left out.
     """
     token, weight = document
     for at in range(0, len(token) - 1, seq_len):
@@ -86,9 +84,9 @@ def cuts(document: Document, seq_len: int) -> Iterator[tuple[int, int]]:
 
 
 def pack(documents: Iterable[Document], seq_len: int, vocab_size: int = 1 << 31) -> Packed:
-    """Documents in as few rows of T + 1 tokens as best fit finds.
+    """Packs documents into few rows of T + 1 tokens, by best fit decreasing.
 
-    A document longer than a row is cut into pieces, each a segment of its own; see `cuts`.
+    A document longer than a row is cut into pieces, each a segment of its own; see `chunk`.
 
     Args:
       documents: tokens (N,), and their weights as targets (N,) or None for 1.
@@ -105,9 +103,9 @@ def pack(documents: Iterable[Document], seq_len: int, vocab_size: int = 1 << 31)
             weights += np.ones(start, np.float32).tobytes()
             weighted = True
         if weighted:
-            filled = np.ones(len(token), np.float32) if weight is None else weight
-            weights += np.asarray(filled, np.float32).tobytes()
-        for at, size in cuts((token, weight), seq_len):
+            known = np.ones(len(token), np.float32) if weight is None else weight
+            weights += np.asarray(known, np.float32).tobytes()
+        for at, size in chunk((token, weight), seq_len):
             first.append(start + at)
             length.append(size)
         dropped += len(first) == count
@@ -117,14 +115,14 @@ def pack(documents: Iterable[Document], seq_len: int, vocab_size: int = 1 << 31)
         np.frombuffer(weights, np.float32) if weighted else None,
         np.array(first, np.int64),
         length_P,
-        place(length_P, seq_len + 1),
+        best_fit(length_P, seq_len + 1),
         seq_len,
         dropped,
     )
 
 
-def place(length_P: np.ndarray, capacity: int) -> np.ndarray:
-    """The row for each piece: the longest first, each where it leaves the least room.
+def best_fit(length_P: np.ndarray, capacity: int) -> np.ndarray:
+    """Assigns pieces to rows by best fit decreasing: longest first, into the fullest row with room.
 
     Args:
       length_P: tokens of each piece, from 2 to `capacity`.
@@ -157,15 +155,13 @@ def place(length_P: np.ndarray, capacity: int) -> np.ndarray:
     return number[row_P]
 
 
-def with_special_tokens(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[Document]:
-    """Texts as documents: what the tokenizer puts in front, the text, and the separator.
+def with_special_tokens(text: str, tokenizer: Tokenizer) -> Document:
+    """A text as a document of its own: the tokenizer's prefix, the text, and the separator.
 
-    Something always stands in front, so that a text's first token is predicted too.
+    Without a prefix a separator is put first, so that the text's first token is predicted too.
     """
-    before = tokenizer.prefix or (tokenizer.separator,)
-    for text in texts:
-        document = TokenStore(tokenizer.size)
-        document.add(before)
-        document.add_text(text, tokenizer)
-        document.add([tokenizer.separator])
-        yield document.array(), None
+    document = TokenStore(tokenizer.size)
+    document.add(tokenizer.prefix or (tokenizer.separator,))
+    document.add_text(text, tokenizer)
+    document.add([tokenizer.separator])
+    return document.array(), None

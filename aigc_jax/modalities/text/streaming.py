@@ -1,27 +1,31 @@
-"""Rows of documents that are read as they are needed: more than memory holds.
+"""Rows of documents that are read as they are needed, because they do not fit into memory.
 
-Where row k begins depends on how long all documents before it are, which nobody knows without
-reading them. So there is not one sequence of documents but one for each row of a batch, its lane:
-lane b of B takes the documents at the places b, b + B, b + 2B, … of the shuffled order. A process
-reads the documents of its own rows only, the rows are the same under any number of processes, and
-where a lane stands is a few numbers, whatever it has read. In every epoch of the order each
-document stands in one lane.
+The first token of row k depends on the lengths of all documents before it, which are unknown
+until they are read. So there is not one sequence of documents but one per row of a batch: row
+stream b of B takes the documents at the places b, b + B, b + 2B, … of the shuffled order. A process
+reads only the documents of its own rows, rows are the same under any number of processes, and the
+position of a row stream is a few numbers however much it has read. Each document is in one row
+stream per epoch.
 
-T is the number of tokens that a row predicts.
+T is the number of tokens that a row predicts, S that of the numbers of a row stream's position.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 
 from aigc_jax.core.errors import UserError
-from aigc_jax.data.shuffle import EpochShuffle, order_of
-from aigc_jax.modalities.text.packing import Document, cuts, filled
+from aigc_jax.data.shuffle import EpochShuffle
+from aigc_jax.data.source import epoch_shuffle
+from aigc_jax.modalities.text.packing import chunk, fill_row
+from aigc_jax.modalities.text.token_store import Document
+from aigc_jax.modalities.text.token_windows import window
 
-PENDING = 12  # pieces from which a lane chooses what fits into a row
-FUTILE = 10_000  # documents without a target after which a lane gives up
-NONE = -1  # in a state: no piece
+LOOKAHEAD = 12  # pieces from which `BestFitPack` chooses
+MAX_EMPTY_DOCS = 10_000  # documents without a target in a row after which a row stream gives up
+NONE = -1  # in a position: no piece
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,88 +34,110 @@ class StreamingSource:
 
     Attributes:
       document: number → its tokens, and their weights as targets.
-      count: how many there are.
+      count: number of documents.
       seq_len: T.
-      files: `ends` and `window` of their order, if they lie in large files.
-      joined: rows are windows of the documents in one line, a document beginning where the one
-        before ends; otherwise documents stand side by side as whole as they can, in segments.
+      packing: how a row stream makes rows: `ConcatThenSplit` or `BestFitPack`.
+      file_ends: number of documents up to the end of each file, (F,); None if files do not matter.
+      shuffle_window: about how many documents in files are shuffled together.
     """
 
     document: Callable[[int], Document]
     count: int
     seq_len: int
-    files: tuple[np.ndarray, int] | tuple[()] = ()
-    joined: bool = False
+    packing: "type[RowStream]"
+    file_ends: np.ndarray | None = None
+    shuffle_window: int = 0
 
     def __len__(self) -> int:
         return self.count
 
+    def row_streams(self, seed: int, row_R: np.ndarray, batch_size: int) -> "StreamingBatcher":
+        """The row streams of these rows of every batch."""
+        return StreamingBatcher(self, seed, row_R, batch_size)
+
 
 class RowStream:
-    """The rows of one lane.
+    """An endless sequence of rows of documents.
 
     Args:
       source: the documents.
-      order: in which they come.
-      first, every: the lane's documents stand at the places first + n · every.
+      order: their order.
+      first, every: the row stream's documents are at the places first + n · every.
 
     Attributes:
-      seen: the numbers of the documents that the last row was made from.
+      doc_ids: the numbers of the documents in the last row.
     """
+
+    state_size: ClassVar[int]
 
     def __init__(self, source: StreamingSource, order: EpochShuffle, first: int, every: int):
         self._source, self._order = source, order
         self._first, self._every = first, every
         self._last: tuple[int, Document] | None = None
-        self.seen: list[int] = []
+        self._n, self._at = 0, 0  # the next document, and the first of its tokens to use
+        self.doc_ids: list[int] = []
 
-    def _number(self, n: int) -> int:
-        """Which document the lane's n-th is."""
+    def row(self) -> dict[str, np.ndarray]:
+        """The next row.
+
+        Raises:
+          UserError: if too many documents in a row have no target.
+        """
+        raise NotImplementedError
+
+    def state(self) -> list[int]:
+        """The position, `state_size` numbers."""
+        raise NotImplementedError
+
+    def restore(self, state: list[int]) -> None:
+        """Continues at a position."""
+        raise NotImplementedError
+
+    def _doc_id(self, n: int) -> int:
+        """The number of the row stream's n-th document."""
         return int(self._order(np.array([self._first + n * self._every]))[0])
 
     def _document(self, n: int) -> Document:
-        """The lane's n-th document; a long one serves several rows."""
+        """The row stream's n-th document; the last one is kept, as a long one fills many rows."""
         if self._last is None or self._last[0] != n:
-            self._last = n, self._source.document(self._number(n))
+            self._last = n, self._source.document(self._doc_id(n))
         return self._last[1]
 
-    def _give_up(self) -> None:
-        raise UserError(
-            f"{FUTILE} documents in a row have no token that could be learned: look at the data set"
-        )
+    def _check_empty(self, empty: int) -> None:
+        if empty > MAX_EMPTY_DOCS:
+            raise UserError(
+                f"{MAX_EMPTY_DOCS} documents in a row have no token to learn from: check the data"
+                " set"
+            )
 
 
-class JoinedLane(RowStream):
-    """Windows of T + 1 tokens of documents in one line; each begins with the last one's last token.
+class ConcatThenSplit(RowStream):
+    """Concatenates documents and cuts them into windows of T + 1 tokens.
 
-    Its state: which document comes next, and from which of its tokens on.
+    Each window begins with the last token of the one before. The position: the next document, and
+    the first of its tokens to use.
     """
 
-    width = 2
-
-    def __init__(self, *args: object):
-        super().__init__(*args)
-        self._n, self._at = 0, 0
+    state_size = 2
 
     def row(self) -> dict[str, np.ndarray]:
-        length, parts, self.seen, futile = self._source.seq_len + 1, [], [], 0
-        while length:
+        room, parts, self.doc_ids, empty = self._source.seq_len + 1, [], [], 0
+        end = self.state()
+        while room:
             token, _ = self._document(self._n)
-            part = token[self._at : self._at + length]
-            length -= len(part)
+            part = token[self._at : self._at + room]
+            room -= len(part)
             parts.append(part)
             if len(part):
-                self.seen.append(self._number(self._n))
-                end = self._n, self._at + len(part) - 1
-            futile = 0 if len(part) else futile + 1
-            if futile > FUTILE:
-                self._give_up()
+                self.doc_ids.append(self._doc_id(self._n))
+                end = [self._n, self._at + len(part) - 1]
+            empty = 0 if len(part) else empty + 1
+            self._check_empty(empty)
             self._at += len(part)
-            if length:
+            if room:
                 self._n, self._at = self._n + 1, 0
-        self._n, self._at = end  # its last token is the next one's first
-        tokens = np.concatenate(parts).astype(np.int32)
-        return {"tokens": tokens, "weight": np.ones(self._source.seq_len, np.float32)}
+        self.restore(end)  # its last token is the next one's first
+        return window(np.concatenate(parts))
 
     def state(self) -> list[int]:
         return [self._n, self._at]
@@ -120,98 +146,114 @@ class JoinedLane(RowStream):
         self._n, self._at = state
 
 
-class PackedLane(RowStream):
-    """Documents side by side: the piece that has waited longest, then what fits best of the next.
+class BestFitPack(RowStream):
+    """Packs whole documents: the piece that waited longest, then what fits best of the next ones.
 
-    The lane looks a fixed number of pieces ahead. Its state: the document to cut next, the place
-    in it, and the same of every piece that waits.
+    Looks a fixed number of pieces ahead, where `packing.best_fit` sees all of them. The position:
+    the next document to cut and the first of its tokens to use, and both of every waiting piece.
     """
 
-    width = 2 + 2 * PENDING
+    state_size = 2 + 2 * LOOKAHEAD
 
-    def __init__(self, *args: object):
-        super().__init__(*args)
-        self._n, self._at = 0, 0
-        self._pending: list[tuple[int, int, Document]] = []  # document, place in it, piece
+    def __init__(self, source: StreamingSource, order: EpochShuffle, first: int, every: int):
+        super().__init__(source, order, first, every)
+        self._waiting: list[_Piece] = []
 
     def row(self) -> dict[str, np.ndarray]:
-        pieces, room, self.seen = [], self._source.seq_len + 1, []
+        pieces: list[Document] = []
+        room, self.doc_ids = self._source.seq_len + 1, []
         while True:
             self._refill()
-            fitting = [i for i, waiting in enumerate(self._pending) if _size(waiting) <= room]
+            fitting = [i for i, piece in enumerate(self._waiting) if piece.size <= room]
             if not fitting:
-                return filled(pieces, self._source.seq_len)
-            best = 0 if not pieces else max(fitting, key=lambda i: (_size(self._pending[i]), -i))
-            n, _, piece = self._pending.pop(best)
-            self.seen.append(self._number(n))
-            pieces.append(piece)
-            room -= len(piece[0])
+                return fill_row(pieces, self._source.seq_len)
+            best = 0 if not pieces else max(fitting, key=lambda i: (self._waiting[i].size, -i))
+            piece = self._waiting.pop(best)
+            self.doc_ids.append(self._doc_id(piece.n))
+            pieces.append(piece.tokens)
+            room -= piece.size
 
     def _refill(self) -> None:
-        futile = 0
-        while len(self._pending) < PENDING:
+        empty = 0
+        while len(self._waiting) < LOOKAHEAD:
             document = self._document(self._n)
-            left = [(at, size) for at, size in cuts(document, self._source.seq_len)
-                    if at >= self._at]  # fmt: skip
-            for at, size in left[: PENDING - len(self._pending)]:
-                self._pending.append((self._n, at, _piece(document, at, size)))
+            pieces = chunk(document, self._source.seq_len)
+            left = [(at, size) for at, size in pieces if at >= self._at]
+            for at, size in left[: LOOKAHEAD - len(self._waiting)]:
+                self._waiting.append(_Piece.of(document, self._n, at, size))
                 self._at = at + 1
-            futile = 0 if left else futile + 1
-            if futile > FUTILE:
-                self._give_up()
-            if len(self._pending) < PENDING:
+            empty = 0 if left else empty + 1
+            self._check_empty(empty)
+            if len(self._waiting) < LOOKAHEAD:
                 self._n, self._at = self._n + 1, 0
 
     def state(self) -> list[int]:
-        waiting = [number for n, at, _ in self._pending for number in (n, at)]
-        return [self._n, self._at, *waiting, *[NONE] * (self.width - 2 - len(waiting))]
+        waiting = [number for piece in self._waiting for number in (piece.n, piece.at)]
+        return [self._n, self._at, *waiting, *[NONE] * (self.state_size - 2 - len(waiting))]
 
     def restore(self, state: list[int]) -> None:
-        self._pending = []
+        self._waiting = []
         for n, at in zip(state[2::2], state[3::2], strict=True):
             if n != NONE:
                 document = self._document(n)
                 size = min(self._source.seq_len + 1, len(document[0]) - at)
-                self._pending.append((n, at, _piece(document, at, size)))
+                self._waiting.append(_Piece.of(document, n, at, size))
         self._n, self._at = state[:2]
 
 
-def _piece(document: Document, at: int, size: int) -> Document:
-    token, weight = document
-    inner = slice(at, at + size)
-    # Copied: a piece of a long document must not keep all of it in memory.
-    return token[inner].copy(), None if weight is None else weight[inner].copy()
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """A piece of a document.
 
+    Attributes:
+      n: the document's number in the row stream.
+      at: the first of its tokens.
+      tokens: the piece.
+    """
 
-def _size(waiting: tuple[int, int, Document]) -> int:
-    return len(waiting[2][0])
+    n: int
+    at: int
+    tokens: Document
+
+    @classmethod
+    def of(cls, document: Document, n: int, at: int, size: int) -> "_Piece":
+        token, weight = document
+        inner = slice(at, at + size)
+        # Copied: a piece of a long document must not keep all of it in memory.
+        copy = token[inner].copy(), None if weight is None else weight[inner].copy()
+        return cls(n, at, copy)
+
+    @property
+    def size(self) -> int:
+        return len(self.tokens[0])
 
 
 class StreamingBatcher:
-    """The lanes of some rows of the batches.
+    """The row streams of a process's rows.
 
     Args:
       source: the documents.
       seed: of their order.
-      row_R: which rows.
+      row_R: which rows of every batch.
       batch_size: over all processes.
     """
 
     def __init__(self, source: StreamingSource, seed: int, row_R: np.ndarray, batch_size: int):
-        order = order_of(source, seed)
-        kind = JoinedLane if source.joined else PackedLane
-        self._width = kind.width
-        self._lanes = [kind(source, order, row, batch_size) for row in row_R.tolist()]
+        order = epoch_shuffle(source, seed)
+        self._state_size = source.packing.state_size
+        self._streams = [source.packing(source, order, row, batch_size) for row in row_R.tolist()]
 
     def row(self, index: int) -> tuple[dict[str, np.ndarray], list[int]]:
-        """The next row of a lane, and the documents that it was made from."""
-        lane = self._lanes[index]
-        return lane.row(), lane.seen
+        """The next row of a row stream, and the documents in it."""
+        stream = self._streams[index]
+        return stream.row(), stream.doc_ids
 
     def state(self) -> np.ndarray:
-        """Where the lanes stand (R, S)."""
-        return np.array([lane.state() for lane in self._lanes], np.int32).reshape(-1, self._width)
+        """Positions (R, S)."""
+        states = [stream.state() for stream in self._streams]
+        return np.array(states, np.int32).reshape(-1, self._state_size)
 
     def restore(self, state_RS: np.ndarray) -> None:
-        for lane, state in zip(self._lanes, state_RS.tolist(), strict=True):
-            lane.restore(state)
+        """Continues at positions (R, S)."""
+        for stream, state in zip(self._streams, state_RS.tolist(), strict=True):
+            stream.restore(state)

@@ -5,7 +5,7 @@ import numpy as np
 from aigc_jax.core.config import Config
 from aigc_jax.core.errors import UserError
 from aigc_jax.data.dataset import Dataset
-from aigc_jax.modalities.sources import Images
+from aigc_jax.modalities.image.image_dataset import InMemoryImages
 from aigc_jax.modalities.spec import TASKS, TextSpec
 from aigc_jax.modalities.synthetic_spec import spec_of
 from aigc_jax.modalities.text.token_windows import TokenWindows
@@ -38,5 +38,5 @@ def synthetic(shape: str, config: Config) -> Dataset:
         whole["image"] = rng.standard_normal((count, *spec.shape), np.float32)
     if spec.num_classes:
         whole["label"] = rng.integers(0, spec.num_classes, count)
-    images = Images(lambda i: (whole["image"][i], None), np.arange(count), whole)
+    images = InMemoryImages(whole, np.arange(count))
     return Dataset(spec, images, images)

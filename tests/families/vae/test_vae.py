@@ -12,7 +12,7 @@ import pytest
 from helpers import tiny
 from helpers.paths import CONFIGS
 
-from aigc_jax.data.loader import eval_batches
+from aigc_jax.data.fixed_batches import eval_batches
 from aigc_jax.distributed.mesh import make_mesh
 from aigc_jax.evaluation.heldout import HeldOut
 from aigc_jax.experiment import build

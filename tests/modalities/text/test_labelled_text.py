@@ -43,7 +43,7 @@ def test_a_labelled_text_by_hand():
     assert third["tokens"].tolist() == [SEP, 97, 98, 99, 100, SEP, 0]
     assert [row["label"] for row in (first, second, third)] == [1, 0, 1]
     assert first["label"].dtype == np.int32 and first["weight"] == np.float32(1)
-    assert source.cut == 1
+    assert source.truncated == 1
 
 
 def test_what_the_tokenizer_puts_around_a_text_is_put_there():
@@ -251,7 +251,7 @@ def test_other_data_are_judged_whole_by_the_models_own_classes(tmp_path):
     found = sources.load(config, knows.tokenizer, knows)
     assert found.spec == knows
     assert [int(found.validation[i]["label"]) for i in range(len(found.validation))] == [1, 2, 1]
-    with pytest.raises(UserError, match="knows no class 'a'"):
+    with pytest.raises(UserError, match="the class 'a'"):
         sources.load(config, knows.tokenizer, TextSpec(ByteTokenizer(), 16, "labels", ("b",)))
 
     path = tmp_path / "other.conll"
@@ -261,5 +261,5 @@ def test_other_data_are_judged_whole_by_the_models_own_classes(tmp_path):
     found = sources.load(config, knows.tokenizer, knows)
     assert found.spec == knows and len(found.validation) == 2
     assert [t for t in found.validation[0]["tags"].tolist() if t >= 0] == [2, 0]
-    with pytest.raises(UserError, match="knows no tag 'B-person'"):
+    with pytest.raises(UserError, match="the tag 'B-person'"):
         sources.load(config, knows.tokenizer, TextSpec(ByteTokenizer(), 16, "tags", ("O",)))

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aigc_jax.core.config import Data
-from aigc_jax.data.loader import DataLoader, eval_batches
+from aigc_jax.data.fixed_batches import eval_batches
+from aigc_jax.data.loader import DataLoader
 from aigc_jax.modalities import sources
-from aigc_jax.modalities.text.packing import pack, place, with_special_tokens
+from aigc_jax.modalities.text.packing import best_fit, pack, with_special_tokens
 from aigc_jax.modalities.text.tokenizers import ByteTokenizer
 
 
@@ -130,7 +131,7 @@ def test_documents_with_nothing_to_predict_are_counted():
 @given(st.lists(st.integers(2, 17), max_size=60))
 @settings(deadline=None, max_examples=200)
 def test_no_row_overflows_and_none_could_be_spared_by_merging(lengths):
-    rows = place(np.array(lengths, np.int64), 17)
+    rows = best_fit(np.array(lengths, np.int64), 17)
     used = collections.Counter()
     for row, length in zip(rows.tolist(), lengths, strict=True):
         used[row] += length
@@ -141,20 +142,20 @@ def test_no_row_overflows_and_none_could_be_spared_by_merging(lengths):
 
 
 def test_best_fit_fills_rows_that_go_together():
-    assert place(np.array([6, 4, 7, 3, 5, 5]), 10).max() == 2
+    assert best_fit(np.array([6, 4, 7, 3, 5, 5]), 10).max() == 2
     # In the order of the documents, the first of each row.
-    assert place(np.array([3, 9, 7, 2]), 10).tolist() == [0, 1, 0, 2]
+    assert best_fit(np.array([3, 9, 7, 2]), 10).tolist() == [0, 1, 0, 2]
 
 
 def test_packing_is_the_same_every_time():
     lengths = np.random.default_rng(0).integers(2, 100, 500)
-    np.testing.assert_array_equal(place(lengths, 128), place(lengths.copy(), 128))
+    np.testing.assert_array_equal(best_fit(lengths, 128), best_fit(lengths.copy(), 128))
 
 
 def test_a_hundred_thousand_documents_are_packed_in_seconds():
     lengths = np.random.default_rng(0).geometric(1 / 200, 100_000).clip(2, 1025)
     start = time.perf_counter()
-    rows = place(lengths, 1025)
+    rows = best_fit(lengths, 1025)
     assert time.perf_counter() - start < 10
     assert lengths.sum() / (1025 * (rows.max() + 1)) > 0.99
 
@@ -165,7 +166,7 @@ def test_a_hundred_thousand_documents_are_packed_in_seconds():
 @pytest.mark.parametrize("name", ["byte", "char", "trained"])
 def test_a_document_stands_between_separators(name):
     tokenizer = kind(name)
-    ((tokens, weight),) = with_special_tokens(["The cat"], tokenizer)
+    tokens, weight = with_special_tokens("The cat", tokenizer)
     end = tokenizer.separator
     assert tokens.tolist() == [end, *tokenizer.encode("The cat").tolist(), end]
     assert weight is None
@@ -174,7 +175,7 @@ def test_a_document_stands_between_separators(name):
 def test_a_document_has_something_in_front_even_if_the_tokenizer_says_nothing():
     tokenizer = kind("wordpiece")
     assert tokenizer.prefix == ()
-    ((tokens, _),) = with_special_tokens(["cat"], tokenizer)
+    tokens, _ = with_special_tokens("cat", tokenizer)
     assert tokens[0] == tokens[-1] == tokenizer.separator and len(tokens) == 3
 
 
@@ -288,7 +289,9 @@ def test_characters_of_the_marks_are_in_the_vocabulary(tmp_path):
 def test_a_row_by_hand():
     """Rows hold what `framed` makes, in a type as small as the vocabulary allows."""
     tokenizer = ByteTokenizer()
-    packed = pack(with_special_tokens(["ab", "c"], tokenizer), 10, tokenizer.size)
+    packed = pack(
+        [with_special_tokens(text, tokenizer) for text in ("ab", "c")], 10, tokenizer.size
+    )
     (row,) = rows_of(packed)
     assert row["tokens"].tolist() == [256, 97, 98, 256, 256, 99, 256, 0, 0, 0, 0]
     assert row["segments"].tolist() == [1, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0]

@@ -8,9 +8,9 @@ import pytest
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.data.loader import DataLoader
-from aigc_jax.data.mixture import Mixed
-from aigc_jax.modalities.sources import Images
-from aigc_jax.modalities.text.streaming import StreamingSource
+from aigc_jax.data.mixture import MixedSource
+from aigc_jax.modalities.image.image_dataset import ImageSource
+from aigc_jax.modalities.text.streaming import BestFitPack, ConcatThenSplit, StreamingSource
 
 LENGTHS = np.random.default_rng(0).integers(1, 30, 37)
 ENDS = np.cumsum(LENGTHS)
@@ -28,8 +28,12 @@ class Documents:
         return tokens, (tokens % 3 > 0).astype(np.float32) if self.weighted else None
 
 
+def packing(joined):
+    return ConcatThenSplit if joined else BestFitPack
+
+
 def streamed(joined=False, seq_len=11, documents=None):
-    return StreamingSource(documents or Documents(), len(LENGTHS), seq_len, joined=joined)
+    return StreamingSource(documents or Documents(), len(LENGTHS), seq_len, packing(joined))
 
 
 def take(iterator, count):
@@ -43,7 +47,7 @@ def assert_same(a, b):
 
 
 def as_process(monkeypatch, process, processes):
-    """One of several processes, which can see where all lanes stand."""
+    """One of several processes, which can see the positions of all row streams."""
     monkeypatch.setattr(jax, "process_index", lambda: process)
     monkeypatch.setattr(jax, "process_count", lambda: processes)
 
@@ -86,7 +90,9 @@ def test_rows_are_documents_side_by_side():
 def test_little_room_is_wasted():
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(4, 1, 1000), 2, None).astype(int)
-    source = StreamingSource(lambda i: (np.ones(lengths[i], np.int32), None), 1000, 511)
+    source = StreamingSource(
+        lambda i: (np.ones(lengths[i], np.int32), None), 1000, 511, BestFitPack
+    )
     batches = take(DataLoader(source, 4, seed=0, threads=0), 60)
     assert np.mean([batch["segments"] > 0 for batch in batches]) > 0.97
 
@@ -128,7 +134,7 @@ def test_going_back_and_forth(joined):
     start = iterator.position()
     batches = take(iterator, 90)
     for number in (88, 50, 0, 3, 89):
-        iterator.seek_batch(number)
+        iterator.skip_to(number)
         assert_same([next(iterator)], [batches[number]])
     iterator.seek(start)
     assert_same(take(iterator, 5), batches[:5])
@@ -159,14 +165,14 @@ def test_a_run_goes_on_with_another_number_of_processes(before, after, monkeypat
     take(alone, 7)
     whole = alone.position()
     expected = take(alone, 4)
-    rows = np.array(whole["lanes"]["0"])
+    rows = np.array(whole["streams"]["0"])
     positions = []
     for process in range(before):
         as_process(monkeypatch, process, before)
         monkeypatch.setattr(pipeline, "all_rows", lambda mine, part: rows)
         iterator = DataLoader(streamed(), 4, seed=5, threads=0)
         take(iterator, 7)
-        mine = iterator._iterator.get_state()["lanes"]["0"]
+        mine = iterator._iterator.get_state()["streams"]["0"]
         share = 4 // before
         np.testing.assert_array_equal(mine, rows[process * share : (process + 1) * share])
         positions.append(iterator.position())
@@ -184,8 +190,8 @@ def test_a_run_goes_on_with_another_number_of_processes(before, after, monkeypat
 
 def test_streams_are_mixed_with_each_other_and_go_on():
     def source():
-        other = StreamingSource(lambda i: (np.arange(1000, 1020), None), 5, 11)
-        return Mixed([streamed(), other], [3, 1])
+        other = StreamingSource(lambda i: (np.arange(1000, 1020), None), 5, 11, BestFitPack)
+        return MixedSource([streamed(), other], [3, 1])
 
     iterator = DataLoader(source(), 8, seed=0)
     for batch in take(iterator, 10):
@@ -207,7 +213,7 @@ def test_documents_of_a_batch_are_known():
 
 @pytest.mark.parametrize("joined", [False, True])
 def test_documents_of_nothing_end_the_run(joined):
-    nothing = StreamingSource(lambda i: (np.zeros(0, np.int32), None), 5, 11, joined=joined)
+    nothing = StreamingSource(lambda i: (np.zeros(0, np.int32), None), 5, 11, packing(joined))
     with pytest.raises(UserError, match="no token"):
         next(DataLoader(nothing, 1, seed=0, threads=0))
 
@@ -215,12 +221,12 @@ def test_documents_of_nothing_end_the_run(joined):
 def test_a_billion_documents_are_no_more_than_five():
     made = []
     document = lambda i: (made.append(i), (np.full(20, i % 99 + 1), None))[1]  # noqa: E731
-    iterator = DataLoader(StreamingSource(document, 10**9, 11), 4, seed=0, threads=0)
+    iterator = DataLoader(StreamingSource(document, 10**9, 11, BestFitPack), 4, seed=0, threads=0)
     take(iterator, 5)
     assert len(made) < 4 * 40 and max(made) > 10**8 and len(set(made)) == len(made)
     assert len(json.dumps(iterator.position())) < 4000
 
 
-def test_images_are_not_lanes():
-    iterator = DataLoader(Images(lambda i: (np.zeros((1, 1, 1)), i), range(5)), 2, seed=0)
-    assert "lanes" not in iterator.position()
+def test_images_have_no_streams():
+    iterator = DataLoader(ImageSource(lambda i: (np.zeros((1, 1, 1)), i), range(5)), 2, seed=0)
+    assert "streams" not in iterator.position()

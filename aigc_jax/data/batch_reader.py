@@ -1,0 +1,98 @@
+"""One process's rows of a run's batches, by the batch's number.
+
+B is the number of rows of a batch over all processes, R that of this process's rows.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from aigc_jax.core.feed import HostBatch
+from aigc_jax.data.mixture import MixedSource, MixtureSchedule
+from aigc_jax.data.source import (
+    RowStreams,
+    Source,
+    SupportsEpochBatch,
+    SupportsRowStreams,
+    TrainSource,
+    epoch_shuffle,
+    gather,
+    read_batch,
+    stack,
+)
+
+NumberedBatch = tuple[HostBatch, list[int]]  # a batch, and the streamed documents in it
+
+
+class BatchReader:
+    """Makes this process's rows of a batch.
+
+    A row of examples by index depends on its place in the shuffled order alone. A row of streamed
+    documents is the next one of its stream, so that such batches must be made in sequence.
+
+    Args:
+      source: the examples; a `MixedSource` draws from its parts by weight.
+      batch_size: B.
+      seed: of the order.
+      row_R: which of the B rows to make.
+      threads: threads that read the row streams.
+
+    Attributes:
+      streams: the row streams of streamed parts, by the part's number as a string, as in JSON.
+    """
+
+    def __init__(
+        self, source: TrainSource, batch_size: int, seed: int, row_R: np.ndarray, threads: int
+    ):
+        mixed = source if isinstance(source, MixedSource) else MixedSource([source], [1])
+        self._mixed, self._row_R, self._all_R = mixed, row_R, np.arange(batch_size)
+        self._schedule = MixtureSchedule(mixed.weights, batch_size, seed)
+        self._readers: dict[int, _ShuffledReader] = {}
+        self.streams: dict[str, RowStreams] = {}
+        for number, part in enumerate(mixed.parts):
+            if isinstance(part, SupportsRowStreams):
+                self.streams[str(number)] = part.row_streams(seed, row_R, batch_size)
+            else:
+                self._readers[number] = _ShuffledReader(part, seed)
+        self._pool = ThreadPoolExecutor(threads) if self.streams and threads else None
+
+    def __call__(self, number: int) -> NumberedBatch:
+        part_R, place_R = self._schedule.batch(number, self._row_R)
+        documents: list[int] = []
+
+        def read(part: int, row_r: np.ndarray) -> HostBatch:
+            if part in self._readers:
+                return self._readers[part](place_R[row_r])
+            each = map if self._pool is None else self._pool.map
+            found = list(each(self.streams[str(part)].row, row_r.tolist()))
+            first = self._mixed.first(part)
+            documents.extend(i + first for _, doc_ids in found for i in doc_ids)
+            return stack([row for row, _ in found])
+
+        return gather(part_R, read), documents
+
+    def taken(self, batches: int) -> list[int]:
+        """How many examples of each part the first batches hold, over all processes."""
+        return self._schedule.taken(batches)
+
+    def example_ids(self, number: int) -> list[int]:
+        """The numbers of a whole batch's examples, over all processes; only without streams."""
+        part_B, place_B = self._schedule.batch(number, self._all_R)
+        example_B = np.empty_like(place_B)
+        for part, reader in self._readers.items():
+            mine = part_B == part
+            example_B[mine] = reader.order(place_B[mine]) + self._mixed.first(part)
+        return example_B.tolist()
+
+
+class _ShuffledReader:
+    """Reads the examples at some places (B,) of a source's shuffled order."""
+
+    def __init__(self, source: Source, seed: int):
+        self._source, self._seed, self.order = source, seed, epoch_shuffle(source, seed)
+
+    def __call__(self, place_B: np.ndarray) -> HostBatch:
+        example_B = self.order(place_B)
+        if isinstance(self._source, SupportsEpochBatch):
+            return self._source.epoch_batch(example_B, place_B // self.order.count, self._seed)
+        return read_batch(self._source, example_B)

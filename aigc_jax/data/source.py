@@ -1,0 +1,125 @@
+"""Sources of examples: the protocol, and what some sources can do beyond it.
+
+B is the number of rows of a batch, R that of the rows that one process reads.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from aigc_jax.core.feed import HostBatch
+from aigc_jax.data.shuffle import EpochShuffle
+
+Example = dict[str, np.ndarray]
+
+
+class Source(Protocol):
+    """Examples by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+@runtime_checkable
+class SupportsBatch(Protocol):
+    """A source that reads several examples faster together than one by one."""
+
+    def batch(self, index_B: np.ndarray) -> HostBatch:
+        """The examples `index_B`, stacked: equal to reading each of them alone."""
+        ...
+
+
+@runtime_checkable
+class SupportsEpochBatch(Protocol):
+    """A source whose examples differ between epochs, such as windows with a random offset."""
+
+    def epoch_batch(self, index_B: np.ndarray, epoch_B: np.ndarray, seed: int) -> HostBatch:
+        """The examples `index_B` as they are in the epochs `epoch_B` of a run with this seed."""
+        ...
+
+
+@runtime_checkable
+class StoredInFiles(Protocol):
+    """A source whose examples are stored in files that are expensive to open.
+
+    Attributes:
+      file_ends: number of examples up to the end of each file, (F,); None if files do not matter.
+      shuffle_window: about how many examples are shuffled together.
+    """
+
+    file_ends: np.ndarray | None
+    shuffle_window: int
+
+
+class RowStreams(Protocol):
+    """One endless stream of rows for each row of a process's batches."""
+
+    def row(self, index: int) -> tuple[Example, list[int]]:
+        """The next row of stream `index`, and the numbers of the documents it is made of."""
+        ...
+
+    def state(self) -> np.ndarray:
+        """Positions of the streams, (R, S) int32."""
+        ...
+
+    def restore(self, state_RS: np.ndarray) -> None:
+        """Continues at the positions that `state` returned."""
+        ...
+
+
+@runtime_checkable
+class SupportsRowStreams(Protocol):
+    """A source of documents that become rows only in sequence, as their lengths are unknown."""
+
+    def __len__(self) -> int: ...
+
+    def row_streams(self, seed: int, row_R: np.ndarray, batch_size: int) -> RowStreams:
+        """The streams of these rows of every batch.
+
+        Args:
+          seed: of the order of the documents.
+          row_R: which of the `batch_size` rows.
+          batch_size: rows of a batch over all processes.
+        """
+        ...
+
+
+TrainSource = Source | SupportsRowStreams
+
+
+def epoch_shuffle(source: TrainSource, seed: int) -> EpochShuffle:
+    """The order of a source's examples; those in files are shuffled in windows of whole files."""
+    if isinstance(source, StoredInFiles):
+        return EpochShuffle(len(source), seed, source.file_ends, source.shuffle_window)
+    return EpochShuffle(len(source), seed)
+
+
+def read_batch(source: Source, index_B: np.ndarray) -> HostBatch:
+    """The examples `index_B` as one batch."""
+    if isinstance(source, SupportsBatch):
+        return source.batch(index_B)
+    return stack([source[i] for i in index_B.tolist()])
+
+
+def stack(examples: Sequence[Example]) -> HostBatch:
+    """Stacks examples with the same fields."""
+    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+
+
+def gather(part_B: np.ndarray, read: Callable[[int, np.ndarray], HostBatch]) -> HostBatch:
+    """Assembles a batch whose rows come from several sources.
+
+    Args:
+      part_B: the source of each row.
+      read: (source, rows of the batch) → these rows.
+    """
+    batch: HostBatch = {}
+    for part in np.unique(part_B).tolist():
+        (row_R,) = np.nonzero(part_B == part)
+        for key, value in read(part, row_R).items():
+            if key not in batch:
+                batch[key] = np.empty((len(part_B), *value.shape[1:]), value.dtype)
+            batch[key][row_R] = value
+    return batch

@@ -1,0 +1,262 @@
+"""Data given from Python: arrays, lists, generators, Hugging Face data sets and data frames.
+
+Nothing of pandas or `datasets` is imported: their objects are recognised by what they offer.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from aigc_jax.core.config import Data
+from aigc_jax.core.errors import UserError, shorten
+from aigc_jax.data.dataset import Dataset
+from aigc_jax.data.raw_dataset import RawDataset
+from aigc_jax.modalities.dataset_builders import build_dataset
+from aigc_jax.modalities.image.array_files import array_dataset
+from aigc_jax.modalities.text.text_records import (
+    labelled_text_dataset,
+    messages_dataset,
+    tagged_text_dataset,
+)
+from aigc_jax.modalities.text.tokenizers import Tokenizer
+
+IN_MEMORY = "in_memory"  # `data.source` of a run whose data were given from Python
+SPLITS = ("train", "validation", "test")
+FIELDS = ("image", "text", "messages", "words", "tags", "label")
+PLURALS = {"images": "image", "labels": "label", "texts": "text"}
+FINGERPRINTED = 64  # examples of each split that the fingerprint reads
+
+Columns = dict[str, Any]
+
+
+@runtime_checkable
+class ColumnarTable(Protocol):
+    """What a Hugging Face `datasets.Dataset` offers: named columns of known length."""
+
+    column_names: Any
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any) -> Any: ...
+
+
+@runtime_checkable
+class DataFrame(Protocol):
+    """What a pandas `DataFrame` offers."""
+
+    columns: Any
+
+    def to_dict(self, orient: str) -> dict[Any, Any]: ...
+
+
+def dataset_from_python(data: Any, config: Data, tokenizer: Tokenizer | None = None) -> Dataset:
+    """Builds a data set of data given from Python.
+
+    Args:
+      data: as `raw_dataset_from_python` takes them.
+      config: the section `data`, of which `source` and what only concerns files are not used.
+      tokenizer: one to use instead of that of `config.tokenizer`.
+
+    Returns:
+      The data set, with its fingerprint.
+
+    Raises:
+      UserError: if the data cannot be used; it names the field.
+    """
+    raw = raw_dataset_from_python(data)
+    dataset = build_dataset(raw, dataclasses.replace(config, source=IN_MEMORY), tokenizer)
+    return dataclasses.replace(dataset, fingerprint=fingerprint(raw))
+
+
+def raw_dataset_from_python(data: Any) -> RawDataset:
+    """Checks data given from Python and finds out what they are.
+
+    Args:
+      data: one of
+        - a mapping of fields to arrays or lists: `{"image": (N, H, W, C) uint8, "label": (N,)}`,
+          `{"text": […], "label": […]}`, `{"messages": […]}`, `{"words": […], "tags": […]}`;
+        - a list or any other iterable, which is read once and kept in memory: of texts, of
+          conversations (lists of `{"role": …, "content": …}`), or of such fields as dicts;
+        - a Hugging Face `Dataset`, or a pandas `DataFrame`, with such columns;
+        - several of these: a pair (training, held-out), or a mapping of splits "train",
+          "validation" and "test", such as a `DatasetDict`;
+        - a `RawDataset`.
+        Other fields are ignored. Labels are whole numbers or texts.
+
+    Raises:
+      UserError: if they are none of these; it names the field.
+    """
+    if isinstance(data, RawDataset):
+        return data
+    parts = _splits(data)
+    class_names = _class_names(parts["train"])
+    splits = {split: _columns(part, f"data['{split}']") for split, part in parts.items() if
+              part is not None}  # fmt: skip
+    fields = set(splits["train"])
+    for split, columns in splits.items():
+        missing = fields - set(columns) - {"label"}
+        if missing:
+            raise UserError(f"data['{split}'] has no field '{min(missing)}', but data['train'] has")
+    if "image" in fields:
+        return array_dataset(
+            {s: (_images(c["image"], s), _array(c.get("label"))) for s, c in splits.items()},
+            "data",
+            class_names,
+        )
+    if "messages" in fields:
+        return messages_dataset({s: c["messages"] for s, c in splits.items()})
+    if {"words", "tags"} <= fields:
+        return tagged_text_dataset({s: (c["words"], c["tags"]) for s, c in splits.items()})
+    if "text" in fields:
+        texts = {s: (c["text"], c.get("label")) for s, c in splits.items()}
+        return labelled_text_dataset(texts, class_names)
+    raise UserError(
+        f"data has the fields {shorten(sorted(fields), 200)}: name them image and label, text and"
+        " label, messages, or words and tags"
+    )
+
+
+def fingerprint(raw: RawDataset) -> str:
+    """A hash of the lengths, classes and some examples of all splits, to recognise the same data.
+
+    It reads 64 examples of each split, and so does not notice every change.
+    """
+    found = hashlib.sha256(repr((raw.kind, raw.image_shape, raw.class_names)).encode())
+    for split, examples in sorted(raw.splits.items()):
+        found.update(f"{split} {len(examples)}\n".encode())
+        for i in np.unique(np.linspace(0, len(examples) - 1, FINGERPRINTED).astype(int)):
+            for key, value in sorted(examples[int(i)]().items()):
+                found.update(key.encode())
+                plain = value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
+                found.update(plain)
+    return found.hexdigest()[:32]
+
+
+def check_fingerprint(saved: str, dataset: Dataset) -> None:
+    """Raises UserError if a run continues with other data than it began with.
+
+    Args:
+      saved: the fingerprint of the data that it began with; "": unknown.
+      dataset: the data now.
+    """
+    if saved and dataset.fingerprint and saved != dataset.fingerprint:
+        raise UserError(
+            "data= is not the data that this run was trained on: pass the same data, or another"
+            " workdir"
+        )
+
+
+def no_data_given(argument: str, config: Data) -> RawDataset:
+    """The data source of runs whose data were given from Python, when they are not given.
+
+    Raises:
+      UserError: always.
+    """
+    del argument, config
+    raise UserError(
+        "data.source=in_memory: the data of this run were given from Python: pass data= again, or"
+        " set data.source to evaluate on other data"
+    )
+
+
+def _splits(data: Any) -> dict[str, Any]:
+    if isinstance(data, tuple) and len(data) == 2:
+        return {"train": data[0], "validation": data[1]}
+    if isinstance(data, Mapping) and set(data) & set(SPLITS):
+        unknown = set(data) - set(SPLITS)
+        if unknown or "train" not in data:
+            raise UserError(
+                f"data has the splits {shorten(sorted(map(str, data)), 200)}: they must be train"
+                " and, if held out, validation or test"
+            )
+        return dict(data)
+    return {"train": data}
+
+
+def _columns(data: Any, where: str) -> Columns:
+    """The known fields of one split, each a sequence of the same length, at least 1."""
+    if isinstance(data, Mapping):
+        found = dict(data)
+    elif isinstance(data, DataFrame):
+        found = data.to_dict("list")
+    elif isinstance(data, ColumnarTable) and data.column_names:
+        found = {name: data[name][:] for name in data.column_names if _field(name) in FIELDS}
+    elif isinstance(data, Iterable) and not isinstance(data, (str, bytes)):
+        found = _from_items(list(data), where)
+    else:
+        raise UserError(
+            f"{where} is {shorten(type(data).__name__, 80)}: give a dict of arrays, a list, a"
+            " generator, a Hugging Face Dataset or a DataFrame"
+        )
+    known = {_field(name): values for name, values in found.items() if _field(name) in FIELDS}
+    if not known:
+        raise UserError(
+            f"{where} has the fields {shorten(list(found), 200)}: one of image, text, messages or"
+            " words is needed"
+        )
+    lengths = {name: len(values) for name, values in known.items()}
+    if len(set(lengths.values())) > 1:
+        raise UserError(f"the fields of {where} differ in length: {shorten(lengths, 200)}")
+    if not min(lengths.values()):
+        raise UserError(f"{where} is empty")
+    return known
+
+
+def _field(name: Any) -> str:
+    return PLURALS.get(str(name), str(name))
+
+
+def _from_items(items: list[Any], where: str) -> Columns:
+    """The columns of a list of texts, conversations or dicts."""
+    if not items:
+        raise UserError(f"{where} is empty")
+    first = items[0]
+    if isinstance(first, str):
+        return {"text": items}
+    if isinstance(first, Mapping) and "role" in first:
+        raise UserError(
+            f"{where} is a list of messages: give a list of conversations, each a list of messages"
+        )
+    if isinstance(first, Mapping):
+        columns: Columns = {str(name): [] for name in first}
+        for number, item in enumerate(items):
+            for name, values in columns.items():
+                if not isinstance(item, Mapping) or name not in item:
+                    raise UserError(f"item {number} of {where} has no field '{shorten(name, 80)}'")
+                values.append(item[name])
+        return columns
+    if isinstance(first, Sequence):
+        return {"messages": items}
+    raise UserError(
+        f"item 0 of {where} is {shorten(type(first).__name__, 80)}: it must be a text, a dict of"
+        " fields or a list of messages"
+    )
+
+
+def _images(values: Any, split: str) -> np.ndarray:
+    """Images as one array; those of a list must have one shape."""
+    if not isinstance(values, (list, tuple)):
+        return np.asarray(values)
+    arrays = [np.asarray(value) for value in values]
+    shapes = [array.shape for array in arrays]
+    other = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
+    if other is not None:
+        raise UserError(
+            f"field 'image' of data['{split}']: image {other} has the shape {shapes[other]}, but"
+            f" image 0 has {shapes[0]}: resize them"
+        )
+    return np.stack(arrays)
+
+
+def _array(values: Any) -> np.ndarray | None:
+    return None if values is None else np.asarray(values)
+
+
+def _class_names(train: Any) -> tuple[str, ...]:
+    """The class names that a Hugging Face data set keeps with its field "label"; else ()."""
+    features = getattr(train, "features", None)
+    label = features.get("label") if isinstance(features, Mapping) else None
+    return tuple(getattr(label, "names", None) or ())

@@ -1,0 +1,110 @@
+"""Raw data sets of texts, conversations and tagged sentences that were given from Python."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from aigc_jax.core.errors import UserError, shorten
+from aigc_jax.data.raw_dataset import ColumnarExamples, RawDataset, is_unicode
+from aigc_jax.modalities.text.chat_format import check_messages
+from aigc_jax.modalities.text.conll import check_sentence
+
+Texts = tuple[Sequence[Any], Sequence[Any] | None]  # texts and their labels
+
+
+def labelled_text_dataset(
+    splits: Mapping[str, Texts], class_names: Sequence[str] = ()
+) -> RawDataset:
+    """Texts, with a class each if all splits have labels.
+
+    Args:
+      splits: texts and their labels, by split.
+      class_names: the classes that whole numbers as labels count; by default the labels themselves,
+        sorted.
+
+    Raises:
+      UserError: for an item that is no text, or a label that is no class; it names the field.
+    """
+    for split, (texts, _) in splits.items():
+        for number, text in enumerate(texts):
+            if not isinstance(text, str) or not is_unicode(text):
+                raise UserError(
+                    f"field 'text' of data['{split}']: item {number} is"
+                    f" {shorten(repr(text), 80)}, not Unicode text"
+                )
+    if any(labels is None for _, labels in splits.values()):
+        plain = {s: ColumnarExamples(text=_not_blank(texts, s)) for s, (texts, _) in splits.items()}
+        return RawDataset(plain, unlabelled="no field 'label' is given")
+    named = {
+        split: [_label(label, number, split, class_names) for number, label in enumerate(labels)]
+        for split, (_, labels) in splits.items()
+        if labels is not None
+    }
+    names = tuple(class_names) or tuple(sorted({n for labels in named.values() for n in labels}))
+    index = {name: i for i, name in enumerate(names)}
+    return RawDataset(
+        {
+            split: ColumnarExamples(text=list(texts), label=[index[name] for name in named[split]])
+            for split, (texts, _) in splits.items()
+        },
+        class_names=names,
+    )
+
+
+def messages_dataset(splits: Mapping[str, Sequence[Any]]) -> RawDataset:
+    """Conversations, each a list of `{"role": …, "content": …}`.
+
+    Raises:
+      UserError: for an item that is no conversation.
+    """
+    found = {}
+    for split, dialogues in splits.items():
+        checked = [
+            check_messages({"messages": dialogue}, f"item {i} of data['{split}']", training=False)
+            for i, dialogue in enumerate(dialogues)
+        ]
+        found[split] = ColumnarExamples(messages=checked)
+    return RawDataset(found, kind="messages")
+
+
+def tagged_text_dataset(
+    splits: Mapping[str, tuple[Sequence[Any], Sequence[Any]]],
+) -> RawDataset:
+    """Sentences as lists of words, with a list of tags (O, B-TYPE, I-TYPE) each.
+
+    Raises:
+      UserError: for an item that is no such sentence.
+    """
+    found = {}
+    for split, (words, tags) in splits.items():
+        pairs = [
+            check_sentence(list(w), list(t), f"item {i} of data['{split}']")
+            for i, (w, t) in enumerate(zip(words, tags, strict=True))
+        ]
+        found[split] = ColumnarExamples(words=[w for w, _ in pairs], tags=[t for _, t in pairs])
+    return RawDataset(found, kind="words")
+
+
+def _not_blank(texts: Sequence[str], split: str) -> list[str]:
+    found = [text for text in texts if text.strip()]
+    if not found:
+        raise UserError(f"field 'text' of data['{split}'] has no text: all items are blank")
+    return found
+
+
+def _label(value: Any, number: int, split: str, class_names: Sequence[str]) -> str:
+    """The name of a class."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, int) and class_names and 0 <= value < len(class_names):
+        return class_names[value]
+    known = not class_names or value in class_names
+    if isinstance(value, (bool, int)) and known:
+        return str(value).lower()
+    if isinstance(value, str) and value.strip() and is_unicode(value) and known:
+        return value
+    raise UserError(
+        f"field 'label' of data['{split}']: item {number} is {shorten(repr(value), 80)}, not a"
+        " class: give a text or a whole number"
+    )
