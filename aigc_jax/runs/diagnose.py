@@ -10,9 +10,9 @@ import numpy as np
 import optax
 
 from aigc_jax.core.errors import NotFinite
+from aigc_jax.core.feed import Feed
 from aigc_jax.core.state import TrainState, named_leaves
 from aigc_jax.core.workdir import storage_errors, write_text_atomically
-from aigc_jax.data.loader import DataLoader
 from aigc_jax.distributed.gather import on_host
 from aigc_jax.experiment.build import Run
 from aigc_jax.nn.activation_stats import bad_activations, finite
@@ -25,40 +25,38 @@ Report = dict[str, Any]
 
 
 def report_and_raise(
-    run: Run, batches: DataLoader, trouble: TrainingAnomaly, workdir: str, state: TrainState
+    run: Run, feed: Feed, anomaly: TrainingAnomaly, workdir: str, state: TrainState
 ) -> NoReturn:
     """Writes down what is known of a step that was not finite, and ends the run.
 
     Args:
       run: its parts.
-      batches: positioned after the batch of that step.
-      trouble: which step.
+      feed: positioned after the batch of that step.
+      anomaly: which step, and why.
       workdir: where the report goes.
-      state: before the step, which has left it as it was.
+      state: before the step, which has left it as it was; in the form of `CompiledStep`.
 
     Raises:
       NotFinite: with the step, the examples and the first names.
     """
-    number = batches.taken - 1
-    batches.skip_to(number)
-    batch = next(batches)
-    state = state.replace(step=np.int32(trouble.step - 1))
-    state = on_host(state)
+    number = feed.taken - 1
+    feed.skip_to(number)
+    batch = feed.next(state)
+    state = on_host(run.step.get_state(state).replace(step=np.int32(anomaly.step - 1)))
     report = {
-        "step": trouble.step,
-        "reason": trouble.reason,
+        "step": anomaly.step,
+        "reason": anomaly.reason,
         "time": time.time(),
-        "examples": batches.example_ids(number),
+        "examples": feed.example_ids(number),
         **diagnose(run, state, batch),
     }
-    place = os.path.join(workdir, FOLDER, f"step_{trouble.step:07d}")
+    place = os.path.join(workdir, FOLDER, f"step_{anomaly.step:07d}")
     if jax.process_index() == 0:
         with storage_errors(workdir):
             dump(place, report, state, batch)
     raise NotFinite(
-        f"{trouble}; {summary(report)}; its examples are {shorten_list(report['examples'])};"
-        " the state and"
-        f" the batch are in {place}: aigc doctor --workdir={workdir} explains them"
+        f"{anomaly}; {summary(report)}; its examples are {shorten_list(report['examples'])};"
+        f" the state and the batch are in {place}: aigc doctor --workdir={workdir} explains them"
     )
 
 

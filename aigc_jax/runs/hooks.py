@@ -1,74 +1,90 @@
-"""What is done beside training: evaluations, samples, snapshots of averages."""
+"""The periodic work of a run beside training: evaluations, samples, snapshots of averages."""
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 from aigc_jax.core.state import TrainState
 from aigc_jax.distributed import kv_store
 from aigc_jax.distributed.gather import for_sampling, on_host
 from aigc_jax.distributed.processes import from_first
 from aigc_jax.evaluation.evaluator import Evaluator
-from aigc_jax.experiment.build import Run
 from aigc_jax.runs.report.samples import save_samples
-from aigc_jax.training import metric_log, posthoc_ema
-from aigc_jax.training.loop import Periodic
+from aigc_jax.runs.session import Session
+from aigc_jax.training import posthoc_ema
+from aigc_jax.training.callbacks import Periodic
 
 
-def hooks(
-    run: Run,
-    workdir: str,
-    judge: Evaluator,
-    records: metric_log.MetricLogger | metric_log.NullLogger,
-    storage: Callable[[], AbstractContextManager[None]],
-    tick: Callable[[str], None],
-) -> tuple[Periodic, ...]:
-    """Each with when the recipe wants it, and whether it was done before an interruption.
+class Evaluation(Periodic):
+    """Evaluates the state and records the metrics.
 
     Args:
-      run: the parts of the run.
-      workdir: its folder.
-      judge: evaluates states.
-      records: takes the evaluations.
-      storage: what to do when the folder cannot be written.
-      tick: told where the run is.
+      session: the run; its `eval.every` is the period.
+      evaluator: evaluates states.
     """
-    c, main = run.config, kv_store.joined()[0] == 0
 
-    def path(step: int) -> str:
-        suffix = ".png" if run.spec.modality == "image" else ".txt"
-        return os.path.join(workdir, "samples", f"step_{step:07d}{suffix}")
+    def __init__(self, session: Session, evaluator: Callable[[TrainState], dict]):
+        every = session.run.config.eval.every
+        super().__init__(every, at_end=every > 0)
+        self._session, self._evaluator = session, evaluator
 
-    def evaluate(step: int, state: TrainState) -> None:
-        tick(f"the evaluation after step {step}")
-        record = {"step": step, "kind": "eval", **judge(state)}
-        with storage():
-            records.write(record)
+    def done(self, step: int) -> bool:
+        return bool(from_first(self._session.records.has(step, "eval")))
 
-    def sample(step: int, state: TrainState) -> None:
-        tick(f"sampling after step {step}")
+    def run(self, step: int, state: TrainState) -> None:
+        self._session.heartbeat(f"the evaluation after step {step}")
+        self._session.log_evaluation(step, self._evaluator(state))
+
+
+class Sampling(Periodic):
+    """Writes samples into the workdir.
+
+    Args:
+      session: the run; its `sample.every` is the period.
+    """
+
+    def __init__(self, session: Session):
+        every = session.run.config.sample.every
+        super().__init__(every, at_end=every > 0)
+        self._session = session
+
+    def _path(self, step: int) -> str:
+        suffix = ".png" if self._session.run.spec.modality == "image" else ".txt"
+        return os.path.join(self._session.workdir, "samples", f"step_{step:07d}{suffix}")
+
+    def done(self, step: int) -> bool:
+        return bool(from_first(os.path.exists(self._path(step))))
+
+    def run(self, step: int, state: TrainState) -> None:
+        self._session.heartbeat(f"sampling after step {step}")
         state = for_sampling(state)
-        if main:
-            with storage():
-                save_samples(run, state, path(step))
+        if kv_store.joined()[0] == 0:
+            with self._session.storage():
+                save_samples(self._session.run, state, self._path(step))
 
-    def snapshot(step: int, state: TrainState) -> None:
+
+class EmaSnapshot(Periodic):
+    """Writes the power-function averages, from which others are reconstructed after training.
+
+    Args:
+      session: the run; its `ema.snapshot_every` is the period.
+    """
+
+    def __init__(self, session: Session):
+        ema = session.run.config.ema
+        super().__init__(ema.snapshot_every if ema.power else 0)
+        self._session = session
+
+    def done(self, step: int) -> bool:
+        path = posthoc_ema.snapshot_path(self._session.workdir, step)
+        return bool(from_first(os.path.exists(path)))
+
+    def run(self, step: int, state: TrainState) -> None:
         power_ema = on_host(state.power_ema)
-        if main:
-            with storage():
-                posthoc_ema.save_snapshot(workdir, step, power_ema)
+        if kv_store.joined()[0] == 0:
+            with self._session.storage():
+                posthoc_ema.save_snapshot(self._session.workdir, step, power_ema)
 
-    def kept(step: int) -> bool:
-        return bool(from_first(os.path.exists(posthoc_ema.snapshot_path(workdir, step))))
 
-    def evaluated(step: int) -> bool:
-        return bool(from_first(records.has(step, "eval")))
-
-    def sampled(step: int) -> bool:
-        return bool(from_first(os.path.exists(path(step))))
-
-    return (
-        Periodic(c.ema.snapshot_every if c.ema.power else 0, snapshot, done=kept),
-        Periodic(c.eval.every, evaluate, c.eval.every > 0, evaluated),
-        Periodic(c.sample.every, sample, c.sample.every > 0, sampled),
-    )
+def recipe_callbacks(session: Session, evaluator: Evaluator) -> tuple[Periodic, ...]:
+    """The callbacks that a recipe asks for, in the order in which they run."""
+    return EmaSnapshot(session), Evaluation(session, evaluator), Sampling(session)

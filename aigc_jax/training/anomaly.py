@@ -1,11 +1,13 @@
-"""Watching for training that goes wrong: steps that are not finite, and losses that jump."""
+"""Detects training that goes wrong: steps that are not finite, and losses that spike."""
 
 import statistics
 from collections import deque
 from typing import Any
 
-from aigc_jax.core.config import Guard as GuardConfig
+from aigc_jax.core.config import Guard as AnomalyConfig
 from aigc_jax.core.metrics import Metrics
+
+MAD_TO_STD = 1.4826  # of a Gaussian
 
 
 class TrainingAnomaly(Exception):
@@ -22,17 +24,17 @@ class TrainingAnomaly(Exception):
 
 
 class AnomalyDetector:
-    """Looks at each step's metrics, in order.
+    """Checks each step's metrics, in order.
 
-    A loss has *jumped* if it is more than `spike_threshold` deviations above the median of the last
-    `spike_history` steps, where a deviation is 1.4826 times the median absolute one (which is the
-    standard deviation of a Gaussian, and is not moved by outliers).
+    A loss *spikes* if it is more than `spike_threshold` robust standard deviations above the median
+    of the last `spike_history` steps. The robust standard deviation is 1.4826 times the median
+    absolute deviation, which outliers do not move.
 
     Attributes:
       rollbacks: how often the run has gone back to a checkpoint.
     """
 
-    def __init__(self, config: GuardConfig):
+    def __init__(self, config: AnomalyConfig):
         self.config, self.rollbacks = config, 0
         self._skipped = 0  # in a row
         self._losses: dict[str, deque[float]] = {}
@@ -46,7 +48,7 @@ class AnomalyDetector:
         """Takes the metrics of `step`, fetched from the devices.
 
         Raises:
-          Trouble: if too many steps in a row were skipped, or a loss has jumped.
+          TrainingAnomaly: if too many steps in a row were skipped, or a loss spikes.
         """
         if float(metrics["skipped"].total) > 0:
             self._skipped += 1
@@ -63,24 +65,24 @@ class AnomalyDetector:
         size = self.config.spike_history
         past = self._losses.setdefault(name, deque(maxlen=size))
         if len(past) >= max(size // 2, 2):
-            middle = statistics.median(past)
-            deviation = 1.4826 * statistics.median(abs(x - middle) for x in past)
-            # Losses that hardly differ would make every ripple a jump.
-            deviation = max(deviation, 1e-3 * abs(middle), 1e-12)
-            if loss > middle + self.config.spike_threshold * deviation:
-                jump = (loss - middle) / deviation
+            median = statistics.median(past)
+            deviation = MAD_TO_STD * statistics.median(abs(x - median) for x in past)
+            # Losses that hardly differ would make every ripple a spike.
+            deviation = max(deviation, 1e-3 * abs(median), 1e-12)
+            if loss > median + self.config.spike_threshold * deviation:
+                spike = (loss - median) / deviation
                 raise TrainingAnomaly(
-                    step, f"{name} jumped to {loss:.4g}, {jump:.0f} deviations up"
+                    step, f"{name} spiked to {loss:.4g}, {spike:.0f} standard deviations up"
                 )
         past.append(loss)
 
     def position(self) -> dict[str, Any]:
-        """What the next step's verdict depends on, as plain values."""
+        """The state that the next check depends on, as plain values."""
         losses = {name: list(past) for name, past in self._losses.items()}
         return {"skipped": self._skipped, "rollbacks": self.rollbacks, "losses": losses}
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Goes on from what `position` has returned."""
+        """Continues from what `position` has returned."""
         self._skipped, self.rollbacks = position["skipped"], position["rollbacks"]
         size = self.config.spike_history
         self._losses = {k: deque(v, maxlen=size) for k, v in position["losses"].items()}

@@ -1,4 +1,4 @@
-"""Watches the records of training for what an objective calls a bad sign."""
+"""Checks the records of training against the ranges that an objective calls healthy."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 from aigc_jax.core.capabilities import SupportsHealthChecks
 from aigc_jax.core.objective import HealthCheck, Objective
 
+FIELD = "health_check"  # of a record: the metrics whose checks failed in it, separated by commas
+
 
 class TriggeredCheck(NamedTuple):
-    """An alarm that went off.
+    """A health check that failed in a run.
 
     Attributes:
-      step: of the record that set it off.
-      metric: as it is called in the records of training.
+      step: of the record in which it failed.
+      metric: its name in the records of training.
       message: what that means and what to do.
     """
 
@@ -27,61 +29,61 @@ def health_checks_of(objective: Objective) -> tuple[HealthCheck, ...]:
 
 
 def triggered_checks(
-    alarms: Sequence[HealthCheck], records: Iterable[Mapping[str, Any]]
+    checks: Sequence[HealthCheck], records: Iterable[Mapping[str, Any]]
 ) -> list[TriggeredCheck]:
-    """The alarms that went off in a run, as its records say.
+    """The checks that failed in a run, as its records say.
 
     Args:
-      alarms: the objective's, which have the messages.
+      checks: the objective's, which have the messages.
       records: of metrics.jsonl.
     """
     found = []
     for record in records:
-        for metric in record["alarm"].split(", ") if "alarm" in record else ():
-            # One metric may have an alarm on either side.
-            messages = [a.message for a in alarms if a.metric == metric and _outside(a, record)]
-            for message in messages or ["it was not as it should be"]:
+        for metric in record[FIELD].split(", ") if FIELD in record else ():
+            # A metric may have one check for each side.
+            messages = [c.message for c in checks if c.metric == metric and _outside(c, record)]
+            for message in messages or ["it left its healthy range"]:
                 found.append(TriggeredCheck(record["step"], metric, message))
     return found
 
 
-def _outside(alarm: HealthCheck, record: Mapping[str, Any]) -> bool:
-    return not alarm.low <= record[alarm.metric] <= alarm.high
+def _outside(check: HealthCheck, record: Mapping[str, Any]) -> bool:
+    return not check.low <= record[check.metric] <= check.high
 
 
 class HealthMonitor:
-    """Which alarms go off, record by record.
+    """Finds the checks that fail, record by record.
 
-    An alarm goes off once, in the record that makes it enough in a row; after the metric has been
-    well again it can go off again. A record without the metric, or with one that is not finite,
-    changes nothing.
+    A check fails once, in the record that completes its number of consecutive records outside the
+    range; after the metric has been back inside it can fail again. A record without the metric, or
+    with one that is NaN, changes nothing.
 
     Args:
-      alarms: what to watch.
-      records: those of training so far, for a run that goes on.
+      checks: what to watch.
+      records: those of training so far, for a run that is resumed.
     """
 
     def __init__(
-        self, alarms: Iterable[HealthCheck] = (), records: Iterable[Mapping[str, Any]] = ()
+        self, checks: Iterable[HealthCheck] = (), records: Iterable[Mapping[str, Any]] = ()
     ):
-        self._alarms = tuple(alarms)
+        self._checks = tuple(checks)
         self.replay(records)
 
     def replay(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Begins again, with these records seen."""
-        self._rows = [0] * len(self._alarms)  # records outside, in a row
+        """Starts again, with these records seen."""
+        self._outside = [0] * len(self._checks)  # consecutive records
         for record in records:
             if record["kind"] == "train":
                 self.check(record)
 
     def check(self, record: Mapping[str, Any]) -> list[HealthCheck]:
-        """The alarms that this record sets off."""
-        fired = []
-        for i, alarm in enumerate(self._alarms):
-            value = record.get(alarm.metric)
+        """The checks that fail with this record."""
+        failed = []
+        for i, check in enumerate(self._checks):
+            value = record.get(check.metric)
             if value is None or value != value:
                 continue
-            self._rows[i] = self._rows[i] + 1 if _outside(alarm, record) else 0
-            if self._rows[i] == alarm.records:
-                fired.append(alarm)
-        return fired
+            self._outside[i] = self._outside[i] + 1 if _outside(check, record) else 0
+            if self._outside[i] == check.records:
+                failed.append(check)
+        return failed

@@ -1,4 +1,4 @@
-"""The metrics between two records."""
+"""Accumulates the metrics between two records."""
 
 import time
 from typing import Any
@@ -6,62 +6,63 @@ from typing import Any
 import jax
 import numpy as np
 
-from aigc_jax.core.config import Guard as GuardConfig
+from aigc_jax.core.config import Guard as AnomalyConfig
 from aigc_jax.core.metrics import Mean, Metrics, merge, to_floats
 from aigc_jax.training.anomaly import AnomalyDetector
 
 
 class MetricAccumulator:
-    """The metrics since the last record, summed; fetched one step late.
+    """Sums of the metrics since the last record, fetched from the device one step late.
 
-    Its sums are kept in checkpoints, so that a run stopped between two records writes the same ones
+    The sums are kept in checkpoints, so that a run stopped between two records writes the same ones
     as a run that was not.
 
     Args:
       step: steps already taken.
       batch_size: examples per step, for the speed.
-      guard: looks at each step's metrics as they arrive.
+      detector: checks each step's metrics as they arrive.
     """
 
-    def __init__(self, step: int, batch_size: int = 0, guard: AnomalyDetector | None = None):
-        self.batch_size, self.guard = batch_size, guard or AnomalyDetector(GuardConfig())
-        self.waited = 0.0
+    def __init__(self, step: int, batch_size: int = 0, detector: AnomalyDetector | None = None):
+        self.batch_size = batch_size
+        self.detector = detector or AnomalyDetector(AnomalyConfig())
+        self.data_wait = 0.0  # seconds
         self._first = self._counted = step
         self._began = time.perf_counter()
         self._sums: dict[str, Mean] = {}
         self._pending: Metrics | None = None
 
     def add(self, metrics: Metrics) -> None:
-        """Takes a step's metrics, still on their way, and fetches those of the step before.
+        """Takes a step's metrics, not yet computed, and fetches those of the step before.
 
         Raises:
-          Trouble: if the guard finds them wrong.
+          TrainingAnomaly: if the detector finds one.
         """
         self.collect()
         self._pending = metrics
-        if self.guard.needs_sync:
+        if self.detector.needs_sync:
             self.collect()
 
     def add_data_wait(self, seconds: float) -> None:
-        """Counts what getting a batch has taken, unless a step was under way all the while."""
+        """Adds a data stall: time spent on getting a batch, unless a step was still running."""
         leaves = jax.tree.leaves(self._pending)
         if all(x.is_ready() for x in leaves if isinstance(x, jax.Array)):
-            self.waited += seconds
+            self.data_wait += seconds
 
     def collect(self) -> None:
-        """Fetches what is on its way.
+        """Fetches the metrics of the newest step.
 
         Raises:
-          Trouble: if the guard finds it wrong.
+          TrainingAnomaly: if the detector finds one.
         """
         if self._pending is not None:
             metrics, self._pending = jax.device_get(dict(self._pending)), None
             self._sums = merge(self._sums, metrics)
             self._counted += 1
-            self.guard.check(self._counted, metrics)
+            self.detector.check(self._counted, metrics)
 
     def close(self, step: int) -> dict[str, Any]:
-        """The record of the steps so far, all collected; a new window begins."""
+        """Returns the record of the steps so far, all collected, and starts the next one."""
         elapsed = time.perf_counter() - self._began
         steps = step - self._first
         record = {
@@ -70,34 +71,35 @@ class MetricAccumulator:
             **to_floats(self._sums),
             "steps_per_second": steps / elapsed,
             "examples_per_second": steps * self.batch_size / elapsed,
-            "data_wait": min(self.waited / elapsed, 1.0),
+            "data_wait": min(self.data_wait / elapsed, 1.0),
             "time": time.time(),
         }
-        if self.guard.rollbacks:
-            record["rollbacks"] = self.guard.rollbacks
-        self._first, self._sums, self.waited = step, {}, 0.0
+        if self.detector.rollbacks:
+            record["rollbacks"] = self.detector.rollbacks
+        self._first, self._sums, self.data_wait = step, {}, 0.0
         self._began = time.perf_counter()
         return record
 
     def exclude_time(self, seconds: float) -> None:
-        """Leaves out time that was not spent on steps."""
+        """Excludes time that was not spent on steps from the speed."""
         self._began += seconds
 
     def position(self) -> dict[str, Any]:
-        """The sums so far and the guard's memory, as plain values; all must be collected."""
+        """The sums so far and the detector's state, as plain values; all must be collected."""
         sums = {k: [float(m.total), float(m.weight)] for k, m in self._sums.items()}
-        return {"first": self._first, "sums": sums, "guard": self.guard.position()}
+        return {"first": self._first, "sums": sums, "anomaly": self.detector.position()}
 
     def reset(self) -> None:
-        """Goes back to before the first step."""
-        self.seek(0, MetricAccumulator(0, guard=AnomalyDetector(self.guard.config)).position())
+        """Returns to the state before the first step."""
+        detector = AnomalyDetector(self.detector.config)
+        self.seek(0, MetricAccumulator(0, detector=detector).position())
 
     def seek(self, step: int, position: dict[str, Any]) -> None:
-        """Goes on after `step` from what `position` has returned."""
+        """Continues after `step` from what `position` has returned."""
         self._first, self._counted, self._pending = position["first"], step, None
         self._sums = {
             k: Mean(np.float32(total), np.float32(weight))
             for k, (total, weight) in position["sums"].items()
         }
-        self.guard.seek(position["guard"])
-        self._began, self.waited = time.perf_counter(), 0.0
+        self.detector.seek(position["anomaly"])
+        self._began, self.data_wait = time.perf_counter(), 0.0

@@ -124,8 +124,8 @@ def in_hook(monkeypatch, hook, number, action):
         return called
 
     if hook == "evaluation":
-        judge = trainer.Judge
-        monkeypatch.setattr(judge, "__call__", around(judge.__call__))
+        evaluator = trainer.Evaluator
+        monkeypatch.setattr(evaluator, "__call__", around(evaluator.__call__))
     else:
         monkeypatch.setattr(hooks, "save_samples", around(hooks.save_samples))
 
@@ -162,9 +162,9 @@ def test_a_hook_that_was_cut_off_is_made_up_for_once(hook, number, tmp_path, wat
         calls = []
         in_hook(patch, "evaluation", -1, None)
         in_hook(patch, "sampling", -1, None)
-        judged = trainer.Judge.__call__
+        evaluated = trainer.Evaluator.__call__
         patch.setattr(
-            trainer.Judge, "__call__", lambda *a: (calls.append("evaluation"), judged(*a))[1]
+            trainer.Evaluator, "__call__", lambda *a: (calls.append("evaluation"), evaluated(*a))[1]
         )
         train("vae", tmp_path, **WATCHED)
     # Those that were there already are not made again: of step 6, the evaluation comes first.

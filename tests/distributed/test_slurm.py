@@ -205,7 +205,7 @@ def test_a_job_whose_time_is_nearly_up_saves_and_is_queued_again(slurm, submit):
     text = log.read_text()
     assert "stopped after step" in text and "asked to stop: into the queue again" in text
     saved = json.loads((workdir / "saved.json").read_text())["step"]
-    slurm.until(lambda: f"going on after step {saved}" in log.read_text(), 500)
+    slurm.until(lambda: f"resuming after step {saved}" in log.read_text(), 500)
     subprocess.run(["scancel", job], check=True)
 
 

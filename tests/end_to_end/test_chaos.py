@@ -164,10 +164,10 @@ def test_a_process_that_is_stuck_is_named(start_two, config):
 STUCK = """
 import time
 from aigc_jax.data.loader import DataLoader
-inner = DataLoader.__next__
-def wait_for_ever(self):
+inner = DataLoader.next
+def wait_for_ever(self, state=None):
     if self.taken == 40 and "--process_id=1" in sys.argv:
         time.sleep(1000)
     return inner(self)
-DataLoader.__next__ = wait_for_ever
+DataLoader.next = wait_for_ever
 """

@@ -284,7 +284,7 @@ def test_the_note_of_what_was_saved_may_be_lost(content, workdir, longer):
         (workdir / "saved.json").write_bytes(content)
     more(workdir)
     same_runs(workdir, longer)
-    assert checkpoint.last_saved(str(workdir)) == 8
+    assert checkpoint.last_saved_step(str(workdir)) == 8
 
 
 def test_a_kill_before_the_first_checkpoint_leaves_nothing_in_the_way(tmp_path, saved):
@@ -586,7 +586,7 @@ def test_a_full_disk_may_be_waited_out(small_disk, longest, capsys):
     assert warnings and all("no space left" in w.lower() for w in warnings)
     same_runs(workdir, longest)
     assert steps_of(workdir) == list(range(1, 16))
-    assert checkpoint.steps_in(str(workdir)) == [15, 12]
+    assert checkpoint.checkpoint_steps(str(workdir)) == [15, 12]
 
 
 @pytest.mark.parametrize("on_error", ["stop", "continue"])
@@ -729,7 +729,7 @@ def test_a_save_that_failed_is_not_taken_for_one(full, tmp_path, saved):
     with full.between(3, 9), pytest.raises(StorageError, match="there is none yet"):
         train("vae", tmp_path)
     full.now = False
-    assert checkpoint.last_saved(str(tmp_path)) == 0
+    assert checkpoint.last_saved_step(str(tmp_path)) == 0
     with (
         full.between(3, 6),
         runs.batches(runs.at_batch(6, runs.interrupt)),
@@ -737,7 +737,7 @@ def test_a_save_that_failed_is_not_taken_for_one(full, tmp_path, saved):
     ):
         train("vae", tmp_path, **CONTINUE)
     full.now = False
-    assert checkpoint.last_saved(str(tmp_path)) == 0
+    assert checkpoint.last_saved_step(str(tmp_path)) == 0
     train("vae", tmp_path)
     same_runs(tmp_path, saved)
 

@@ -105,15 +105,15 @@ def batches(change):
 
     It may change it in place, or raise.
     """
-    original = DataLoader.__next__
+    original = DataLoader.next
 
-    def changed(self):
+    def changed(self, state=None):
         batch = {k: np.array(x) for k, x in original(self).items()}
         change(self, batch)
         return batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DataLoader, "__next__", changed)
+        patch.setattr(DataLoader, "next", changed)
         yield
 
 

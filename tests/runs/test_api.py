@@ -76,18 +76,18 @@ def test_resuming_is_bitwise_equal(family, tmp_path, monkeypatch):
     """Interrupted in the middle and started again: the same state, data and records."""
     # An optimizer with state in both players, an average, a random loss, a partial last epoch.
     train(family, tmp_path / "whole")
-    original, calls = DataLoader.__next__, []
+    original, calls = DataLoader.next, []
 
-    def interrupted(self):
+    def interrupted(self, state=None):
         calls.append(1)
         if len(calls) == 5:
             raise KeyboardInterrupt
         return original(self)
 
-    monkeypatch.setattr(DataLoader, "__next__", interrupted)
+    monkeypatch.setattr(DataLoader, "next", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(family, tmp_path / "cut")
-    monkeypatch.setattr(DataLoader, "__next__", original)
+    monkeypatch.setattr(DataLoader, "next", original)
     assert final_state(tmp_path / "cut")[1] == 3
     train(family, tmp_path / "cut")
     (whole, end), (cut, end_cut) = final_state(tmp_path / "whole"), final_state(tmp_path / "cut")
@@ -124,14 +124,14 @@ def test_bfloat16_computes_and_float32_keeps(family, tmp_path):
 def test_a_batch_that_comes_while_a_step_is_under_way_is_not_waited_for(monkeypatch):
     window, one = MetricAccumulator(0), jnp.float32(1)
     window.add_data_wait(1.0)
-    assert window.waited == 1.0
+    assert window.data_wait == 1.0
     window.add({"loss": Mean(one, one)})
     monkeypatch.setattr(type(one), "is_ready", lambda self: False)
     window.add_data_wait(5.0)
-    assert window.waited == 1.0
+    assert window.data_wait == 1.0
     monkeypatch.setattr(type(one), "is_ready", lambda self: True)
     window.add_data_wait(3.0)
-    assert window.close(1)["data_wait"] == 1 and window.waited == 0
+    assert window.close(1)["data_wait"] == 1 and window.data_wait == 0
 
 
 def test_more_steps_go_on(tmp_path):

@@ -26,6 +26,7 @@ from aigc_jax.tools.bench.timing import Times
 from aigc_jax.tools.chips import sheet_of_each
 from aigc_jax.training import oom
 from aigc_jax.training.anomaly import AnomalyDetector
+from aigc_jax.training.callbacks import Record, RunCallbacks
 from aigc_jax.training.loop import fit
 from aigc_jax.training.metric_window import MetricAccumulator
 
@@ -44,6 +45,15 @@ class Clock:
 
     def set_postfix_str(self, s: str, refresh: bool = True) -> None:
         pass
+
+
+class LastRecord(RunCallbacks):
+    """Keeps the last metrics record; saves nothing."""
+
+    last: Record
+
+    def log(self, record: Record) -> None:
+        self.last = record
 
 
 class Steps:
@@ -71,13 +81,13 @@ class Steps:
         )
         oom.check_fits(*self._shapes)
         part = share(self.run.mesh)
-        self._batches = DataLoader(dataset.train, size, config.seed, config.data.threads, part)
+        self._feed = DataLoader(dataset.train, size, config.seed, config.data.threads, part)
         # Random data may well be learned with numbers that are not finite: that is no trouble here.
-        self._window = MetricAccumulator(0, size, AnomalyDetector(config_lib.Guard(max_skipped=0)))
+        self._metrics = MetricAccumulator(0, size, AnomalyDetector(config_lib.Guard(max_skipped=0)))
         self._taken, self.data_wait = 0, 0.0
         with oom.explain_oom(*self._shapes):
             self._state = step.put_state(self.run.fresh_state())
-            batch = step.put_batch(next(self._batches))
+            batch = step.put_batch(self._feed.next(self._state))
             began = time.perf_counter()
             with dispatch.trace_choices() as self.forms:
                 lowered = step.lower(self._state, batch)
@@ -97,22 +107,22 @@ class Steps:
         two of its rounds is a step's, but for the first round (which waits for nothing) and the
         last (which waits for two steps).
         """
-        clock, records = Clock(), []
-        self._window.seek(self._taken, self._window.position())
+        clock, records = Clock(), LastRecord()
+        self._metrics.seek(self._taken, self._metrics.position())
         with oom.explain_oom(*self._shapes):
             state = fit(
                 self.run.step,
                 self._state,
-                self._batches,
+                self._feed,
                 start=self._taken,
                 end=self._taken + number,
-                write=records.append,
-                window=self._window,
+                run=records,
+                metrics=self._metrics,
                 progress=clock,
             )
         self._taken += number
         self._state = self.run.step.put_state(state)
-        self.data_wait = records[-1]["data_wait"]
+        self.data_wait = records.last["data_wait"]
         between = np.diff(clock.ticks)[:-1].tolist()
         return Times(tuple(between or [clock.ticks[-1] - clock.ticks[0]]))
 
@@ -188,12 +198,12 @@ def throughput(config: Config, dataset: Dataset, seconds: float) -> dict[str, An
 def records_per_second(config: Config, dataset: Dataset, seconds: float = 1.0) -> float:
     """How many examples the pipeline makes if nothing is done with them."""
     size = config.data.batch_size
-    batches = DataLoader(dataset.train, size, config.seed, config.data.threads)
+    feed = DataLoader(dataset.train, size, config.seed, config.data.threads)
     for _ in range(config.data.threads + 1):
-        next(batches)
+        feed.next()
     began, count = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - began) < seconds or not count:
-        next(batches)
+        feed.next()
         count += 1
     return count * size / max(elapsed, time.perf_counter() - began)
 

@@ -302,8 +302,8 @@ def test_alarms_are_found_again_in_the_records():
         HealthCheck("a", 0.2, 1.0, 1, "it is low"),
         HealthCheck("a", 0.0, 0.8, 1, "it is high"),
     ]
-    records = [{"step": 1, "a": 0.5}, {"step": 2, "a": 0.9, "alarm": "a"}]
-    records += [{"step": 3, "a": 0.1, "b": 9.0, "alarm": "a, b"}]
+    records = [{"step": 1, "a": 0.5}, {"step": 2, "a": 0.9, "health_check": "a"}]
+    records += [{"step": 3, "a": 0.1, "b": 9.0, "health_check": "a, b"}]
     assert [r[:2] for r in triggered_checks([], records)] == [(2, "a"), (3, "a"), (3, "b")]
     words = [r.message for r in triggered_checks(alarms, records)]
     assert words[:2] == ["it is high", "it is low"] and len(words) == 3
@@ -342,7 +342,8 @@ def test_training_says_an_alarm_once_and_writes_it_down(tmp_path, capsys, monkey
         aigc_jax.train(recipe, str(tmp_path / "run"))
     records = [r for r in read_metrics(str(tmp_path / "run")) if r["kind"] == "train"]
     assert [r["place"] for r in records] == [0, -1, -2, -3, -4, -5]
-    assert [(r["step"], r["alarm"]) for r in records if "alarm" in r] == [(4, "place")]
+    failed = [(r["step"], r["health_check"]) for r in records if "health_check" in r]
+    assert failed == [(4, "place")]
     assert triggered_checks(Falling.health_checks, records) == [
         (4, "place", "it has fallen too far: catch it")
     ]

@@ -23,8 +23,8 @@ def watched():
     """A `fit` that takes no step, and what it saw: the state, on how many devices, which batch."""
     seen = []
 
-    def fit(step_fn, state, batches, **options):
-        seen.append((jax.device_get(state), len(state.step.sharding.device_set), batches.taken))
+    def fit(step_fn, state, feed, **options):
+        seen.append((jax.device_get(state), len(state.step.sharding.device_set), feed.taken))
         return state
 
     return fit, seen
