@@ -201,7 +201,7 @@ class GroupNorm(nn.Module):
 
 
 class SubPixelConv(nn.Module):
-    """Doubles height and width: a transposed convolution of stride 2 in its sub-pixel form."""
+    """Doubles every spatial axis: a transposed convolution of stride 2 in its sub-pixel form."""
 
     features: int
     kernel: int = 3
@@ -209,32 +209,33 @@ class SubPixelConv(nn.Module):
     kernel_axes: Axes = ("conv_in", "conv_out")
 
     @nn.compact
-    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
+        spatial = x.ndim - 2
         conv = Conv(
-            4 * self.features,
-            (self.kernel, self.kernel),
+            2**spatial * self.features,
+            (self.kernel,) * spatial,
             dtype=self.dtype,
             kernel_axes=self.kernel_axes,
             name="conv",
         )
-        return depth_to_space(conv(x_BHWC))
+        return depth_to_space(conv(x))
 
 
 class Residual(nn.Module):
-    """Two convolutions beside a path that they leave alone at the start."""
+    """x + two convolutions of size 3 over any number of spatial axes; begins as the identity."""
 
     channels: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        x_BHWC = with_logical_constraint(x_BHWC, "batch")
-        x = gelu(group_norm(self.channels, self.dtype, name="norm_in")(x_BHWC))
-        x = Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_in")(x)
-        x = gelu(group_norm(self.channels, self.dtype, name="norm_out")(x))
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x, size = with_logical_constraint(x, "batch"), (3,) * (x.ndim - 2)
+        y = gelu(group_norm(self.channels, self.dtype, name="norm_in")(x))
+        y = Conv(self.channels, size, dtype=self.dtype, name="conv_in")(y)
+        y = gelu(group_norm(self.channels, self.dtype, name="norm_out")(y))
         start = nn.initializers.zeros
-        conv = Conv(self.channels, (3, 3), kernel_init=start, dtype=self.dtype, name="conv_out")
-        return x_BHWC + conv(x)
+        conv = Conv(self.channels, size, kernel_init=start, dtype=self.dtype, name="conv_out")
+        return x + conv(y)
 
 
 def group_norm(

@@ -10,29 +10,27 @@ from aigc_jax.ops import dispatch
 
 
 def dense(x_M: jax.Array, kernel_MN: jax.Array) -> jax.Array:
-    """x @ kernel, (…, M) → (…, N).
+    """Returns x @ kernel, (…, M) → (…, N).
 
-    Guarded: all rows as one matrix, and a gradient that is computed once. XLA's CPU compiler
-    transposes what a kernel's gradient sums over several axes, and computes the chain of operations
-    behind the gradient once more on the way: that would be more than half of a train step's time.
+    With "optimization_barrier" all rows are one matrix and the gradient is computed once. XLA's CPU
+    compiler transposes the operands of a kernel's gradient that sums over several axes, and
+    recomputes the operations behind the gradient on the way: more than half of a step's time.
     """
     if dispatch.implementation("dense") == "reference":
         return x_M @ kernel_MN
-    if (
-        logical_axes.num_shards("length") > 1
-    ):  # one axis of rows could not be split as the texts are
-        return guarded(x_M @ kernel_MN)
-    y_N = guarded(x_M.reshape(-1, x_M.shape[-1]) @ kernel_MN)
+    if logical_axes.num_shards("length") > 1:  # flattened rows could not be sharded by two axes
+        return single_use_grad(x_M @ kernel_MN)
+    y_N = single_use_grad(x_M.reshape(-1, x_M.shape[-1]) @ kernel_MN)
     return y_N.reshape(*x_M.shape[:-1], -1)
 
 
 @jax.custom_jvp
-def guarded(x: jax.Array) -> jax.Array:
-    """x itself, whose gradient is computed once, whoever reads it: it is fused into no reader."""
+def single_use_grad(x: jax.Array) -> jax.Array:
+    """Returns x, whose gradient is computed once and not fused into each of its consumers."""
     return x
 
 
-@guarded.defjvp
-def _(primals, tangents):
-    # The barrier is its own transpose, so it stands in the backward pass too.
+@single_use_grad.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    # The barrier is its own transpose, so the backward pass has it too.
     return primals[0], jax.lax.optimization_barrier(tangents[0])

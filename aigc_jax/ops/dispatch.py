@@ -12,16 +12,16 @@ import jax
 
 # What a platform is not named for has the reference form.
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
-    "activation": {"cpu": "handwritten", "gpu": "handwritten"},  # keeps one array for its slope
+    "activation": {"cpu": "custom_jvp", "gpu": "custom_jvp"},  # saves only its input
     "attention": {"cpu": "blockwise", "gpu": "cudnn", "tpu": "splash"},
-    "convolution": {"cpu": "guarded"},
+    "convolution": {"cpu": "optimization_barrier"},
     "cross_entropy": {"cpu": "small_pieces"},
     "decoding": {"cpu": "by_layer", "gpu": "by_layer"},  # each layer's arrays by themselves
-    "dense": {"cpu": "guarded"},
+    "dense": {"cpu": "optimization_barrier"},
     "depthwise": {"cpu": "shifted"},
-    "grouped_convolution": {"cpu": "whole"},
+    "grouped_convolution": {"cpu": "dense_blocks"},
     "layers": {"cpu": "rolled"},  # a loop over layers; reference: up to 8 are unrolled
-    "norm": {"cpu": "handwritten", "gpu": "handwritten"},
+    "norm": {"cpu": "custom_jvp", "gpu": "custom_jvp"},
     "strided": {"cpu": "space_to_depth"},
 }
 

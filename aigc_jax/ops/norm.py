@@ -26,7 +26,7 @@ def rms_norm(x_C: jax.Array, eps: float) -> jax.Array:
 
 def _normalised(x_C: jax.Array, eps: float, centred: bool) -> jax.Array:
     plain = dispatch.implementation("norm") == "reference"
-    return (_plain if plain else _handwritten)(x_C.astype(jnp.float32), eps, centred)
+    return (_plain if plain else _custom_jvp)(x_C.astype(jnp.float32), eps, centred)
 
 
 def _plain(x: jax.Array, eps: float, centred: bool) -> jax.Array:
@@ -36,11 +36,11 @@ def _plain(x: jax.Array, eps: float, centred: bool) -> jax.Array:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def _handwritten(x: jax.Array, eps: float, centred: bool) -> jax.Array:
+def _custom_jvp(x: jax.Array, eps: float, centred: bool) -> jax.Array:
     return _plain(x, eps, centred)
 
 
-@_handwritten.defjvp
+@_custom_jvp.defjvp
 def _(eps, centred, primals, tangents):
     """The slope in terms of the result y: r · (dx − mean(dx) − y · mean(y · dx)), r = 1/√…"""
     (x,), (dx,) = primals, tangents

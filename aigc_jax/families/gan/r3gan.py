@@ -18,7 +18,7 @@ from aigc_jax.core.fields import option
 from aigc_jax.distributed.logical_axes import with_logical_constraint
 from aigc_jax.nn.layers import Dense, label_one_hot
 from aigc_jax.nn.padding import coarse_size, crop, fill, filled_size
-from aigc_jax.ops.convolution import bilinear_half, bilinear_twice, grouped_convolution
+from aigc_jax.ops.convolution import downsample_linear, grouped_convolution, upsample_linear
 
 SLOPE = 0.2
 GAIN = math.sqrt(2 / (1 + SLOPE**2))  # of a kernel before a leaky ReLU (He et al. 2015)
@@ -132,7 +132,7 @@ class Generator(nn.Module):
             if i:
                 if channels != x.shape[-1]:
                     x = PointConv(channels, 1.0, self.dtype, name=f"change_{i}")(x)
-                x = bilinear_twice(x)
+                x = upsample_linear(x)
             for j in range(c.blocks):
                 x = Block(c, self.dtype, name=f"block_{i}_{j}")(x)
         image = PointConv(colours, 1.0, self.dtype, ("conv_in", "outputs"), name="image")
@@ -157,7 +157,7 @@ class Critic(nn.Module):
             for j in range(c.blocks):
                 x = Block(c, self.dtype, name=f"block_{i}_{j}")(x)
             if i < halvings:
-                x = bilinear_half(x)
+                x = downsample_linear(x)
                 if channels[i + 1] != x.shape[-1]:
                     x = PointConv(channels[i + 1], 1.0, self.dtype, name=f"change_{i + 1}")(x)
         # One weight per place and channel: a depthwise convolution as large as the image is now.

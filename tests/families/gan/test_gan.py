@@ -117,9 +117,9 @@ def test_grouped_convolution_and_resampling():
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=4
     )
     np.testing.assert_allclose(convolution.grouped_convolution(x, kernel), expected, atol=1e-4)
-    twice = convolution.bilinear_twice(x)
+    twice = convolution.upsample_linear(x)
     np.testing.assert_allclose(twice, jax.image.resize(x, (2, 12, 8, 8), "bilinear"), atol=1e-5)
-    half = convolution.bilinear_half(x)
+    half = convolution.downsample_linear(x)
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     taps = jnp.array([1, 3, 3, 1]) / 8
     by_hand = sum(
