@@ -60,6 +60,19 @@ def null(conditions: Conditions) -> Conditions:
     }
 
 
+def with_null(conditions: Conditions) -> Conditions:
+    """Conditions of 2B examples: those given, then all of them absent (guidance in one call)."""
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), conditions, null(conditions))
+
+
+def any_present(conditions: Conditions, size: int) -> jax.Array:
+    """Whether each of `size` examples has a condition, bool (B,)."""
+    present_B = jnp.zeros(size, bool)
+    for condition in conditions.values():
+        present_B |= condition.present_B
+    return present_B
+
+
 @runtime_checkable
 class ConditionSpec(Protocol):
     """What an objective says of a condition that a sampling request may hold."""

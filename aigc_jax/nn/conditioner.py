@@ -1,0 +1,163 @@
+"""Conditions → what a network takes: a vector, a sequence with its mask, a picture.
+
+Shapes: B examples, E embedding size, S positions and W width of a sequence, C channels.
+"""
+
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from aigc_jax.core.conditions import Conditions
+from aigc_jax.nn.layers import Dense, Initializer, partitioned
+from aigc_jax.ops.dense import dense
+from aigc_jax.ops.per_example import expand_like
+
+
+@flax.struct.dataclass
+class Embedding:
+    """What conditions become; None: nothing of that kind is given.
+
+    Attributes:
+      vector: (B, E), for adaptive norms.
+      sequence: (B, S, W), for cross-attention.
+      mask: (B, S) bool, True where `sequence` holds something.
+      picture: (B, *spatial, C), to be concatenated with what a network sees.
+    """
+
+    vector: jax.Array | None = None
+    sequence: jax.Array | None = None
+    mask: jax.Array | None = None
+    picture: jax.Array | None = None
+
+    def merge(self, other: "Embedding") -> "Embedding":
+        """Both: vectors are added, sequences joined end to end, pictures by their channels."""
+        return Embedding(
+            _merge(self.vector, other.vector, jnp.add),
+            _merge(self.sequence, other.sequence, _join(1)),
+            _merge(self.mask, other.mask, _join(1)),
+            _merge(self.picture, other.picture, _join(-1)),
+        )
+
+
+Merge = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def _merge(a: jax.Array | None, b: jax.Array | None, both: Merge) -> jax.Array | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return both(a, b)
+
+
+def _join(axis: int) -> Merge:
+    return lambda a, b: jnp.concatenate([a, b], axis)
+
+
+# (value (B, …), present_B bool) → what it becomes. A module, or a function that calls modules.
+# Examples without the condition get its null embedding.
+Embedder = Callable[[jax.Array, jax.Array], Embedding]
+
+
+class Conditioner:
+    """Embeds the conditions that a network knows, and ignores the others.
+
+    It has no parameters of its own: those of its embedders belong to the module that makes them.
+    An embedder that is not asked, since its condition is not among those of `init`, has none.
+
+    Args:
+      embedders: by the condition's name; merged in this order.
+    """
+
+    def __init__(self, embedders: Mapping[str, Embedder]):
+        self.embedders = dict(embedders)
+
+    def __call__(self, conditions: Conditions) -> Embedding:
+        """The embedding of all conditions together."""
+        merged = Embedding()
+        for name, embedder in self.embedders.items():
+            if name in conditions:
+                condition = conditions[name]
+                merged = merged.merge(embedder(condition.value, condition.present_B))
+        return merged
+
+
+class ClassEmbedder(nn.Module):
+    """A learned vector per class: labels (B,) → a vector (B, features).
+
+    Attributes:
+      num_classes: K; the label K is "no class", too.
+      features: size of a vector.
+      null: whether "no class" has a vector of its own; otherwise it is zero.
+      init: of the table (K + null, features).
+      dtype: of the vectors.
+    """
+
+    num_classes: int
+    features: int
+    null: bool = True
+    init: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, label_B: jax.Array, present_B: jax.Array) -> Embedding:
+        shape = (self.num_classes + self.null, self.features)
+        table = self.param("embedding", partitioned(self.init, ("classes", "embed")), shape)
+        label_B = jnp.where(present_B, label_B, self.num_classes)
+        known_B = label_B < len(table)
+        vectors = jnp.take(table, jnp.where(known_B, label_B, 0), axis=0)
+        return Embedding(vector=jnp.where(known_B[:, None], vectors, 0).astype(self.dtype))
+
+
+class OneHotEmbedder(nn.Module):
+    """Labels (B,) → a one-hot vector (B, num_classes); zeros without a label."""
+
+    num_classes: int
+
+    def __call__(self, label_B: jax.Array, present_B: jax.Array) -> Embedding:
+        label_B = jnp.where(present_B, label_B, self.num_classes)
+        return Embedding(vector=jax.nn.one_hot(label_B, self.num_classes))
+
+
+class VectorEmbedder(nn.Module):
+    """Numbers (B, A) → a vector (B, features), linearly and without a bias; absent ones give 0."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, value_BA: jax.Array, present_B: jax.Array) -> Embedding:
+        kernel = partitioned(self.kernel_init, ("inputs", "embed"))
+        kernel_AE = self.param("kernel", kernel, (value_BA.shape[-1], self.features))
+        value_BA = jnp.where(present_B[:, None], value_BA, 0).astype(self.dtype)
+        return Embedding(vector=dense(value_BA, kernel_AE.astype(self.dtype)))
+
+
+class SequenceEmbedder(nn.Module):
+    """Vectors (B, S, I) → a sequence (B, S, width) by a dense layer.
+
+    Positions whose vector is all zeros are padding. Examples without the condition have one learned
+    vector at their first position instead, so that attention always has something to see.
+    """
+
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, value_BSI: jax.Array, present_B: jax.Array) -> Embedding:
+        axes = ("inputs", "embed")
+        sequence = Dense(self.width, dtype=self.dtype, kernel_axes=axes, name="project")(value_BSI)
+        start = partitioned(nn.initializers.normal(0.02), ("embed",))
+        null = self.param("null", start, (self.width,)).astype(self.dtype)
+        first_S = jnp.arange(value_BSI.shape[1]) == 0
+        mask = jnp.where(present_B[:, None], (value_BSI != 0).any(-1), first_S)
+        return Embedding(sequence=jnp.where(present_B[:, None, None], sequence, null), mask=mask)
+
+
+class PictureEmbedder(nn.Module):
+    """A picture (B, *spatial, C) as it is; zeros without one."""
+
+    def __call__(self, picture: jax.Array, present_B: jax.Array) -> Embedding:
+        return Embedding(picture=jnp.where(expand_like(present_B, picture), picture, 0))
