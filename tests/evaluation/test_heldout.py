@@ -137,7 +137,8 @@ def test_texts_cannot_be_asked_of_a_family_that_writes_none():
         sample=MaskedLMSample(),
         raw={"objective": {"name": "masked_lm"}},
     )
-    message = refusal(Evaluator, types.SimpleNamespace(config=config), None)
+    run = types.SimpleNamespace(config=config, objective=masked())
+    message = refusal(Evaluator, run, None)
     assert "eval.generations" in message and "'masked_lm' cannot" in message
 
 
@@ -152,10 +153,11 @@ class Parrot(LanguageModel):
         self.answers, self.asked = answers, []
 
     def sample(self, params, mutables, key_N, request):
-        limit = request.options.max_new_tokens
-        self.asked += [self.fit(prompt, limit) for prompt in request.prompts]
-        out = np.full((len(request.prompts), limit), self.tokenizer.separator)
-        for row, n in zip(out, request.rows(len(out)), strict=True):
+        limit, init = request.options.max_new_tokens, request.init
+        prompts = zip(init["tokens"], init["length"], strict=True)
+        self.asked += [token_P[:length] for token_P, length in prompts]
+        out = np.full((len(request), limit), self.tokenizer.separator)
+        for row, n in zip(out, request.index_N, strict=True):
             said = self.answers[n][:limit]
             row[: len(said)] = said
         return out
