@@ -152,6 +152,6 @@ class SupportsTextGeneration(SupportsText, Protocol):
 class SupportsMergedAdapters(Protocol):
     """Has low-rank adapters that can be merged into the model that they adapt."""
 
-    def merged(self, params: Params) -> Params:
+    def merge_adapters(self, params: Params) -> Params:
         """The parameters of one player, the adapters merged; unchanged without adapters."""
         ...

@@ -151,7 +151,7 @@ def warm_start(
     run, state, _ = restore(workdir)
     trained = state.sampling_params
     if isinstance(run.objective, SupportsMergedAdapters):
-        trained = run.objective.merged(trained)
+        trained = run.objective.merge_adapters(trained)
     known = dict(named_leaves(jax.device_get(trained)))
     taken, fresh = [], []
 

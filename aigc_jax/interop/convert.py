@@ -168,11 +168,11 @@ def to_other(workdir: str, target: str, dtype: str | None = None) -> str:
     if kind == "peft":
         if "base" not in params:
             raise UserError(f"{workdir} has no adapters: give the model out with --to=hf:DIR")
-        write_adapter(path, config, lora.join(params)["lora"], architecture=architecture)
+        write_adapter(path, config, lora.join_variables(params)["lora"], architecture=architecture)
         if base := run.config.train.init_from:
             log_main(f"they belong to the model of {base}: give it out with --to=hf:DIR")
         return path
-    params = dict(run.objective.merged(params)["model"])
+    params = dict(run.objective.merge_adapters(params)["model"])
     if params.pop("task_head", None) is not None:
         log_main("the head of the task stays behind: transformers has none of the kind")
     tokenizer = run.spec.tokenizer

@@ -118,9 +118,8 @@ PLAIN = dict(
     rope_beta_fast=32.0, rope_beta_slow=1.0, norm="rmsnorm", norm_position="pre", norm_eps=1e-6,
     norm_bias=True, norm_scale=True, norm_offset=False, embedding_norm=False, qk_norm=False,
     activation="silu", gated=True, qkv_bias=False, out_bias=False, mlp_bias=False, conv_width=1,
-    window=0, global_every=0, attention_scale=0.0, attention_softcap=0.0, logit_scale=1.0,
-    logit_softcap=0.0,
-    residual_scale=1.0, embedding_scale=1.0, tie_embeddings=True, token_types=0,
+    sliding_window=0, full_attention_every=0, attention_scale=0.0, attention_softcap=0.0,
+    logit_scale=1.0, logit_softcap=0.0, residual_scale=1.0, embedding_scale=1.0, tie_embeddings=True, token_types=0,
     head_transform=False, head_bias=False,
 )  # fmt: skip
 SIZES = (

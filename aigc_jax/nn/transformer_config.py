@@ -49,8 +49,8 @@ class TransformerConfig:
     # Each branch reads its input and the ones of so many tokens in all, mixed channel by channel
     # (short convolutions, Allen-Zhu 2025); 1: its own only.
     conv_width: int = option(1, low=1)
-    window: int = option(0, low=0)  # positions that a token sees, itself included; 0: all
-    global_every: int = option(0, low=0)  # every so many layers one sees all; 0: none
+    sliding_window: int = option(0, low=0)  # positions a token attends to, itself included; 0: all
+    full_attention_every: int = option(0, low=0)  # every nth layer has no window; 0: none
     attention_scale: float = option(0.0, low=0.0)  # 0: 1/√head_dim
     attention_softcap: float = option(0.0, low=0.0)  # 0: off
     logit_scale: float = option(1.0, low=0.0)
@@ -131,8 +131,10 @@ class TransformerConfig:
 
     def windows(self) -> list[int]:
         """How many positions each layer sees; 0: all."""
-        every = self.global_every
-        return [0 if every and (i + 1) % every == 0 else self.window for i in range(self.layers)]
+        every = self.full_attention_every
+        return [
+            0 if every and (i + 1) % every == 0 else self.sliding_window for i in range(self.layers)
+        ]
 
     def seen(self, length: int) -> float:
         """Of all pairs of so many tokens, the share that see each other, on average over layers."""

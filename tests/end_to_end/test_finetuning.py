@@ -140,7 +140,7 @@ def blank(config, spec):
 def test_adapters_that_were_trained_are_merged_into_what_begins_with_them(made, capsys):
     source, _, task = made
     run, state = restored(task)
-    merged = lora.merged(state.sampling_params, 3.0 / 2)["model"]
+    merged = lora.merge_adapters(state.sampling_params, 3.0 / 2)["model"]
     recipe = tuned(source, task)
     begun = warm_start(task, blank(recipe, run.spec))  # new adapters on the old model
     chex.assert_trees_all_equal(begun["base"], {k: merged[k] for k in begun["base"]})
@@ -152,7 +152,7 @@ def test_adapters_that_were_trained_are_merged_into_what_begins_with_them(made, 
     begun = warm_start(task, blank(recipe, run.spec))  # all of it to be trained
     chex.assert_trees_all_equal(begun, {"model": merged})
     assert "0 are fresh" in runs.said(capsys)[0]
-    assert run.objective.merged(state.params)["model"].keys() == merged.keys()
+    assert run.objective.merge_adapters(state.params)["model"].keys() == merged.keys()
     same = build.parse_config(recipe).raw["model"]
     warm_start(task, blank(recipe, run.spec), same)
     assert len(runs.said(capsys)) == 1
@@ -208,7 +208,7 @@ def test_a_tuned_model_is_given_out_merged_and_its_adapters_alone(made, tmp_path
     assert convert.to_other(task, f"hf:{tmp_path}/hf") == f"{tmp_path}/hf"
     assert "the head of the task stays behind" in runs.said(capsys)[0]
     found = interop.read_folder(f"{tmp_path}/hf")
-    merged = dict(lora.merged(state.sampling_params, 3.0 / 2)["model"])
+    merged = dict(lora.merge_adapters(state.sampling_params, 3.0 / 2)["model"])
     del merged["task_head"]
     chex.assert_trees_all_equal(found.params, merged)
     assert found.architecture == "llama" and found.model["vocab_size"] == run.spec.tokenizer.size

@@ -16,7 +16,9 @@ V, CONTEXT = 13, 16
 MODELS = {
     "rotary": TransformerConfig(2, 16, 2),
     "learned": TransformerConfig(2, 16, 2, positions="learned"),
-    "grouped": TransformerConfig(2, 16, 4, kv_heads=2, window=4, global_every=2, scan_unroll=0),
+    "grouped": TransformerConfig(
+        2, 16, 4, kv_heads=2, sliding_window=4, full_attention_every=2, scan_unroll=0
+    ),
     "convolutions": TransformerConfig(2, 16, 2, conv_width=3),
     "lstm": LSTMConfig(2, 16),
 }

@@ -143,8 +143,9 @@ def test_a_model_of_theirs_computes_the_same_here_and_comes_back_bit_by_bit(case
 def test_a_model_of_ours_is_written_and_computes_the_same_there(tmp_path):
     """Random parameters of ours, not theirs; bit by bit when they come back."""
     models = {
-        "mistral": dict(width=52, head_dim=12, window=9, activation="silu", gated=True),
-        "qwen2": dict(qkv_bias=True, window=6, global_every=2, activation="silu", gated=True),
+        "mistral": dict(width=52, head_dim=12, sliding_window=9, activation="silu", gated=True),
+        "qwen2": dict(
+            qkv_bias=True, sliding_window=6, full_attention_every=2, activation="silu", gated=True),
         "bert": GPT2_LIKE
         | dict(causal=False, norm_position="post", embedding_norm=True, activation="gelu_exact",
                token_types=2, head_transform=True, head_bias=True),
@@ -355,8 +356,8 @@ def test_an_adapter_of_ours_does_the_same_in_peft(kind, tmp_path):
     interop.write_adapter(str(tmp_path / "adapter"), config, lora, "base")
 
     ours = our_logits(read.model | options, read.params, tokens(), lora=lora)
-    players = lora.split({"params": read.params, "lora": lora})
-    merged = lora.merged(players, config.lora_alpha / config.lora_rank)["model"]
+    players = lora.split_variables({"params": read.params, "lora": lora})
+    merged = lora.merge_adapters(players, config.lora_alpha / config.lora_rank)["model"]
     np.testing.assert_allclose(our_logits(read.model, merged, tokens()), ours, atol=TOLERANCE)
     assert np.abs(ours - their_logits(model, tokens())).max() > 0.1  # the change matters
     adapted = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()

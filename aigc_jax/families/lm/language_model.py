@@ -106,7 +106,7 @@ class LanguageModel(TextObjective):
 
     def variables(self, params: Params) -> Any:
         """The network's variables, as the decoding engine takes them."""
-        return lora.join(params)
+        return lora.join_variables(params)
 
     def sample(self, params, mutables, key_N, request: SampleRequest) -> jax.Array:
         """Tokens (N, max_new_tokens) that follow the prompts; a stop token fills up ended rows.
@@ -117,7 +117,7 @@ class LanguageModel(TextObjective):
         o: LMSample = request.options
         return decode(
             self.model,
-            lora.join(params),
+            lora.join_variables(params),
             key_N,
             request.init["tokens"],
             request.init["length"],

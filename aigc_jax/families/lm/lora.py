@@ -3,20 +3,20 @@
 from typing import Any
 
 Params = dict[str, Any]
-TRAINED = ("task_head",)  # trained beside adapters, as it begins from nothing
+UNFROZEN = ("task_head",)  # trained beside adapters, as it begins from nothing
 
 
-def split(variables: dict[str, Any]) -> Params:
+def split_variables(variables: dict[str, Any]) -> Params:
     """`{player: parameters}`: what is trained is `model`; what adapters leave frozen is `base`."""
     params = variables["params"]
     if "lora" not in variables:
         return {"model": params}
-    own = {name: params[name] for name in TRAINED if name in params}
+    own = {name: params[name] for name in UNFROZEN if name in params}
     base = {name: part for name, part in params.items() if name not in own}
     return {"model": {"lora": variables["lora"], **own}, "base": base}
 
 
-def join(params: Params) -> dict[str, Any]:
+def join_variables(params: Params) -> dict[str, Any]:
     """The inverse of `split`, as `apply` takes them."""
     if "base" not in params:
         return {"params": params["model"]}
@@ -24,7 +24,7 @@ def join(params: Params) -> dict[str, Any]:
     return {"lora": own.pop("lora"), "params": {**params["base"], **own}}
 
 
-def merged(params: Params, scale: float) -> Params:
+def merge_adapters(params: Params, scale: float) -> Params:
     """One player whose kernels have the adapters in them: kernel + a b · scale.
 
     Args:
@@ -33,7 +33,7 @@ def merged(params: Params, scale: float) -> Params:
     """
     if "base" not in params:
         return params
-    variables = join(params)
+    variables = join_variables(params)
 
     def merge(kernels: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         if "lora_a" in changes:

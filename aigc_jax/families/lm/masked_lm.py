@@ -116,7 +116,7 @@ class MaskedLanguageModel(TextObjective):
         """
         o: MaskedLMSample = request.options
         choice = SamplingParams(o.temperature, o.top_k, o.top_p).traced()
-        variables = lora.join(params)
+        variables = lora.join_variables(params)
         return _fill(
             self.model,
             self.mask,

@@ -51,11 +51,11 @@ class TextObjective(Objective):
         self.model = model
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
-        return lora.split(self.model.init(rng, batch["tokens"][:1, :-1])), {}
+        return lora.split_variables(self.model.init(rng, batch["tokens"][:1, :-1])), {}
 
     def apply(self, params: Any) -> Callable[..., Any]:
         """The model's methods with these parameters."""
-        variables = lora.join(params)
+        variables = lora.join_variables(params)
         return lambda *args, **kwargs: self.model.apply(variables, *args, **kwargs)
 
     def likelihood(self, params: Any, x_BTW: jax.Array, target_BT: jax.Array) -> Likelihood:
@@ -65,7 +65,7 @@ class TextObjective(Objective):
             lambda x: apply(x, method="logits"), x_BTW, target_BT, self.model.vocab_size
         )
 
-    def merged(self, params: Params) -> Params:
+    def merge_adapters(self, params: Params) -> Params:
         """The parameters of one player, the adapters merged into the model."""
         c = self.model.config
-        return lora.merged(params, c.lora_alpha / c.lora_rank) if c.lora_rank else params
+        return lora.merge_adapters(params, c.lora_alpha / c.lora_rank) if c.lora_rank else params

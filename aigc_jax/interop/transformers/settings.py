@@ -159,14 +159,14 @@ def _check_keys(arch: Architecture, config: Mapping[str, Any], where: str) -> No
 def _read_windows(
     arch: Architecture, config: Mapping[str, Any], layers: int, where: str
 ) -> dict[str, int]:
-    """`window` and `global_every`, from how many positions each layer sees."""
+    """`sliding_window` and `full_attention_every`, from how many positions each layer sees."""
     size, first = config.get("sliding_window", 4096) if arch.windows else None, 0
     if arch.windows == "chosen":
         on = config.get("use_sliding_window", False)
         size = size if check_value(bool, on, f"{where}: use_sliding_window") else None
         last = config.get("max_window_layers", 28)
         first = check_value(int, last, f"{where}: max_window_layers")
-    size = 0 if size is None else _checked("window", size, where, "sliding_window")
+    size = 0 if size is None else _checked("sliding_window", size, where, "sliding_window")
     sliding = [i >= first and (arch.windows != "alternating" or i % 2 == 0) for i in range(layers)]
     kinds = config.get("layer_types") if "layer_types" in WINDOW_KEYS[arch.windows] else None
     if kinds is not None:
@@ -178,14 +178,14 @@ def _read_windows(
             )
         sliding = [kind == "sliding_attention" for kind in kinds]
     if not size or not any(sliding):
-        return dict(window=0, global_every=0)
+        return dict(sliding_window=0, full_attention_every=0)
     every = sliding.index(False) + 1 if False in sliding else 0
     if sliding != [not every or (i + 1) % every != 0 for i in range(layers)]:
         raise UserError(
             f"{where}: the layers without a window are not every second, third or so, which is all"
             " that is supported"
         )
-    return dict(window=size, global_every=every)
+    return dict(sliding_window=size, full_attention_every=every)
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -205,9 +205,9 @@ def resolved(config: TransformerConfig) -> Fields:
     if config.norm == "rmsnorm":
         idle |= {"norm_bias"}
     if not any(config.windows()):
-        idle |= {"window", "global_every"}
+        idle |= {"sliding_window", "full_attention_every"}
     elif all(config.windows()):
-        idle |= {"global_every"}
+        idle |= {"full_attention_every"}
     if math.isclose(config.attention_scale, config.head_size**-0.5, rel_tol=1e-9):
         idle |= {"attention_scale"}
     return fields | {name: PLAIN[name] for name in idle}
@@ -240,7 +240,7 @@ def incompatibilities(arch: Architecture, fields: Fields) -> list[str]:
     """What the architecture needs of a model and does not get, in words."""
     wanted: Fields = PLAIN | dict(arch.ours)
     free = set() if not arch.rope_theta else {n for n in PLAIN if n.startswith("rope_")}
-    free |= {"window", "global_every"} if arch.windows else set()
+    free |= {"sliding_window", "full_attention_every"} if arch.windows else set()
     free |= {"head_transform"} if arch.head else set()
     words = []
     for row in arch.settings:
@@ -259,8 +259,8 @@ def incompatibilities(arch: Architecture, fields: Fields) -> list[str]:
         if not same:
             words.append(f"model.{name}={value}, but it is {fields[name]}")
     words += [need for need, holds in arch.needs if not holds(fields)]
-    if arch.windows == "all" and fields["global_every"]:
-        words.append("model.global_every=0")
+    if arch.windows == "all" and fields["full_attention_every"]:
+        words.append("model.full_attention_every=0")
     return words
 
 
@@ -288,7 +288,7 @@ def write_settings(arch: Architecture, fields: Fields, dropout: float = 0.0) -> 
     config |= dict.fromkeys(arch.dropouts, dropout)
     if not arch.windows:
         return config
-    every, size = fields["global_every"], fields["window"]
+    every, size = fields["full_attention_every"], fields["sliding_window"]
     config["sliding_window"] = size or None
     if arch.windows == "chosen":
         config |= dict(use_sliding_window=bool(size), max_window_layers=0)

@@ -82,13 +82,13 @@ def test_adapters_begin_as_nothing_and_differ_from_layer_to_layer():
 
 
 def test_merged_adapters_are_the_same_model():
-    players = lora.split(variables())
-    plain = lora.merged(players, ALPHA / RANK)
+    players = lora.split_variables(variables())
+    plain = lora.merge_adapters(players, ALPHA / RANK)
     assert set(plain) == {"model"}
     applied, merged = logits_of(True)(variables()), logits_of(False)({"params": plain["model"]})
     chex.assert_trees_all_close(applied, merged, rtol=1e-5, atol=1e-5)
     untouched = {"model": {"a": np.ones(2)}}
-    assert lora.merged(untouched, 3.0) is untouched
+    assert lora.merge_adapters(untouched, 3.0) is untouched
 
 
 @pytest.mark.parametrize("targets", [("query", "value"), ("down",), PROJECTIONS], ids=str)
@@ -128,13 +128,13 @@ def test_a_linear_layer_with_an_adapter_by_hand():
 
 def test_split_and_join_are_inverses():
     head = variables() | {"params": variables()["params"] | {"task_head": {"bias": np.ones(2)}}}
-    players = lora.split(head)
+    players = lora.split_variables(head)
     assert set(players) == {"model", "base"}
     assert set(players["model"]) == {"lora", "task_head"} and "task_head" not in players["base"]
-    chex.assert_trees_all_equal(lora.join(players), head)
+    chex.assert_trees_all_equal(lora.join_variables(players), head)
     plain = {"params": head["params"]}
-    assert lora.split(plain) == {"model": head["params"]}
-    assert lora.join({"model": head["params"]}) == plain
+    assert lora.split_variables(plain) == {"model": head["params"]}
+    assert lora.join_variables({"model": head["params"]}) == plain
 
 
 def test_a_model_without_adapters_is_refused_them():

@@ -36,16 +36,17 @@ MODELS = {
         rope_low_freq_factor=0.5, rope_high_freq_factor=3.0),
     "gemma": dict(
         gated=True, norm_position="both", norm_offset=True, embedding_scale=3.0, head_dim=6,
-        attention_softcap=0.7, logit_softcap=2.0, attention_scale=0.9, window=3, global_every=2,
-        qk_norm=True),
+        attention_softcap=0.7, logit_softcap=2.0, attention_scale=0.9, sliding_window=3,
+        full_attention_every=2, qk_norm=True),
     "windowed": dict(
-        activation="relu2", window=3, residual_scale=0.4, rope_scaling="linear", rope_factor=3.0),
+        activation="relu2", sliding_window=3, residual_scale=0.4, rope_scaling="linear",
+        rope_factor=3.0),
     "bert": dict(
         causal=False, positions="learned", norm="layernorm", norm_position="post",
         embedding_norm=True, token_types=2, activation="gelu_exact", head_transform=True,
         head_bias=True, qkv_bias=True, out_bias=True, mlp_bias=True),
     "yarn": dict(
-        causal=False, window=2, activation="relu", head_dim=12, rope_scaling="yarn",
+        causal=False, sliding_window=2, activation="relu", head_dim=12, rope_scaling="yarn",
         rope_factor=4.0, rope_original_context=40, rope_theta=100.0, rope_beta_fast=4.0,
         rope_beta_slow=0.5),
     "convolutions": dict(
@@ -124,10 +125,10 @@ def test_what_a_token_changes():
 
 
 def test_the_windows_of_the_layers():
-    windows = TransformerConfig(layers=6, window=4, global_every=3).windows()
+    windows = TransformerConfig(layers=6, sliding_window=4, full_attention_every=3).windows()
     assert windows == [4, 4, 0, 4, 4, 0]
-    assert TransformerConfig(layers=2, window=4).windows() == [4, 4]
-    assert TransformerConfig(layers=2, global_every=1).windows() == [0, 0]
+    assert TransformerConfig(layers=2, sliding_window=4).windows() == [4, 4]
+    assert TransformerConfig(layers=2, full_attention_every=1).windows() == [0, 0]
 
 
 def test_dropout_belongs_to_the_example():

@@ -45,17 +45,17 @@ GPT2 = SIZE | dict(
 GEMMA = LLAMA | dict(norm_offset=True, embedding_scale=4.0, activation="gelu")
 MODELS = {
     "llama": LLAMA | dict(tie_embeddings=False),
-    "mistral": LLAMA | dict(window=5),
+    "mistral": LLAMA | dict(sliding_window=5),
     "qwen2": LLAMA | dict(qkv_bias=True, head_dim=6),
-    "qwen3": LLAMA | dict(qk_norm=True, window=4, global_every=2),
+    "qwen3": LLAMA | dict(qk_norm=True, sliding_window=4, full_attention_every=2),
     "gpt2": GPT2,
     "bert": GPT2 | dict(
         causal=False, norm_position="post", embedding_norm=True, activation="gelu_exact",
         token_types=2, head_transform=True, head_bias=True),
     "gemma": GEMMA,
     "gemma2": GEMMA | dict(
-        norm_position="both", logit_softcap=30.0, attention_softcap=50.0, window=8, global_every=2,
-        attention_scale=12**-0.5),
+        norm_position="both", logit_softcap=30.0, attention_softcap=50.0, sliding_window=8,
+        full_attention_every=2, attention_scale=12**-0.5),
 }  # fmt: skip
 ELSEWHERE = {  # fields that do not change what a model computes
     "init_std", "embedding_std", "zero_init", "dropout", "lora_rank", "lora_alpha", "lora_targets",
@@ -159,7 +159,7 @@ def test_windows_of_qwen_are_read(changes, window, every, tmp_path):
     edit(folder, drop=["layer_types"] if "layer_types" not in changes else [], sliding_window=4,
          **changes)  # fmt: skip
     read = interop.read_folder(folder).model
-    assert (read["window"], read["global_every"]) == (window, every)
+    assert (read["sliding_window"], read["full_attention_every"]) == (window, every)
 
 
 def test_shards_and_types_are_kept(tmp_path):
@@ -434,7 +434,7 @@ def test_two_shards_are_read(tmp_path):
     (MODELS["bert"] | dict(head_bias=False), ["bert", "model.head_bias=True"]),
     (GEMMA | dict(embedding_scale=4.1), ["gemma", "model.embedding_scale=4.0"]),
     (MODELS["gemma2"] | dict(attention_scale=0.3), ["gemma2", "another model.attention_scale"]),
-    (MODELS["mistral"] | dict(global_every=2), ["model.global_every=0"]),
+    (MODELS["mistral"] | dict(full_attention_every=2), ["model.full_attention_every=0"]),
     (dict(vocab_size=0), ["model.vocab_size"]),
 ])  # fmt: skip
 def test_a_model_that_no_architecture_holds_is_refused_by_what_keeps_it(changes, words, tmp_path):
@@ -447,12 +447,15 @@ def test_a_model_that_no_architecture_holds_is_refused_by_what_keeps_it(changes,
 
 def test_what_is_idle_or_said_twice_is_no_obstacle():
     for changes in (
-        dict(attention_scale=0.5), dict(norm_bias=False), dict(global_every=3),
+        dict(attention_scale=0.5), dict(norm_bias=False), dict(full_attention_every=3),
         dict(positions="rotary", rope_factor=3.0, rope_beta_fast=7.0),
     ):  # fmt: skip
         assert choose(TransformerConfig(**LLAMA | changes))[0].name == "llama"
     assert choose(TransformerConfig(**GPT2 | dict(rope_theta=5.0)))[0].name == "gpt2"
-    assert choose(TransformerConfig(**LLAMA | dict(window=4, global_every=1)))[0].name == "llama"
+    assert (
+        choose(TransformerConfig(**LLAMA | dict(sliding_window=4, full_attention_every=1)))[0].name
+        == "llama"
+    )
 
 
 def test_an_architecture_can_be_asked_for(tmp_path):

@@ -93,14 +93,14 @@ def lm(**model):
     return build.parse_config(tiny.recipe("lm", model=model))
 
 
-@pytest.mark.parametrize("changes", [{}, dict(remat="full"), dict(window=3)])
+@pytest.mark.parametrize("changes", [{}, dict(remat="full"), dict(sliding_window=3)])
 def test_what_a_transformer_needs(changes):
     """The count of the PaLM paper's appendix B, but each pair of tokens that sees each other."""
     config = lm(**changes)
     c, batch, length = config.model, config.data.batch_size, tiny.SEQ_LEN
     layer = 4 * c.width**2 + 2 * c.width * c.hidden
     weights = c.layers * layer + 257 * c.width
-    seen = sum(min(t + 1, changes.get("window", length)) for t in range(length))
+    seen = sum(min(t + 1, changes.get("sliding_window", length)) for t in range(length))
     pairs = 2 * c.layers * c.width * seen
     expected = 6 * batch * (length * weights + pairs)
     assert flops.model_flops(config, tiny.TEXT) == expected
@@ -129,7 +129,9 @@ def test_every_turn_of_a_game_counts(monkeypatch):
 
 @pytest.mark.parametrize("causal, window", [(True, 0), (True, 3), (False, 0), (False, 2)])
 def test_the_share_of_pairs_that_see_each_other(causal, window):
-    config = TransformerConfig(causal=causal, window=window, layers=3, global_every=3)
+    config = TransformerConfig(
+        causal=causal, sliding_window=window, layers=3, full_attention_every=3
+    )
     ahead = np.arange(7)[:, None] - np.arange(7)
     shares = []
     for reach in config.windows():
