@@ -119,8 +119,8 @@ PLAIN = dict(
     norm_bias=True, norm_scale=True, norm_offset=False, embedding_norm=False, qk_norm=False,
     activation="silu", gated=True, qkv_bias=False, out_bias=False, mlp_bias=False, conv_width=1,
     sliding_window=0, full_attention_every=0, attention_scale=0.0, attention_softcap=0.0,
-    logit_scale=1.0, logit_softcap=0.0, residual_scale=1.0, embedding_scale=1.0, tie_embeddings=True, token_types=0,
-    head_transform=False, head_bias=False,
+    logit_scale=1.0, logit_softcap=0.0, residual_scale=1.0, embedding_scale=1.0,
+    tie_embeddings=True, token_types=0, head_transform=False, head_bias=False,
 )  # fmt: skip
 SIZES = (
     "layers", "width", "heads", "kv_heads", "head_dim", "mlp_width", "context", "vocab_size"

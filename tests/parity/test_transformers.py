@@ -352,11 +352,11 @@ def test_an_adapter_of_ours_does_the_same_in_peft(kind, tmp_path):
     read = interop.read_folder(str(tmp_path / "a"))
     options = dict(lora_rank=3, lora_alpha=7.0, lora_targets=TARGETS[kind])
     config = TransformerConfig(**read.model | options)
-    lora = random_lora(config)
-    interop.write_adapter(str(tmp_path / "adapter"), config, lora, "base")
+    change = random_lora(config)
+    interop.write_adapter(str(tmp_path / "adapter"), config, change, "base")
 
-    ours = our_logits(read.model | options, read.params, tokens(), lora=lora)
-    players = lora.split_variables({"params": read.params, "lora": lora})
+    ours = our_logits(read.model | options, read.params, tokens(), lora=change)
+    players = lora.split_variables({"params": read.params, "lora": change})
     merged = lora.merge_adapters(players, config.lora_alpha / config.lora_rank)["model"]
     np.testing.assert_allclose(our_logits(read.model, merged, tokens()), ours, atol=TOLERANCE)
     assert np.abs(ours - their_logits(model, tokens())).max() > 0.1  # the change matters
