@@ -18,6 +18,7 @@ import safetensors.numpy
 import tokenizers
 
 from aigc_jax import interop
+from aigc_jax.families.lm import lora
 from aigc_jax.families.lm.transformer import Transformer, TransformerConfig
 from aigc_jax.interop.gguf.gguf_file import GgufFile
 from aigc_jax.interop.gguf.gguf_tokenizer import read_tokenizer
@@ -365,7 +366,7 @@ def test_an_adapter_of_ours_does_the_same_in_peft(kind, tmp_path):
 
     back = interop.read_adapter(str(tmp_path / "adapter"), config)
     assert (back.rank, back.alpha, back.targets, back.base) == (3, 7.0, TARGETS[kind], "base")
-    want = names.flat(lora)
+    want = names.flat(change)
     got = names.flat(back.lora)
     assert got.keys() == want.keys()
     for path in want:
