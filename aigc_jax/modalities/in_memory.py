@@ -77,7 +77,8 @@ def raw_dataset_from_python(data: Any) -> RawDataset:
     Args:
       data: one of
         - a mapping of fields to arrays or lists: `{"image": (N, H, W, C) uint8, "label": (N,)}`,
-          `{"text": […], "label": […]}`, `{"messages": […]}`, `{"words": […], "tags": […]}`;
+          `{"text": […], "label": […]}`, `{"messages": […]}`, `{"words": […], "tags": […]}`; an array
+          alone is images;
         - a list or any other iterable, which is read once and kept in memory: of texts, of
           conversations (lists of `{"role": …, "content": …}`), or of such fields as dicts;
         - a Hugging Face `Dataset`, or a pandas `DataFrame`, with such columns;
@@ -93,8 +94,7 @@ def raw_dataset_from_python(data: Any) -> RawDataset:
         return data
     parts = _splits(data)
     class_names = _class_names(parts["train"])
-    splits = {split: _columns(part, f"data['{split}']") for split, part in parts.items() if
-              part is not None}  # fmt: skip
+    splits = {split: _columns(part, f"data['{split}']") for split, part in parts.items()}
     fields = set(splits["train"])
     for split, columns in splits.items():
         missing = fields - set(columns) - {"label"}
@@ -164,7 +164,7 @@ def no_data_given(argument: str, config: Data) -> RawDataset:
 
 def _splits(data: Any) -> dict[str, Any]:
     if isinstance(data, tuple) and len(data) == 2:
-        return {"train": data[0], "validation": data[1]}
+        return {"train": data[0]} | ({} if data[1] is None else {"validation": data[1]})
     if isinstance(data, Mapping) and set(data) & set(SPLITS):
         unknown = set(data) - set(SPLITS)
         if unknown or "train" not in data:
@@ -178,7 +178,9 @@ def _splits(data: Any) -> dict[str, Any]:
 
 def _columns(data: Any, where: str) -> Columns:
     """The known fields of one split, each a sequence of the same length, at least 1."""
-    if isinstance(data, Mapping):
+    if isinstance(data, np.ndarray) and data.ndim > 2:
+        found = {"image": data}
+    elif isinstance(data, Mapping):
         found = dict(data)
     elif isinstance(data, DataFrame):
         found = data.to_dict("list")
