@@ -77,8 +77,8 @@ def raw_dataset_from_python(data: Any) -> RawDataset:
     Args:
       data: one of
         - a mapping of fields to arrays or lists: `{"image": (N, H, W, C) uint8, "label": (N,)}`,
-          `{"text": […], "label": […]}`, `{"messages": […]}`, `{"words": […], "tags": […]}`; an array
-          alone is images;
+          `{"text": […], "label": […]}`, `{"messages": […]}`, `{"words": […], "tags": […]}`; an
+          array alone is images;
         - a list or any other iterable, which is read once and kept in memory: of texts, of
           conversations (lists of `{"role": …, "content": …}`), or of such fields as dicts;
         - a Hugging Face `Dataset`, or a pandas `DataFrame`, with such columns;
