@@ -119,9 +119,6 @@ class DataLoader:
             self._recent.append((self.taken, self._iterator.get_state()))
         return batch
 
-    def __next__(self) -> HostBatch:
-        return self.next()
-
     def position(self) -> dict[str, Any]:
         """The position as plain JSON values, equal on every process; all processes must call it."""
         position = {"examples": self.taken * self.batch_size}

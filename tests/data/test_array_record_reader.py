@@ -128,7 +128,7 @@ def test_a_window_smaller_than_the_data_reads_file_by_file(tmp_path):
     batches = DataLoader(sources.load(config).train, 8, seed=0, threads=0)
     got = np.concatenate([np.array(batches.example_ids(k)) for k in range(10)])
     assert sorted(got.tolist()) == list(range(80))
-    shown = [next(batches)["image"][:, 0, 0, 0] for _ in range(10)]
+    shown = [batches.next()["image"][:, 0, 0, 0] for _ in range(10)]
     assert len(set(np.concatenate(shown).tolist())) == 80
     files = np.searchsorted([7, 16, 20, 50], got, "right")
     for file in range(5):
@@ -213,7 +213,7 @@ def test_text_that_is_not_held_has_the_same_words(tmp_path, form):
         for key, value in held.validation[i].items():
             np.testing.assert_array_equal(data.validation[i][key], value)
     batches = DataLoader(data.train, 2, seed=0)
-    tokens = np.concatenate([next(batches)["tokens"] for _ in range(60)])
+    tokens = np.concatenate([batches.next()["tokens"] for _ in range(60)])
     found = b"".join(np.asarray(row, np.uint8).tobytes() for row in tokens)
     judged = b"".join(
         np.asarray(row["tokens"], np.uint8).tobytes()
@@ -231,7 +231,7 @@ def test_vocabularies_of_text_that_is_not_held(tmp_path):
     assert "char" in refusal(sources.load, Data(**config, tokenizer="char"))
     data = sources.load(Data(**config, tokenizer="bpe", vocab_size=300))
     assert 256 < data.spec.tokenizer.size <= 300
-    assert next(DataLoader(data.train, 2, seed=0))["tokens"].max() >= 256
+    assert DataLoader(data.train, 2, seed=0).next()["tokens"].max() >= 256
 
 
 def test_conversations_that_are_not_held(tmp_path):
@@ -244,5 +244,5 @@ def test_conversations_that_are_not_held(tmp_path):
         source="tfds:own", data_dir=str(tmp_path), format="chat", seq_len=128, in_memory=0
     )
     data = sources.load(Data(**config))
-    batch = next(DataLoader(data.train, 2, seed=0))
+    batch = DataLoader(data.train, 2, seed=0).next()
     assert 0 < batch["weight"].sum() < (batch["segments"] > 0).sum() and data.dialogues

@@ -42,7 +42,7 @@ SOURCES = {"images": lambda: images(10), "text": windows}
 
 
 def take(iterator, count):
-    return [next(iterator) for _ in range(count)]
+    return [iterator.next() for _ in range(count)]
 
 
 def labels(batches):
@@ -62,7 +62,7 @@ def differ(a, b):
 
 
 def test_a_batch_is_stacked_examples():
-    batch = next(DataLoader(images(10), 4, seed=0))
+    batch = DataLoader(images(10), 4, seed=0).next()
     assert batch["image"].shape == (4, 2, 2, 1) and batch["image"].dtype == np.uint8
     assert batch["label"].shape == (4,) and batch["label"].dtype == np.int32
     assert batch["weight"].shape == (4,) and batch["weight"].dtype == np.float32
@@ -153,7 +153,7 @@ def test_position_counts_the_examples_taken_and_is_plain_json():
         position = iterator.position()
         assert position["examples"] == 4 * count
         assert json.loads(json.dumps(position)) == position
-        next(iterator)
+        iterator.next()
 
 
 def test_training_windows_are_runs_of_the_stream_all_predicted():
@@ -170,7 +170,7 @@ def test_training_windows_are_runs_of_the_stream_all_predicted():
 def test_fewer_windows_than_a_batch():
     source = TokenWindows(STREAM[:6], 5)
     assert len(source) == 1
-    batch = next(DataLoader(source, 3, seed=0))
+    batch = DataLoader(source, 3, seed=0).next()
     assert batch["tokens"].tolist() == [STREAM[:6].tolist()] * 3
 
 
@@ -295,7 +295,7 @@ def test_an_epoch_of_windows_sees_each_token_once_from_another_offset():
     batches = DataLoader(windows, 4, seed=1, threads=0, shard=(0, 1))
     offsets = []
     for _ in range(6):
-        epoch = [row for _ in range(len(windows) // 4) for row in next(batches)["tokens"]]
+        epoch = [row for _ in range(len(windows) // 4) for row in batches.next()["tokens"]]
         starts = sorted(int(row[0]) for row in epoch)
         assert all(row.tolist() == list(range(row[0], row[0] + 9)) for row in epoch)
         # Side by side, but for the last one, which ends with the stream.

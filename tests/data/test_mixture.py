@@ -31,7 +31,7 @@ def labels(batches):
 
 
 def take(iterator, count):
-    return [next(iterator) for _ in range(count)]
+    return [iterator.next() for _ in range(count)]
 
 
 def as_process(monkeypatch, process, processes):
@@ -133,7 +133,7 @@ def test_data_sets_are_loaded_as_a_mixture(tmp_path):
     source = f"mix:1*text:{tmp_path}/a.txt,1*text:{tmp_path}/b.txt"
     for form in ("stream", "documents"):
         text = sources.load(Data(source=source, seq_len=16, format=form))
-        batch = next(DataLoader(text.train, 8, seed=0))
+        batch = DataLoader(text.train, 8, seed=0).next()
         assert batch["tokens"].shape == (8, 17)
         assert len(text.texts["train"]) == sum("longer" in t or "length" in t
                                                for t in text.texts["train"])  # fmt: skip

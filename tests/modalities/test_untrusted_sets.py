@@ -248,7 +248,7 @@ def test_a_record_that_is_damaged_stops_training_with_one_sentence(tmp_path):
         f.seek(150_000)  # beyond what is read ahead
         f.write(bytes(20))
     batches = DataLoader(data.train, batch_size=4, seed=0)
-    assert "cannot be read" in refusal(lambda: [next(batches) for _ in range(3000)])
+    assert "cannot be read" in refusal(lambda: [batches.next() for _ in range(3000)])
 
 
 @pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])

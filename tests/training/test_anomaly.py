@@ -213,7 +213,7 @@ def sixth_batch():
     dataset = sources.load(config.data)
     batches = DataLoader(dataset.train, config.data.batch_size, config.seed)
     for _ in range(6):
-        batch = next(batches)
+        batch = batches.next()
     ids = batches.example_ids(5)
     np.testing.assert_array_equal([dataset.train[i]["image"] for i in ids], batch["image"])
     return ids, batch

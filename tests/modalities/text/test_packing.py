@@ -211,7 +211,7 @@ def test_every_row_comes_once_per_epoch_and_once_in_evaluation(tmp_path):
     data = sources.load(Data(source=f"jsonl:{path}", format="documents", seq_len=80))
     count = len(data.train)
     batches = DataLoader(data.train, count, seed=0)
-    epochs = [next(batches)["tokens"].tolist() for _ in range(2)]
+    epochs = [batches.next()["tokens"].tolist() for _ in range(2)]
     assert (
         sorted(epochs[0])
         == sorted(epochs[1])

@@ -37,7 +37,7 @@ def streamed(joined=False, seq_len=11, documents=None):
 
 
 def take(iterator, count):
-    return [next(iterator) for _ in range(count)]
+    return [iterator.next() for _ in range(count)]
 
 
 def assert_same(a, b):
@@ -135,7 +135,7 @@ def test_going_back_and_forth(joined):
     batches = take(iterator, 90)
     for number in (88, 50, 0, 3, 89):
         iterator.skip_to(number)
-        assert_same([next(iterator)], [batches[number]])
+        assert_same([iterator.next()], [batches[number]])
     iterator.seek(start)
     assert_same(take(iterator, 5), batches[:5])
 
@@ -206,7 +206,7 @@ def test_streams_are_mixed_with_each_other_and_go_on():
 
 def test_documents_of_a_batch_are_known():
     iterator = DataLoader(streamed(), 4, seed=0)
-    batch = next(iterator)
+    batch = iterator.next()
     found = {int(np.searchsorted(ENDS, t - 1, "right")) for t in batch["tokens"].ravel() if t}
     assert set(iterator.example_ids(0)) == found
 
@@ -215,7 +215,7 @@ def test_documents_of_a_batch_are_known():
 def test_documents_of_nothing_end_the_run(joined):
     nothing = StreamingSource(lambda i: (np.zeros(0, np.int32), None), 5, 11, packing(joined))
     with pytest.raises(UserError, match="no token"):
-        next(DataLoader(nothing, 1, seed=0, threads=0))
+        DataLoader(nothing, 1, seed=0, threads=0).next()
 
 
 def test_a_billion_documents_are_no_more_than_five():

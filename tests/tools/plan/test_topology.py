@@ -53,7 +53,7 @@ def test_the_rest_of_an_epoch_is_what_has_not_been_seen(processes, monkeypatch):
         monkeypatch.setattr(jax, "process_count", lambda: processes)
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         batches = DataLoader(source, 8, seed=0, threads=0)
-        rows = [next(batches)["image"] for _ in range(5)]
+        rows = [batches.next()["image"] for _ in range(5)]
         seen.append(rows)
         position = batches.position()
     monkeypatch.undo()
@@ -70,7 +70,7 @@ def test_the_rest_of_an_epoch_is_what_has_not_been_seen(processes, monkeypatch):
     for k in range(5, whole_batches):
         ids = alone.example_ids(k)
         expected = np.stack([source[i]["image"] for i in ids])
-        np.testing.assert_array_equal(next(alone)["image"], expected)
+        np.testing.assert_array_equal(alone.next()["image"], expected)
         rest += ids
     assert not set(first) & set(rest) and len(set(rest)) == len(rest)
     left = set(range(len(source))) - set(first) - set(rest)
