@@ -35,7 +35,7 @@ flags.DEFINE_string("guide", None, "Workdir of a worse model that guides instead
 flags.DEFINE_string("image", None, "Image file to begin with, scaled and cropped to the model's.")
 flags.DEFINE_string("mask", None, "Image file of the same size: white is drawn anew.")
 flags.DEFINE_float("strength", None, "How much of --image is drawn anew: 0 nothing, 1 all.")
-flags.DEFINE_float("sigma_rel", None, "Width of the average of parameters; needs ema.power.")
+flags.DEFINE_float("sigma_rel", None, "Width of the average of parameters; needs ema.sigma_rels.")
 flags.DEFINE_string(
     "from", None, "KIND:PATH of data; hf:DIR, gguf:FILE or diffusers:DIR of a model."
 )

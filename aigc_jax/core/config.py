@@ -18,14 +18,15 @@ from aigc_jax.core.fields import check_value, option, parse
 RESUMABLE_FIELDS = (
     "train.steps",
     "train.log_every",
-    "train.compile",
+    "train.parallel_mode",
     "mesh",
     "model.remat",
     "model.scan_unroll",
     "eval.",
     "sample.",
     "checkpoint.",
-    "guard.",
+    "anomaly.",
+    "watchdog.",
     "objective.eval_draws",
     "objective.importance_samples",
     "objective.likelihood_steps",
@@ -91,17 +92,20 @@ class Train:
     steps: int = option(1000, low=0)
     log_every: int = option(20, low=1)
     accumulate: int = option(1, low=1)  # microbatches per step
-    compile: str = option("jit", choices=("jit", "pmap"))
+    parallel_mode: str = option("jit", choices=("jit", "pmap"))  # pmap: one process, data only
     compute_dtype: str = option("float32", choices=("float32", "bfloat16"))
     init_from: str = ""  # a workdir whose parameters the run begins with; "": fresh ones
 
 
 @dataclasses.dataclass(frozen=True)
 class Ema:
-    halflife: float = option(0.0, low=0.0)  # in examples; 0: no EMA
+    """Moving averages of the parameters, used for evaluation and sampling."""
+
+    halflife: float = option(0.0, low=0.0)  # in examples; 0: no exponential average
     rampup: float = option(0.05, low=0.0)  # warm-up: half-life ≤ rampup · examples seen; 0: none
-    power: tuple[float, ...] = option((), low=1e-3, high=0.28)  # widths of power-function averages
-    snapshot_every: int = option(0, low=0)  # keep these for `--sigma_rel`; 0: keep none
+    # Relative standard deviations of the power-function averages to keep (EDM2).
+    sigma_rels: tuple[float, ...] = option((), low=1e-3, high=0.28)
+    snapshot_every: int = option(0, low=0)  # steps between their snapshots, for --sigma_rel; 0: off
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,15 +142,23 @@ class Checkpoint:
 
 
 @dataclasses.dataclass(frozen=True)
-class Guard:
-    """What is done about training that goes wrong."""
+class Anomaly:
+    """When training counts as gone wrong, and whether to roll back."""
 
-    max_skipped: int = option(25, low=0)  # stop after so many non-finite steps in a row; 0: never
-    spike_threshold: float = option(0.0, low=0.0)  # a loss so many deviations up is a jump; 0: none
-    spike_history: int = option(64, low=2)  # steps that a loss is compared with
-    max_rollbacks: int = option(0, low=0)  # go back to a checkpoint and skip the data so many times
-    peer_timeout: int = option(60, low=2)  # seconds until a silent process counts as dead
-    stuck_timeout: int = option(1800, low=2)  # seconds in which no process moves
+    max_skipped: int = option(25, low=0)  # stop after this many non-finite steps in a row; 0: never
+    # Losses more than this many robust standard deviations above the recent median are spikes;
+    # 0 disables.
+    spike_threshold: float = option(0.0, low=0.0)
+    spike_history: int = option(64, low=2)  # steps that the median is taken over
+    max_rollbacks: int = option(0, low=0)  # times to return to a checkpoint and skip the data since
+
+
+@dataclasses.dataclass(frozen=True)
+class Watchdog:
+    """When another process of the run counts as lost, in seconds."""
+
+    peer_timeout: int = option(60, low=2)  # without a heartbeat of a process: it is dead
+    stuck_timeout: int = option(1800, low=2)  # without progress of any process: the run is stuck
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +175,8 @@ class Config:
     eval: Eval
     sample: Any
     checkpoint: Checkpoint
-    guard: Guard
+    anomaly: Anomaly
+    watchdog: Watchdog
     mesh: str  # sizes of data, fsdp, sequence, tensor; "data=-1": all devices
     raw: dict[str, Any]  # the whole config as plain JSON values, every default written out
 
@@ -217,7 +230,13 @@ class Config:
 
 NAMED = ("model", "objective")  # sections whose `name` chooses a class from a registry
 COMMON_SECTIONS = dict(
-    data=Data, train=Train, ema=Ema, eval=Eval, checkpoint=Checkpoint, guard=Guard
+    data=Data,
+    train=Train,
+    ema=Ema,
+    eval=Eval,
+    checkpoint=Checkpoint,
+    anomaly=Anomaly,
+    watchdog=Watchdog,
 )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from aigc_jax.core.config import Guard
+from aigc_jax.core.config import Watchdog as WatchdogConfig
 from aigc_jax.distributed import kv_store
 from aigc_jax.distributed.watchdog import Watchdog
 
@@ -36,7 +36,7 @@ def examine_network(sizes: tuple[int, ...] = SIZES) -> int:
       sizes: bytes per device.
     """
     kv_store.attach()
-    monitor = Watchdog(Guard())
+    monitor = Watchdog(WatchdogConfig())
     first, n = kv_store.joined()[0] == 0, jax.device_count()
     for line in participants():
         if first:
@@ -69,7 +69,7 @@ def participants() -> list[str]:
     if count == 1:
         return [mine]
     kv_store.put(f"doctor/{me}", mine)
-    kv_store.barrier("doctor", Guard().peer_timeout)
+    kv_store.barrier("doctor", WatchdogConfig().peer_timeout)
     return [kv_store.get(f"doctor/{p}") or f"process {p}: silent" for p in range(count)]
 
 

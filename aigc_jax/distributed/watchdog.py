@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Any
 
-from aigc_jax.core.config import Guard
+from aigc_jax.core.config import Watchdog as WatchdogConfig
 from aigc_jax.core.errors import PeerLost, Stopped, UserError, one_line
 from aigc_jax.core.streams import write_stderr
 from aigc_jax.distributed import kv_store
@@ -27,11 +27,11 @@ class Watchdog:
     """Watches the other processes in a thread; does nothing in a run of one process.
 
     Args:
-      guard: its `peer_timeout` and `stuck_timeout`, in seconds.
+      config: its `peer_timeout` and `stuck_timeout`, in seconds.
     """
 
-    def __init__(self, guard: Guard):
-        self._guard = guard
+    def __init__(self, config: WatchdogConfig):
+        self._config = config
         self._me, self._count = kv_store.joined()
         self._ticks, self._where = 0, "start"
         self._running = self._count > 1
@@ -57,7 +57,7 @@ class Watchdog:
         code = error.code if isinstance(error, UserError) else 1
         if any(sign in str(error) for sign in SIGNS):
             # It failed because another process is gone. `_watch` will know which.
-            time.sleep(self._guard.peer_timeout + 4 * BEAT)
+            time.sleep(self._config.peer_timeout + 4 * BEAT)
             code = PeerLost.code
         last = json.dumps({"reason": one_line(error), "code": code})
         with contextlib.suppress(Exception):
@@ -103,17 +103,17 @@ class Watchdog:
         os._exit(code)
 
     def _find_missing(self) -> None:
-        silent = {p: s for p, s in self._seen.items() if s.silent > self._guard.peer_timeout}
+        silent = {p: s for p, s in self._seen.items() if s.silent > self._config.peer_timeout}
         if silent:
             names = " and ".join(f"process {p} ({s})" for p, s in silent.items())
             self._end(
-                f"{names} has not answered for {self._guard.peer_timeout} s: it is dead or frozen"
+                f"{names} has not answered for {self._config.peer_timeout} s: it is dead or frozen"
             )
-        if min(s.still for s in self._seen.values()) > self._guard.stuck_timeout:
+        if min(s.still for s in self._seen.values()) > self._config.stuck_timeout:
             slowest = min(self._seen, key=lambda p: self._seen[p].ticks)
             seen = self._seen[slowest]
             self._end(
-                f"no process has moved for {self._guard.stuck_timeout} s: process {slowest}"
+                f"no process has moved for {self._config.stuck_timeout} s: process {slowest}"
                 f" ({seen}) is behind the others, in {seen.where}"
             )
 

@@ -188,7 +188,7 @@ def build(config: Config, spec: Spec, mesh: Mesh | None = None, trains: bool = T
     example = spec.example_batch(2)
 
     def init(seed: jax.Array) -> TrainState:
-        averaged = dict(ema=ema.halflife > 0, power_ema=ema.power)
+        averaged = dict(ema=ema.halflife > 0, power_ema=ema.sigma_rels)
         return init_state(objective, optimizers, example, seed, **averaged)
 
     shardings = replicated_state(mesh)
@@ -202,7 +202,7 @@ def build(config: Config, spec: Spec, mesh: Mesh | None = None, trains: bool = T
         spec=spec,
         objective=objective,
         init=init,
-        step=compile_step(step, mesh, config.train.compile, shardings),
+        step=compile_step(step, mesh, config.train.parallel_mode, shardings),
         mesh=mesh,
         shardings=shardings,
         optimizers=optimizers,

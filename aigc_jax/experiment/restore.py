@@ -51,7 +51,7 @@ def load(
     """The run and the state of one checkpoint; Damaged if it is not whole."""
     saved = contents["config"]
     # On whatever devices there are now, and with no batch to train on.
-    now = {"mesh": mesh or "data=1", "train": {**saved["config"]["train"], "compile": "jit"}}
+    now = {"mesh": mesh or "data=1", "train": {**saved["config"]["train"], "parallel_mode": "jit"}}
     config = build.parse_config({**saved["config"], **now})
     devices = make_mesh(mesh) if mesh else local_mesh()
     run = build.build(config, spec_lib.from_json(saved["spec"]), devices, trains=False)

@@ -79,7 +79,7 @@ def evaluate(
       workdir: a trained run's folder.
       data_dir: where its prepared data set lies now; where it lay in training if left out.
       source: other data to evaluate on, as in `data.source`.
-      sigma_rel: of the average of parameters to use; it needs the snapshots of `ema.power`.
+      sigma_rel: of the average of parameters to use; it needs the snapshots of `ema.sigma_rels`.
       mesh: over which devices, as in a config; one if left out.
       **options: fields of the section `eval`, such as `generations`.
 
@@ -126,7 +126,7 @@ def sample(
       show: is given the pieces of a (single) text as they are drawn.
       image: a file or array to begin with; `strength` (0…1) says how much of it is drawn anew.
       mask: a file or array, white where the image is drawn anew; see `data.given`.
-      sigma_rel: of the average of parameters to use; it needs the snapshots of `ema.power`.
+      sigma_rel: of the average of parameters to use; it needs the snapshots of `ema.sigma_rels`.
       mesh: over which devices, as in a config; one if left out.
       **options: fields of the family's `sample` section, such as `temperature` or `guidance`.
 

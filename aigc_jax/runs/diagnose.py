@@ -201,7 +201,7 @@ def remedies(report: Report) -> list[str]:
     if any(report["arrays"].values()):
         return ["go back to an older checkpoint, or start again in another --workdir"]
     return [
-        "let the run go back and skip these data with guard.max_rollbacks=3",
+        "let the run go back and skip these data with anomaly.max_rollbacks=3",
         "a lower optim.lr, more optim.warmup_steps or optim.clip_norm=1 in a new --workdir",
         "train.compute_dtype=float32 if it is not",
     ]

@@ -71,7 +71,7 @@ class EmaSnapshot(Periodic):
 
     def __init__(self, session: Session):
         ema = session.run.config.ema
-        super().__init__(ema.snapshot_every if ema.power else 0)
+        super().__init__(ema.snapshot_every if ema.sigma_rels else 0)
         self._session = session
 
     def done(self, step: int) -> bool:

@@ -69,7 +69,7 @@ class Session(RunCallbacks):
         self._fresh, self._lock, self._heartbeat = fresh, lock, heartbeat
         self._callbacks = callbacks
         config = run.config
-        detector = AnomalyDetector(config.guard)
+        detector = AnomalyDetector(config.anomaly)
         self.metrics = MetricAccumulator(0, config.data.batch_size, detector)
         self._shapes = run.state_shapes()
 

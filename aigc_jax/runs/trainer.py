@@ -72,7 +72,9 @@ class Trainer:
         self.callbacks, self.make_feed = tuple(callbacks), make_feed
         self.workdir = os.path.abspath(os.path.expanduser(workdir))
         kv_store.attach()
-        self.watchdog = Watchdog(config.guard)  # before JAX looks for devices, for which it waits
+        self.watchdog = Watchdog(
+            config.watchdog
+        )  # before JAX looks for devices, for which it waits
         self.main = kv_store.joined()[0] == 0
         self.lock: WorkdirLock | None = None
 

@@ -86,11 +86,13 @@ class PmapStep(CompiledStep):
         super().__init__(mesh)
         self.devices = list(mesh.devices.flat)
         if jax.process_count() > 1:
-            raise UserError("train.compile=pmap runs in one process only: use train.compile=jit")
+            raise UserError(
+                "train.parallel_mode=pmap runs in one process only: use train.parallel_mode=jit"
+            )
         if size_of(mesh, "data") != mesh.size:
             raise UserError(
-                "train.compile=pmap splits nothing but the batch: use train.compile=jit, or a mesh"
-                " of data=… alone"
+                "train.parallel_mode=pmap splits nothing but the batch: use"
+                " train.parallel_mode=jit, or a mesh of data=… alone"
             )
         self._traces = 0
 

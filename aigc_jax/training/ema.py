@@ -1,8 +1,9 @@
 """Moving averages of parameters: exponential ones, and ones with a power-function profile.
 
-A power-function average of width s weighs the parameters after τ of t steps by τ^γ: its profile
-grows with the run, and its relative standard deviation s stays. Two of them, kept from time to
-time, give any other width after training (Karras et al. 2024, EDM2, section 3 and appendix C).
+A power-function average of relative width σ_rel weighs the parameters after τ of t steps by τ^γ:
+its profile grows with the run, and σ_rel, the profile's standard deviation divided by t, does not
+change. Snapshots of two of them reconstruct any other width after training (Karras et al. 2024,
+EDM2, section 3 and appendix C).
 """
 
 from typing import Any
@@ -32,43 +33,43 @@ def decay(config: Ema, examples: jax.Array, batch_size: int) -> jax.Array:
     return 0.5 ** (batch_size / jnp.maximum(halflife, 1e-8))
 
 
-def lerp(ema: Any, params: Any, share: jax.Array) -> Any:
-    """`(1 − share) · ema + share · params`, leaf by leaf."""
-    return jax.tree.map(lambda e, p: e + share.astype(e.dtype) * (p - e), ema, params)
+def lerp(ema: Any, params: Any, weight: jax.Array) -> Any:
+    """`(1 − weight) · ema + weight · params`, leaf by leaf."""
+    return jax.tree.map(lambda e, p: e + weight.astype(e.dtype) * (p - e), ema, params)
 
 
-def sigma_rel_key(width: float) -> str:
-    """What the average of a width is called in a state."""
-    return f"{width:g}"
+def sigma_rel_key(sigma_rel: float) -> str:
+    """The key of an average in `TrainState.power_ema`."""
+    return f"{sigma_rel:g}"
 
 
-def power_exponent(width: float) -> float:
-    """γ of the profile τ^γ on [0, 1] whose standard deviation is `width`.
+def power_exponent(sigma_rel: float) -> float:
+    """γ of the profile τ^γ on [0, 1] whose standard deviation is `sigma_rel`.
 
-    (γ + 1) = width² (γ + 2)² (γ + 3): its largest root.
+    (γ + 1) = σ_rel² (γ + 2)² (γ + 3): its largest root.
     """
-    t = width**-2
+    t = sigma_rel**-2
     return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
 
 
-def power_ema_weight(width: float, step: jax.Array) -> jax.Array:
+def power_ema_weight(sigma_rel: float, step: jax.Array) -> jax.Array:
     """The weight of the newest parameters after `step` steps, 1 − (1 − 1/step)^(γ + 1).
 
-    It becomes as small as 10⁻⁵, of which a difference from 1 would leave few digits.
+    It becomes as small as 10⁻⁵; computed as a difference from 1 it would keep few digits.
     """
     last = 1 / jnp.maximum(step, 1).astype(jnp.float32)
-    return -jnp.expm1((power_exponent(width) + 1) * jnp.log1p(-last))
+    return -jnp.expm1((power_exponent(sigma_rel) + 1) * jnp.log1p(-last))
 
 
 def update_averages(
     config: Ema, ema: Any, power_ema: Any, params: Any, step: jax.Array, batch_size: int
 ) -> tuple[Any, Any]:
-    """All averages after one more step.
+    """Updates all averages by one step.
 
     Args:
-      config: which there are.
-      ema: the exponential one; empty if there is none.
-      power_ema: those with power-function profiles by their names.
+      config: which averages there are.
+      ema: the exponential average; empty if there is none.
+      power_ema: the power-function averages by their keys.
       params: the new parameters.
       step: int32 scalar, steps taken before this one.
       batch_size: examples of this step.
@@ -76,5 +77,5 @@ def update_averages(
     if ema:
         examples = step.astype(jnp.float32) * batch_size
         ema = lerp(ema, params, 1 - decay(config, examples, batch_size))
-    shares = {sigma_rel_key(width): power_ema_weight(width, step + 1) for width in config.power}
-    return ema, {k: lerp(old, params, shares[k]) for k, old in power_ema.items()}
+    weights = {sigma_rel_key(s): power_ema_weight(s, step + 1) for s in config.sigma_rels}
+    return ema, {key: lerp(old, params, weights[key]) for key, old in power_ema.items()}

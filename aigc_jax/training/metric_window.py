@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aigc_jax.core.config import Guard as AnomalyConfig
+from aigc_jax.core.config import Anomaly as AnomalyConfig
 from aigc_jax.core.metrics import Mean, Metrics, merge, to_floats
 from aigc_jax.training.anomaly import AnomalyDetector
 

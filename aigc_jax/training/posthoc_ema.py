@@ -1,6 +1,6 @@
-"""Averages of any width after training, from snapshots of two widths taken along the way.
+"""Post-hoc EMA: averages of any width after training, from snapshots of two widths.
 
-A snapshot is a weighted mean of the parameters over time with a known profile. The wanted profile
+A snapshot is a weighted mean of the parameters over time with a known profile. The target profile
 is fitted by a linear combination of the snapshots' profiles in the least-squares sense, and the
 same combination of their parameters is the average (Karras et al. 2024, EDM2, section 3.2).
 
@@ -28,12 +28,12 @@ _NAME = re.compile(r"step_(\d+)\.safetensors")
 
 
 def snapshot_path(workdir: str, step: int) -> str:
-    """Where the snapshots after a step lie."""
+    """The file of the snapshots after a step."""
     return os.path.join(workdir, FOLDER, f"step_{step:08d}.safetensors")
 
 
 def save_snapshot(workdir: str, step: int, power_ema: Any) -> None:
-    """Writes the power-function averages of a state, on the host, whole or not at all."""
+    """Writes the power-function averages of a state, which are on the host, atomically."""
     path = snapshot_path(workdir, step)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     arrays = {key: np.array(x, order="C") for key, x in named_leaves(power_ema)}
@@ -42,14 +42,14 @@ def save_snapshot(workdir: str, step: int, power_ema: Any) -> None:
 
 
 def remove_snapshots(workdir: str, after: int) -> None:
-    """Removes the snapshots of later steps: a run has gone back and goes on otherwise."""
+    """Removes the snapshots of later steps, which a rollback has undone."""
     for step in snapshot_steps(workdir):
         if step > after:
             os.remove(snapshot_path(workdir, step))
 
 
 def snapshot_steps(workdir: str) -> list[int]:
-    """The steps of which there are snapshots."""
+    """The steps of the snapshots, in order."""
     folder = os.path.join(workdir, FOLDER)
     names = os.listdir(folder) if os.path.isdir(folder) else []
     return sorted(int(m.group(1)) for m in map(_NAME.fullmatch, names) if m)
@@ -69,45 +69,47 @@ def profile_dot(
 
 
 def solve_weights(
-    steps_S: Sequence[int], widths_S: Sequence[float], step: int, width: float
+    steps_S: Sequence[int], sigma_rels_S: Sequence[float], step: int, sigma_rel: float
 ) -> np.ndarray:
-    """The weights (S,) of snapshots whose sum comes nearest to a profile.
+    """The weights (S,) of the snapshots whose sum is the least-squares fit of a profile.
 
     Args:
-      steps_S: when each snapshot was taken.
-      widths_S: its width.
-      step: when the wanted average ends.
-      width: its width.
+      steps_S: the step of each snapshot.
+      sigma_rels_S: its relative width.
+      step: the step at which the target average ends.
+      sigma_rel: its relative width.
     """
     t = np.asarray(steps_S, np.float64)
-    gamma = np.array([power_exponent(w) for w in widths_S])
+    gamma = np.array([power_exponent(w) for w in sigma_rels_S])
     each = profile_dot(t[:, None], gamma[:, None], t[None], gamma[None])
-    wanted = profile_dot(t, gamma, np.float64(step), np.float64(power_exponent(width)))
-    weights_S, *_ = np.linalg.lstsq(each, wanted, rcond=1e-12)
+    target = profile_dot(t, gamma, np.float64(step), np.float64(power_exponent(sigma_rel)))
+    weights_S, *_ = np.linalg.lstsq(each, target, rcond=1e-12)
     return weights_S / weights_S.sum()  # a mean of parameters
 
 
-def reconstruct_ema(workdir: str, state: TrainState, width: float) -> TrainState:
-    """The state with the average of a width in place of those that it has.
+def reconstruct_ema(workdir: str, state: TrainState, sigma_rel: float) -> TrainState:
+    """Returns the state with the average of a relative width in place of those that it has.
 
     Args:
       workdir: the run's folder, which holds the snapshots.
       state: the newest state, which counts as a snapshot itself.
-      width: the relative standard deviation of the profile in time.
+      sigma_rel: standard deviation of the profile in time, relative to the length of training.
 
     Raises:
       UserError: if the run has kept no snapshots, or they cannot be read.
     """
-    if not state.power_ema or not 0 < width < 0.28:
-        wrong = "the run keeps no such averages: set ema.power" if not state.power_ema else (
-            "it must lie between 0 and 0.28"
-        )  # fmt: skip
-        raise UserError(f"there is no average of the width {width:g}: {wrong}")
+    if not state.power_ema or not 0 < sigma_rel < 0.28:
+        wrong = (
+            "the run keeps no power-function averages: set ema.sigma_rels"
+            if not state.power_ema
+            else "it must be between 0 and 0.28"
+        )
+        raise UserError(f"no average for sigma_rel={sigma_rel:g}: {wrong}")
     now = int(state.step)
     steps = [s for s in snapshot_steps(workdir) if s < now]
     names = list(state.power_ema)
     pairs = [(s, n) for s in (*steps, now) for n in names]
-    weights_S = solve_weights([s for s, _ in pairs], [float(n) for _, n in pairs], now, width)
+    weights_S = solve_weights([s for s, _ in pairs], [float(n) for _, n in pairs], now, sigma_rel)
     shares = dict(zip(pairs, weights_S, strict=True))
     power_ema = on_host(state.power_ema)
     total = {

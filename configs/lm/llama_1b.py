@@ -45,5 +45,5 @@ def get_config():
         eval=dict(every=500, batch_size=64),
         checkpoint=dict(every=250, keep=3),
         sample=dict(every=2000, num=4, max_new_tokens=200, top_p=0.9),
-        guard=dict(spike_threshold=8.0, max_rollbacks=5),
+        anomaly=dict(spike_threshold=8.0, max_rollbacks=5),
     )

@@ -160,7 +160,7 @@ def test_a_seed_that_no_generator_takes_is_refused(path, value):
         ("data.format", "word", ("stream", "documents", "chat", "labels", "tags")),
         ("optim.name", "rmsprop", ("adamw", "sgd", "muon")),
         ("optim.schedule", "step", ("constant", "cosine", "wsd")),
-        ("train.compile", "xla", ("jit", "pmap")),
+        ("train.parallel_mode", "xla", ("jit", "pmap")),
         ("train.compute_dtype", "float16", ("float32", "bfloat16")),
         ("objective.likelihood", "laplace", ("bernoulli", "gaussian")),
     ],

@@ -71,7 +71,8 @@ def test_a_home_that_cannot_be_written_to_keeps_nothing(bare, tmp_path):
 CHECK = """
 import {first}
 import {second}
-import os, jax
+import os, aigc_jax, jax
+aigc_jax.configure()
 jax.jit(lambda x: x * 2).lower(1.0).compile()
 assert "ynn_fusion" in os.environ["XLA_FLAGS"]
 print(jax.config.jax_compilation_cache_dir, jax.config.jax_compilation_cache_max_size)

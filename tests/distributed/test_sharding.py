@@ -80,7 +80,7 @@ def test_an_axis_of_the_mesh_splits_one_axis_of_an_array():
             dict(model=dict(vocab_size=264, width=12)),
             ("key/kernel of 2×12×12", "model.kv_heads"),
         ),
-        ("fsdp=2", dict(train=dict(compile="pmap")), ("train.compile=pmap", "data=…")),
+        ("fsdp=2", dict(train=dict(parallel_mode="pmap")), ("train.parallel_mode=pmap", "data=…")),
         ("sequence=2", dict(model=dict(name="lstm", heads=None)), ("sequence=2", "'lstm'")),
         ("sequence=3", {}, ("sequence=3", "8 places", "data.seq_len")),
         ("fsdp=4,data=-1,tensor=-1", {}, ("only one axis",)),
@@ -190,7 +190,7 @@ def test_split_says_where_what_is_computed_lies():
 
 def test_the_whole_state_is_made_where_it_lies():
     """Parameters, moments, both kinds of averages; only small arrays are whole on a device."""
-    config = dict(ema=dict(halflife=20.0, power=(0.1,)), optim=dict(name="adamw"))
+    config = dict(ema=dict(halflife=20.0, sigma_rels=(0.1,)), optim=dict(name="adamw"))
     run = tiny.make("vae", mesh="fsdp=4,tensor=2", **sharded.MODELS["conv"][1], **config)
     shapes = run.state_shapes()
     expected = with_shardings(shapes, run.shardings)

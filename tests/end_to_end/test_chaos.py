@@ -30,7 +30,7 @@ def get_config():
         sample=dict(every=80),
         checkpoint=dict(every=40),
         mesh="data=-1",
-        guard=dict(peer_timeout=10),
+        watchdog=dict(peer_timeout=10),
     )
 """
 
@@ -140,7 +140,7 @@ def test_one_process_of_two_is_asked_to_stop(start_two, config, tmp_path):
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_is_gone_is_named(start_two, config, tmp_path, victim, number):
-    processes, log = start_two(config("lm"), "--config.guard.peer_timeout=4")
+    processes, log = start_two(config("lm"), "--config.watchdog.peer_timeout=4")
     wait_for(lambda: checkpoint_steps(str(tmp_path / "w")), processes)
     processes[victim].send_signal(number)
     code = processes[1 - victim].wait(60)
@@ -153,7 +153,7 @@ def test_a_process_that_is_gone_is_named(start_two, config, tmp_path, victim, nu
 
 @pytest.mark.slow
 def test_a_process_that_is_stuck_is_named(start_two, config):
-    stuck = "--config.guard.stuck_timeout=4"
+    stuck = "--config.watchdog.stuck_timeout=4"
     processes, log = start_two(config("lm", STUCK), stuck)
     codes, text = end(processes, log, 120)
     assert codes == [69, 69]

@@ -268,7 +268,7 @@ def test_pmap_and_four_devices_train_alike(tmp_path):
     ways = {
         "one": dict(),
         "four": dict(mesh="data=4"),
-        "pmap": dict(mesh="data=4", train=dict(compile="pmap")),
+        "pmap": dict(mesh="data=4", train=dict(parallel_mode="pmap")),
     }
     results = {}
     for name, changes in ways.items():

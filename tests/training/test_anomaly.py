@@ -13,7 +13,7 @@ import pytest
 from helpers import runs, tiny
 from helpers.runs import files, final_state, records, said, steps_of, train
 
-from aigc_jax.core.config import Guard as GuardConfig
+from aigc_jax.core.config import Anomaly as AnomalyConfig
 from aigc_jax.core.errors import NotFinite, OutOfMemory, Stopped, StorageError, UserError
 from aigc_jax.core.metrics import Mean
 from aigc_jax.data.loader import DataLoader
@@ -54,7 +54,7 @@ def state_at(workdir, step):
         return jax.device_get(restore.load(reader, step, reader.contents(step))[1])
 
 
-# The guard alone -----------------------------------------------------------------------------
+# The detector alone -----------------------------------------------------------------------------
 
 
 def metrics(loss=1.0, skipped=0.0, **others):
@@ -63,12 +63,12 @@ def metrics(loss=1.0, skipped=0.0, **others):
     return {k: Mean(np.float32(4 * v), np.float32(4)) for k, v in values.items()}
 
 
-def verdicts(guard, losses, first=1):
-    """The steps at which a guard objects."""
+def verdicts(detector, losses, first=1):
+    """The steps at which a detector objects."""
     found = []
     for step, loss in enumerate(losses, first):
         try:
-            guard.check(step, loss if isinstance(loss, dict) else metrics(loss))
+            detector.check(step, loss if isinstance(loss, dict) else metrics(loss))
         except TrainingAnomaly as trouble:
             assert trouble.step == step
             found.append(step)
@@ -79,40 +79,42 @@ SKIPPED = metrics(0.0, 1.0)
 
 
 def test_skipped_steps_are_counted_in_a_row():
-    guard = AnomalyDetector(GuardConfig(max_skipped=3))
-    assert verdicts(guard, [SKIPPED, SKIPPED, 1.0, SKIPPED, SKIPPED, 1.0]) == []
-    assert verdicts(guard, [SKIPPED, SKIPPED, SKIPPED], first=7) == [9]
+    detector = AnomalyDetector(AnomalyConfig(max_skipped=3))
+    assert verdicts(detector, [SKIPPED, SKIPPED, 1.0, SKIPPED, SKIPPED, 1.0]) == []
+    assert verdicts(detector, [SKIPPED, SKIPPED, SKIPPED], first=7) == [9]
     with pytest.raises(TrainingAnomaly, match="step 3: 3 steps in a row were not finite"):
-        verdicts_of = AnomalyDetector(GuardConfig(max_skipped=3))
+        verdicts_of = AnomalyDetector(AnomalyConfig(max_skipped=3))
         for step in (1, 2, 3):
             verdicts_of.check(step, SKIPPED)
 
 
 def test_a_limit_may_be_lowered_below_what_was_skipped():
-    guard = AnomalyDetector(GuardConfig(max_skipped=2))
-    guard.seek({"skipped": 4, "rollbacks": 0, "losses": {}})
+    detector = AnomalyDetector(AnomalyConfig(max_skipped=2))
+    detector.seek({"skipped": 4, "rollbacks": 0, "losses": {}})
     with pytest.raises(TrainingAnomaly, match="5 steps in a row"):
-        guard.check(5, {"skipped": Mean(np.float32(1), np.float32(1))})
+        detector.check(5, {"skipped": Mean(np.float32(1), np.float32(1))})
 
 
 def test_no_limit_of_skipped_steps():
-    guard = AnomalyDetector(GuardConfig(max_skipped=0))
-    assert verdicts(guard, [SKIPPED] * 100) == [] and not guard.needs_sync
+    detector = AnomalyDetector(AnomalyConfig(max_skipped=0))
+    assert verdicts(detector, [SKIPPED] * 100) == [] and not detector.needs_sync
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
-def test_the_guard_is_alert_before_the_last_skipped_step(limit):
-    guard = AnomalyDetector(GuardConfig(max_skipped=limit))
+def test_the_detector_needs_sync_before_the_last_skipped_step(limit):
+    detector = AnomalyDetector(AnomalyConfig(max_skipped=limit))
     for step in range(1, limit):
-        assert guard.needs_sync == (step == limit)
-        guard.check(step, SKIPPED)
-    assert guard.needs_sync
+        assert detector.needs_sync == (step == limit)
+        detector.check(step, SKIPPED)
+    assert detector.needs_sync
     with pytest.raises(TrainingAnomaly):
-        guard.check(limit, SKIPPED)
+        detector.check(limit, SKIPPED)
 
 
 def spikes(**options):
-    return AnomalyDetector(GuardConfig(**{"spike_threshold": 10.0, "spike_history": 8, **options}))
+    return AnomalyDetector(
+        AnomalyConfig(**{"spike_threshold": 10.0, "spike_history": 8, **options})
+    )
 
 
 def test_a_loss_that_jumps():
@@ -123,9 +125,9 @@ def test_a_loss_that_jumps():
     assert verdicts(spikes(spike_threshold=0.0), [*(5 + noise), 1e9]) == []
     assert verdicts(spikes(spike_threshold=1e4), [*(5 + noise), 9.0]) == []
     with pytest.raises(TrainingAnomaly, match=r"step 11: loss"):
-        guard = spikes()
+        detector = spikes()
         for step, loss in enumerate([*(5 + noise[:10]), 9.0], 1):
-            guard.check(step, metrics(loss))
+            detector.check(step, metrics(loss))
 
 
 def test_a_loss_is_compared_with_the_last_ones_only():
@@ -137,8 +139,8 @@ def test_a_loss_is_compared_with_the_last_ones_only():
 
 
 def test_a_jump_is_not_what_the_next_is_compared_with():
-    guard = spikes()
-    assert verdicts(guard, [1.0, 1.1, 0.9, 1.0, *[50.0] * 20]) == list(range(5, 25))
+    detector = spikes()
+    assert verdicts(detector, [1.0, 1.1, 0.9, 1.0, *[50.0] * 20]) == list(range(5, 25))
 
 
 def test_every_players_loss_is_watched_and_nothing_else():
@@ -153,12 +155,12 @@ def test_every_players_loss_is_watched_and_nothing_else():
 
 
 @pytest.mark.parametrize("at", [0, 1, 5, 17, 30])
-def test_a_guard_goes_on_from_its_position(at):
+def test_a_detector_continues_from_its_position(at):
     """Through JSON, as checkpoints keep it."""
     rng = np.random.default_rng(at)
     losses = [SKIPPED if rng.random() < 0.4 else float(rng.lognormal(0, 3)) for _ in range(60)]
-    guard, first = spikes(max_skipped=3), spikes(max_skipped=3)
-    wanted = verdicts(guard, losses)
+    detector, first = spikes(max_skipped=3), spikes(max_skipped=3)
+    wanted = verdicts(detector, losses)
     found = verdicts(first, losses[:at])
     second = spikes(max_skipped=3)
     first.rollbacks = 2
@@ -202,7 +204,7 @@ def given_up(tmp_path_factory):
     """A run of which every step from 4 on is bad: its folder, and the error."""
     workdir = tmp_path_factory.mktemp("given_up") / "w"
     with poisoned(*range(4, 99)), pytest.raises(NotFinite) as e:
-        train("vae", workdir, guard=dict(max_skipped=3), train=dict(steps=20))
+        train("vae", workdir, anomaly=dict(max_skipped=3), train=dict(steps=20))
     return workdir, e.value
 
 
@@ -250,7 +252,7 @@ def test_what_is_kept_of_bad_steps_is_plain_numbers(given_up, sixth_batch):
 
 
 def test_bad_steps_in_a_row_are_counted_over_an_interruption(tmp_path):
-    stop, changes = PreemptionHandler(), dict(guard=dict(max_skipped=3), train=dict(steps=20))
+    stop, changes = PreemptionHandler(), dict(anomaly=dict(max_skipped=3), train=dict(steps=20))
     with poisoned(*range(4, 99)):
         with runs.batches(runs.at_batch(5, stop.request)), pytest.raises(Stopped):
             train("vae", tmp_path, stop, **changes)
@@ -258,12 +260,12 @@ def test_bad_steps_in_a_row_are_counted_over_an_interruption(tmp_path):
             train("vae", tmp_path, **changes)
         # Whoever allows more may go on.
         with pytest.raises(NotFinite, match="step 8: 5 steps in a row"):
-            train("vae", tmp_path, **{**changes, "guard": dict(max_skipped=5)})
+            train("vae", tmp_path, **{**changes, "anomaly": dict(max_skipped=5)})
 
 
 def test_a_run_may_go_on_whatever_is_skipped(tmp_path):
     with poisoned(*range(4, 99)):
-        train("vae", tmp_path, guard=dict(max_skipped=0))
+        train("vae", tmp_path, anomaly=dict(max_skipped=0))
     state, step = final_state(tmp_path)
     assert step == 6 and int(state.skipped) == 3
 
@@ -296,7 +298,7 @@ def with_parameter(workdir, key, value):
 def test_the_first_thing_that_is_not_finite_is_named(key, value, words, workdir, capsys):
     with_parameter(workdir, key, value)
     with pytest.raises(NotFinite) as e:
-        train("vae", workdir, train=dict(steps=20), guard=dict(max_skipped=2))
+        train("vae", workdir, train=dict(steps=20), anomaly=dict(max_skipped=2))
     assert "step 9: 2 steps in a row" in str(e.value)
     assert words in str(e.value)
     capsys.readouterr()
@@ -359,9 +361,9 @@ def spoiled(*numbers, seen=None):
     return runs.batches(change)
 
 
-def watched(steps=12, **guard):
-    guard = {"spike_threshold": 3.5, "spike_history": 4, "max_rollbacks": 1, **guard}
-    return dict(guard=guard, train=dict(steps=steps, log_every=5))
+def watched(steps=12, **anomaly):
+    anomaly = {"spike_threshold": 3.5, "spike_history": 4, "max_rollbacks": 1, **anomaly}
+    return dict(anomaly=anomaly, train=dict(steps=steps, log_every=5))
 
 
 RECORDED = [3, 5, 6, 9, 10, 12]  # every fifth, and where a checkpoint is

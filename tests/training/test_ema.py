@@ -29,7 +29,7 @@ def walk(steps=400, seed=0):
 
 def averaged(history, config, every=0):
     """The last averages, and those after every so many steps."""
-    power_ema = {ema.sigma_rel_key(w): jnp.zeros(3) for w in config.power}
+    power_ema = {ema.sigma_rel_key(w): jnp.zeros(3) for w in config.sigma_rels}
     kept = {}
     move = jax.jit(lambda old, x, t: ema.update_averages(config, {}, old, x, t, 1)[1])
     for t, x in enumerate(history):
@@ -47,7 +47,7 @@ def test_the_running_average_is_the_mean_under_its_profile():
     keep = (1 - 1 / t) ** power
     left = np.array([np.prod(keep[i + 1 :]) for i in range(50)])
     expected = ((1 - keep) * left) @ history
-    found, _ = averaged(history, Ema(power=(0.1,)))
+    found, _ = averaged(history, Ema(sigma_rels=(0.1,)))
     np.testing.assert_allclose(found["0.1"], expected, rtol=2e-5, atol=1e-5)
 
 
@@ -62,8 +62,8 @@ def test_a_long_run_weighs_its_newest_parameters_exactly():
 
 def test_snapshots_of_two_widths_give_a_third():
     history, widths = walk(), (0.05, 0.1)
-    _, kept = averaged(history, Ema(power=widths), every=25)
-    truth, _ = averaged(history, Ema(power=(0.075,)))
+    _, kept = averaged(history, Ema(sigma_rels=widths), every=25)
+    truth, _ = averaged(history, Ema(sigma_rels=(0.075,)))
     pairs = [(t, w) for t in kept for w in widths]
     weights_S = posthoc_ema.solve_weights([t for t, _ in pairs], [w for _, w in pairs], 400, 0.075)
     made = sum(
@@ -82,7 +82,7 @@ def test_a_width_that_was_kept_is_given_back():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     workdir = str(tmp_path_factory.mktemp("ema") / "w")
-    config = tiny.recipe("vae", ema=dict(halflife=0.0, power=(0.05, 0.1), snapshot_every=2))
+    config = tiny.recipe("vae", ema=dict(halflife=0.0, sigma_rels=(0.05, 0.1), snapshot_every=2))
     aigc_jax.train(config, workdir, progress=False)
     return workdir, config
 

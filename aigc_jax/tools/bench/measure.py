@@ -82,8 +82,10 @@ class Steps:
         oom.check_fits(*self._shapes)
         part = share(self.run.mesh)
         self._feed = DataLoader(dataset.train, size, config.seed, config.data.threads, part)
-        # Random data may well be learned with numbers that are not finite: that is no trouble here.
-        self._metrics = MetricAccumulator(0, size, AnomalyDetector(config_lib.Guard(max_skipped=0)))
+        # Random data may well make the loss non-finite, which is no reason to stop here.
+        self._metrics = MetricAccumulator(
+            0, size, AnomalyDetector(config_lib.Anomaly(max_skipped=0))
+        )
         self._taken, self.data_wait = 0, 0.0
         with oom.explain_oom(*self._shapes):
             self._state = step.put_state(self.run.fresh_state())
