@@ -7,33 +7,11 @@ as `types`.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
 
 from aigc_jax.core.errors import UserError, did_you_mean
-from aigc_jax.core.fields import check_value, option, parse
-
-# Fields that may differ between a workdir and the config that resumes it: they change what is
-# watched, where it runs and for how long. (A schedule follows the new number of steps.)
-RESUMABLE_FIELDS = (
-    "train.steps",
-    "train.log_every",
-    "train.parallel_mode",
-    "mesh",
-    "model.remat",
-    "model.scan_unroll",
-    "eval.",
-    "sample.",
-    "checkpoint.",
-    "anomaly.",
-    "watchdog.",
-    "objective.eval_draws",
-    "objective.importance_samples",
-    "objective.likelihood_steps",
-    "data.data_dir",
-    "data.threads",
-)
-
+from aigc_jax.core.fields import check_value, marked, option, parse
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -41,21 +19,22 @@ class Data:
 
     # digits · stacked_digits · python_docs · tfds:NAME · KIND:PATH · mix:0.7*tfds:A,0.3*tfds:B
     source: str = "digits"
-    data_dir: str = "~/tensorflow_datasets"  # where tfds:NAME lies: a folder, gs://… or s3://…
-    text_field: str = option("text", filled=True)  # jsonl:FILE: the key of the text
-    label_field: str = option("label", filled=True)  # jsonl:FILE: the key of the class
+    # The folder of tfds:NAME: a path, gs://… or s3://…
+    data_dir: str = option("~/tensorflow_datasets", resumable=True)
+    text_field: str = option("text", nonempty=True)  # jsonl:FILE: the key of the text
+    label_field: str = option("label", nonempty=True)  # jsonl:FILE: the key of the class
     batch_size: int = option(64, low=1)  # examples per step, over all devices
     # What an example of text is; docs/lm.md.
     format: str = option("stream", choices=("stream", "documents", "chat", "labels", "tags"))
     seq_len: int = option(128, low=1)  # text: tokens that an example predicts or holds
     eval_stride: int = option(0, low=0)  # stream: tokens a held-out window predicts; 0: half
     first_stage: str = ""  # images: a workdir whose autoencoder makes them latents or codes
-    tokenizer: str = option("byte", filled=True)  # byte · char · bpe · file:FILE · workdir:DIR
+    tokenizer: str = option("byte", nonempty=True)  # byte · char · bpe · file:FILE · workdir:DIR
     vocab_size: int = option(4096, low=1)  # bpe: entries
     split: str = option("random", choices=("random", "tail"))  # used if the source has no split
     validation_fraction: float = option(0.2, low=0.0, high=0.9)  # held out by that split
     split_seed: int = option(0, low=0)
-    threads: int = option(4, low=0)  # reader threads per process
+    threads: int = option(4, low=0, resumable=True)  # reader threads per process
     in_memory: int = option(1 << 30, low=0)  # tfds: bytes of text that are held; more is streamed
     shuffle_window: int = option(
         1 << 22, low=1
@@ -89,10 +68,10 @@ class Optim:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    steps: int = option(1000, low=0)
-    log_every: int = option(20, low=1)
+    steps: int = option(1000, low=0, resumable=True)  # schedules follow a new number
+    log_every: int = option(20, low=1, resumable=True)
     accumulate: int = option(1, low=1)  # microbatches per step
-    parallel_mode: str = option("jit", choices=("jit", "pmap"))  # pmap: one process, data only
+    parallel_mode: str = option("jit", choices=("jit", "pmap"), resumable=True)  # pmap: one process, data only
     compute_dtype: str = option("float32", choices=("float32", "bfloat16"))
     init_from: str = ""  # a workdir whose parameters the run begins with; "": fresh ones
 
@@ -110,6 +89,8 @@ class Ema:
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
+    RESUMABLE: ClassVar[bool] = True  # all of its fields
+
     every: int = option(0, low=0)  # 0: only when asked
     batch_size: int = option(128, low=1)
     batches: int = option(0, low=0)  # at most this many held-out batches; 0: all
@@ -118,7 +99,7 @@ class Eval:
     likelihood: int = option(0, low=0)  # diffusion: held-out images whose exact likelihood to find
     fidelity: bool = True  # images: also how far samples are from real ones, and what they copy
     # … in whose features: classifier · efficientnet-lite0 · inception:FILE (only then it is FID)
-    features: str = option("classifier", filled=True)
+    features: str = option("classifier", nonempty=True)
     resize: str = option("clean-fid", choices=("clean-fid", "torch-fidelity"))  # not: classifier
     split: str = option("held-out", choices=("held-out", "train"))  # which images are the reference
     reference: str = ""  # file of a reference's features: read, or written if it is not there
@@ -129,6 +110,8 @@ class Eval:
 class Sample:
     """What every family's sampling has; each family adds its own options."""
 
+    RESUMABLE: ClassVar[bool] = True  # all of its fields
+
     every: int = option(0, low=0)  # 0: only when asked
     num: int = option(64, low=1)
     label: int = option(-1, low=-1)  # images: one class for all; −1: all in turn
@@ -136,6 +119,8 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
+    RESUMABLE: ClassVar[bool] = True  # all of its fields
+
     every: int = option(500, low=0)  # 0: only at the end
     keep: int = option(2, low=1)
     on_error: str = option("stop", choices=("stop", "continue"))  # when the disk is full, say
@@ -144,6 +129,8 @@ class Checkpoint:
 @dataclasses.dataclass(frozen=True)
 class Anomaly:
     """When training counts as gone wrong, and whether to roll back."""
+
+    RESUMABLE: ClassVar[bool] = True  # all of its fields
 
     max_skipped: int = option(25, low=0)  # stop after this many non-finite steps in a row; 0: never
     # Losses more than this many robust standard deviations above the recent median are spikes;
@@ -156,6 +143,8 @@ class Anomaly:
 @dataclasses.dataclass(frozen=True)
 class Watchdog:
     """When another process of the run counts as lost, in seconds."""
+
+    RESUMABLE: ClassVar[bool] = True  # all of its fields
 
     peer_timeout: int = option(60, low=2)  # without a heartbeat of a process: it is dead
     stuck_timeout: int = option(1800, low=2)  # without progress of any process: the run is stuck
@@ -177,6 +166,7 @@ class Config:
     checkpoint: Checkpoint
     anomaly: Anomaly
     watchdog: Watchdog
+    plugins: tuple[str, ...]  # modules that register families, samplers, sources, … when imported
     mesh: str  # sizes of data, fsdp, sequence, tensor; "data=-1": all devices
     raw: dict[str, Any]  # the whole config as plain JSON values, every default written out
 
@@ -192,7 +182,7 @@ class Config:
           UserError: for a key, type or value that cannot be, naming it in full.
         """
         sections = {**COMMON_SECTIONS, **types}
-        known = {"seed", "mesh", "optim", *sections}
+        known = {"seed", "plugins", "mesh", "optim", *sections}
         for key in config:
             if key not in known:
                 raise UserError(f"the config has no key '{key}': {did_you_mean(key, known)}")
@@ -202,7 +192,8 @@ class Config:
         if not 0 <= seed < 2**31:
             raise UserError(f"seed must be from 0 to {2**31 - 1}, but it is {seed}")
         mesh = check_value(str, config.get("mesh", "data=-1"), "mesh")
-        raw = dict(seed=seed, mesh=mesh)
+        plugins = check_value(tuple[str, ...], config.get("plugins", ()), "plugins")
+        raw = dict(seed=seed, plugins=plugins, mesh=mesh)
         for name, section in parsed.items():
             raw[name] = dataclasses.asdict(section)
             if name in NAMED and "name" in config[name]:
@@ -210,7 +201,16 @@ class Config:
         raw["optim"] = {k: dataclasses.asdict(v) for k, v in optim.items()}
         if list(optim) == [""]:
             raw["optim"] = raw["optim"][""]
-        return cls(seed=seed, mesh=mesh, optim=optim, raw=jsonable(raw), **parsed)
+        return cls(seed=seed, plugins=plugins, mesh=mesh, optim=optim, raw=jsonable(raw), **parsed)
+
+    def resumable_fields(self) -> frozenset[str]:
+        """Dotted names of the fields that may change when a run is resumed."""
+        sections = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        found = ["mesh"]
+        for name, section in sections.items():
+            if dataclasses.is_dataclass(section):
+                found += marked(type(section), "resumable", name)
+        return frozenset(found)
 
     def optim_of(self, player: str) -> Optim:
         """The optimizer block of `player`.
@@ -265,11 +265,19 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The fields in which a workdir's config and a new one differ, each as one phrase."""
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], ignored: Collection[str] = ()
+) -> list[str]:
+    """The fields in which two configs differ, each as one phrase.
+
+    Args:
+      old: plain values, such as `Config.raw`.
+      new: likewise.
+      ignored: dotted names of fields that may differ.
+    """
     old, new = flatten(jsonable(old)), flatten(jsonable(new))
     phrases = []
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and not key.startswith(RESUMABLE_FIELDS):
+        if old.get(key) != new.get(key) and key not in ignored:
             phrases.append(f"{key} was {old.get(key)!r} and is now {new.get(key)!r}")
     return phrases

@@ -2,12 +2,20 @@
 
 import dataclasses
 import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, TypeVar
 
 from aigc_jax.core.errors import UserError, did_you_mean
 
 T = TypeVar("T")
+
+
+class Choices(Protocol):
+    """The values that a field may have: a tuple, or a `Registry` of names."""
+
+    def __contains__(self, value: object, /) -> bool: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 def option(
@@ -15,13 +23,52 @@ def option(
     *,
     low: float | None = None,
     high: float | None = None,
-    choices: tuple[Any, ...] = (),
-    filled: bool = False,
+    choices: Choices = (),
+    nonempty: bool = False,
+    resumable: bool = False,
+    init_compatible: bool = False,
+    flag: str = "",
 ) -> Any:
-    """A dataclass field with a default and what `parse` enforces: a range, choices, not empty."""
-    return dataclasses.field(
-        default=default, metadata=dict(low=low, high=high, choices=choices, filled=filled)
+    """A dataclass field with a default and what is known of it.
+
+    Args:
+      default: its value where a config leaves it out.
+      low: the least value.
+      high: the greatest value.
+      choices: the values that it may have; a `Registry` also takes names of other packages.
+      nonempty: an empty string or tuple is refused.
+      resumable: it may differ between a workdir and the config that resumes the run, because it
+        changes what is watched, where the run happens or how long it is, not its numbers.
+      init_compatible: parameters mean the same whatever its value, so that a warm start does not
+        mention it.
+      flag: help text of the command-line flag of the same name; "": there is none.
+    """
+    metadata = dict(
+        low=low,
+        high=high,
+        choices=choices,
+        nonempty=nonempty,
+        resumable=resumable,
+        init_compatible=init_compatible,
+        flag=flag,
     )
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def marked(section: type, mark: str, where: str) -> list[str]:
+    """Dotted names of a section's fields that carry a mark of `option`.
+
+    Args:
+      section: a dataclass. The class attribute `RESUMABLE = True` marks all of its fields.
+      mark: "resumable" or "init_compatible".
+      where: the name of the section.
+    """
+    everything = mark == "resumable" and any(c.__dict__.get("RESUMABLE") for c in section.__mro__)
+    return [
+        f"{where}.{field.name}"
+        for field in dataclasses.fields(section)
+        if everything or field.metadata.get(mark)
+    ]
 
 
 def parse(cls: type[T], values: Mapping[str, Any], where: str, *, named: bool = False) -> T:
@@ -47,6 +94,8 @@ def parse(cls: type[T], values: Mapping[str, Any], where: str, *, named: bool = 
 
 def check_value(hint: Any, value: Any, where: str) -> Any:
     """`value` as the type `hint`: a plain type, or a tuple of one."""
+    if dataclasses.is_dataclass(hint):
+        return parse(hint, value, where)
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{where} must be a tuple such as (1, 2), but it is {value!r}")
@@ -67,11 +116,11 @@ def check_range(field: dataclasses.Field, value: Any, where: str) -> None:
     low, high = field.metadata.get("low"), field.metadata.get("high")
     choices = field.metadata.get("choices", ())
     items = value if isinstance(value, tuple) else (value,)
-    if choices and not set(items) <= set(choices):
+    if choices != () and not all(item in choices for item in items):
         raise UserError(
             f"{where} must be one of {', '.join(map(str, choices))}, but it is {value!r}"
         )
-    if field.metadata.get("filled") and not value:
+    if field.metadata.get("nonempty") and not value:
         raise UserError(f"{where} must have at least one entry")
     for item in items:
         if low is not None and not item >= low:

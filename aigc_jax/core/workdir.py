@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from aigc_jax.core.config import differences
+from aigc_jax.core.config import Config, differences
 from aigc_jax.core.errors import StorageError, UserError
 from aigc_jax.core.files import atomic_path, open_file
 
@@ -20,9 +20,15 @@ def has_config(workdir: str) -> bool:
     return os.path.exists(os.path.join(workdir, CONFIG))
 
 
-def check_same_run(workdir: str, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Raises UserError, naming the fields, if two configs are not of the same run."""
-    phrases = differences(old, new)
+def check_same_run(workdir: str, old: dict[str, Any], new: Config) -> None:
+    """Raises UserError, naming the fields, if two configs are not of the same run.
+
+    Args:
+      workdir: its folder, for the message.
+      old: the plain config that the folder holds.
+      new: the config that is to resume it.
+    """
+    phrases = differences(old, new.raw, new.resumable_fields())
     if phrases:
         more = f" and {len(phrases) - 4} more" if len(phrases) > 4 else ""
         raise UserError(

@@ -23,11 +23,6 @@ from aigc_jax.modalities.text.tokenizers import Tokenizer
 from aigc_jax.training.checkpoint import CheckpointReader, Contents, restore_latest
 
 WORKDIR = "workdir:"
-# Settings of a model with which the same parameters mean the same.
-INIT_COMPATIBLE_FIELDS = (
-    *("model.lora_", "model.dropout", "model.context", "model.vocab_size", "model.head_dim"),
-    *("model.init_std", "model.embedding_std", "model.zero_init"),
-)
 LATENT_STATS_IMAGES = 512  # images whose latents say how latents are normalised
 
 
@@ -131,7 +126,7 @@ def load_first_stage(
 
 
 def warm_start(
-    workdir: str, params: dict[str, Any], model: Mapping[str, Any] | None = None
+    workdir: str, params: dict[str, Any], config: Config | None = None
 ) -> dict[str, Any]:
     """Fresh parameters with those of a trained run in their places, where it has them.
 
@@ -143,7 +138,7 @@ def warm_start(
     Args:
       workdir: the trained run.
       params: `{player: parameters}` on the host or on devices.
-      model: the config's section of that name.
+      config: of the new run.
 
     Raises:
       UserError: if it has nothing of the kind, or arrays of other sizes.
@@ -177,8 +172,11 @@ def warm_start(
         )
     more = f" ({', '.join(fresh[:4])}{' …' if len(fresh) > 4 else ''})" if fresh else ""
     log_main(f"begun with {len(taken)} arrays of {workdir}; {len(fresh)} are fresh{more}")
-    others = differences({"model": run.config.raw["model"]}, {"model": model}) if model else []
-    others = [phrase for phrase in others if not phrase.startswith(INIT_COMPATIBLE_FIELDS)]
+    others: list[str] = []
+    if config is not None:
+        compatible = marked(type(config.model), "init_compatible", "model")
+        models = ({"model": c.raw["model"]} for c in (run.config, config))
+        others = differences(*models, compatible)
     if others:
         log_main(f"the models differ: {', '.join(others)}")
     return placed

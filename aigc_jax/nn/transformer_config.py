@@ -17,10 +17,10 @@ class TransformerConfig:
     width: int = option(128, low=2)
     heads: int = option(4, low=1)
     kv_heads: int = option(0, low=0)  # heads of keys and values; 0: as many as heads
-    head_dim: int = option(0, low=0)  # 0: width / heads
+    head_dim: int = option(0, low=0, init_compatible=True)  # 0: width / heads
     mlp_width: int = option(0, low=0)  # 0: 4 · width
-    context: int = option(0, low=0)  # tokens of the longest text; 0: data.seq_len
-    vocab_size: int = option(0, low=0)  # 0: the tokenizer's
+    context: int = option(0, low=0, init_compatible=True)  # tokens of the longest text; 0: data.seq_len
+    vocab_size: int = option(0, low=0, init_compatible=True)  # 0: the tokenizer's
     causal: bool = True  # False: every token sees the whole text, as masked language models need
 
     positions: str = option("rotary", choices=("rotary", "learned", "none"))
@@ -62,23 +62,23 @@ class TransformerConfig:
     head_transform: bool = False  # BERT's dense layer and norm before the output
     head_bias: bool = False
 
-    init_std: float = option(0.0, low=0.0)  # of kernels; 0: 1/√inputs
-    embedding_std: float = option(0.0, low=0.0)  # 0: init_std, or 0.02
+    init_std: float = option(0.0, low=0.0, init_compatible=True)  # of kernels; 0: 1/√inputs
+    embedding_std: float = option(0.0, low=0.0, init_compatible=True)  # 0: init_std, or 0.02
     # Blocks begin by adding nothing, and an output of its own weights by finding all alike likely.
-    zero_init: bool = True
-    dropout: float = option(0.0, low=0.0, high=0.99)
+    zero_init: bool = option(True, init_compatible=True)
+    dropout: float = option(0.0, low=0.0, high=0.99, init_compatible=True)
 
-    lora_rank: int = option(0, low=0)  # 0: every weight is trained
-    lora_alpha: float = option(16.0, low=0.0)
-    lora_targets: tuple[str, ...] = option(("query", "value"), choices=())
-    lora_dropout: float = option(0.0, low=0.0, high=0.99)
+    lora_rank: int = option(0, low=0, init_compatible=True)  # 0: every weight is trained
+    lora_alpha: float = option(16.0, low=0.0, init_compatible=True)
+    lora_targets: tuple[str, ...] = option(("query", "value"), choices=(), init_compatible=True)
+    lora_dropout: float = option(0.0, low=0.0, high=0.99, init_compatible=True)
 
     # What the forward pass keeps for the backward one: all, each layer's input, or that and the
     # results of its matrix products.
-    remat: str = option("none", choices=("none", "full", "dots"))
+    remat: str = option("none", choices=("none", "full", "dots"), resumable=True)
     # Layers in one turn of the loop over layers: more compile longer. 0: by the platform, see
     # ops/platform.py.
-    scan_unroll: int = option(0, low=0)
+    scan_unroll: int = option(0, low=0, resumable=True)
 
     def __post_init__(self):
         if not self.head_dim and self.width % self.heads:

@@ -253,4 +253,4 @@ def check_config(workdir: str, old: dict[str, Any], config: Config) -> None:
     """Raises UserError if `old`, a config as JSON, is not that of the same run as `config`."""
     with contextlib.suppress(UserError):  # one that is no longer valid is compared as it is
         old = build.parse_config(old).raw  # with the defaults of fields that it does not know yet
-    check_same_run(workdir, old, config.raw)
+    check_same_run(workdir, old, config)

@@ -154,7 +154,7 @@ class Trainer:
                 c.data.first_stage, self.parts.objective, params, self.dataset
             )
         if c.train.init_from:
-            params = warm_start(c.train.init_from, params, c.raw["model"])
+            params = warm_start(c.train.init_from, params, c)
         if params is state.params:
             return state
         params = jax.device_put(params, self.parts.shardings.params)

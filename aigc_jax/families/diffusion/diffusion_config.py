@@ -35,9 +35,9 @@ class DiffusionConfig:
     beta_end: float = option(0.02, low=1e-9, high=0.999)  # … and ends here
     min_snr_gamma: float = option(5.0, low=1e-6)
     augment: float = option(0.0, low=0.0, high=1.0)  # probability of each; the network is told
-    augment_kinds: tuple[str, ...] = option(GEOMETRY, choices=AUGMENTATIONS, filled=True)
-    eval_draws: int = option(8, low=1)  # noise levels per held-out image
-    likelihood_steps: int = option(64, low=1)  # of the ODE, when eval.likelihood asks for it
+    augment_kinds: tuple[str, ...] = option(GEOMETRY, choices=AUGMENTATIONS, nonempty=True)
+    eval_draws: int = option(8, low=1, resumable=True)  # noise levels per held-out image
+    likelihood_steps: int = option(64, low=1, resumable=True)  # of the ODE, when eval.likelihood asks for it
 
 
 @dataclasses.dataclass(frozen=True)

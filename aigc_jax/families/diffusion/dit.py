@@ -43,7 +43,7 @@ class DiTConfig:
     heads: int = option(4, low=1)
     mlp_ratio: float = option(4.0, low=0.01)
     conditional: bool = True  # on the class, if the data has classes
-    dropout: float = option(0.0, low=0.0, high=0.99)
+    dropout: float = option(0.0, low=0.0, high=0.99, init_compatible=True)
     positions: str = option("sincos", choices=("sincos", "rotary"))
     qk_norm: bool = False  # RMS norm of each head's queries and keys
     qkv_bias: bool = True
@@ -54,8 +54,8 @@ class DiTConfig:
     # Time and class have one embedding for all blocks, or every block its own, as diffusers' has.
     embedders: str = option("shared", choices=("shared", "per_block"))
     learned_sigma: bool = False  # there are outputs for the variance, which are not used
-    remat: str = option("none", choices=("none", "full"))  # full: keep each block's input only
-    scan_unroll: int = option(0, low=0)  # blocks in one turn of the loop; 0: by platform
+    remat: str = option("none", choices=("none", "full"), resumable=True)  # full: keep each block's input only
+    scan_unroll: int = option(0, low=0, resumable=True)  # blocks in one turn of the loop; 0: by platform
 
     def __post_init__(self):
         if self.width % (4 * self.heads):

@@ -38,9 +38,9 @@ class MeanFlowConfig:
     guidance: float = option(1.0, low=0.0)  # ω: classifier-free guidance learned in training
     label_dropout: float = option(0.1, low=0.0, high=1.0)
     augment: float = option(0.0, low=0.0, high=1.0)  # probability of each; the network is told
-    augment_kinds: tuple[str, ...] = option(GEOMETRY, choices=AUGMENTATIONS, filled=True)
-    eval_draws: int = option(8, low=1)  # pairs of times per held-out image
-    likelihood_steps: int = option(64, low=1)  # of the ODE, when eval.likelihood asks for it
+    augment_kinds: tuple[str, ...] = option(GEOMETRY, choices=AUGMENTATIONS, nonempty=True)
+    eval_draws: int = option(8, low=1, resumable=True)  # pairs of times per held-out image
+    likelihood_steps: int = option(64, low=1, resumable=True)  # of the ODE, when eval.likelihood asks for it
 
 
 @dataclasses.dataclass(frozen=True)

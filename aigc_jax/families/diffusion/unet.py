@@ -23,16 +23,16 @@ from aigc_jax.ops.convolution import depth_to_space, downsample, space_to_depth,
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
     channels: tuple[int, ...] = option(
-        (32, 64), low=4, filled=True
+        (32, 64), low=4, nonempty=True
     )  # one entry per level, fine to coarse
     blocks: int = option(2, low=1)  # residual blocks per level
     attention_levels: tuple[int, ...] = option((1,), low=0)  # 0 is the finest
     patch_size: int = option(1, low=1)  # p × p pixels are one place of the finest level
     heads: int = option(4, low=1)
     embedding: int = option(128, low=4)
-    dropout: float = option(0.0, low=0.0, high=0.99)
+    dropout: float = option(0.0, low=0.0, high=0.99, init_compatible=True)
     conditional: bool = True  # on the class, if the data has classes
-    remat: str = option("none", choices=("none", "full"))  # full: keep each block's input only
+    remat: str = option("none", choices=("none", "full"), resumable=True)  # full: keep each block's input only
 
     head_size: int = option(0, low=0)  # channels of a head, instead of model.heads; 0: by heads
     middle_blocks: int = option(1, low=0, high=2)  # at the coarsest level, between down and up

@@ -21,10 +21,10 @@ from aigc_jax.nn.padding import coarse_size, crop
 class DCGANConfig:
     latent: int = option(64, low=1)
     generator_channels: tuple[int, ...] = option(
-        (64, 32), low=1, filled=True
+        (64, 32), low=1, nonempty=True
     )  # coarse to fine; ×2 between
     critic_channels: tuple[int, ...] = option(
-        (32, 64), low=1, filled=True
+        (32, 64), low=1, nonempty=True
     )  # fine to coarse; ÷2 between
     kernel: int = option(3, low=1)
     norm: bool = True  # group norm in the generator

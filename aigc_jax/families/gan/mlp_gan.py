@@ -18,7 +18,7 @@ from aigc_jax.nn.layers import Dense, label_one_hot
 @dataclasses.dataclass(frozen=True)
 class MLPGANConfig:
     latent: int = option(100, low=1)
-    hidden: tuple[int, ...] = option((256, 512), low=1, filled=True)  # the critic's are reversed
+    hidden: tuple[int, ...] = option((256, 512), low=1, nonempty=True)  # the critic's are reversed
     conditional: bool = True  # on the class, if the data has classes
 
 

@@ -28,7 +28,7 @@ GAIN = math.sqrt(2 / (1 + SLOPE**2))  # of a kernel before a leaky ReLU (He et a
 class R3GANConfig:
     latent: int = option(64, low=1)
     channels: tuple[int, ...] = option(
-        (64, 64, 32), low=1, filled=True
+        (64, 64, 32), low=1, nonempty=True
     )  # coarse to fine, ×2 between; the critic mirrors them
     blocks: int = option(2, low=1)  # residual blocks per stage
     expansion: int = option(2, low=1)  # channels inside a block / outside

@@ -32,7 +32,7 @@ class LMConfig:
 @dataclasses.dataclass(frozen=True)
 class LMSample(config.Sample):
     num: int = option(4, low=1)
-    prompts: tuple[str, ...] = option(("",), filled=True)  # the samples continue them in turn
+    prompts: tuple[str, ...] = option(("",), nonempty=True)  # the samples continue them in turn
     max_new_tokens: int = option(256, low=1)
     temperature: float = option(1.0, low=0.0)  # 0: the likeliest token
     top_k: int = option(0, low=0)  # 0: off

@@ -22,9 +22,9 @@ Cache = dict[str, jax.Array]  # "c", "h" (L, B, W)
 class LSTMConfig:
     layers: int = option(2, low=1)
     width: int = option(256, low=1)
-    dropout: float = option(0.0, low=0.0, high=0.99)
+    dropout: float = option(0.0, low=0.0, high=0.99, init_compatible=True)
     tie_embeddings: bool = True
-    vocab_size: int = option(0, low=0)  # 0: the tokenizer's
+    vocab_size: int = option(0, low=0, init_compatible=True)  # 0: the tokenizer's
 
     causal = True
     bounded = False  # texts may be of any length

@@ -43,7 +43,7 @@ class MaskedLMConfig:
 @dataclasses.dataclass(frozen=True)
 class MaskedLMSample(config.Sample):
     num: int = option(4, low=1)
-    prompts: tuple[str, ...] = option((MASK * 32,), filled=True)  # each [MASK] is one token
+    prompts: tuple[str, ...] = option((MASK * 32,), nonempty=True)  # each [MASK] is one token
     temperature: float = option(1.0, low=0.0)  # 0: the likeliest token
     top_k: int = option(0, low=0)
     top_p: float = option(1.0, low=0.0, high=1.0)

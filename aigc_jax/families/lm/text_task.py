@@ -34,7 +34,7 @@ class TaskConfig:
 @dataclasses.dataclass(frozen=True)
 class TaskSample(config.Sample):
     num: int = option(1, low=1)
-    prompts: tuple[str, ...] = option(("",), filled=True)  # texts to classify or to tag
+    prompts: tuple[str, ...] = option(("",), nonempty=True)  # texts to classify or to tag
 
 
 class TextTask(TextObjective):

@@ -31,7 +31,7 @@ class MLPConfig:
 class ConvConfig:
     latent: int = option(32, low=1)
     channels: tuple[int, ...] = option(
-        (32, 64), low=1, filled=True
+        (32, 64), low=1, nonempty=True
     )  # fine to coarse; the decoder mirrors it
     hidden: int = option(256, low=1)  # of the layer beside flat latents
     spatial: bool = False  # latents (h, w, Z) of the coarsest size instead of flat ones (Z)

@@ -20,7 +20,7 @@ MOST = 0.9999  # of a signed output, a fortieth of a grey level below white; log
 
 @dataclasses.dataclass(frozen=True)
 class KLConfig:
-    channels: tuple[int, ...] = option((32, 64), low=4, filled=True)  # fine to coarse
+    channels: tuple[int, ...] = option((32, 64), low=4, nonempty=True)  # fine to coarse
     blocks: int = option(
         1, low=1
     )  # residual blocks per level of the encoder; the decoder's has 1 more

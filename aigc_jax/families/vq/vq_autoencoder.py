@@ -32,7 +32,7 @@ ERRORS = {"squared": lambda x, y: (x - y) ** 2, "absolute": lambda x, y: jnp.abs
 @dataclasses.dataclass(frozen=True)
 class VQConfig:
     quantizer: str = option("fsq", choices=("fsq", "vq"))
-    levels: tuple[int, ...] = option((8, 5, 5, 5), low=2, filled=True)  # fsq: their product is K
+    levels: tuple[int, ...] = option((8, 5, 5, 5), low=2, nonempty=True)  # fsq: their product is K
     codes: int = option(512, low=2)  # vq: K
     code_size: int = option(8, low=1)  # vq: numbers of a code's vector
     spherical: bool = True  # vq: vectors of length 1
@@ -43,7 +43,7 @@ class VQConfig:
     error: str = option("squared", choices=tuple(ERRORS))  # of pixels in [−1, 1]
     critic_weight: float = option(0.0, low=0.0)  # VQGAN: of the critic's opinion; 0: no critic
     critic_loss: str = option("hinge", choices=tuple(LOSSES))
-    critic_channels: tuple[int, ...] = option((32, 64), low=1, filled=True)  # each ÷ 2
+    critic_channels: tuple[int, ...] = option((32, 64), low=1, nonempty=True)  # each ÷ 2
     critic_start: int = option(0, low=0)  # the step at which the critic joins in
     adaptive: bool = True  # let critic and pixels pull equally strongly, image by image
     feature_weight: float = option(1.0, low=0.0)  # of the difference in the critic's features
