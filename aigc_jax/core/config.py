@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from aigc_jax.core.errors import UserError, did_you_mean
 from aigc_jax.core.fields import check_value, marked, option, parse
 
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Where examples come from and how they are batched."""

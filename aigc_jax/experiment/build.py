@@ -11,16 +11,17 @@ from jax.sharding import Mesh
 
 from aigc_jax.core.capabilities import SupportsFirstStage
 from aigc_jax.core.config import Config, Sample
-from aigc_jax.core.errors import UserError, did_you_mean
-from aigc_jax.core.fields import parse
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.fields import check_value, parse
 from aigc_jax.core.objective import Objective
+from aigc_jax.core.registry import OWN_PACKAGE, import_plugins, is_import_path
 from aigc_jax.core.state import TrainState
 from aigc_jax.distributed.logical_axes import with_mesh
 from aigc_jax.distributed.mesh import check_batch, make_mesh, size_of
 from aigc_jax.distributed.sharding import is_state_sharded, replicated_state, state_shardings
 from aigc_jax.families import registry
 from aigc_jax.families.latent import first_stage
-from aigc_jax.families.registry import Family
+from aigc_jax.families.registry import Family, Model, Parts
 from aigc_jax.modalities.spec import ImageSpec, Spec
 from aigc_jax.training.compile import CompiledStep, compile_step
 from aigc_jax.training.init import init_state
@@ -30,19 +31,25 @@ from aigc_jax.training.step import make_step
 
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family that `objective.name` names."""
-    return _named(config, "objective", registry.FAMILIES)
+    return registry.FAMILIES[_name(config, "objective")]
 
 
-def _named(config: Mapping[str, Any], section: str, known: Mapping[str, Any]) -> Any:
+def model_of(config: Mapping[str, Any]) -> Model:
+    """The model that `model.name` names."""
+    return family_of(config).model(_name(config, "model"))
+
+
+def _name(config: Mapping[str, Any], section: str) -> str:
     block = config.get(section)
     name = block.get("name") if isinstance(block, Mapping) else None
-    if not isinstance(name, str) or name not in known:
-        raise UserError(f"{section}.name is {name!r}: {did_you_mean(str(name), known)}")
-    return known[name]
+    return name if isinstance(name, str) else str(name)
 
 
 def parse_config(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
     """The typed view of a recipe, every default filled in.
+
+    Modules that `plugins` names are imported first. Modules that have registered the family or the
+    model from outside the library are added to `plugins`, so that a workdir knows what it needs.
 
     Raises:
       UserError: for a wrong key, type or value, naming it.
@@ -51,13 +58,25 @@ def parse_config(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Confi
         plain = ml_collections.ConfigDict(config).to_dict()
     except (TypeError, ValueError, AttributeError) as e:  # a key with a dot, or named like a method
         raise UserError(f"the config cannot be read ({e}): rename the key") from e
-    family = family_of(plain)
-    types = dict(
-        objective=family.objective,
-        sample=family.sample,
-        model=_named(plain, "model", family.models),
-    )
+    plugins = check_value(tuple[str, ...], plain.get("plugins", ()), "plugins")
+    import_plugins(plugins)
+    family, model = family_of(plain), model_of(plain)
+    plain["plugins"] = (*plugins, *_registered_by(plain, family, model))
+    types = dict(objective=family.objective, sample=family.sample, model=model.config)
     return Config.parse(plain, types)
+
+
+def _registered_by(config: Mapping[str, Any], family: Family, model: Model) -> list[str]:
+    """Modules outside the library that define a registered family or model."""
+    sources = {"objective": family.objective, "model": model.config}
+    known = (*config["plugins"], "__main__") if config.get("plugins") else ("__main__",)
+    return [
+        item.__module__
+        for section, item in sources.items()
+        if not is_import_path(_name(config, section))
+        and item.__module__.partition(".")[0] != OWN_PACKAGE
+        and item.__module__ not in known
+    ]
 
 
 def recipe(**sections: Any) -> ml_collections.ConfigDict:
@@ -149,7 +168,8 @@ def _make_objective(config: Config, spec: Spec) -> Objective:
             f" data.first_stage={config.data.first_stage} gives latents: leave it out"
         )
     dtype = jnp.dtype(config.train.compute_dtype)
-    return family.make(config.objective, config.model, spec, dtype)
+    network = model_of(config.raw).network
+    return family.make(Parts(config.objective, config.model, network, spec, dtype))
 
 
 def build(config: Config, spec: Spec, mesh: Mesh | None = None, trains: bool = True) -> Run:

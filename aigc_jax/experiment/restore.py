@@ -3,15 +3,15 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from aigc_jax.core.capabilities import SupportsAutoguidance, SupportsMergedAdapters
-from aigc_jax.core.config import Data, differences
+from aigc_jax.core.config import Config, Data, differences
 from aigc_jax.core.errors import UserError
+from aigc_jax.core.fields import marked
 from aigc_jax.core.state import TrainState, named_leaves
 from aigc_jax.data.dataset import Dataset, draw_examples
 from aigc_jax.distributed.mesh import local_mesh, make_mesh

@@ -19,7 +19,9 @@ class TransformerConfig:
     kv_heads: int = option(0, low=0)  # heads of keys and values; 0: as many as heads
     head_dim: int = option(0, low=0, init_compatible=True)  # 0: width / heads
     mlp_width: int = option(0, low=0)  # 0: 4 · width
-    context: int = option(0, low=0, init_compatible=True)  # tokens of the longest text; 0: data.seq_len
+    context: int = option(
+        0, low=0, init_compatible=True
+    )  # tokens of the longest text; 0: data.seq_len
     vocab_size: int = option(0, low=0, init_compatible=True)  # 0: the tokenizer's
     causal: bool = True  # False: every token sees the whole text, as masked language models need
 

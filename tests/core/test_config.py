@@ -210,13 +210,12 @@ def test_a_section_that_is_no_mapping_is_refused(section, value):
 )
 def test_an_unknown_registry_name_is_refused(section, name, nearest):
     message = refusal(**{section: dict(name=name)})
-    assert message.startswith(f"{section}.name is {name!r}: ") and nearest in message
+    assert f"{section}.name" in message and str(name) in message and nearest in message
 
 
 def test_a_model_of_another_family_is_refused():
-    assert (
-        refusal(model=dict(name="unet")) == "model.name is 'unet': it knows: conv, kl, ladder, mlp"
-    )
+    message = refusal(model=dict(name="unet"))
+    assert "model.name" in message and "'unet'" in message and "ladder" in message
 
 
 def test_what_only_the_model_knows_to_be_wrong_is_refused():
@@ -355,7 +354,8 @@ def test_differences_name_keys_that_only_one_config_has():
     ],
 )
 def test_differences_leave_out_what_a_run_may_change(path, value):
-    assert differences(parse().raw, parse(**nested(path, value)).raw) == []
+    new = parse(**nested(path, value))
+    assert differences(parse().raw, new.raw, new.resumable_fields()) == []
 
 
 @pytest.mark.parametrize(
@@ -371,9 +371,9 @@ def test_differences_leave_out_what_a_run_may_change(path, value):
     ],
 )
 def test_differences_see_what_changes_the_numbers(path, value):
-    assert [p.split()[0] for p in differences(parse().raw, parse(**nested(path, value)).raw)] == [
-        path
-    ]
+    new = parse(**nested(path, value))
+    phrases = differences(parse().raw, new.raw, new.resumable_fields())
+    assert [p.split()[0] for p in phrases] == [path]
 
 
 def test_differences_do_not_tell_tuples_from_lists():

@@ -50,14 +50,14 @@ class Pixels(Objective):
 
 
 def test_a_fifth_family_trains_evaluates_and_samples(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "FAMILIES", dict(registry.FAMILIES))
+    monkeypatch.setattr(registry.FAMILIES, "_items", dict(registry.FAMILIES))
     aigc_jax.register(
         "pixels",
         aigc_jax.Family(
             objective=PixelsConfig,
             sample=Sample,
             models={"none": NoModel},
-            make=lambda config, model, spec, dtype: Pixels(config, spec.shape),
+            make=lambda parts: Pixels(parts.objective, parts.spec.shape),
             modality="image",
         ),
     )

@@ -54,8 +54,12 @@ class DiTConfig:
     # Time and class have one embedding for all blocks, or every block its own, as diffusers' has.
     embedders: str = option("shared", choices=("shared", "per_block"))
     learned_sigma: bool = False  # there are outputs for the variance, which are not used
-    remat: str = option("none", choices=("none", "full"), resumable=True)  # full: keep each block's input only
-    scan_unroll: int = option(0, low=0, resumable=True)  # blocks in one turn of the loop; 0: by platform
+    remat: str = option(
+        "none", choices=("none", "full"), resumable=True
+    )  # full: keep each block's input only
+    scan_unroll: int = option(
+        0, low=0, resumable=True
+    )  # blocks in one turn of the loop; 0: by platform
 
     def __post_init__(self):
         if self.width % (4 * self.heads):

@@ -40,7 +40,9 @@ class MeanFlowConfig:
     augment: float = option(0.0, low=0.0, high=1.0)  # probability of each; the network is told
     augment_kinds: tuple[str, ...] = option(GEOMETRY, choices=AUGMENTATIONS, nonempty=True)
     eval_draws: int = option(8, low=1, resumable=True)  # pairs of times per held-out image
-    likelihood_steps: int = option(64, low=1, resumable=True)  # of the ODE, when eval.likelihood asks for it
+    likelihood_steps: int = option(
+        64, low=1, resumable=True
+    )  # of the ODE, when eval.likelihood asks for it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,9 @@ class UNetConfig:
     embedding: int = option(128, low=4)
     dropout: float = option(0.0, low=0.0, high=0.99, init_compatible=True)
     conditional: bool = True  # on the class, if the data has classes
-    remat: str = option("none", choices=("none", "full"), resumable=True)  # full: keep each block's input only
+    remat: str = option(
+        "none", choices=("none", "full"), resumable=True
+    )  # full: keep each block's input only
 
     head_size: int = option(0, low=0)  # channels of a head, instead of model.heads; 0: by heads
     middle_blocks: int = option(1, low=0, high=2)  # at the coarsest level, between down and up

@@ -25,7 +25,9 @@ from aigc_jax.ops.activation import gelu
 @dataclasses.dataclass(frozen=True)
 class HierarchicalVAEConfig:
     channels: tuple[int, ...] = option((32, 64, 64), low=1, nonempty=True)  # fine to coarse; ÷2
-    groups: tuple[int, ...] = option((0, 1, 2), low=0, nonempty=True)  # of latents, at each of these
+    groups: tuple[int, ...] = option(
+        (0, 1, 2), low=0, nonempty=True
+    )  # of latents, at each of these
     latent: int = option(8, low=1)  # channels of a group
     blocks: int = option(1, low=0)  # residual blocks at each size on the way up, and after a group
     conditional: bool = False

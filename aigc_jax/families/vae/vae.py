@@ -44,7 +44,9 @@ class VAEConfig:
     beta: float = option(1.0, low=0.0)  # weight of the KL term (Higgins et al. 2017)
     kl_warmup_steps: int = option(0, low=0)  # β grows to its value over these steps
     free_bits: float = option(0.0, low=0.0)  # nats per latent and image below which KL is free
-    importance_samples: int = option(50, low=1, resumable=True)  # k of the IWAE bound (Burda et al. 2016)
+    importance_samples: int = option(
+        50, low=1, resumable=True
+    )  # k of the IWAE bound (Burda et al. 2016)
 
 
 @dataclasses.dataclass(frozen=True)

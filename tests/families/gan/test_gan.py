@@ -332,8 +332,8 @@ class Falling(Objective):
 def test_training_says_an_alarm_once_and_writes_it_down(tmp_path, capsys, monkeypatch):
     """Also when the run was interrupted between the records that set it off."""
     family = Family(GANConfig, GANSample, {"mlp": mlp_gan.MLPGANConfig},
-                    lambda config, model, spec, dtype: Falling(), "image")  # fmt: skip
-    monkeypatch.setitem(FAMILIES, "falling", family)
+                    lambda parts: Falling(), "image")  # fmt: skip
+    monkeypatch.setitem(FAMILIES._items, "falling", family)
     for steps in (3, 6):
         recipe = tiny.recipe("gan", model=dict(name="mlp", latent=None, generator_channels=None,
             critic_channels=None), objective=dict(name="falling"), ema=dict(halflife=0.0),

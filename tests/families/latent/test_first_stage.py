@@ -74,8 +74,8 @@ class Blocks(Objective):
 @pytest.fixture
 def blocks(monkeypatch, tmp_path):
     """Trains the autoencoder; (codes) → its workdir."""
-    monkeypatch.setattr(registry, "FAMILIES", dict(registry.FAMILIES))
-    make = lambda config, model, spec, dtype: Blocks(config)  # noqa: E731
+    monkeypatch.setattr(registry.FAMILIES, "_items", dict(registry.FAMILIES))
+    make = lambda parts: Blocks(parts.objective)  # noqa: E731
     family = registry.Family(BlocksConfig, Sample, {"none": Nothing}, make, "image")
     registry.register("blocks", family)
 

@@ -1,0 +1,68 @@
+"""Models of token sequences as families: causal, masked, classifying, tagging."""
+
+from typing import Any
+
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.objective import Objective
+from aigc_jax.core.registry import Registry
+from aigc_jax.families.family import Family, Model, Parts
+from aigc_jax.families.lm import language_model, masked_lm, text_task
+from aigc_jax.families.lm.lstm import LSTM, LSTMConfig
+from aigc_jax.families.lm.transformer import Transformer, TransformerConfig
+
+# Networks are called with (config, vocabulary size, context, dtype, number of task outputs).
+TEXT_MODELS: Registry[Model] = Registry(
+    "text_model",
+    "model.name",
+    {
+        "transformer": Model(TransformerConfig, Transformer),
+        "lstm": Model(LSTMConfig, LSTM),
+    },
+)
+
+
+def _network(parts: Parts, entries: int, outputs: int = 0) -> Any:
+    """The network for a tokenizer of `entries` entries, with `outputs` classes or tags."""
+    model, spec = parts.model, parts.spec
+    context, vocab_size = model.context or spec.seq_len, model.vocab_size or entries
+    if spec.seq_len > context:
+        raise UserError(
+            f"data.seq_len={spec.seq_len} is longer than model.context={context}: lower it"
+        )
+    if vocab_size < entries:
+        raise UserError(
+            f"model.vocab_size={vocab_size} is less than the {entries} tokens that the text needs:"
+            " raise it, or leave it at 0"
+        )
+    return parts.network(model, vocab_size, context, parts.dtype, outputs)
+
+
+def _lm(parts: Parts) -> Objective:
+    tokenizer = parts.spec.tokenizer
+    network = _network(parts, tokenizer.size)
+    return language_model.LanguageModel(parts.objective, network, tokenizer)
+
+
+def _masked_lm(parts: Parts) -> Objective:
+    tokenizer = parts.spec.tokenizer
+    size, mask = tokenizer.size, tokenizer.mask
+    entries = size + 1 if mask is None else size  # a tokenizer without a mask gets one
+    network = _network(parts, entries)
+    mask = size if mask is None else mask
+    return masked_lm.MaskedLanguageModel(parts.objective, network, tokenizer, mask)
+
+
+def _text_task(parts: Parts) -> Objective:
+    spec = parts.spec
+    network = _network(parts, spec.tokenizer.size, len(spec.class_names))
+    return text_task.TextTask(parts.objective, network, spec)
+
+
+LM = Family(language_model.LMConfig, language_model.LMSample, TEXT_MODELS, _lm, "text")
+MASKED_LM = Family(
+    masked_lm.MaskedLMConfig, masked_lm.MaskedLMSample, TEXT_MODELS, _masked_lm, "text"
+)
+CLASSIFICATION = Family(
+    text_task.TaskConfig, text_task.TaskSample, TEXT_MODELS, _text_task, "labelled text"
+)
+TAGGING = Family(text_task.TaskConfig, text_task.TaskSample, TEXT_MODELS, _text_task, "tagged text")
