@@ -72,7 +72,9 @@ class Train:
     steps: int = option(1000, low=0, resumable=True)  # schedules follow a new number
     log_every: int = option(20, low=1, resumable=True)
     accumulate: int = option(1, low=1)  # microbatches per step
-    parallel_mode: str = option("jit", choices=("jit", "pmap"), resumable=True)  # pmap: one process, data only
+    parallel_mode: str = option(
+        "jit", choices=("jit", "pmap"), resumable=True
+    )  # pmap: one process, data only
     compute_dtype: str = option("float32", choices=("float32", "bfloat16"))
     init_from: str = ""  # a workdir whose parameters the run begins with; "": fresh ones
 
