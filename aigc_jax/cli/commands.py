@@ -113,23 +113,25 @@ def chat() -> None:
 
 
 def convert() -> None:
-    from aigc_jax.interop.convert import from_other, to_other
+    from aigc_jax.interop.convert import export_model, import_model
 
     source, target = FLAGS["from"].value, FLAGS.to
     if bool(source) == bool(target):
         raise UserError(
-            "'aigc convert' needs either --from=hf:DIR (or gguf:FILE, diffusers:DIR) or --to=hf:DIR"
-            " (or diffusers:DIR)"
+            "'aigc convert' needs either --from=hf:DIR (or gguf:FILE, diffusers:DIR, peft:DIR) or"
+            " --to=hf:DIR (or diffusers:DIR, peft:DIR)"
         )
     if FLAGS.dtype and not (target or "").startswith(("hf:", "diffusers:")):
         raise UserError("--dtype says how --to=hf:DIR is written: leave it out here")
+    if FLAGS.base and not source:
+        raise UserError("--base is for --from=peft:DIR: leave it out here")
     if source:
-        from_other(source, FLAGS.workdir)
+        import_model(source, FLAGS.workdir, FLAGS.base or "")
         print(f"converted: {FLAGS.workdir}")
         text = "" if source.startswith("diffusers:") else " --prompt=… --stream"
         print(f"try it with aigc sample --workdir={FLAGS.workdir}{text}")
     else:
-        print(f"converted: {to_other(FLAGS.workdir, target, FLAGS.dtype)}")
+        print(f"converted: {export_model(FLAGS.workdir, target, FLAGS.dtype)}")
 
 
 def prepare() -> None:

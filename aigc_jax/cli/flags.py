@@ -37,8 +37,9 @@ flags.DEFINE_string("mask", None, "Image file of the same size: white is drawn a
 flags.DEFINE_float("strength", None, "How much of --image is drawn anew: 0 nothing, 1 all.")
 flags.DEFINE_float("sigma_rel", None, "Width of the average of parameters; needs ema.sigma_rels.")
 flags.DEFINE_string(
-    "from", None, "KIND:PATH of data; hf:DIR, gguf:FILE or diffusers:DIR of a model."
+    "from", None, "KIND:PATH of data; hf:DIR, gguf:FILE, diffusers:DIR or peft:DIR of a model."
 )
+flags.DEFINE_string("base", None, "hf:DIR or gguf:FILE: the model that adapters are for.")
 flags.DEFINE_string("to", None, "hf:DIR or diffusers:DIR, or peft:DIR for adapters alone.")
 flags.DEFINE_string("dtype", None, "float32, bfloat16 or float16: how weights are written.")
 flags.DEFINE_string("source", None, "Other data to evaluate on, as in data.source.")
@@ -149,7 +150,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "convert": (
         "takes weights in from other libraries, or gives them out",
         ("workdir",),
-        ("from", "to", "dtype"),
+        ("from", "to", "base", "dtype"),
     ),
     "prepare": (
         "turns own files into a data set",

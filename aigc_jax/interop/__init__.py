@@ -1,17 +1,22 @@
-"""Models from elsewhere and to elsewhere: Hugging Face's folders, GGUF files, PEFT's adapters."""
+"""Models of other libraries: folders of transformers, diffusers and PEFT, and GGUF files."""
 
-from aigc_jax.interop.gguf.gguf import read_gguf
-from aigc_jax.interop.peft.export import write_adapter
-from aigc_jax.interop.peft.reading import Adapter, read_adapter
-from aigc_jax.interop.transformers.export import write_folder
-from aigc_jax.interop.transformers.folder import Imported, read_folder
+from aigc_jax.interop.diffusers.read_folder import ImportedImages, read_diffusers_folder
+from aigc_jax.interop.diffusers.write_folder import write_diffusers_folder
+from aigc_jax.interop.gguf.read_file import read_gguf_file
+from aigc_jax.interop.peft.read_folder import ImportedAdapter, read_peft_folder
+from aigc_jax.interop.peft.write_folder import write_peft_folder
+from aigc_jax.interop.transformers.read_folder import ImportedText, read_hf_folder
+from aigc_jax.interop.transformers.write_folder import write_hf_folder
 
 __all__ = [
-    "Adapter",
-    "Imported",
-    "read_adapter",
-    "read_folder",
-    "read_gguf",
-    "write_adapter",
-    "write_folder",
+    "ImportedAdapter",
+    "ImportedImages",
+    "ImportedText",
+    "read_diffusers_folder",
+    "read_gguf_file",
+    "read_hf_folder",
+    "read_peft_folder",
+    "write_diffusers_folder",
+    "write_hf_folder",
+    "write_peft_folder",
 ]

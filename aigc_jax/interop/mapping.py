@@ -1,55 +1,81 @@
-"""What an architecture's table says (`architectures`), and what holds for all of them.
+"""The mapping language: a table per model class of another library, read in both directions.
 
-A `Weight` joins a tensor's name to paths in our parameters, a `Setting` a key of config.json to
-fields of `TransformerConfig`. Names and keys are those of Hugging Face's transformers.
+A table says which tensors of the library hold which of our parameters, in which layout
+(`TensorRule`), which keys of its config file hold which fields of our config (`Setting`), and which
+keys and fields are fixed, ignored or required (`ModelTable`). `interop.parameters` applies the
+tensor rules, `interop.settings` the settings; `interop.transformers`, `interop.diffusers` and
+`interop.gguf` consist of tables. `hf` is the library's side, `aigc` is ours.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
-REQUIRED = object()  # a key that config.json must have
+Fields = dict[str, Any]  # of a model's config dataclass, by name
+REQUIRED: Final = object()  # a key that the config file must have; a value that has no equivalent
+
+# Leaves of our modules and what PyTorch calls them.
+LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Weight:
-    """One of their tensors, or one per layer.
+class TensorRule:
+    """One tensor of the library, or one per layer.
 
     Attributes:
-      theirs: its name; `{layer}` stands for a layer's number, and ours is then stacked.
-      ours: paths in our parameters; several lie side by side along the outputs of their tensor.
-      transposed: whether theirs is (out, in), while a kernel of ours is (in, out).
+      hf: its name; `{layer}` stands for the layer's number, and our parameter is stacked over
+        layers.
+      aigc: paths of our parameters; several are joined along the last axis of ours.
+      transposed: whether the library stores (out, in, *window) where we store (*window, in, out).
+      layer: index into a parameter of ours that is stacked, if `hf` names one layer only.
+      part: (i, n): it is the i-th of n equal parts of ours along the last axis; None: all of it.
+      rotary_heads: field with the number of heads, if the rows of each head are stored as pairs
+        that are rotated together (llama.cpp) instead of as two halves; "": they are not.
     """
 
-    theirs: str
-    ours: tuple[str, ...]
+    hf: str
+    aigc: tuple[str, ...]
     transposed: bool = False
+    layer: int | None = None
+    part: tuple[int, int] | None = None
+    rotary_heads: str = ""
 
     @property
     def stacked(self) -> bool:
-        return "{layer}" in self.theirs
+        return "{layer}" in self.hf
 
     @property
     def is_kernel(self) -> bool:
-        return self.ours[0].endswith("/kernel")
+        return self.aigc[0].endswith("/kernel")
+
+    @property
+    def hf_module(self) -> str:
+        """The library's module that has this tensor as its weight."""
+        return self.hf.removesuffix(".weight")
+
+    @property
+    def aigc_modules(self) -> list[str]:
+        """Our modules that have these kernels."""
+        return [path.removesuffix("/kernel") for path in self.aigc]
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One key of config.json.
+    """One key of the library's config file.
 
     Attributes:
-      theirs: the key.
-      ours: the fields that it sets, all alike.
-      default: what transformers takes if config.json lacks the key.
-      null: what ours is if theirs is null.
-      values: pairs of their value and ours, if they differ; the first that fits is written.
-      read: ours from theirs, if no table can say it.
-      write: theirs from ours and all fields; `REQUIRED`: it cannot be said.
+      hf: the key.
+      aigc: the fields of ours that it sets, all to the same value.
+      default: value that the library takes if the file lacks the key; `REQUIRED`: none.
+      null: our value for null; `REQUIRED`: null is a value like others.
+      values: pairs of the library's value and ours, where they differ; the first that fits is
+        written.
+      read: our value from the library's, where `values` cannot say it.
+      write: the library's value from ours and all our fields; `REQUIRED`: there is none.
     """
 
-    theirs: str
-    ours: tuple[str, ...]
+    hf: str
+    aigc: tuple[str, ...]
     default: Any = REQUIRED
     null: Any = REQUIRED
     values: tuple[tuple[Any, Any], ...] = ()
@@ -57,76 +83,99 @@ class Setting:
     write: Callable[[Any, Mapping[str, Any]], Any] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """One `model_type`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelTable:
+    """One model class of another library.
 
     Attributes:
-      name: `model_type`.
-      model: transformers' class with the head of a language model.
-      headless: its class without one, if we read that too.
-      prefix: of the names of all tensors but the head's; it may be missing in a file.
-      settings: keys of config.json that set fields.
-      weights: its tensors; those whose paths our parameters lack are not there.
-      ours: the values of fields that the architecture cannot have otherwise.
-      derived: fields that follow from others.
-      needs: what must hold of the fields besides, in words.
-      theirs: keys of config.json with the values that change nothing.
-      ignored: keys of config.json without an effect on the logits, beyond `IGNORED`.
-      dropouts: keys for the rate of dropout.
-      copies: tensors that are another one's copy if the embeddings are tied.
-      renamed: how names of tensors end in old files, and how they end now.
-      buffers: regular expressions of tensors that are no parameters.
-      unread: regular expressions of tensors that we have no use for, and what they are.
-      head: how the names of the head's tensors begin, if a file may lack the head.
-      rope_theta: the default; 0: no rotary positions.
-      windows: which layers a window is for: "" none, "all", "chosen" by config.json, or
-        "alternating" from the first.
+      hf: its name in the config file: `model_type` or `_class_name`.
+      config: dataclass of our config section `model`.
+      settings: keys of the config file that set fields of ours.
+      hf_fixed: keys of the config file with the values that are supported, the first of which is
+        written unless it is None.
+      no_op: keys that are not written, with the values at which they have no effect.
+      aigc_fixed: fields of ours that the class has at one value only.
+      ignored: keys of the config file without an effect on the output.
+      derived: fields of ours that follow from others.
+      needs: other conditions on our fields, each with its wording for "it needs …".
+      limits: largest value of each size, far beyond any real model: a file that claims more is
+        refused before memory is taken.
+      buffers: regular expressions of tensors that are not parameters.
     """
 
-    name: str
-    model: str
-    prefix: str
+    hf: str
+    config: type
     settings: tuple[Setting, ...]
-    weights: tuple[Weight, ...]
-    ours: Mapping[str, Any]
+    hf_fixed: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    no_op: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    aigc_fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
     derived: Mapping[str, Callable[[Mapping[str, Any]], Any]] = dataclasses.field(
         default_factory=dict
     )
     needs: tuple[tuple[str, Callable[[Mapping[str, Any]], bool]], ...] = ()
-    theirs: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
-    ignored: frozenset[str] = frozenset()
-    dropouts: tuple[str, ...] = ()
-    copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
     buffers: tuple[str, ...] = ()
-    unread: tuple[tuple[str, str], ...] = ()
-    headless: str = ""
-    head: str = ""
-    rope_theta: float = 10_000.0
-    windows: str = ""
 
 
 def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Fields of TransformerConfig that change what a model computes, at what most models have.
-PLAIN = dict(
-    causal=True, positions="rotary", rope_theta=10_000.0, rope_scaling="none", rope_factor=1.0,
-    rope_original_context=0, rope_low_freq_factor=1.0, rope_high_freq_factor=4.0,
-    rope_beta_fast=32.0, rope_beta_slow=1.0, norm="rmsnorm", norm_position="pre", norm_eps=1e-6,
-    norm_bias=True, norm_scale=True, norm_offset=False, embedding_norm=False, qk_norm=False,
-    activation="silu", gated=True, qkv_bias=False, out_bias=False, mlp_bias=False, conv_width=1,
-    sliding_window=0, full_attention_every=0, attention_scale=0.0, attention_softcap=0.0,
-    logit_scale=1.0, logit_softcap=0.0, residual_scale=1.0, embedding_scale=1.0,
-    tie_embeddings=True, token_types=0, head_transform=False, head_bias=False,
-)  # fmt: skip
-SIZES = (
-    "layers", "width", "heads", "kv_heads", "head_dim", "mlp_width", "context", "vocab_size"
-)  # fmt: skip
+def setting(hf: str, *aigc: str, **kw: Any) -> Setting:
+    return Setting(hf, aigc, **kw)
 
-# Keys of config.json that say how a model is trained, stored or used, not what it computes.
+
+def module(
+    hf: str,
+    *aigc: str,
+    leaves: tuple[str, ...] = tuple(LEAVES),
+    transposed: bool = True,
+    layer: int | None = None,
+    part: tuple[int, int] | None = None,
+) -> tuple[TensorRule, ...]:
+    """The rules for weight and bias of a module.
+
+    Args:
+      hf: the library's module, dots between names; `{layer}` as in `TensorRule`.
+      aigc: our module, slashes between names; several are joined.
+      leaves: the leaves that ours may have; a rule whose leaf is not there does not apply.
+      transposed: whether the library's kernels are (out, in, *window).
+      layer: as in `TensorRule`.
+      part: as in `TensorRule`.
+    """
+    return tuple(
+        TensorRule(
+            f"{hf}.{LEAVES[leaf]}",
+            tuple(f"{path}/{leaf}" for path in aigc),
+            transposed and leaf == "kernel",
+            layer,
+            part,
+        )
+        for leaf in leaves
+    )
+
+
+def layer_modules(
+    prefix: str, *rows: tuple[str, str], transposed: bool = True
+) -> tuple[TensorRule, ...]:
+    """The rules of a transformer's layers.
+
+    Args:
+      prefix: of the library's names, up to the layer's number.
+      rows: the library's module within a layer, and ours, separated by spaces if several are
+        joined; those that end in "norm" have a scale, others a kernel.
+      transposed: whether the library's kernels are (out, in).
+    """
+    rules: list[TensorRule] = []
+    for hf, paths in rows:
+        leaves = ("scale" if paths.endswith("norm") else "kernel", "bias")
+        aigc = [f"layers/{path}" for path in paths.split()]
+        rules += module(f"{prefix}{{layer}}.{hf}", *aigc, leaves=leaves, transposed=transposed)
+    return tuple(rules)
+
+
+# Keys of config files that say how a model is trained, stored or used, not what it computes.
 IGNORED = words(
     """
     architectures model_type transformers_version torch_dtype dtype _name_or_path name_or_path
@@ -147,36 +196,3 @@ IGNORED = words(
     _flash_attn_2_enabled output_past n_special predict_special_tokens max_sequence_length
     """
 )
-# And those that do, with the values that change nothing; any other key must be known.
-HARMLESS: Mapping[str, tuple[Any, ...]] = {
-    "is_encoder_decoder": (False,), "is_decoder": (False, True), "add_cross_attention": (False,),
-    "pruned_heads": ({},), "partial_rotary_factor": (1,), "rope_interleaved": (False,),
-    "use_mrope": (False,),
-}  # fmt: skip
-ACTIVATIONS = (
-    ("silu", "silu"), ("swish", "silu"), ("gelu_pytorch_tanh", "gelu"), ("gelu_new", "gelu"),
-    ("gelu_fast", "gelu"), ("gelu", "gelu_exact"), ("relu", "relu"), ("relu2", "relu2"),
-)  # fmt: skip
-
-
-def setting(theirs: str, *ours: str, **kw: Any) -> Setting:
-    return Setting(theirs, ours, **kw)
-
-
-def layer_weights(
-    prefix: str, *rows: tuple[str, str], transposed: bool = True
-) -> tuple[Weight, ...]:
-    """Weights of a layer from rows of a name and paths: kernels with their biases, or norms."""
-    weights = []
-    for theirs, paths in rows:
-        theirs, kernel = f"{prefix}{{layer}}.{theirs}", not paths.endswith("norm")
-        ours = [f"layers/{path}" for path in paths.split()]
-        weight = tuple(f"{path}/{'kernel' if kernel else 'scale'}" for path in ours)
-        weights.append(Weight(f"{theirs}.weight", weight, kernel and transposed))
-        weights.append(Weight(f"{theirs}.bias", tuple(f"{path}/bias" for path in ours)))
-    return tuple(weights)
-
-
-DIVISIBLE = (
-    ("a model.width divisible by model.heads", lambda f: f["width"] % f["heads"] == 0),
-)  # fmt: skip

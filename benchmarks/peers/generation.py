@@ -32,7 +32,7 @@ def generation(size: Text, rows: int, new: int) -> Sides:
     model = gpt2(size).eval()
     spread(model)
     run = ours.lm(size, max_new_tokens=new, temperature=0.0)
-    params = {"model": jax.device_put(carried(model, interop.read_folder).params)}
+    params = {"model": jax.device_put(carried(model, interop.read_hf_folder).params)}
     prompts_NP = np.random.default_rng(0).integers(0, 256, (rows, PROMPT)).astype(np.int32)
     key_N = numbered_keys(jax.random.key(0), np.arange(rows))
     init = run.objective.encode_tokens(list(prompts_NP), new)

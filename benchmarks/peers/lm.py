@@ -12,7 +12,7 @@ CHECKED = 3  # steps after which the losses must still be the same
 def training(size: Text) -> Sides:
     """A train step of each, from the same weights and on the same batches."""
     peer = theirs.Training(size)
-    params = {"model": carried(peer.model, interop.read_folder).params}
+    params = {"model": carried(peer.model, interop.read_hf_folder).params}
     mine = ours.Training(ours.lm(size), ours.lm_batches(size), params)
     number = check_count(mine.parameters, size_of(peer.model))
     for _ in range(CHECKED):

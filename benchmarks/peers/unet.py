@@ -8,7 +8,7 @@ import torch
 
 from aigc_jax.experiment import build
 from aigc_jax.experiment.generate import make_request
-from aigc_jax.interop.diffusers.folder import read_image_folder
+from aigc_jax.interop.diffusers.read_folder import read_diffusers_folder
 from aigc_jax.ops.random import fold, normal, numbered_keys
 from benchmarks.peers import ours
 from benchmarks.peers.sides import Sides, carried, check_close, check_count, repeated, size_of
@@ -20,7 +20,7 @@ from benchmarks.peers.work import DDIM_STEPS, DRAWN, UNET_BATCH, UNET_SHAPE
 def training() -> Sides:
     """A train step of each; before it, both answer the same for the same noisy images."""
     peer = theirs.Training()
-    params = {"model": carried(peer.model, read_image_folder).params}
+    params = {"model": carried(peer.model, read_diffusers_folder).params}
     mine = ours.Training(ours.unet(), ours.image_batches(UNET_BATCH, UNET_SHAPE), params)
     notes = [
         check_count(mine.parameters, size_of(peer.model)),
@@ -44,7 +44,7 @@ def check_outputs(run: build.Run, params: Any, model: Any) -> str:
 def sampling() -> Sides:
     """Images by DDIM, from the same noise with the same weights to begin with."""
     model, run = theirs.network(), ours.unet()
-    params = {"model": jax.device_put(carried(model, read_image_folder).params)}
+    params = {"model": jax.device_put(carried(model, read_diffusers_folder).params)}
     key_N = numbered_keys(jax.random.key(0), np.arange(DRAWN))
     request = make_request(run.objective, run.config.sample, DRAWN)
     pipeline = theirs.ddim(model)

@@ -24,6 +24,7 @@ from aigc_jax.tools import doctor
 
 # What people have in their scripts: a flag may be added here, but not renamed or taken away.
 FLAG_NAMES = [
+    "base",
     "check",
     "config",
     "coordinator",

@@ -7,6 +7,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from helpers import runs, tiny
 from helpers.hostile import refusal
 from helpers.own_texts import write_jsonl
@@ -20,7 +21,6 @@ from aigc_jax.experiment.restore import restore, tokenizer_of, warm_start
 from aigc_jax.families.lm import lora
 from aigc_jax.families.lm.transformer import TransformerConfig
 from aigc_jax.interop import convert
-from aigc_jax.interop.transformers import names
 from aigc_jax.modalities.spec import ImageSpec, TextSpec
 from aigc_jax.modalities.text.tokenizers import CharTokenizer
 from aigc_jax.runs.trainer import Trainer
@@ -100,7 +100,7 @@ def test_the_pretrained_model_is_the_frozen_base(made):
     assert set(after.params) == {"base", "model"}
     chex.assert_trees_all_equal(after.params["base"], before.ema["model"])
     assert set(after.opt_state) == set(after.ema) == {"model"}
-    factors = names.flat(after.params["model"]["lora"])
+    factors = flatten_dict(after.params["model"]["lora"], sep="/")
     assert sorted(factors) == [
         f"layers/{kernel}/lora_{x}" for kernel in ("attention/query", "mlp/out") for x in "ab"
     ]
@@ -205,16 +205,16 @@ def test_the_tokenizer_of_a_workdir(made, monkeypatch):
 def test_a_tuned_model_is_given_out_merged_and_its_adapters_alone(made, tmp_path, capsys):
     _, _, task = made
     run, state = restored(task)
-    assert convert.to_other(task, f"hf:{tmp_path}/hf") == f"{tmp_path}/hf"
-    assert "the head of the task stays behind" in runs.said(capsys)[0]
-    found = interop.read_folder(f"{tmp_path}/hf")
+    assert convert.export_model(task, f"hf:{tmp_path}/hf") == f"{tmp_path}/hf"
+    assert "head is left out" in runs.said(capsys)[0]
+    found = interop.read_hf_folder(f"{tmp_path}/hf")
     merged = dict(lora.merge_adapters(state.sampling_params, 3.0 / 2)["model"])
     del merged["task_head"]
     chex.assert_trees_all_equal(found.params, merged)
     assert found.architecture == "llama" and found.model["vocab_size"] == run.spec.tokenizer.size
 
-    convert.to_other(task, f"peft:{tmp_path}/peft")
-    adapter = interop.read_adapter(f"{tmp_path}/peft", TransformerConfig(**found.model))
+    convert.export_model(task, f"peft:{tmp_path}/peft")
+    adapter = interop.read_peft_folder(f"{tmp_path}/peft", TransformerConfig(**found.model))
     chex.assert_trees_all_equal(adapter.lora, state.sampling_params["model"]["lora"])
     assert (adapter.rank, adapter.alpha, adapter.base) == (2, 3.0, "")
     assert set(adapter.targets) == {"query", "down"}
@@ -225,4 +225,4 @@ def test_a_tuned_model_is_given_out_merged_and_its_adapters_alone(made, tmp_path
     [("hf", "hf:DIR"), ("hf:", "hf:DIR"), ("gguf:a", "hf:DIR"), ("peft:a", "adapters")],
 )
 def test_a_target_that_cannot_be_is_refused(made, target, named):
-    assert named in refusal(convert.to_other, made[1], target)
+    assert named in refusal(convert.export_model, made[1], target)

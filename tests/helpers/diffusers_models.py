@@ -3,12 +3,12 @@
 import dataclasses
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from aigc_jax.families.diffusion.dit import DiTConfig
 from aigc_jax.families.diffusion.unet import UNetConfig
 from aigc_jax.families.vae.kl_autoencoder import KLConfig
-from aigc_jax.interop.diffusers.models import BY_CONFIG
-from aigc_jax.interop.transformers import names
+from aigc_jax.interop.diffusers.classes import BY_CONFIG
 
 UNET = UNetConfig(
     channels=(4, 8), blocks=1, heads=1, head_size=4, embedding=8, frequencies=4, norm_groups=2,
@@ -30,5 +30,7 @@ CONFIGS = {
 
 
 def random_params(config, colours, classes):
-    rng, shapes = np.random.default_rng(0), BY_CONFIG[type(config)].init(config, colours, classes)
-    return names.nested({k: rng.normal(size=v).astype(np.float32) for k, v in shapes.items()})
+    rng, shapes = np.random.default_rng(0), BY_CONFIG[type(config)].shapes(config, colours, classes)
+    return unflatten_dict(
+        {k: rng.normal(size=v).astype(np.float32) for k, v in shapes.items()}, sep="/"
+    )

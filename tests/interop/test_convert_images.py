@@ -15,7 +15,7 @@ from helpers.hostile import refusal
 from aigc_jax.experiment.restore import restore
 from aigc_jax.families.vae.kl_autoencoder import MOST, Decoder
 from aigc_jax.interop import convert
-from aigc_jax.interop.diffusers.folder import write_image_folder
+from aigc_jax.interop.diffusers.write_folder import write_diffusers_folder
 from aigc_jax.ops.image import to_bytes
 
 LINEAR = dict(
@@ -27,7 +27,7 @@ LINEAR = dict(
 def write(folder, name, scheduler=None):
     config, shape, classes = CONFIGS[name]
     params = random_params(config, shape[2], classes)
-    write_image_folder(str(folder), config, params, shape, classes, scheduler=scheduler)
+    write_diffusers_folder(str(folder), config, params, shape, classes, scheduler=scheduler)
     return params
 
 
@@ -41,14 +41,14 @@ def contents(folder):
 def test_a_model_goes_through_a_workdir_without_a_changed_bit(name, tmp_path):
     write(tmp_path / "first", name, None if name == "kl" else LINEAR)
     workdir = str(tmp_path / "w")
-    convert.from_other(f"diffusers:{tmp_path}/first", workdir)
+    convert.import_model(f"diffusers:{tmp_path}/first", workdir)
     run, _, step = restore(workdir)
     config, shape, classes = CONFIGS[name]
     assert step == 0 and run.spec.shape == shape and run.spec.num_classes == classes
     assert run.config.model == config
     if name != "kl":
         assert (run.config.objective.prediction, run.config.objective.schedule) == ("v", "linear")
-    convert.to_other(workdir, f"diffusers:{tmp_path}/again")
+    convert.export_model(workdir, f"diffusers:{tmp_path}/again")
     assert contents(tmp_path / "first") == contents(tmp_path / "again")
 
 
@@ -56,7 +56,7 @@ def test_a_model_goes_through_a_workdir_without_a_changed_bit(name, tmp_path):
 def test_an_autoencoder_decodes_what_its_network_gives(tmp_path):
     params = write(tmp_path / "first", "kl")
     workdir = str(tmp_path / "w")
-    convert.from_other(f"diffusers:{tmp_path}/first", workdir)
+    convert.import_model(f"diffusers:{tmp_path}/first", workdir)
     run, state, _ = restore(workdir)
     objective = run.objective
     assert objective.latent_shape == (2, 2, 4)
@@ -84,12 +84,12 @@ def test_a_network_beside_its_autoencoder_is_one_of_latents(tmp_path):
     (pipeline / "scheduler").mkdir()
     (pipeline / "scheduler" / "scheduler_config.json").write_text(json.dumps(LINEAR))
     workdir = str(tmp_path / "w")
-    convert.from_other(f"diffusers:{pipeline}/transformer", workdir)
+    convert.import_model(f"diffusers:{pipeline}/transformer", workdir)
     run, state, _ = restore(workdir)
     assert run.spec.shape == (8, 8, 3) and run.config.objective.prediction == "v"
     assert run.objective.stage.latents.encoder.config.scaling_factor == 0.5
     np.testing.assert_array_equal(state.params["first_stage"]["scale"], 1)
-    convert.to_other(workdir, f"diffusers:{tmp_path}/again")
+    convert.export_model(workdir, f"diffusers:{tmp_path}/again")
     again = contents(tmp_path / "again")
     assert "model_index.json" in again
     for file, content in contents(pipeline).items():
@@ -102,19 +102,21 @@ def test_a_network_beside_its_autoencoder_is_one_of_latents(tmp_path):
 
 def test_a_schedule_that_is_not_understood_is_said(tmp_path, capsys):
     write(tmp_path / "a", "unet", LINEAR | dict(trained_betas=[0.1]))
-    convert.from_other(f"diffusers:{tmp_path}/a", str(tmp_path / "w"))
+    convert.import_model(f"diffusers:{tmp_path}/a", str(tmp_path / "w"))
     assert "trained_betas" in capsys.readouterr().err
 
 
 def test_models_that_diffusers_lacks_are_refused(tmp_path):
     workdir = str(tmp_path / "w")
     write(tmp_path / "a", "unet", LINEAR)
-    convert.from_other(f"diffusers:{tmp_path}/a", workdir)
-    assert "transformer over text" in refusal(convert.to_other, workdir, f"hf:{tmp_path}/b")
-    assert "not an empty folder" in refusal(convert.to_other, workdir, f"diffusers:{tmp_path}/a")
-    assert "diffusers:DIR" in refusal(convert.from_other, "diffuser:x", str(tmp_path / "v"))
-    assert "channels" in refusal(  # the autoencoder's latents have others
-        convert.from_other, f"diffusers:{_wrong(tmp_path)}/unet", str(tmp_path / "v"))  # fmt: skip
+    convert.import_model(f"diffusers:{tmp_path}/a", workdir)
+    assert "model.name is unet" in refusal(convert.export_model, workdir, f"hf:{tmp_path}/b")
+    assert "not an empty folder" in refusal(
+        convert.export_model, workdir, f"diffusers:{tmp_path}/a"
+    )
+    assert "diffusers:DIR" in refusal(convert.import_model, "diffuser:x", str(tmp_path / "v"))
+    wrong = f"diffusers:{_wrong(tmp_path)}/unet"  # the autoencoder's latents have other channels
+    assert "channels" in refusal(convert.import_model, wrong, str(tmp_path / "v"))
 
 
 def _wrong(tmp_path):

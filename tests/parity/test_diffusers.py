@@ -20,11 +20,11 @@ from aigc_jax.families.diffusion.dit import DiT  # noqa: E402
 from aigc_jax.families.diffusion.unet import UNet  # noqa: E402
 from aigc_jax.families.vae.kl_autoencoder import Decoder, Encoder  # noqa: E402
 from aigc_jax.interop import convert  # noqa: E402
-from aigc_jax.interop.diffusers.folder import (  # noqa: E402
+from aigc_jax.interop.diffusers.read_folder import (  # noqa: E402
     WEIGHTS,
-    read_image_folder,
-    write_image_folder,
+    read_diffusers_folder,
 )
+from aigc_jax.interop.diffusers.write_folder import write_diffusers_folder  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CLOSE = dict(rtol=1e-4, atol=1e-4)
@@ -106,10 +106,10 @@ def check_denoiser(network, kind, config, tmp_path):
     """Read by us, written by us, read by them: the same outputs, and the same bits of weights."""
     model = theirs(kind, config)
     model.save_pretrained(tmp_path / "theirs")
-    found = read_image_folder(str(tmp_path / "theirs"))
+    found = read_diffusers_folder(str(tmp_path / "theirs"))
     x, time = images(found), np.array(TIME)
     label = np.array([1, found.classes - 1])
-    ours = network(found.kind.config(**found.model), found.classes)
+    ours = network(found.table.config(**found.model), found.classes)
     out = jax.jit(ours.apply)({"params": found.params}, x, time.astype(np.float32), label)
 
     def ask(model):
@@ -129,12 +129,12 @@ def check_way_back(found, tmp_path):
     """Written and read again it is the same, and so are the bytes of what is written from that."""
     again = found
     for folder in ("ours", "again"):
-        config = again.kind.config(**again.model)
-        write_image_folder(
+        config = again.table.config(**again.model)
+        write_diffusers_folder(
             str(tmp_path / folder), config, again.params, again.shape, again.classes,
             dtype=again.dtype,
         )  # fmt: skip
-        again = read_image_folder(str(tmp_path / folder))
+        again = read_diffusers_folder(str(tmp_path / folder))
         assert dataclasses.replace(again, params={}) == dataclasses.replace(found, params={})
         jax.tree.map(np.testing.assert_array_equal, again.params, found.params)
     for file in ("config.json", WEIGHTS):
@@ -157,10 +157,10 @@ def test_a_dit_whose_blocks_have_one_embedder_is_read_as_such(tmp_path):
     first, second = (block.norm1.emb for block in model.transformer_blocks)
     second.load_state_dict(first.state_dict())
     model.save_pretrained(tmp_path / "theirs")
-    found = read_image_folder(str(tmp_path / "theirs"))
+    found = read_diffusers_folder(str(tmp_path / "theirs"))
     assert found.model["embedders"] == "shared" and "embedder" in found.params
     x, label = images(found), np.array([0, 5])  # the last is "no class"
-    out = DiT(found.kind.config(**found.model), found.classes).apply(
+    out = DiT(found.table.config(**found.model), found.classes).apply(
         {"params": found.params}, x, np.array(TIME, np.float32), label
     )
     with torch.no_grad():
@@ -173,8 +173,8 @@ def test_a_dit_whose_blocks_have_one_embedder_is_read_as_such(tmp_path):
 def test_kl_autoencoder(name, tmp_path):
     model = theirs(diffusers.AutoencoderKL, KLS[name])
     model.save_pretrained(tmp_path / "theirs")
-    found = read_image_folder(str(tmp_path / "theirs"))
-    config = found.kind.config(**found.model)
+    found = read_diffusers_folder(str(tmp_path / "theirs"))
+    config = found.table.config(**found.model)
     x = np.random.default_rng(0).uniform(size=(2, *found.shape)).astype(np.float32)
     mean, log_var = jax.jit(Encoder(config, 0).apply)({"params": found.params["encoder"]}, x)
     z = np.random.default_rng(1).normal(size=mean.shape).astype(np.float32)
@@ -212,7 +212,7 @@ def test_a_converted_model_denoises_as_theirs_does(settings, tmp_path):
     scheduler = diffusers.DDPMScheduler(**settings, clip_sample=False)
     model.save_pretrained(tmp_path / "theirs" / "unet")
     scheduler.save_pretrained(tmp_path / "theirs" / "scheduler")
-    convert.from_other(f"diffusers:{tmp_path}/theirs/unet", str(tmp_path / "w"))
+    convert.import_model(f"diffusers:{tmp_path}/theirs/unet", str(tmp_path / "w"))
     run, state, _ = restore(str(tmp_path / "w"))
     time = torch.tensor(TIME)
     clean = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
@@ -229,7 +229,7 @@ def test_a_converted_model_denoises_as_theirs_does(settings, tmp_path):
     x = clean + sigma * noise
     ours = jax.jit(run.objective.denoise)(state.params["model"], x, sigma, None)
     np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
-    convert.to_other(str(tmp_path / "w"), f"diffusers:{tmp_path}/ours")
+    convert.export_model(str(tmp_path / "w"), f"diffusers:{tmp_path}/ours")
     again = diffusers.DDPMScheduler.from_pretrained(tmp_path / "ours")
     np.testing.assert_array_equal(again.alphas_cumprod, scheduler.alphas_cumprod)
     assert again.config.prediction_type == scheduler.config.prediction_type
@@ -242,7 +242,7 @@ def test_a_pipeline_of_latents_goes_there_and_back(tmp_path):
     model.save_pretrained(tmp_path / "theirs" / "transformer")
     autoencoder.save_pretrained(tmp_path / "theirs" / "vae")
     diffusers.DDPMScheduler().save_pretrained(tmp_path / "theirs" / "scheduler")
-    convert.from_other(f"diffusers:{tmp_path}/theirs/transformer", str(tmp_path / "w"))
+    convert.import_model(f"diffusers:{tmp_path}/theirs/transformer", str(tmp_path / "w"))
     run, state, _ = restore(str(tmp_path / "w"))
     frozen = state.params["first_stage"]
     latent = np.random.default_rng(0).normal(size=(2, 8, 8, 4)).astype(np.float32)
@@ -251,7 +251,7 @@ def test_a_pipeline_of_latents_goes_there_and_back(tmp_path):
         wanted = nhwc(autoencoder.decode(nchw(latent) / autoencoder.config.scaling_factor).sample)
     wanted = np.clip(127.5 * (wanted + 1), 0, 255)
     assert np.abs(image.astype(np.float32) - wanted).max() < 0.6  # the nearest grey level
-    convert.to_other(str(tmp_path / "w"), f"diffusers:{tmp_path}/ours")
+    convert.export_model(str(tmp_path / "w"), f"diffusers:{tmp_path}/ours")
     loaded = diffusers.DiTPipeline.from_pretrained(tmp_path / "ours")
     for one, other in ((loaded.transformer, model), (loaded.vae, autoencoder)):
         assert one.state_dict().keys() == other.state_dict().keys()

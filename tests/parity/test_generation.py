@@ -34,7 +34,7 @@ def test_greedy_text_is_theirs(case, penalty, tmp_path):
     kind, changes = CASES[case]
     model = theirs(kind, changes)
     model.save_pretrained(tmp_path)
-    read = interop.read_folder(str(tmp_path))
+    read = interop.read_hf_folder(str(tmp_path))
     config = TransformerConfig(**read.model)
     module = Transformer(config, config.vocab_size, config.context)
     rng = np.random.default_rng(1)

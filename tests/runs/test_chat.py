@@ -6,6 +6,7 @@ import types
 
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from helpers import tiny
 from helpers.hostile import refusal
 from helpers.small_tokenizers import KINDS, TEXT, kind, trained
@@ -22,7 +23,7 @@ from aigc_jax.families.lm.transformer import TransformerConfig
 from aigc_jax.inference.engine import pad_prompts
 from aigc_jax.inference.stop_strings import StopStringStreamer
 from aigc_jax.interop import convert
-from aigc_jax.interop.transformers import names
+from aigc_jax.interop.transformers.read_folder import transformer_shapes
 from aigc_jax.modalities.text.chat_format import render
 from aigc_jax.modalities.text.hf_tokenizer import IM_END
 from aigc_jax.modalities.text.tokenizers import ByteTokenizer
@@ -288,15 +289,17 @@ def workdir(tmp_path_factory):
         1, 8, 2, gated=True, activation="silu", context=64, vocab_size=tokenizer.size
     )
     rng = np.random.default_rng(0)
-    params = {k: rng.normal(0, 1, s).astype(np.float32) for k, s in names.shapes(config).items()}
-    interop.write_folder(
+    params = {
+        k: rng.normal(0, 1, s).astype(np.float32) for k, s in transformer_shapes(config).items()
+    }
+    interop.write_hf_folder(
         str(folder / "hf"),
         config,
-        names.nested(params),
+        unflatten_dict(params, sep="/"),
         tokenizer=tokenizer.to_library(),
         specials={"bos": tokenizer.separator, "eos": tokenizer.separator},
     )
-    convert.from_other(f"hf:{folder}/hf", str(folder / "w"))
+    convert.import_model(f"hf:{folder}/hf", str(folder / "w"))
     return str(folder / "w")
 
 

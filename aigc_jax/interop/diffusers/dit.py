@@ -6,9 +6,14 @@ from typing import Any
 import numpy as np
 
 from aigc_jax.families.diffusion import dit
-from aigc_jax.interop.diffusers.names import Pair
-from aigc_jax.interop.diffusers.schema import Fields, Get, Model, denoiser_init
-from aigc_jax.interop.mapping import setting, words
+from aigc_jax.interop.diffusers.tables import (
+    GetTensor,
+    ImageModel,
+    attention,
+    denoiser_shapes,
+    submodules,
+)
+from aigc_jax.interop.mapping import Fields, TensorRule, module, setting, words
 
 EMBEDDER = (
     ("timestep_embedder.linear_1", "time/in"),
@@ -22,36 +27,36 @@ DIT_BLOCK = (
 )
 
 
-def _dit_pairs(config: dit.DiTConfig) -> list[Pair]:
-    pairs = [
-        Pair("pos_embed.proj", "patch"),
-        Pair("proj_out_1", "final_modulation"),
-        Pair("proj_out_2", "final"),
+def _dit_rules(config: dit.DiTConfig) -> list[TensorRule]:
+    rules = [
+        *module("pos_embed.proj", "patch"),
+        *module("proj_out_1", "final_modulation"),
+        *module("proj_out_2", "final"),
     ]
     for i in range(config.depth):
-        block = Pair(f"transformer_blocks.{i}", "layers", i)
-        pairs += block.inner(*DIT_BLOCK)
-        pairs += Pair(f"{block.theirs}.attn1", "layers/attention", i).attention()
+        block = f"transformer_blocks.{i}"
+        rules += submodules(block, "layers", DIT_BLOCK, i)
+        rules += attention(f"{block}.attn1", "layers/attention", i)
+        # A shared embedder of ours has a copy in each block of diffusers.
         own = config.embedders == "per_block"
-        embedder = ("layers/embedder", i) if own else ("embedder", None)
-        pairs += Pair(f"{block.theirs}.norm1.emb", *embedder).inner(*EMBEDDER)
-    return pairs
+        aigc, layer = ("layers/embedder", i) if own else ("embedder", None)
+        rules += submodules(f"{block}.norm1.emb", aigc, EMBEDDER, layer)
+    return rules
 
 
-def _read_dit(theirs: Mapping[str, Any]) -> Fields:
-    heads, size = theirs.get("num_attention_heads", 16), theirs.get("attention_head_dim", 72)
+def _read_dit(config: Mapping[str, Any]) -> Fields:
+    heads, size = config.get("num_attention_heads", 16), config.get("attention_head_dim", 72)
     if type(heads) is not int or type(size) is not int or not 0 < heads * size < 2**31:
         raise ValueError("must have whole numbers of num_attention_heads and attention_head_dim")
     return dict(width=heads * size)
 
 
-def _settle(config: dit.DiTConfig, get: Get) -> Fields:
-    """Whether all blocks have the same embedder, as those have that were trained with one."""
-    for theirs, _ in EMBEDDER:
+def _embedders(config: dit.DiTConfig, get: GetTensor) -> Fields:
+    """Returns `embedders`: blocks that were trained with a shared embedder have equal copies."""
+    for name, _ in EMBEDDER:
         for leaf in ("weight", "bias"):
             first, *others = (
-                get(f"transformer_blocks.{i}.norm1.emb.{theirs}.{leaf}")
-                for i in range(config.depth)
+                get(f"transformer_blocks.{i}.norm1.emb.{name}.{leaf}") for i in range(config.depth)
             )
             if any(not np.array_equal(first, other) for other in others):
                 return dict(embedders="per_block")
@@ -62,9 +67,9 @@ def _write_dit(fields: Fields) -> dict[str, Any]:
     return dict(attention_head_dim=fields["width"] // fields["heads"])
 
 
-DIT = Model(
-    theirs="DiTTransformer2DModel",
-    ours="dit",
+DIT = ImageModel(
+    hf="DiTTransformer2DModel",
+    aigc="dit",
     config=dit.DiTConfig,
     objective={"name": "diffusion"},
     settings=(
@@ -81,10 +86,10 @@ DIT = Model(
             values=(("gelu-approximate", "gelu"), ("gelu", "gelu_exact")),
         ),
     ),
-    pairs=_dit_pairs,
-    init=denoiser_init(dit.DiT),
-    fixed={"norm_type": ("ada_norm_zero",), "norm_elementwise_affine": (False,)},
-    ours_fixed={
+    rules=_dit_rules,
+    shapes=denoiser_shapes(dit.DiT),
+    hf_fixed={"norm_type": ("ada_norm_zero",), "norm_elementwise_affine": (False,)},
+    aigc_fixed={
         "mlp_ratio": 4.0,
         "positions": "sincos",
         "qk_norm": False,
@@ -98,11 +103,11 @@ DIT = Model(
         ("classes", lambda f: f["classes"] > 0),
         ("square images", lambda f: f["shape"][0] == f["shape"][1]),
     ),
-    idle=frozenset({"conditional", "remat", "scan_unroll", "embedders"}),
-    buffers=("pos_embed.pos_embed",),
-    colours=4,
-    outputs=0,
+    no_effect=frozenset({"conditional", "remat", "scan_unroll", "embedders"}),
+    buffers=(r"pos_embed\.pos_embed",),
+    in_channels=4,
+    out_channels=0,
     classes="num_embeds_ada_norm",
     default_classes=1000,
-    settle=_settle,
+    from_tensors=_embedders,
 )

@@ -4,21 +4,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from aigc_jax.families.diffusion import unet
-from aigc_jax.interop.diffusers.names import Pair
-from aigc_jax.interop.diffusers.schema import ENDS, Fields, Model, denoiser_init, levels, types
-from aigc_jax.interop.mapping import setting, words
+from aigc_jax.interop.diffusers.tables import (
+    ENDS,
+    ImageModel,
+    block_types,
+    denoiser_shapes,
+    levels,
+)
+from aigc_jax.interop.mapping import Fields, TensorRule, module, setting, words
 
 SWAPPED = ((True, False), (False, True))
 
 
-def _unet_pairs(config: unet.UNetConfig) -> list[Pair]:
-    embedding = (
-        Pair("time_embedding.linear_1", "time_in"),
-        Pair("time_embedding.linear_2", "time_out"),
-        Pair("class_embedding", "class_embedding"),
-    )
-    ends = [Pair(theirs, ours) for theirs, ours in ENDS]
-    return [*ends, *embedding, *levels(len(config.channels), config.blocks, config.blocks + 1)]
+def _unet_rules(config: unet.UNetConfig) -> list[TensorRule]:
+    rules: list[TensorRule] = []
+    for hf, aigc in (
+        *ENDS,
+        ("time_embedding.linear_1", "time_in"),
+        ("time_embedding.linear_2", "time_out"),
+        ("class_embedding", "class_embedding"),
+    ):
+        rules += module(hf, aigc)
+    return rules + levels(len(config.channels), config.blocks, config.blocks + 1)
 
 
 DOWN = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
@@ -27,20 +34,20 @@ DEFAULT_DOWN = ("DownBlock2D", *["AttnDownBlock2D"] * 3)
 DEFAULT_UP = (*["AttnUpBlock2D"] * 3, "UpBlock2D")
 
 
-def _read_unet(theirs: Mapping[str, Any]) -> Fields:
-    channels = theirs.get("block_out_channels", (224, 448, 672, 896))
-    down = types(theirs.get("down_block_types", DEFAULT_DOWN), DOWN, channels)
-    up = types(theirs.get("up_block_types", DEFAULT_UP), UP, channels)[::-1]
+def _read_unet(config: Mapping[str, Any]) -> Fields:
+    channels = config.get("block_out_channels", (224, 448, 672, 896))
+    down = block_types(config.get("down_block_types", DEFAULT_DOWN), DOWN, channels)
+    up = block_types(config.get("up_block_types", DEFAULT_UP), UP, channels)[::-1]
     attends = [name.startswith("Attn") for name in down]
     if attends != [name.startswith("Attn") for name in up]:
         raise ValueError("has attention at other levels on the way down than on the way up")
-    resample = _resample(theirs, down, up)
-    size = theirs.get("attention_head_dim", 8)
-    groups, scale_shift = theirs.get("norm_num_groups", 32), theirs.get("resnet_time_scale_shift")
-    middle = theirs.get("attn_norm_num_groups")
+    resample = _resample(config, down, up)
+    size = config.get("attention_head_dim", 8)
+    groups, scale_shift = config.get("norm_num_groups", 32), config.get("resnet_time_scale_shift")
+    middle = config.get("attn_norm_num_groups")
     if middle is None:
         middle = -1 if scale_shift == "scale_shift" else 0
-    width = theirs.get("time_embedding_dim") or channels[0] * 4
+    width = config.get("time_embedding_dim") or channels[0] * 4
     return dict(
         attention_levels=[i for i, has in enumerate(attends) if has],
         resample=resample,
@@ -49,25 +56,25 @@ def _read_unet(theirs: Mapping[str, Any]) -> Fields:
         middle_groups=0 if middle == groups else middle,
         embedding=width,
         frequencies=channels[0],
-        middle_blocks=0 if theirs.get("mid_block_type", "UNetMidBlock2D") is None else 2,
+        middle_blocks=0 if config.get("mid_block_type", "UNetMidBlock2D") is None else 2,
     )
 
 
-def _resample(theirs: Mapping[str, Any], down: list[str], up: list[str]) -> str:
-    """How the sides are halved and doubled, which must be the same everywhere."""
+def _resample(config: Mapping[str, Any], down: list[str], up: list[str]) -> str:
+    """Returns the kind of down- and upsampling, which must be the same at all levels."""
     last = len(down) - 1
     kinds = set()
     for side, names in (("down", down), ("up", up)):
         key = f"{side}sample_type"
-        kind = theirs.get(key, "conv")
+        kind = config.get(key, "conv")
         if kind not in ("conv", "resnet"):
-            raise ValueError(f"sets {key}={kind!r}, but only conv, resnet will do")
+            raise ValueError(f"sets {key}={kind!r}, but only conv, resnet is supported")
         for level, name in enumerate(names):
             if level < last if side == "down" else level > 0:  # the last has nothing to resize
                 own = {"A": kind, "R": "resnet"}.get(name[0], "conv")
                 kinds.add("block" if own == "resnet" else "conv")
     if len(kinds) > 1:
-        raise ValueError("resizes by convolutions at some levels and by blocks at others")
+        raise ValueError("resamples by convolutions at some levels and by blocks at others")
     return kinds.pop() if kinds else "conv"
 
 
@@ -90,9 +97,9 @@ def _write_unet(fields: Fields) -> dict[str, Any]:
     )
 
 
-UNET = Model(
-    theirs="UNet2DModel",
-    ours="unet",
+UNET = ImageModel(
+    hf="UNet2DModel",
+    aigc="unet",
     config=unet.UNetConfig,
     objective={"name": "diffusion"},
     settings=(
@@ -118,15 +125,15 @@ UNET = Model(
             values=((True, "always"), (False, "never")),
         ),
     ),
-    pairs=_unet_pairs,
-    init=denoiser_init(unet.UNet),
-    fixed={
+    rules=_unet_rules,
+    shapes=denoiser_shapes(unet.UNet),
+    hf_fixed={
         "time_embedding_type": ("positional",),
         "mid_block_scale_factor": (1,),
         "act_fn": ("silu", "swish"),
         "class_embed_type": (None,),
     },
-    ours_fixed={"residual_scale": 1.0, "patch_size": 1},
+    aigc_fixed={"residual_scale": 1.0, "patch_size": 1},
     ignored=words(
         "num_train_timesteps down_block_types up_block_types downsample_type upsample_type"
         " attention_head_dim attn_norm_num_groups time_embedding_dim mid_block_type"
@@ -154,6 +161,6 @@ UNET = Model(
             lambda f: f["middle_groups"] >= 0 or f["condition"] == "scale_shift",
         ),
     ),
-    idle=frozenset({"conditional", "remat"}),
+    no_effect=frozenset({"conditional", "remat"}),
     classes="num_class_embeds",
 )

@@ -1,21 +1,19 @@
 """GPT-2 and BERT: layer norm, biases everywhere, learned positions."""
 
 from aigc_jax.interop.mapping import (
-    ACTIVATIONS,
-    DIVISIBLE,
-    Architecture,
-    Weight,
-    layer_weights,
+    TensorRule,
+    layer_modules,
     setting,
     words,
 )
+from aigc_jax.interop.transformers.table import ACTIVATIONS, DIVISIBLE, Architecture
 
 ONE_WIDTH = {"kv_heads": lambda f: f["heads"], "head_dim": lambda f: f["width"] // f["heads"]}
 GPT2_PLAIN = dict(
     norm="layernorm", gated=False, positions="learned", qkv_bias=True, out_bias=True, mlp_bias=True
 )  # fmt: skip
 GPT2 = Architecture(
-    name="gpt2",
+    hf="gpt2",
     model="GPT2LMHeadModel",
     prefix="transformer.",
     settings=(
@@ -41,13 +39,13 @@ GPT2 = Architecture(
         setting("tie_word_embeddings", "tie_embeddings", default=True),
     ),
     # Its kernels are (in, out) like ours, and query, key and value are one.
-    weights=(
-        Weight("transformer.wte.weight", ("token_embedding/embedding",)),
-        Weight("transformer.wpe.weight", ("position_embedding/embedding",)),
-        Weight("transformer.ln_f.weight", ("final_norm/scale",)),
-        Weight("transformer.ln_f.bias", ("final_norm/bias",)),
-        Weight("lm_head.weight", ("head_embedding/kernel",), True),
-        *layer_weights(
+    rules=(
+        TensorRule("transformer.wte.weight", ("token_embedding/embedding",)),
+        TensorRule("transformer.wpe.weight", ("position_embedding/embedding",)),
+        TensorRule("transformer.ln_f.weight", ("final_norm/scale",)),
+        TensorRule("transformer.ln_f.bias", ("final_norm/bias",)),
+        TensorRule("lm_head.weight", ("head_embedding/kernel",), True),
+        *layer_modules(
             "transformer.h.",
             ("attn.c_attn", "attention/query attention/key attention/value"),
             ("attn.c_proj", "attention/out"),
@@ -58,10 +56,10 @@ GPT2 = Architecture(
             transposed=False,
         ),
     ),
-    ours=GPT2_PLAIN,
+    aigc_fixed=GPT2_PLAIN,
     derived=ONE_WIDTH,
     needs=DIVISIBLE,
-    theirs={"scale_attn_by_inverse_layer_idx": (False,)},
+    hf_fixed={"scale_attn_by_inverse_layer_idx": (False,)},
     ignored=words(
         "n_ctx reorder_and_upcast_attn attn_pdrop embd_pdrop resid_pdrop summary_activation"
         " summary_first_dropout summary_proj_to_labels summary_type summary_use_proj"
@@ -72,7 +70,7 @@ GPT2 = Architecture(
     rope_theta=0.0,
 )
 BERT = Architecture(
-    name="bert",
+    hf="bert",
     model="BertForMaskedLM",
     headless="BertModel",
     head="cls.predictions.",
@@ -87,13 +85,13 @@ BERT = Architecture(
         setting("type_vocab_size", "token_types", default=2),
         setting("layer_norm_eps", "norm_eps", default=1e-12),
     ),
-    weights=(
-        Weight("bert.embeddings.word_embeddings.weight", ("token_embedding/embedding",)),
-        Weight("bert.embeddings.position_embeddings.weight", ("position_embedding/embedding",)),
-        Weight("bert.embeddings.token_type_embeddings.weight", ("type_embedding/embedding",)),
-        Weight("bert.embeddings.LayerNorm.weight", ("embedding_norm/scale",)),
-        Weight("bert.embeddings.LayerNorm.bias", ("embedding_norm/bias",)),
-        *layer_weights(
+    rules=(
+        TensorRule("bert.embeddings.word_embeddings.weight", ("token_embedding/embedding",)),
+        TensorRule("bert.embeddings.position_embeddings.weight", ("position_embedding/embedding",)),
+        TensorRule("bert.embeddings.token_type_embeddings.weight", ("type_embedding/embedding",)),
+        TensorRule("bert.embeddings.LayerNorm.weight", ("embedding_norm/scale",)),
+        TensorRule("bert.embeddings.LayerNorm.bias", ("embedding_norm/bias",)),
+        *layer_modules(
             "bert.encoder.layer.",
             ("attention.self.query", "attention/query"),
             ("attention.self.key", "attention/key"),
@@ -104,17 +102,17 @@ BERT = Architecture(
             ("output.dense", "mlp/out"),
             ("output.LayerNorm", "mlp_norm"),
         ),
-        Weight("cls.predictions.transform.dense.weight", ("head_transform/kernel",), True),
-        Weight("cls.predictions.transform.dense.bias", ("head_transform/bias",)),
-        Weight("cls.predictions.transform.LayerNorm.weight", ("head_norm/scale",)),
-        Weight("cls.predictions.transform.LayerNorm.bias", ("head_norm/bias",)),
-        Weight("cls.predictions.bias", ("head_bias/bias",)),
+        TensorRule("cls.predictions.transform.dense.weight", ("head_transform/kernel",), True),
+        TensorRule("cls.predictions.transform.dense.bias", ("head_transform/bias",)),
+        TensorRule("cls.predictions.transform.LayerNorm.weight", ("head_norm/scale",)),
+        TensorRule("cls.predictions.transform.LayerNorm.bias", ("head_norm/bias",)),
+        TensorRule("cls.predictions.bias", ("head_bias/bias",)),
     ),
-    ours=GPT2_PLAIN
+    aigc_fixed=GPT2_PLAIN
     | dict(causal=False, norm_position="post", embedding_norm=True, activation="gelu_exact"),
     derived=ONE_WIDTH | {"head_bias": lambda f: f["head_transform"]},
     needs=(*DIVISIBLE, ("a model.token_types of at least 1", lambda f: f["token_types"] > 0)),
-    theirs={
+    hf_fixed={
         "hidden_act": ("gelu",),
         "tie_word_embeddings": (True,),
         "is_decoder": (False,),

@@ -5,15 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from aigc_jax.interop.mapping import (
-    ACTIVATIONS,
-    DIVISIBLE,
     REQUIRED,
-    Architecture,
     Setting,
-    Weight,
-    layer_weights,
+    TensorRule,
+    layer_modules,
     setting,
 )
+from aigc_jax.interop.transformers.table import ACTIVATIONS, DIVISIBLE, Architecture
 
 LLAMA_BLOCK = (
     ("self_attn.q_proj", "attention/query"),
@@ -28,14 +26,14 @@ LLAMA_BLOCK = (
     ("input_layernorm", "attention_norm"),
 )
 LLAMA_ENDS = (
-    Weight("model.embed_tokens.weight", ("token_embedding/embedding",)),
-    Weight("model.norm.weight", ("final_norm/scale",)),
-    Weight("lm_head.weight", ("head_embedding/kernel",), True),
+    TensorRule("model.embed_tokens.weight", ("token_embedding/embedding",)),
+    TensorRule("model.norm.weight", ("final_norm/scale",)),
+    TensorRule("lm_head.weight", ("head_embedding/kernel",), True),
 )
-LLAMA_WEIGHTS = LLAMA_ENDS + layer_weights(
+LLAMA_RULES = LLAMA_ENDS + layer_modules(
     "model.layers.", *LLAMA_BLOCK, ("post_attention_layernorm", "mlp_norm")
 )
-SANDWICH_WEIGHTS = LLAMA_ENDS + layer_weights(
+SANDWICH_RULES = LLAMA_ENDS + layer_modules(
     "model.layers.",
     *LLAMA_BLOCK,
     ("post_attention_layernorm", "attention_out_norm"),
@@ -66,40 +64,40 @@ ATTENTION_BIAS = setting("attention_bias", "qkv_bias", "out_bias", default=False
 LLAMA_BUFFERS = (r".*rotary_emb\..*inv_freq",)
 LLAMA_COPIES = {"lm_head.weight": "model.embed_tokens.weight"}
 SHARED: dict[str, Any] = dict(
-    prefix="model.", weights=LLAMA_WEIGHTS, buffers=LLAMA_BUFFERS, copies=LLAMA_COPIES
+    prefix="model.", rules=LLAMA_RULES, buffers=LLAMA_BUFFERS, copies=LLAMA_COPIES
 )
 
 LLAMA = Architecture(
-    name="llama",
+    hf="llama",
     model="LlamaForCausalLM",
     settings=_llama_settings(
         False, HIDDEN_ACT, ATTENTION_BIAS, setting("mlp_bias", "mlp_bias", default=False)
     ),
-    ours={},
+    aigc_fixed={},
     needs=DIVISIBLE,
     **SHARED,
 )
 MISTRAL = Architecture(
-    name="mistral",
+    hf="mistral",
     model="MistralForCausalLM",
     settings=_llama_settings(False, HIDDEN_ACT, kv_heads=8),
-    ours={},
+    aigc_fixed={},
     windows="all",
     **SHARED,
 )
 QWEN2 = Architecture(
-    name="qwen2",
+    hf="qwen2",
     model="Qwen2ForCausalLM",
     settings=_llama_settings(False, HIDDEN_ACT, kv_heads=32),
-    ours=dict(qkv_bias=True),
+    aigc_fixed=dict(qkv_bias=True),
     windows="chosen",
     **SHARED,
 )
 QWEN3 = Architecture(
-    name="qwen3",
+    hf="qwen3",
     model="Qwen3ForCausalLM",
     settings=_llama_settings(False, HIDDEN_ACT, ATTENTION_BIAS, kv_heads=32, head_dim=128),
-    ours=dict(qk_norm=True),
+    aigc_fixed=dict(qk_norm=True),
     windows="chosen",
     **SHARED,
 )
@@ -112,11 +110,11 @@ def _scalar(scale: float, fields: Mapping[str, Any]) -> Any:
     return scalar if said else REQUIRED
 
 
-GEMMA_OURS: dict[str, Any] = dict(norm_offset=True)
+GEMMA_FIXED: dict[str, Any] = dict(norm_offset=True)
 GEMMA_SCALE = {"embedding_scale": lambda f: float(f["width"]) ** 0.5}
 GEMMA_TWO_WAY = {"use_bidirectional_attention": (None, False)}
 GEMMA = Architecture(
-    name="gemma",
+    hf="gemma",
     model="GemmaForCausalLM",
     settings=_llama_settings(
         True,
@@ -131,13 +129,13 @@ GEMMA = Architecture(
         kv_heads=16,
         head_dim=256,
     ),
-    ours=GEMMA_OURS,
+    aigc_fixed=GEMMA_FIXED,
     derived=GEMMA_SCALE,
-    theirs={"hidden_activation": (None, "gelu_pytorch_tanh"), **GEMMA_TWO_WAY},
+    hf_fixed={"hidden_activation": (None, "gelu_pytorch_tanh"), **GEMMA_TWO_WAY},
     **SHARED,
 )
 GEMMA2 = Architecture(
-    name="gemma2",
+    hf="gemma2",
     model="Gemma2ForCausalLM",
     settings=_llama_settings(
         True,
@@ -157,11 +155,11 @@ GEMMA2 = Architecture(
         kv_heads=4,
         head_dim=256,
     ),
-    ours=GEMMA_OURS | dict(norm_position="both"),
+    aigc_fixed=GEMMA_FIXED | dict(norm_position="both"),
     derived=GEMMA_SCALE,
     needs=DIVISIBLE,
-    theirs=GEMMA_TWO_WAY,
+    hf_fixed=GEMMA_TWO_WAY,
     ignored=frozenset({"hidden_act"}),
     windows="alternating",
-    **(SHARED | {"weights": SANDWICH_WEIGHTS}),
+    **(SHARED | {"rules": SANDWICH_RULES}),
 )

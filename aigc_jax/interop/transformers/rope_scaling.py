@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aigc_jax.core.errors import UserError, shorten
-from aigc_jax.interop.mapping import PLAIN
+from aigc_jax.interop.transformers.table import PLAIN
 
 KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 # What each kind of scaling reads: their key and our field.
@@ -84,10 +84,10 @@ def _read_block(block: Any, theta: Any, default: float, context: int, where: str
             f" {shorten(block['rope_theta'], 40)}"
         )
     defaults = OPTIONAL | {"original_max_position_embeddings": context}
-    for key, ours in KINDS[kind].items():
+    for key, field in KINDS[kind].items():
         value = block.get(key)
-        fields[ours] = defaults.get(key) if value is None else value
-        if fields[ours] is None:
+        fields[field] = defaults.get(key) if value is None else value
+        if fields[field] is None:
             raise UserError(f"{where}: rotary positions of the kind {kind} lack {key}")
     known = {"rope_type", "type", "rope_theta", *KINDS[kind]}
     for key, value in block.items():
@@ -105,7 +105,7 @@ def _harmless(key: str, value: Any, block: Mapping[str, Any]) -> bool:
     plain = {"partial_rotary_factor": 1, "truncate": True, "mrope_interleaved": False}
     if key in plain:
         return value == plain[key]
-    if key == "attention_factor":  # of yarn: ours is the paper's
+    if key == "attention_factor":  # of yarn: field is the paper's
         factor = block.get("factor")
         numbers = isinstance(value, (int, float)) and isinstance(factor, (int, float))
         paper = 0.1 * math.log(factor) + 1 if numbers and factor > 1 else 1.0
@@ -116,7 +116,7 @@ def _harmless(key: str, value: Any, block: Mapping[str, Any]) -> bool:
 def write_rope(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of config.json in both forms, so that transformers 4 and 5 read them."""
     kind = "default" if fields["rope_scaling"] == "none" else fields["rope_scaling"]
-    block = {"rope_type": kind} | {key: fields[ours] for key, ours in KINDS[kind].items()}
+    block = {"rope_type": kind} | {key: fields[field] for key, field in KINDS[kind].items()}
     theta = fields["rope_theta"]
     return {
         "rope_theta": theta,

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 from helpers import tiny
 from helpers.hostile import refusal
 
 from aigc_jax.core.config import Ema
 from aigc_jax.families.lm import lora
 from aigc_jax.families.lm.transformer import Transformer, TransformerConfig
-from aigc_jax.interop.transformers import names
 from aigc_jax.modalities.spec import TextSpec
 from aigc_jax.modalities.text.tokenizers import ByteTokenizer
 from aigc_jax.nn.layers import Linear, Lora
@@ -62,7 +62,7 @@ def variables():
 
 def test_adapters_that_are_nothing_change_no_bit():
     fresh = variables() | {"lora": jax.tree.map(np.array, variables()["lora"])}
-    for path, leaf in names.flat(fresh["lora"]).items():
+    for path, leaf in flatten_dict(fresh["lora"], sep="/").items():
         leaf *= not path.endswith("lora_b")
     plain = logits_of(False)({"params": fresh["params"]})
     chex.assert_trees_all_equal(logits_of(True)(fresh), plain)
@@ -72,7 +72,7 @@ def test_adapters_that_are_nothing_change_no_bit():
 def test_adapters_begin_as_nothing_and_differ_from_layer_to_layer():
     model = network(**TUNED, remat="full")
     key = jax.random.key(0, impl="rbg")  # which compiles in less time
-    made = names.flat(nn.unbox(jax.jit(model.init)(key, TOKENS)["lora"]))
+    made = flatten_dict(nn.unbox(jax.jit(model.init)(key, TOKENS)["lora"]), sep="/")
     for path, leaf in made.items():
         assert path.endswith("lora_a") == bool(leaf.any())
         assert path.endswith("lora_b") or (leaf[0] != leaf[1]).all()
@@ -94,16 +94,16 @@ def test_merged_adapters_are_the_same_model():
 @pytest.mark.parametrize("targets", [("query", "value"), ("down",), PROJECTIONS], ids=str)
 def test_only_the_kernels_that_are_named_get_adapters(targets):
     found = shapes(**TUNED | dict(lora_targets=targets))
-    kernels = names.flat(found["params"])
+    kernels = flatten_dict(found["params"], sep="/")
     expected = {}
     for target in targets:
         layers, inputs, outputs = kernels[f"layers/{PLACES[target]}/kernel"].shape
         expected[f"layers/{PLACES[target]}/lora_a"] = (layers, inputs, RANK)
         expected[f"layers/{PLACES[target]}/lora_b"] = (layers, RANK, outputs)
-    assert {k: v.shape for k, v in names.flat(found["lora"]).items()} == expected
+    assert {k: v.shape for k, v in flatten_dict(found["lora"], sep="/").items()} == expected
     # The model's own parameters are those without adapters.
     assert {k: v.shape for k, v in kernels.items()} == {
-        k: v.shape for k, v in names.flat(shapes()["params"]).items()
+        k: v.shape for k, v in flatten_dict(shapes()["params"], sep="/").items()
     }
 
 
@@ -176,8 +176,8 @@ def test_training_moves_the_adapters_and_the_new_head_only():
     after, metrics = jax.device_get(step(before, batch))
     assert int(after.skipped) == 0 and float(metrics["grad_norm"].value()) > 0
     chex.assert_trees_all_equal(after.params["base"], params["base"])
-    old = names.flat(params["model"])
-    for path, leaf in names.flat(after.params["model"]).items():
+    old = flatten_dict(params["model"], sep="/")
+    for path, leaf in flatten_dict(after.params["model"], sep="/").items():
         assert (leaf != old[path]).any(), path
     assert set(after.ema) == {"model"}
     share = 0.5**0.5  # a batch is half a half-life
@@ -192,6 +192,6 @@ def test_training_moves_the_adapters_and_the_new_head_only():
 
 def test_the_new_head_and_the_factors_of_adapters_decay():
     shapes = run_of().state_shapes().params["model"]
-    decays = names.flat(decay_mask(shapes))
+    decays = flatten_dict(decay_mask(shapes), sep="/")
     factors = [f"lora/layers/{PLACES[t]}/lora_{x}" for t in ("query", "value") for x in "ab"]
     assert decays == dict.fromkeys([*factors, "task_head/kernel"], True) | {"task_head/bias": False}

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from helpers import plain_transformer, tiny
 from helpers.hostile import refusal
 
 from aigc_jax.families.lm import presets
 from aigc_jax.families.lm.transformer import Transformer, TransformerConfig
-from aigc_jax.interop.transformers import names
+from aigc_jax.interop.transformers.read_folder import transformer_shapes
 from aigc_jax.modalities.spec import TextSpec
 from aigc_jax.modalities.text.tokenizers import ByteTokenizer
 from aigc_jax.nn.layers import Norm
@@ -70,7 +71,7 @@ def model(name):
     config, rng = config_of(name), np.random.default_rng(1)
     leaves = {
         path: rng.normal(0, 0.6, shape).astype(np.float32) + (path.endswith("/scale"))
-        for path, shape in names.shapes(config).items()
+        for path, shape in transformer_shapes(config).items()
     }
     network = Transformer(config, V, T)
 
@@ -78,7 +79,7 @@ def model(name):
     def apply(params, tokens, segments):
         return network.apply({"params": params}, tokens, segments_BT=segments)[0]
 
-    params = names.nested(leaves)
+    params = unflatten_dict(leaves, sep="/")
     return config, params, functools.partial(apply, params)
 
 
@@ -174,7 +175,7 @@ ADDED = [
 
 
 def test_the_parameters_of_each_choice():
-    plain = names.shapes(config_of("plain"))
+    plain = transformer_shapes(config_of("plain"))
     assert plain == {
         "token_embedding/embedding": (V, 8),
         **{f"layers/{n}_norm/scale": (2, 8) for n in ("attention", "mlp")},
@@ -184,13 +185,13 @@ def test_the_parameters_of_each_choice():
         "final_norm/scale": (8,),
     }
     for choice, added in ADDED:
-        assert names.shapes(config_of("plain", **choice)) == plain | added, choice
-    bare = names.shapes(config_of("plain", norm_scale=False, qk_norm=True))
+        assert transformer_shapes(config_of("plain", **choice)) == plain | added, choice
+    bare = transformer_shapes(config_of("plain", norm_scale=False, qk_norm=True))
     assert bare == {k: v for k, v in plain.items() if "norm" not in k}
-    post = names.shapes(config_of("plain", norm_position="post"))
+    post = transformer_shapes(config_of("plain", norm_position="post"))
     assert plain.items() - post.items() == {("final_norm/scale", (8,))}
     sizes = dict(heads=4, kv_heads=2, head_dim=6, mlp_width=5)
-    found = names.shapes(config_of("plain", **sizes))
+    found = transformer_shapes(config_of("plain", **sizes))
     assert found[f"{ATTENTION}/query/kernel"] == (2, 8, 24)
     assert found[f"{ATTENTION}/value/kernel"] == (2, 8, 12)
     assert found[f"{ATTENTION}/out/kernel"] == (2, 24, 8)
@@ -227,12 +228,12 @@ def test_fresh_weights_are_of_the_size_that_is_asked_for():
 
 def test_blocks_that_begin_as_nothing_leave_a_tied_model_its_embedding():
     _, params, apply = model("plain")
-    leaves = names.flat(params)
+    leaves = flatten_dict(params, sep="/")
     leaves |= {k: 0 * v for k, v in leaves.items() if k.endswith("out/kernel")}
     table = leaves["token_embedding/embedding"]
     x = table[TOKENS[0]]
     x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * leaves["final_norm/scale"]
-    logits = apply.func(names.nested(leaves), TOKENS, SEGMENTS)
+    logits = apply.func(unflatten_dict(leaves, sep="/"), TOKENS, SEGMENTS)
     np.testing.assert_allclose(logits[0], x @ table.T, rtol=1e-4, atol=1e-4)
 
 
@@ -247,7 +248,7 @@ def test_blocks_that_begin_as_nothing_leave_a_tied_model_its_embedding():
 )
 def test_published_models_have_as_many_parameters_as_published(section, changes, count):
     fields = {k: v for k, v in (section | changes).items() if k != "name"}
-    shapes = names.shapes(TransformerConfig(**fields))
+    shapes = transformer_shapes(TransformerConfig(**fields))
     assert sum(math.prod(shape) for shape in shapes.values()) == count
 
 

@@ -9,6 +9,7 @@ import os
 
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from helpers.diffusers_models import CONFIGS, DIT, UNET, random_params
 from helpers.hostile import damaged, refusal
 from helpers.model_folders import edit, put, weights
@@ -19,22 +20,21 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.families.diffusion.dit import DiTConfig
 from aigc_jax.families.diffusion.unet import UNetConfig
 from aigc_jax.families.vae.kl_autoencoder import KLConfig
-from aigc_jax.interop.diffusers import names as image_names
-from aigc_jax.interop.diffusers.folder import (
+from aigc_jax.interop.diffusers.classes import BY_CLASS
+from aigc_jax.interop.diffusers.read_folder import (
     WEIGHTS,
-    _read_settings,
-    read_image_folder,
-    write_image_folder,
+    read_diffusers_folder,
+    read_image_config,
 )
-from aigc_jax.interop.diffusers.models import MODELS
-from aigc_jax.interop.transformers import names
+from aigc_jax.interop.diffusers.write_folder import write_diffusers_folder
+from aigc_jax.interop.parameters import bind
 
 
 def folder_of(tmp_path, name="unet"):
     config, shape, classes = CONFIGS[name]
     folder = str(tmp_path / "model")
     params = random_params(config, shape[2], classes)
-    write_image_folder(folder, config, params, shape, classes)
+    write_diffusers_folder(folder, config, params, shape, classes)
     return folder
 
 
@@ -47,12 +47,14 @@ def test_a_model_comes_back_as_it_was(name, tmp_path):
     params = random_params(config, shape[2], classes)
     for dtype in ("float32", "bfloat16"):
         folder = str(tmp_path / dtype)
-        write_image_folder(folder, config, params, shape, classes, dtype=dtype, max_shard_bytes=999)
+        write_diffusers_folder(
+            folder, config, params, shape, classes, dtype=dtype, max_shard_bytes=999
+        )
         assert sum(file.endswith(".safetensors") for file in os.listdir(folder)) > 2
-        read = read_image_folder(folder)
-        assert read.kind.config(**read.model) == config
+        read = read_diffusers_folder(folder)
+        assert read.table.config(**read.model) == config
         assert (read.shape, read.classes, read.dtype) == (shape, classes, dtype)
-        one, other = names.flat(read.params), names.flat(params)
+        one, other = flatten_dict(read.params, sep="/"), flatten_dict(params, sep="/")
         assert one.keys() == other.keys()
         for path in one:
             np.testing.assert_allclose(one[path], other[path], 0 if dtype == "float32" else 4e-3)
@@ -60,12 +62,12 @@ def test_a_model_comes_back_as_it_was(name, tmp_path):
 
 def test_every_field_of_a_config_is_known_to_its_table():
     """A new field must say what it means to diffusers."""
-    published = dict(zip(MODELS, PUBLISHED.values(), strict=True))
-    for name, kind in MODELS.items():
+    published = dict(zip(BY_CLASS, PUBLISHED.values(), strict=True))
+    for name, table in BY_CLASS.items():
         settled = {"learned_sigma", "null_class", "embedders"}
-        named = {*kind.ours_fixed, *kind.idle, *kind.read(published[name][0])}
-        named |= {ours for row in kind.settings for ours in row.ours}
-        fields = {field.name for field in dataclasses.fields(kind.config)}
+        named = {*table.aigc_fixed, *table.no_effect, *table.read(published[name][0])}
+        named |= {field for row in table.settings for field in row.aigc}
+        fields = {field.name for field in dataclasses.fields(table.config)}
         assert named <= fields and fields - named <= settled
 
 
@@ -97,20 +99,20 @@ PUBLISHED = {  # config.json as it lies beside well-known weights, and millions 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_settings_are_read_and_give_models_of_the_known_size(name):
     theirs, millions = PUBLISHED[name]
-    kind = MODELS[theirs["_class_name"]]
-    fields, shape, classes = _read_settings(kind, theirs, name)
-    config = kind.config(**fields)
-    ours = kind.init(config, shape[2], classes)
+    table = BY_CLASS[theirs["_class_name"]]
+    fields, shape, classes = read_image_config(table, theirs, name)
+    config = table.config(**fields)
+    ours = table.shapes(config, shape[2], classes)
     assert sum(map(math.prod, ours.values())) / 1e6 == pytest.approx(millions, abs=0.1)
     # Each of our parameters is one of theirs or some, and no two of theirs have a name.
-    tensors = image_names.tensors(kind.pairs(config), ours, kind.theirs)
+    tensors = bind(table.rules(config), ours, table.hf)
     assert len({tensor.name for tensor in tensors}) == len(tensors)
-    assert {tensor.ours for tensor in tensors} == set(ours)
+    assert {path for tensor in tensors for path in tensor.rule.aigc} == set(ours)
 
 
 def test_old_names_and_buffers_are_understood(tmp_path):
     folder = folder_of(tmp_path)
-    wanted = read_image_folder(folder)
+    wanted = read_diffusers_folder(folder)
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     arrays = {}
     for name, array in weights(folder, WEIGHTS).items():
@@ -119,22 +121,22 @@ def test_old_names_and_buffers_are_understood(tmp_path):
         arrays[name] = array
     assert any(".proj_attn." in name for name in arrays)
     put(folder, arrays, WEIGHTS)
-    again = read_image_folder(folder)
+    again = read_diffusers_folder(folder)
     np.testing.assert_equal(again.params, wanted.params)
     new = weights(folder_of(tmp_path / "b"), WEIGHTS)
     put(folder, arrays | {n: a for n, a in new.items() if "to_q" in n}, WEIGHTS)
-    assert "twice" in refusal(read_image_folder, folder)
+    assert "twice" in refusal(read_diffusers_folder, folder)
 
     folder = folder_of(tmp_path / "c", "dit")
     buffer = {"pos_embed.pos_embed": np.zeros((1, 4, 8), np.float32)}
     put(folder, weights(folder, WEIGHTS) | buffer, WEIGHTS)
-    read_image_folder(folder)
+    read_diffusers_folder(folder)
 
 
 def test_missing_keys_mean_what_they_do_to_diffusers(tmp_path):
     folder = folder_of(tmp_path, "kl")
     edit(folder, drop=["shift_factor", "latents_mean", "use_quant_conv", "sample_size"])
-    read = read_image_folder(folder)
+    read = read_diffusers_folder(folder)
     assert read.model["quant_conv"] and read.model["shift_factor"] == 0
     assert read.shape == (32, 32, 3) and "32×32" in read.notes[0]
 
@@ -154,9 +156,9 @@ def test_missing_keys_mean_what_they_do_to_diffusers(tmp_path):
     ("unet", dict(block_out_channels="4"), "block_out_channels"),
     ("unet", dict(block_out_channels=[]), "block_out_channels"),
     ("unet", dict(block_out_channels=[4, 12]), "shape"),
-    ("unet", dict(block_out_channels=[4, 2**30]), "too large"),
+    ("unet", dict(block_out_channels=[4, 2**30]), "channels"),
     ("unet", dict(block_out_channels=[4, 9]), "divisible"),
-    ("unet", dict(layers_per_block=10**8), "too large"),
+    ("unet", dict(layers_per_block=10**8), "blocks"),
     ("unet", dict(layers_per_block=2), "lacks the tensor"),
     ("unet", dict(norm_num_groups=None), "norm_num_groups"),
     ("unet", dict(freq_shift=2), "freq_shift"),
@@ -178,11 +180,11 @@ def test_missing_keys_mean_what_they_do_to_diffusers(tmp_path):
     ("dit", dict(norm_elementwise_affine=True), "norm_elementwise_affine"),
     ("dit", dict(activation_fn="geglu"), "activation_fn"),
     ("dit", dict(num_attention_heads=10**9), "num_attention_heads"),
-    ("dit", dict(num_attention_heads=2**16, attention_head_dim=4), "too large"),
+    ("dit", dict(num_attention_heads=2**16, attention_head_dim=4), "width"),
     ("dit", dict(attention_head_dim=3), "divisible"),
-    ("dit", dict(num_layers=10**6), "too large"),
+    ("dit", dict(num_layers=10**6), "depth"),
     ("dit", dict(num_layers=3), "transformer_blocks.2"),
-    ("dit", dict(patch_size=2**20), "too large"),
+    ("dit", dict(patch_size=2**20), "patch_size"),
     ("dit", dict(num_embeds_ada_norm=None), "class_embedder"),
     ("kl", dict(latents_mean=[0.0]), "latents_mean"),
     ("kl", dict(down_block_types=["AttnDownEncoderBlock2D"] * 2), "AttnDownEncoderBlock2D"),
@@ -193,22 +195,22 @@ def test_missing_keys_mean_what_they_do_to_diffusers(tmp_path):
 def test_settings_that_do_not_fit_are_refused(name, changes, word, tmp_path):
     folder = folder_of(tmp_path, name)
     edit(folder, **changes)
-    assert word in refusal(read_image_folder, folder)
+    assert word in refusal(read_diffusers_folder, folder)
 
 
 def test_folders_that_hold_no_such_model_are_refused(tmp_path):
-    assert "no config.json" in refusal(read_image_folder, str(tmp_path))
+    assert "no config.json" in refusal(read_diffusers_folder, str(tmp_path))
     for part in ("unet", "vae"):
         (tmp_path / "pipe" / part).mkdir(parents=True)
         (tmp_path / "pipe" / part / "config.json").write_text("{}")
     (tmp_path / "pipe" / "model_index.json").write_text("{}")
-    message = refusal(read_image_folder, str(tmp_path / "pipe"))
+    message = refusal(read_diffusers_folder, str(tmp_path / "pipe"))
     assert "pipeline" in message and "pipe/unet or" in message and "pipe/vae" in message
     folder = folder_of(tmp_path)
     os.rename(os.path.join(folder, WEIGHTS), os.path.join(folder, "diffusion_pytorch_model.bin"))
-    assert "pickle" in refusal(read_image_folder, folder)
+    assert "pickle" in refusal(read_diffusers_folder, folder)
     os.remove(os.path.join(folder, "diffusion_pytorch_model.bin"))
-    assert WEIGHTS in refusal(read_image_folder, folder)
+    assert WEIGHTS in refusal(read_diffusers_folder, folder)
 
 
 def test_tensors_that_do_not_fit_are_refused(tmp_path):
@@ -220,10 +222,10 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path):
         ({some: np.zeros((8, 8), np.int32)}, "I32"),
     ):  # fmt: skip
         put(folder, arrays | change, WEIGHTS)
-        assert word in refusal(read_image_folder, folder)
+        assert word in refusal(read_diffusers_folder, folder)
     del arrays[some]
     put(folder, arrays, WEIGHTS)
-    assert some in refusal(read_image_folder, folder)
+    assert some in refusal(read_diffusers_folder, folder)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -237,7 +239,7 @@ def test_damaged_files_are_refused_or_read(tmp_path_factory, data):
         with open(path, "wb") as f:
             f.write(content)
     try:
-        read_image_folder(folder)
+        read_diffusers_folder(folder)
     except UserError as e:
         assert str(e).isprintable()
 
@@ -252,13 +254,13 @@ def test_damaged_files_are_refused_or_read(tmp_path_factory, data):
     (KLConfig(signed_output=True), "norm_groups"),
 ])  # fmt: skip
 def test_models_that_diffusers_lacks_are_refused(config, word, tmp_path):
-    message = refusal(write_image_folder, str(tmp_path / "m"), config, {}, (8, 8, 3), 2)
+    message = refusal(write_diffusers_folder, str(tmp_path / "m"), config, {}, (8, 8, 3), 2)
     assert word in message and not (tmp_path / "m").exists()
-    assert "classes" in refusal(write_image_folder, str(tmp_path / "m"), DIT, {}, (4, 4, 1), 0)
-    assert "square" in refusal(write_image_folder, str(tmp_path / "m"), DIT, {}, (4, 8, 1), 2)
+    assert "classes" in refusal(write_diffusers_folder, str(tmp_path / "m"), DIT, {}, (4, 4, 1), 0)
+    assert "square" in refusal(write_diffusers_folder, str(tmp_path / "m"), DIT, {}, (4, 8, 1), 2)
 
 
 def test_parameters_that_diffusers_lacks_are_refused(tmp_path):
     params = random_params(UNET, 3, 0) | {"span_in": {"kernel": np.zeros((4, 8), np.float32)}}
-    message = refusal(write_image_folder, str(tmp_path / "m"), UNET, params, (4, 4, 3), 0)
+    message = refusal(write_diffusers_folder, str(tmp_path / "m"), UNET, params, (4, 4, 3), 0)
     assert "span_in/kernel" in message

@@ -1,4 +1,4 @@
-"""Adapters of Hugging Face's PEFT → low-rank changes of our transformer."""
+"""Reads a folder of Hugging Face's PEFT: LoRA adapters of our transformer."""
 
 import dataclasses
 import math
@@ -8,26 +8,26 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import safe_open
 
 from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.families.lm.transformer import TransformerConfig
-from aigc_jax.interop.mapping import Architecture, Weight, words
-from aigc_jax.interop.peft.export import (
+from aigc_jax.interop.mapping import TensorRule, words
+from aigc_jax.interop.peft.write_folder import (
     CONFIG,
     JOINT,
     PREFIX,
     WEIGHTS,
-    kernels_of,
-    module_of,
-    paths_of,
-    suffix_of,
+    layer_kernels,
+    name_in_layer,
 )
-from aigc_jax.interop.transformers import names
+from aigc_jax.interop.safetensors_folder import DTYPES, PICKLED, StoredTensors, read_json
 from aigc_jax.interop.transformers.architectures import ARCHITECTURES
-from aigc_jax.interop.weights import DTYPES, PICKLED, Tensors, read_json
+from aigc_jax.interop.transformers.read_folder import transformer_shapes
+from aigc_jax.interop.transformers.table import Architecture
 
-# Keys of adapter_config.json without an effect on what a trained adapter computes.
+# Keys of adapter_config.json without an effect on the output of a trained adapter.
 IGNORED = words(
     """
     auto_mapping base_model_name_or_path peft_version task_type inference_mode revision lora_dropout
@@ -36,8 +36,8 @@ IGNORED = words(
     """
 )
 READ = words("r lora_alpha rank_pattern alpha_pattern use_rslora")
-# And those with one, at the values that are supported; any other must be off.
-PLAIN = {
+# Keys with an effect, at the values that are supported; any other key must be off.
+SUPPORTED = {
     "peft_type": ("LORA",), "bias": ("none",),
     "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
 }  # fmt: skip
@@ -49,15 +49,16 @@ Factors = tuple[np.ndarray, np.ndarray]  # PEFT's: (r, in) and (out, r)
 
 
 @dataclasses.dataclass(frozen=True)
-class Adapter:
-    """An adapter from elsewhere.
+class ImportedAdapter:
+    """LoRA adapters of another library.
 
     Attributes:
       lora: the collection "lora" of `Transformer`, float32.
       rank: `lora_rank`.
       alpha: `lora_alpha`.
       targets: `lora_targets`.
-      base: the name or path of the model that it changes, if the file says it.
+      base: name or path of the model that it adapts, if the file says it; else "".
+      architectures: values of `model_type` that have modules of these names.
     """
 
     lora: dict[str, Any]
@@ -65,17 +66,39 @@ class Adapter:
     alpha: float
     targets: tuple[str, ...]
     base: str
+    architectures: tuple[str, ...]
+
+    def check_base(self, model: TransformerConfig, folder: str) -> None:
+        """Compares the shapes of the adapters with those of a model.
+
+        Args:
+          model: that they are to adapt.
+          folder: of the adapters, for messages.
+
+        Raises:
+          UserError: if they are for another model.
+        """
+        shapes, factors = transformer_shapes(model), flatten_dict(self.lora, sep="/")
+        for path in sorted({path.rpartition("/")[0] for path in factors}):
+            a, b = factors[f"{path}/lora_a"], factors[f"{path}/lora_b"]
+            shape = (len(a), a.shape[1], b.shape[2])
+            expected = shapes.get(f"{path}/kernel", "none")
+            if expected != shape:
+                raise UserError(
+                    f"{shorten(folder)} adapts {path} of the shape {shape}, but the base's is"
+                    f" {expected}"
+                )
 
 
-def read_adapter(folder: str, model: TransformerConfig | None = None) -> Adapter:
-    """The adapter in a folder that PEFT or `write_adapter` has written.
+def read_peft_folder(folder: str, model: TransformerConfig | None = None) -> ImportedAdapter:
+    """Reads the adapter in a folder that PEFT or `write_peft_folder` has written.
 
     Args:
       folder: with adapter_config.json and adapter_model.safetensors.
-      model: the model that it is for, if it shall be compared.
+      model: that it adapts, to check its shapes; None: they are not checked.
 
     Raises:
-      UserError: if it is no such folder, not a plain LoRA of one rank, or not for this model.
+      UserError: if the folder is incomplete, or not a plain LoRA of one rank for this model.
     """
     folder = os.path.expanduser(folder)
     where = os.path.join(folder, CONFIG)
@@ -85,50 +108,52 @@ def read_adapter(folder: str, model: TransformerConfig | None = None) -> Adapter
     _check_config(config, shorten(where))
     stored, joint = _open(folder)
     kinds, factors = set(), {}
-    for weight, layers in _modules(stored, folder).items():
+    modules, architectures = _find_modules(stored, folder)
+    for rule, layers in modules.items():
         if sorted(layers) != list(range(len(layers))):
             raise UserError(
-                f"{shorten(folder)} lacks layers of {suffix_of(weight)}: all must be there"
+                f"{shorten(folder)} lacks layers of {name_in_layer(rule)}: all must be there"
             )
         stacks: dict[str, list[Factors]] = {}
         for _, pair in sorted(layers.items()):
             a, b = _read_pair(stored, pair, folder)
-            for path, part in _split(weight, a, b, joint, folder).items():
+            for path, part in _split(rule, a, b, joint, folder).items():
                 stacks.setdefault(path, []).append(part)
         for path, pairs in stacks.items():
             factors[path] = _stacked(pairs, path, folder)
             rank = factors[path][0].shape[-1]
-            kinds.add((rank, _alpha(config, weight, len(a), rank, shorten(where))))
+            kinds.add((rank, _alpha(config, rule, len(a), rank, shorten(where))))
     if len(kinds) != 1:
         raise UserError(
             f"{shorten(folder)} changes kernels with different ranks or scales, which is not"
             " supported: merge it with PEFT first"
         )
-    if model is not None:
-        _check_model(factors, model, folder)
     rank, alpha = kinds.pop()
     base = config.get("base_model_name_or_path")
     leaves = {
         f"{path}/lora_{x}": f for path, ab in factors.items() for x, f in zip("ab", ab, strict=True)
     }
-    return Adapter(
-        lora=names.nested(leaves),
+    adapter = ImportedAdapter(
+        lora=unflatten_dict(leaves, sep="/"),
         rank=rank,
         alpha=alpha,
         targets=tuple(t for path, t in TARGETS.items() if f"layers/{path}" in factors),
         base=base if isinstance(base, str) else "",
+        architectures=architectures,
     )
+    if model is not None:
+        adapter.check_base(model, folder)
+    return adapter
 
 
 def _check_config(config: Mapping[str, Any], where: str) -> None:
     """Raises UserError for what is not a plain LoRA."""
     for key, value in config.items():
-        plain = PLAIN.get(key, (None, False, {}, []))
-        if key not in IGNORED and key not in READ and value not in plain:
+        allowed = SUPPORTED.get(key, (None, False, {}, []))
+        if key not in IGNORED and key not in READ and value not in allowed:
             raise UserError(
                 f"{where} sets {shorten(key, 60)}={shorten(value, 60)}, which is not supported:"
-                " merge"
-                " the adapter with PEFT first"
+                " merge the adapter with PEFT first"
             )
     if config.get("peft_type") != "LORA":
         raise UserError(f"{where} has no peft_type LORA")
@@ -152,15 +177,15 @@ def _number(value: Any, key: str, where: str) -> None:
         raise UserError(f"{where}: {key} must be positive, but it is {shorten(value, 60)}")
 
 
-def _open(folder: str) -> tuple[Tensors, list[str]]:
-    """The tensors, and which of our kernels share one of theirs if the file says it."""
+def _open(folder: str) -> tuple[StoredTensors, list[str]]:
+    """Returns the tensors, and the kernels of ours that share one, if the file says it."""
     path = os.path.join(folder, WEIGHTS)
     if not os.path.exists(path) and any(name.endswith(PICKLED) for name in os.listdir(folder)):
         raise UserError(
             f"{shorten(folder)} has its weights in a pickle, which can run code and is not read:"
             f" convert it to {WEIGHTS}"
         )
-    stored = Tensors([path])
+    stored = StoredTensors([path])
     try:
         with safe_open(path, framework="np") as f:
             return stored, (f.metadata() or {}).get(JOINT, "").split()
@@ -168,56 +193,62 @@ def _open(folder: str) -> tuple[Tensors, list[str]]:
         raise UserError(f"{shorten(path)} cannot be read: {one_line(e)}") from e
 
 
-def _modules(stored: Tensors, folder: str) -> dict[Weight, dict[int, dict[str, str]]]:
-    """The names of the factors "A" and "B" by kernel and layer.
+Modules = dict[TensorRule, dict[int, dict[str, str]]]
+
+
+def _find_modules(stored: StoredTensors, folder: str) -> tuple[Modules, tuple[str, ...]]:
+    """Returns names of the factors "A" and "B" by kernel and layer, and the architectures.
 
     Raises:
-      UserError: if they are not those of an architecture that is supported.
+      UserError: if no supported architecture has them.
     """
     if not stored.files:
-        raise UserError(f"{shorten(folder)} holds no factors")
-    strange = ""
+        raise UserError(f"{shorten(folder)} has no factors")
+    candidates: dict[str, Modules] = {}
+    unknown = ""
     for arch in ARCHITECTURES.values():
-        found: dict[Weight, dict[int, dict[str, str]]] = {}
+        found: Modules = {}
         for name in stored.files:
             place = _place(name, arch)
             if place is None:
-                strange = strange or name
+                unknown = unknown or name
                 break
-            weight, layer, factor = place
-            found.setdefault(weight, {}).setdefault(layer, {})[factor] = name
+            rule, layer, factor = place
+            found.setdefault(rule, {}).setdefault(layer, {})[factor] = name
         else:
-            return found
-    raise UserError(
-        f"{shorten(folder)} has {shorten(strange, 150)}, but only a plain LoRA of the kernels of"
-        f" {', '.join(ARCHITECTURES)} is supported"
-    )
+            candidates[arch.hf] = found
+    if not candidates:
+        raise UserError(
+            f"{shorten(folder)} has {shorten(unknown, 150)}, but only a plain LoRA of the kernels"
+            f" of {', '.join(ARCHITECTURES)} is supported"
+        )
+    return next(iter(candidates.values())), tuple(candidates)
 
 
-def _place(name: str, arch: Architecture) -> tuple[Weight, int, str] | None:
-    """The kernel, the layer and the factor of a tensor's name; None: it is not of this kind."""
+def _place(name: str, arch: Architecture) -> tuple[TensorRule, int, str] | None:
+    """Returns kernel, layer and factor of a tensor's name; None: the architecture has no such."""
     parts = re.fullmatch(r"(.*)\.lora_([AB])(?:\.default)?\.weight", name.removeprefix(PREFIX))
     if parts is None:
         return None
-    for weight in kernels_of(arch):
-        pattern = re.escape(module_of(weight)).replace(r"\{layer\}", r"(\d{1,5})")
+    for rule in layer_kernels(arch):
+        pattern = re.escape(rule.hf_module).replace(r"\{layer\}", r"(\d{1,5})")
         for module in (parts[1], arch.prefix + parts[1]):
             match = re.fullmatch(pattern, module)
             if match:
-                return weight, int(match[1]), parts[2]
+                return rule, int(match[1]), parts[2]
     return None
 
 
-def _read_pair(stored: Tensors, pair: Mapping[str, str], folder: str) -> Factors:
-    """The two factors of a module, float32."""
+def _read_pair(stored: StoredTensors, pair: Mapping[str, str], folder: str) -> Factors:
+    """Returns the two factors of a module, float32."""
     if len(pair) < 2:
         raise UserError(
-            f"{shorten(folder)} has {shorten(*pair.values(), 150)}, but not its partner"
+            f"{shorten(folder)} has {shorten(*pair.values(), 150)}, but not its other factor"
         )
     for name in pair.values():
         if stored.dtypes[name] not in DTYPES or len(stored.shapes[name]) != 2:
             raise UserError(
-                f"{shorten(folder)} has {shorten(name, 150)}, which is no matrix of floats"
+                f"{shorten(folder)} has {shorten(name, 150)}, which is not a matrix of floats"
             )
     a, b = (stored.read(pair[factor]).astype(np.float32) for factor in "AB")
     if len(a) != b.shape[1] or not len(a):
@@ -228,59 +259,53 @@ def _read_pair(stored: Tensors, pair: Mapping[str, str], folder: str) -> Factors
 
 
 def _split(
-    weight: Weight, a: np.ndarray, b: np.ndarray, joint: list[str], folder: str
+    rule: TensorRule, a: np.ndarray, b: np.ndarray, joint: list[str], folder: str
 ) -> dict[str, Factors]:
-    """The factors of each of our kernels that share a module."""
-    paths = paths_of(weight)
+    """Returns the factors of each of our kernels that share a module."""
+    paths = rule.aigc_modules
     if len(paths) == 1:
         return {paths[0]: (a, b)}
     if len(b) % len(paths):
-        raise UserError(f"{shorten(folder)}: {suffix_of(weight)} has {len(b)} outputs, not thirds")
+        raise UserError(
+            f"{shorten(folder)}: {name_in_layer(rule)} has {len(b)} outputs, which do not"
+            " divide by 3"
+        )
     rows = dict(zip(paths, np.split(b, len(paths)), strict=True))
     if not joint:
         return {path: (a, rows[path]) for path in paths}
     rank, rest = divmod(len(a), len(joint))
     if rest or set(joint) - set(paths) or len(set(joint)) < len(joint):
-        raise UserError(f"{shorten(folder)} joins {shorten(joint, 100)}, which cannot be")
+        raise UserError(f"{shorten(folder)} joins {shorten(joint, 100)}, which is inconsistent")
     split = {}
     for i, path in enumerate(joint):
         block = slice(i * rank, (i + 1) * rank)
         split[path] = (a[block], rows[path][:, block])
     if sum(np.count_nonzero(part) for _, part in split.values()) != np.count_nonzero(b):
-        raise UserError(f"{shorten(folder)}: {suffix_of(weight)} is not made of blocks, as it says")
+        raise UserError(
+            f"{shorten(folder)}: {name_in_layer(rule)} is not block-diagonal, as its metadata says"
+        )
     return split
 
 
 def _stacked(pairs: list[Factors], path: str, folder: str) -> Factors:
-    """Our factors of all layers: (L, in, r) and (L, r, out)."""
+    """Returns our factors of all layers: (L, in, r) and (L, r, out)."""
     if len({(a.shape, b.shape) for a, b in pairs}) > 1:
         raise UserError(f"{shorten(folder)}: the layers' factors of {path} differ in shape")
     a, b = (np.stack([pair[i].T for pair in pairs]) for i in (0, 1))
     return a, b
 
 
-def _alpha(config: Mapping[str, Any], weight: Weight, whole: int, rank: int, where: str) -> float:
-    """Our alpha of a kernel of this rank, whose module has the rank `whole`."""
-    module = "." + module_of(weight).format(layer=0)
+def _alpha(config: Mapping[str, Any], rule: TensorRule, whole: int, rank: int, where: str) -> float:
+    """Returns our alpha of a kernel of rank `rank`, whose module there has the rank `whole`."""
+    module = "." + rule.hf_module.format(layer=0)
 
-    def said(key: str, pattern: str) -> Any:
+    def config_value(key: str, pattern: str) -> Any:
         for name, value in (config.get(pattern) or {}).items():
             if module.endswith("." + name.replace("\\.", ".")):
                 return value
         return config[key]
 
-    if said("r", "rank_pattern") != whole:
-        raise UserError(f"{where} says another rank than the {whole} of {module[1:]}")
-    alpha = said("lora_alpha", "alpha_pattern")
+    if config_value("r", "rank_pattern") != whole:
+        raise UserError(f"{where} says another rank than {whole}, which is that of {module[1:]}")
+    alpha = config_value("lora_alpha", "alpha_pattern")
     return float(alpha * rank / (math.sqrt(whole) if config.get("use_rslora") else whole))
-
-
-def _check_model(factors: Mapping[str, Factors], model: TransformerConfig, folder: str) -> None:
-    ours = names.shapes(model)
-    for path, (a, b) in factors.items():
-        shape = (len(a), a.shape[1], b.shape[2])
-        if ours.get(f"{path}/kernel") != shape:
-            raise UserError(
-                f"{shorten(folder)} changes {path} of the shape {shape}, but the model's is"
-                f" {ours.get(f'{path}/kernel', 'none')}"
-            )

@@ -1,6 +1,6 @@
-"""The tokenizer in a GGUF file's metadata: byte-level BPE, as GPT-2, SmolLM, Qwen and Llama 3 have.
+"""Tokenizer in a GGUF file's metadata: byte-level BPE of GPT-2, SmolLM, Qwen and Llama 3.
 
-A GGUF file names the rule by which text is cut before the merges; these are the rules.
+A GGUF file names the rule that splits text before the merges; the rules are here.
 """
 
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ from typing import Any
 from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.modalities.text.hf_tokenizer import checked
 
-CONTROL, USER_DEFINED = 3, 4  # kinds of tokens that are never merged from others
-# Keys of the metadata; "eot" ends a turn, beside the token that ends a text.
+CONTROL, USER_DEFINED = 3, 4  # token types that merges never produce
+# Metadata key → role; "eot" ends a turn, in addition to the token that ends a text.
 ROLES = {
     "bos": "bos",
     "eos": "eos",
@@ -21,30 +21,30 @@ ROLES = {
 }
 _ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# A pattern that cuts the text, or "digits" and "gpt2": the rule of GPT-2, which is built in.
+# A pattern that splits the text, or "digits", or "gpt2": the built-in pattern of GPT-2.
 RULES = {
     "gpt-2": ("gpt2",),
     "smollm": ("digits", "gpt2"),
     "qwen2": (rf"{_ENGLISH}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{_REST}",),
     "llama-bpe": (rf"{_ENGLISH}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}{_REST}",),
 }
-WHOLE_WORDS = ("llama-bpe",)  # a word that is a token stays one, whatever the merges
-COMPOSED = ("qwen2",)  # text is brought to Unicode's form C first
-BEGINS = ("llama-bpe",)  # begins with bos unless the file says otherwise
+IGNORE_MERGES = ("llama-bpe",)  # a word that is a token is not split by the merges
+NFC = ("qwen2",)  # text is normalised to Unicode NFC first
+ADD_BOS = ("llama-bpe",)  # texts begin with bos unless the file says otherwise
 
 
-def read_tokenizer(
+def read_gguf_tokenizer(
     metadata: Mapping[str, Any], vocab_size: int, where: str
 ) -> tuple[Any, dict[str, Any]]:
-    """A `tokenizers.Tokenizer`, and the ids of special tokens by their role (`Imported`).
+    """Returns a `tokenizers.Tokenizer` and the ids of special tokens by role (`ImportedText`).
 
     Args:
       metadata: of the file.
-      vocab_size: rows of the model's embedding; ids go no further.
+      vocab_size: rows of the model's embedding, an upper bound of the ids.
       where: the file, for messages.
 
     Raises:
-      UserError: if it is of a kind that is not supported, or broken.
+      UserError: if its kind is not supported, or it is broken.
     """
     model, rule = (metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
     if model != "gpt2" or not isinstance(rule, str) or rule not in RULES:
@@ -66,12 +66,12 @@ def read_tokenizer(
         i = metadata.get(f"tokenizer.ggml.{key}_token_id")
         if type(i) is int and 0 <= i < len(tokens):
             specials[role] = [specials["eos"], i] if key == "eot" and "eos" in specials else i
-    begins = metadata.get("tokenizer.ggml.add_bos_token", rule in BEGINS)
+    add_bos = metadata.get("tokenizer.ggml.add_bos_token", rule in ADD_BOS)
     try:
         with checked():
             tokenizer = _build(tokens, merges, kinds, rule)
-            if begins is True and "bos" in specials:
-                _begin(tokenizer, tokens[specials["bos"]], specials["bos"])
+            if add_bos is True and "bos" in specials:
+                _add_prefix(tokenizer, tokens[specials["bos"]], specials["bos"])
     except ValueError as e:
         raise UserError(f"{where} has a broken tokenizer: {one_line(e)}") from e
     return tokenizer, specials
@@ -80,7 +80,9 @@ def read_tokenizer(
 def _listed(metadata: Mapping[str, Any], key: str, kind: type, where: str) -> list[Any]:
     values = metadata.get(f"tokenizer.ggml.{key}", [])
     if not isinstance(values, list) or any(type(value) is not kind for value in values):
-        raise UserError(f"{where} has a broken tokenizer: its {key} are no list of {kind.__name__}")
+        raise UserError(
+            f"{where} has a broken tokenizer: its {key} are not a list of {kind.__name__}"
+        )
     return values
 
 
@@ -92,7 +94,7 @@ def _build(tokens: list[str], merges: list[str], kinds: list[int], rule: str) ->
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError("a merge is not of two tokens")
     vocab = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(BPE(vocab, pairs, ignore_merges=rule in WHOLE_WORDS))
+    tokenizer = Tokenizer(BPE(vocab, pairs, ignore_merges=rule in IGNORE_MERGES))
     steps: list[Any] = []
     for step in RULES[rule]:
         if step == "digits":
@@ -103,7 +105,7 @@ def _build(tokens: list[str], merges: list[str], kinds: list[int], rule: str) ->
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=built_in))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
-    if rule in COMPOSED:
+    if rule in NFC:
         tokenizer.normalizer = normalizers.NFC()
     marked = list(zip(tokens, kinds, strict=False))
     control = [AddedToken(t, normalized=False, special=True) for t, k in marked if k == CONTROL]
@@ -113,8 +115,8 @@ def _build(tokens: list[str], merges: list[str], kinds: list[int], rule: str) ->
     return tokenizer
 
 
-def _begin(tokenizer: Any, token: str, i: int) -> None:
-    """Lets every text begin with a token."""
+def _add_prefix(tokenizer: Any, token: str, i: int) -> None:
+    """Makes every text begin with a token."""
     from tokenizers.processors import TemplateProcessing
 
     tokenizer.post_processor = TemplateProcessing(

@@ -1,7 +1,10 @@
-"""GGUF files: metadata and tensors, as llama.cpp writes them (version 2 and 3, little-endian).
+"""GGUF files: metadata and tensors, as llama.cpp writes them (versions 2 and 3, little-endian).
 
-Every claim of the header is compared with the file's size before it takes memory; tensors are read
-and dequantised one at a time.
+Every size in the header is checked against the file's before memory is taken; tensors are read and
+dequantised one at a time. Types and dequantisation are those of the package `gguf`, its GGUFReader
+is not used: it follows a list's claimed length past the end of the file without an error, and makes
+array objects for each token (of a vocabulary of 152,000: 7.8 s and 509 MiB, against 0.2 s and
+28 MiB here). Checking the header before it reads would take the parser below as well.
 """
 
 import math
@@ -20,17 +23,17 @@ VERSIONS = (2, 3)
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q",
            11: "<q", 12: "<d"}  # fmt: skip
 FLOAT32, STRING, ARRAY = 6, 8, 9
-MAX_ITEMS = 5_000_000  # of a list; vocabularies and their merges have fewer than a million
-CHUNK = 2**24  # weights that are dequantised at once
+MAX_ITEMS = 5_000_000  # in a list; vocabularies and their merges have fewer than a million
+CHUNK = 2**24  # weights dequantised at once
 
 
-class Stored(NamedTuple):
-    """Where a tensor lies.
+class TensorInfo(NamedTuple):
+    """Shape, type and position of a tensor.
 
     Attributes:
-      shape: with the outermost axis first.
-      kind: ggml's number of its type.
-      offset: bytes from the file's start.
+      shape: outermost axis first.
+      kind: ggml's number of the type.
+      offset: bytes from the start of the file.
       size: bytes.
     """
 
@@ -41,11 +44,11 @@ class Stored(NamedTuple):
 
 
 class GgufFile:
-    """An open file.
+    """An open GGUF file.
 
     Attributes:
-      path: where it lies.
-      metadata: its keys and values; lists of numbers as they are.
+      path: of the file.
+      metadata: its keys and values.
       tensors: its tensors by name.
     """
 
@@ -64,14 +67,16 @@ class GgufFile:
         self._sizes, self._types, self._quants = GGML_QUANT_SIZES, GGMLQuantizationType, quants
         self.path = os.path.expanduser(path)
         self.metadata: dict[str, Any] = {}
-        self.tensors: dict[str, Stored] = {}
+        self.tensors: dict[str, TensorInfo] = {}
         with open_file(path) as f:
             try:
                 self._data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
                 self._at = 0
                 self._read_header()
             except (ValueError, KeyError, OSError, OverflowError, struct.error) as e:
-                raise UserError(f"{shorten(path)} is not a whole GGUF file: {one_line(e)}") from e
+                raise UserError(
+                    f"{shorten(path)} is not a complete GGUF file: {one_line(e)}"
+                ) from e
 
     def _take(self, form: str) -> Any:
         (value,) = struct.unpack_from(form, self._data, self._at)
@@ -89,7 +94,7 @@ class GgufFile:
     def _value(self, kind: int) -> Any:
         if kind in SCALARS:
             value = self._take(SCALARS[kind])
-            # As the shortest decimal: 1e-5, not what it becomes in 32 bits.
+            # The shortest decimal: 1e-5 instead of the nearest 32-bit number.
             return float(str(np.float32(value))) if kind == FLOAT32 else value
         if kind == STRING:
             return self._string()
@@ -107,7 +112,7 @@ class GgufFile:
 
     def _read_header(self) -> None:
         if self._data[:4] != MAGIC:
-            raise ValueError("it does not begin as one")
+            raise ValueError("it does not begin with GGUF")
         self._at = 4
         version = self._take("<I")
         if version not in VERSIONS:
@@ -132,24 +137,24 @@ class GgufFile:
         for name, shape, kind, offset in found:
             if name in self.tensors:
                 raise ValueError(f"it has the tensor {shorten(name, 60)} twice")
-            self.tensors[name] = self._stored(name, shape, kind, start + offset)
+            self.tensors[name] = self._tensor_info(name, shape, kind, start + offset)
 
-    def _stored(self, name: str, shape: tuple[int, ...], kind: int, offset: int) -> Stored:
+    def _tensor_info(self, name: str, shape: tuple[int, ...], kind: int, offset: int) -> TensorInfo:
         block, block_bytes = self._sizes[self._types(kind)]
         row = shape[-1] if shape else 1
         if row % block:
-            raise ValueError(f"the rows of {shorten(name, 60)} are not of whole blocks")
+            raise ValueError(f"the rows of {shorten(name, 60)} do not consist of whole blocks")
         size = math.prod(shape) // block * block_bytes
         if offset + size > len(self._data):
             raise ValueError(f"the tensor {shorten(name, 60)} is cut off")
-        return Stored(shape, kind, offset, size)
+        return TensorInfo(shape, kind, offset, size)
 
     def kind(self, name: str) -> str:
-        """The name of a tensor's type, such as Q4_1."""
+        """Returns the name of a tensor's type, such as Q4_1."""
         return self._types(self.tensors[name].kind).name
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor in float32.
+        """Returns a tensor in float32.
 
         Raises:
           UserError: if it is of a type that the package gguf cannot dequantise.
@@ -166,9 +171,8 @@ class GgufFile:
                 part = self._quants.dequantize(data[i : i + step], self._types(stored.kind))
             except NotImplementedError as e:
                 raise UserError(
-                    f"{shorten(self.path)} has {name} in the type {self.kind(name)}, which"
-                    " cannot be"
-                    " dequantised: take a file in F16 or Q8_0"
+                    f"{shorten(self.path)} has {name} in the type {self.kind(name)}, which cannot"
+                    " be dequantised: take a file in F16 or Q8_0"
                 ) from e
             rows[i : i + step] = part
         return out
