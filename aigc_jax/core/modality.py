@@ -21,7 +21,8 @@ class Spec(Protocol):
       class_names: one per label; empty for data without labels.
     """
 
-    class_names: tuple[str, ...]
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
 
     @property
     def modality(self) -> str: ...

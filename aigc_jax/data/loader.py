@@ -121,7 +121,7 @@ class DataLoader:
 
     def position(self) -> dict[str, Any]:
         """The position as plain JSON values, equal on every process; all processes must call it."""
-        position = {"examples": self.taken * self.batch_size}
+        position: dict[str, Any] = {"examples": self.taken * self.batch_size}
         state = self._iterator.get_state()
         if self._batches.streams:
             streams = {k: self._gather(s).tolist() for k, s in state["streams"].items()}

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from aigc_jax.core.errors import UserError, one_line, shorten
@@ -31,7 +31,7 @@ class RawDataset:
       streamed: whether it is text that is too long to be held in memory.
     """
 
-    splits: dict[str, Sequence[Callable[[], Example]]]
+    splits: Mapping[str, Sequence[Callable[[], Example]]]
     image_shape: tuple[int, int, int] | None = None
     class_names: tuple[str, ...] = ()
     kind: str = ""
@@ -59,7 +59,7 @@ class Examples(Sequence[Callable[[], Example]]):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, index: int) -> Callable[[], Example]:
+    def __getitem__(self, index: int) -> Callable[[], Example]:  # type: ignore[override]
         return functools.partial(self._make, self._indices[index])
 
 
@@ -67,10 +67,10 @@ class ColumnarExamples(Examples):
     """Examples from one sequence per key, all equally long.
 
     Attributes:
-      values: these sequences.
+      values: these sequences or arrays.
     """
 
-    def __init__(self, **values: Sequence[Any]):
+    def __init__(self, **values: Any):
         self.values = values
         count = len(next(iter(values.values())))
         super().__init__(lambda i: {key: column[i] for key, column in values.items()}, count)

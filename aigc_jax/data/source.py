@@ -4,14 +4,14 @@ B is the number of rows of a batch, R that of the rows that one process reads.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from aigc_jax.core.feed import HostBatch
 from aigc_jax.data.shuffle import EpochShuffle
 
-Example = dict[str, np.ndarray]
+Example = dict[str, Any]  # arrays and NumPy scalars
 
 
 class Source(Protocol):

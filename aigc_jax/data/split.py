@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 
@@ -78,7 +78,7 @@ def random_split(count: int, fraction: float, seed: int) -> tuple[Sequence[int],
         )
     order = np.random.default_rng(seed).permutation(count)
     held_out, train = np.split(order, [round(fraction * count)])
-    return train, held_out
+    return cast(Sequence[int], train), cast(Sequence[int], held_out)
 
 
 def held_out_split(splits: Mapping[str, Any]) -> str | None:
@@ -98,9 +98,11 @@ def hold_out(count: int, config: Data, unit: str) -> tuple[Sequence[int], Sequen
       UserError: if either would be empty.
     """
     fraction = config.validation_fraction
+    train: Sequence[int]
+    held_out: Sequence[int]
     if config.split == "tail":
-        order, end = range(count), int(count * (1 - fraction))
-        train, held_out = order[:end], order[end:]
+        end = int(count * (1 - fraction))
+        train, held_out = range(end), range(end, count)
     else:
         train, held_out = random_split(count, fraction, config.split_seed)
     if not len(train) or not len(held_out):
@@ -113,7 +115,7 @@ def hold_out(count: int, config: Data, unit: str) -> tuple[Sequence[int], Sequen
 
 def limit_train(examples: T, config: Data) -> T:
     """The first `data.max_train_examples` of the training examples, or all of them."""
-    return examples[: config.max_train_examples or len(examples)]
+    return cast(T, examples[: config.max_train_examples or len(examples)])
 
 
 def file_ends(ends: np.ndarray | None, indices: Sequence[int], config: Data) -> np.ndarray | None:

@@ -1,24 +1,19 @@
-"""Data sets in TFDS form from folders that may come from anywhere.
+"""Folders of TFDS data sets that may come from anywhere.
 
 TFDS trusts a folder: its features.json names Python classes, which TFDS imports, and its
-dataset_info.json says where the records lie and how many there are. Both are checked here before
-TFDS reads them, and records are decoded only as far as they are used.
+dataset_info.json the files of records and their lengths. Both are checked here before TFDS reads
+them.
 """
 
-import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
 
-from aigc_jax.core.errors import UserError, one_line, shorten
+from aigc_jax.core.errors import UserError, shorten
 from aigc_jax.core.files import file_size, is_remote, open_file
-from aigc_jax.data.array_record_reader import Shards
-from aigc_jax.modalities.image.image_files import decode_image
 
 NAME = re.compile(
     r"(?P<name>[a-z]\w*)(/(?P<config>[\w+-][\w+.-]*))?(:(?P<version>(\d+|\*)(\.(\d+|\*)){2}))?",
@@ -30,7 +25,6 @@ VERSION = re.compile(r"\d{1,9}\.\d{1,9}\.\d{1,9}", re.ASCII)
 TEMPLATE = re.compile(r"([\w@.-]|\{[A-Z_]+\})+(/([\w@.-]|\{[A-Z_]+\})+)*", re.ASCII)
 MAX_JSON = 1 << 24  # bytes of a description
 MAX_CLASSES = 1_000_000
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name for images of so many channels
 
 
 def check_name(name: str) -> None:
@@ -50,6 +44,8 @@ def find_folder(name: str, data_dir: str) -> str:
       ValueError: if there is none, or NAME has configs and `name` does not say which.
     """
     match = NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{shorten(name)} names no data set")
     folder = os.path.join(data_dir, match["name"])
     config = match["config"] or ("" if _versions(folder) else _only_config(folder))
     folder = os.path.join(folder, config) if config else folder
@@ -138,7 +134,9 @@ def _feature_classes() -> set[str]:
     import tensorflow_datasets as tfds
 
     base = tfds.features.FeatureConnector
-    known = [c for c in vars(tfds.features).values() if isinstance(c, type) and issubclass(c, base)]
+    known: list[Any] = [
+        c for c in vars(tfds.features).values() if isinstance(c, type) and issubclass(c, base)
+    ]
     names = {f"{c.__module__}.{c.__name__}" for c in known}
     return names | {alias for c in known for alias in c.ALIASES}
 
@@ -155,94 +153,6 @@ def _check_features(value: Any, known: set[str]) -> None:
             _check_features(json.loads(item), known)
         else:
             _check_features(item, known)
-
-
-class Records:
-    """The examples of a split, of which only some features are decoded.
-
-    Args:
-      builder: TFDS's view of the data set.
-      split: the split's name.
-      used: the features to decode.
-      where: the data set, for messages.
-      window: how many records are shuffled at a time; see `order.Windowed`.
-
-    Attributes:
-      ends: the number of records up to each file's end.
-
-    Raises:
-      ValueError: if the files do not hold what the description says.
-    """
-
-    def __init__(self, builder: Any, split: str, used: Sequence[str], where: str, window: int):
-        import tensorflow_datasets as tfds
-
-        info = builder.info.splits[split]
-        paths = [os.fspath(path) for path in info.filepaths]
-        lengths = list(info.shard_lengths)
-        if min(lengths) < 0 or len(paths) != len(lengths):
-            raise ValueError(f"its files hold {shorten(lengths, 80)} records")
-        self._raw = Shards(paths, lengths, 2 * window)
-        self._raw.check()
-        self._where = where
-        features = builder.info.features
-        used = {key: features[key] for key in used if key in features}
-        self._features = tfds.features.FeaturesDict(used)
-        if '"zlib"' in json.dumps(self._features.to_json()):
-            raise ValueError("its tensors are compressed by zlib, and could unpack to any size")
-        image = used.get("image")
-        self._encoded = isinstance(image, tfds.features.Image)
-        self._decoders = {"image": tfds.decode.SkipDecoding()} if self._encoded else None
-        self._shape = tuple(image.shape) if image is not None else ()
-        self._classes = getattr(used.get("label"), "num_classes", 0) or 0
-
-    @property
-    def ends(self) -> np.ndarray:
-        return self._raw.ends
-
-    def __len__(self) -> int:
-        return len(self._raw)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """One example.
-
-        Raises:
-          UserError: if it is damaged, or not what the description says.
-        """
-        try:
-            record = self._features.deserialize_example_np(
-                self._raw[index], decoders=self._decoders
-            )
-            if self._encoded:
-                record["image"] = _decode(record["image"], self._shape)
-            if self._classes and not 0 <= record["label"] < self._classes:
-                raise ValueError(f"its label {record['label']} is none of {self._classes} classes")
-            return record
-        except Exception as e:  # TFDS, protobuf and array_record raise all kinds
-            raise UserError(
-                f"record {index} of {self._where} cannot be read ({one_line(e)}): make the data set"
-                " again"
-            ) from e
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[i] for i in range(len(self)))
-
-
-def _decode(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
-    """The pixels of an encoded image, whose header is compared with `shape` first."""
-    image = decode_image(io.BytesIO(data), "it", size=(shape[1], shape[0]))
-    return np.asarray(image.convert(MODES[shape[2]]), np.uint8).reshape(shape)
-
-
-def check_images(features: Any, where: str) -> None:
-    """Raises UserError unless the images are uint8 of one shape."""
-    shape, dtype = features["image"].shape, np.dtype(features["image"].np_dtype)
-    whole = len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)
-    if not whole or dtype != np.uint8 or shape[2] not in MODES:
-        raise UserError(
-            f"the images of {where} must be uint8 of one shape (height, width, colours), but they"
-            f" are {dtype} {shorten(shape, 80)}: prepare them with aigc prepare --image_size=N"
-        )
 
 
 def check_classes(features: Any, where: str) -> None:

@@ -120,7 +120,7 @@ def _write(content: RawDataset, name: str, folder: str, source: str) -> str:
 
     features = _features(content)
 
-    class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         VERSION = tfds.core.Version("1.0.0")
         pkg_dir_path = None
 

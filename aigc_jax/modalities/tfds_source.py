@@ -13,14 +13,14 @@ from aigc_jax.core.files import is_remote
 from aigc_jax.data.raw_dataset import ColumnarExamples, Example, Examples, RawDataset, parse_json
 from aigc_jax.data.split import held_out_split
 from aigc_jax.data.tfds_folder import (
-    Records,
     check_classes,
     check_folder,
-    check_images,
     check_name,
     find_folder,
     folders,
 )
+from aigc_jax.data.tfds_records import TfdsRecords
+from aigc_jax.modalities.image.tfds_images import check_images, decode_tfds_image
 from aigc_jax.modalities.text.chat_format import check_messages
 from aigc_jax.modalities.text.conll import check_sentence
 from aigc_jax.modalities.text.document_formats import DOCUMENT_FORMATS
@@ -28,6 +28,7 @@ from aigc_jax.modalities.text.document_formats import DOCUMENT_FORMATS
 # TFDS feature names of what is read: of images, of text, and of what `aigc prepare` writes as JSON.
 IMAGE_KEY, LABEL_KEY, TEXT_KEY = "image", "label", "text"
 MESSAGES_KEY, WORDS_KEY, TAGS_KEY = "messages", "words", "tags"
+DECODERS = {IMAGE_KEY: decode_tfds_image}
 STORES = ("gs://", "s3://")  # where data sets can lie, besides folders
 
 
@@ -58,14 +59,14 @@ def tfds_content(name: str, config: Data) -> RawDataset:
         check_classes({key: features[key] for key in used}, where)
         held_out = held_out_split(counts)
         records = {
-            s: Records(builder, s, used, where, config.shuffle_window)
+            s: TfdsRecords(builder, s, used, where, config.shuffle_window, DECODERS)
             for s in ("train", held_out)
             if s
         }
         for source in records.values():
             source[0]
         label = features[LABEL_KEY] if LABEL_KEY in used else None
-        names = tuple(label.names) if hasattr(label, "names") else ()
+        names = tuple(getattr(label, "names", None) or ())
         if IMAGE_KEY in used:
             keys = used if names else used[:1]
             images = {s: Examples(_picker(r, keys), len(r), r.ends) for s, r in records.items()}
@@ -92,7 +93,7 @@ def _used_features(name: str, features: Any, config: Data) -> list[str]:
     return [found, LABEL_KEY] if labelled and LABEL_KEY in features else [found]
 
 
-def _picker(records: Records, keys: Sequence[str]) -> Callable[[int], Example]:
+def _picker(records: TfdsRecords, keys: Sequence[str]) -> Callable[[int], Example]:
     def pick(i: int) -> Example:
         record = records[i]
         return {key: record[key] for key in keys}
@@ -100,13 +101,13 @@ def _picker(records: Records, keys: Sequence[str]) -> Callable[[int], Example]:
     return pick
 
 
-def _texts(records: Records, where: str) -> Examples:
+def _texts(records: TfdsRecords, where: str) -> Examples:
     """All examples of a split of text."""
     rows = [_plain(record, f"record {i} of {where}") for i, record in enumerate(records)]
     return ColumnarExamples(**{key: [row[key] for row in rows] for key in rows[0]})
 
 
-def _unread(records: Records, where: str) -> Examples:
+def _unread(records: TfdsRecords, where: str) -> Examples:
     """The same, each read when it is asked for."""
     return Examples(
         lambda i: _plain(records[i], f"record {i} of {where}"), len(records), records.ends
@@ -119,8 +120,8 @@ def _plain(record: Example, where: str) -> Example:
         messages = parse_json(_text(record[MESSAGES_KEY]), where)
         return {"messages": check_messages({"messages": messages}, where, training=False)}
     if WORDS_KEY in record:
-        lists = [parse_json(_text(record[key]), where) for key in (WORDS_KEY, TAGS_KEY)]
-        words, tags = check_sentence(*lists, where)
+        listed, marks = (parse_json(_text(record[key]), where) for key in (WORDS_KEY, TAGS_KEY))
+        words, tags = check_sentence(listed, marks, where)
         return {"words": words, "tags": tags}
     return {**record, "text": _text(record[TEXT_KEY])}
 

@@ -6,7 +6,7 @@ import os
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import BinaryIO
+from typing import IO, cast
 
 import numpy as np
 
@@ -76,7 +76,7 @@ def read_idx_file(path: str, dims: int) -> np.ndarray:
     where = shorten(path)
     with open_file(path) as raw:
         zipped = path.endswith(".gz")
-        f = gzip.GzipFile(fileobj=raw) if zipped else raw
+        f: IO[bytes] = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if zipped else raw
         most = file_size(raw) * (MAX_DEFLATE if zipped else 1)
         try:
             header = f.read(4 + 4 * dims)
@@ -98,7 +98,7 @@ def read_idx_file(path: str, dims: int) -> np.ndarray:
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def read_at_most(f: BinaryIO, size: int) -> bytearray:
+def read_at_most(f: IO[bytes], size: int) -> bytearray:
     """Up to `size` bytes, in pieces: a header's claim takes no memory, nor does a gzip bomb."""
     content = bytearray()
     while len(content) < size and (piece := f.read(min(size - len(content), 1 << 20))):

@@ -36,9 +36,9 @@ class ImageSource:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> Example:
         image, label = self._get(int(self._indices[index]))
-        example = {"image": image, "weight": np.float32(1)}
+        example: Example = {"image": image, "weight": np.float32(1)}
         return example if label is None else example | {"label": np.int32(label)}
 
 

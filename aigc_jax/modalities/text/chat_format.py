@@ -59,7 +59,7 @@ def _message(value: Any, where: str) -> Message:
     try:
         content.encode("utf-8")
     except UnicodeEncodeError as e:
-        raise UserError(f"{where} is not Unicode text (at character {e.start}): mend it") from e
+        raise UserError(f"{where} is not Unicode text (at character {e.start}): correct it") from e
     return {"role": role, "content": content}
 
 
@@ -96,7 +96,7 @@ def render(
       UserError: for a character that the tokenizer lacks.
     """
     start, end = tokenizer.special(IM_START), tokenizer.special(IM_END)
-    parts: list[tuple[Sequence[int], bool]] = []
+    parts: list[tuple[Sequence[int] | np.ndarray, bool]] = []
     for m in messages:
         head, content = _turn(m, tokenizer)
         learned = m["role"] == ANSWER

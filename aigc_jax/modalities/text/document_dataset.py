@@ -80,8 +80,10 @@ def document_dataset(raw: RawDataset, config: Data, ready: Tokenizer | None = No
     if form.field == "messages":
         answered = [d for d in documents.held_out if any(m["role"] == ANSWER for m in d)]
         return Dataset(spec, train, validation, dialogues=answered)
-    texts = {"train": documents.train, "validation": documents.held_out}
-    return Dataset(spec, train, validation, {} if raw.streamed else texts)
+    texts: dict[str, list[str]] = {}
+    if not raw.streamed:
+        texts = {"train": list(documents.train), "validation": documents.held_out}
+    return Dataset(spec, train, validation, texts)
 
 
 def _in_memory(raw: RawDataset, config: Data, form: DocumentFormat) -> _Documents:
@@ -125,7 +127,9 @@ class _Lazy(Sequence[Any]):
 
 
 def _first(
-    examples: Sequence[Callable[[], Example]], indices: Sequence[int], form: DocumentFormat
+    examples: Sequence[Callable[[], Example]],
+    indices: Sequence[int] | np.ndarray,
+    form: DocumentFormat,
 ) -> list[Any]:
     """The first of these documents, up to `MAX_HELD_OUT_TEXT`."""
     found, size = [], 0

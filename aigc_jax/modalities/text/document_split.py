@@ -10,7 +10,9 @@ def cut_document(document: str, pieces: int) -> list[str]:
     lines = document.splitlines(keepends=True)
     if len(lines) < pieces:  # few lines: cut between characters
         lines = [document[i : i + 64] for i in range(0, len(document), 64)]
-    size, result, current, length = len(document) / pieces, [], [], 0
+    size, length = len(document) / pieces, 0
+    result: list[str] = []
+    current: list[str] = []
     for line in lines:
         current.append(line)
         length += len(line)

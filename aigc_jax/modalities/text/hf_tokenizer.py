@@ -133,7 +133,7 @@ class LibraryTokenizer:
         with usable("no tokenizer can be learned from this text"):
             library.train_from_iterator(documents, trainer, length=len(documents))
         put_in_front(library, END)
-        end, stop = (library.token_to_id(t) for t in (END, IM_END))
+        end, stop = (library.get_vocab()[t] for t in (END, IM_END))
         return cls(library, separator=end, stops=(end, stop), prefix=(end,))
 
     def encode(self, text: str) -> np.ndarray:
@@ -149,7 +149,7 @@ class LibraryTokenizer:
             # The library parses no special tokens here, but some vocabularies have them as words
             # too (SentencePiece's): such words are cut after their first character, and left out
             # where a normalizer has made them of other characters.
-            words = [self._library.id_to_token(i) for i in special]
+            words = [self._library.id_to_token(i) or "" for i in special]
             cuts = [f"(?<={re.escape(w[:1])})(?={re.escape(w[1:])})" for w in words]
             ids = [i for i in self._encode(re.split("|".join(cuts), text)) if i not in self._never]
         return np.array(ids, np.int32)

@@ -42,7 +42,8 @@ def labelled_dataset(raw: RawDataset, config: Data, ready: Tokenizer | None = No
             f"{truncated} of {sum(map(len, sources))} texts are longer than"
             f" data.seq_len={config.seq_len} tokens and are truncated"
         )
-    return Dataset(TextSpec(tokenizer, config.seq_len, "labels", raw.class_names), *sources)
+    spec = TextSpec(tokenizer, config.seq_len, "labels", raw.class_names)
+    return Dataset(spec, sources[0], sources[1])
 
 
 def tagged_dataset(raw: RawDataset, config: Data, ready: Tokenizer | None = None) -> Dataset:
@@ -85,7 +86,7 @@ def tagged_dataset(raw: RawDataset, config: Data, ready: Tokenizer | None = None
             f"{divided} of {len(train) + len(held_out)} sentences are longer than"
             f" data.seq_len={config.seq_len} tokens and are divided between words"
         )
-    return Dataset(TextSpec(tokenizer, config.seq_len, "tags", names), *sources)
+    return Dataset(TextSpec(tokenizer, config.seq_len, "tags", names), sources[0], sources[1])
 
 
 def _split(raw: RawDataset, config: Data, unit: str) -> tuple[list[Example], list[Example]]:

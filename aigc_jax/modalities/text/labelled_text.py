@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from aigc_jax.core.errors import UserError
+from aigc_jax.data.source import Example
 from aigc_jax.modalities.text.token_store import TokenStore
 from aigc_jax.modalities.text.tokenizers import Tokenizer
 
@@ -82,7 +83,7 @@ class Labelled:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> Example:
         inner = self._tokens[self._ends[index] : self._ends[index + 1]]
         label = {"label": self._labels[index], "weight": np.float32(1)}
         return {**self._template.apply(inner), **label}
@@ -132,7 +133,7 @@ class Tagged:
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> Example:
         inner = slice(self._ends[index], self._ends[index + 1])
         example = self._template.apply(self._tokens[inner])
         return {**example, "tags": self._template.tags(self._tags[inner]), "weight": np.float32(1)}

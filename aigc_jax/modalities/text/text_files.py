@@ -65,7 +65,9 @@ def read_jsonl(path: str, text_field: str = "text", label_field: str = "label") 
     Raises:
       UserError: for a line that is too long, not JSON or without text under `text_field`.
     """
-    documents, labels, unlabelled = [], [], ""
+    documents: list[str] = []
+    labels: list[str] = []
+    unlabelled = ""
     for where, line in read_lines(path):
         line = line.removeprefix("\ufeff")
         if not line.strip():
@@ -76,8 +78,9 @@ def read_jsonl(path: str, text_field: str = "text", label_field: str = "label") 
             continue
         documents.append(text)
         label = _label_of(record, label_field)
-        labels.append(label)
-        if label is None and not unlabelled:
+        if label is not None:
+            labels.append(label)
+        elif not unlabelled:
             unlabelled = f"{where} has no text or whole number under '{shorten(label_field, 80)}'"
     if unlabelled:
         return _text_content(documents, path, unlabelled)

@@ -5,7 +5,7 @@ V is the number of tokens.
 
 import codecs
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import tokenizers
@@ -78,10 +78,11 @@ class _Table:
     mask: int | None = None
 
     def __init__(self, pieces: list[bytes]):
-        self.pieces = [*pieces, b""]
-        self.size = len(self.pieces)
+        self.pieces: list[bytes] | None = [*pieces, b""]
+        self.size = len(pieces) + 1
         self.separator = self.size - 1
-        self.stops = self.prefix = (self.separator,)
+        self.stops: tuple[int, ...] = (self.separator,)
+        self.prefix: tuple[int, ...] = (self.separator,)
 
     def encode(self, text: str) -> np.ndarray:
         raise NotImplementedError
@@ -91,10 +92,10 @@ class _Table:
         return self.text(until(tokens, self.stops))
 
     def text(self, tokens: Sequence[int]) -> str:
-        return bytes_of(self.pieces, tokens).decode("utf-8", errors="replace")
+        return bytes_of(self.pieces or [], tokens).decode("utf-8", errors="replace")
 
     def byte_lengths(self) -> np.ndarray:
-        return np.array([len(piece) for piece in self.pieces])
+        return np.array([len(piece) for piece in self.pieces or []])
 
     def special(self, text: str) -> tuple[int, ...]:
         return tuple(self.encode(text).tolist())
@@ -219,8 +220,10 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer, self._ended = tokenizer, False
-        whole = tokenizer.pieces is None
-        self._stream = _Windows(tokenizer) if whole else _Bytes(tokenizer.pieces)
+        pieces = tokenizer.pieces
+        self._stream: _Windows | _Bytes = (
+            _Windows(cast(LibraryTokenizer, tokenizer)) if pieces is None else _Bytes(pieces)
+        )
 
     def feed(self, tokens: Iterable[int]) -> str:
         """The text that these tokens complete; nothing after one of the tokenizer's `stops`."""
@@ -252,7 +255,7 @@ class _Windows:
     New tokens are decoded after the last ones that made text, whose own text is then cut off.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: LibraryTokenizer):
         self._tokenizer = tokenizer
         self._before: list[int] = []
         self._held: list[int] = []
