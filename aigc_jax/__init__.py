@@ -25,7 +25,7 @@ _EXPORTS = {
     "register": "families.registry",
     "Family": "families.registry",
     "prepare": "modalities.prepare",
-    "image_grid": "runs.report.grid",
+    "image_grid": "modalities.image.grid",
     "UserError": "core.errors",
 }
 

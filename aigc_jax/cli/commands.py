@@ -68,8 +68,8 @@ def judge_images(data_dir: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def sample() -> None:
+    from aigc_jax.modalities.text.sample_file import join_texts
     from aigc_jax.runs import api
-    from aigc_jax.runs.report.grid import join_texts
 
     if FLAGS.stream and (FLAGS.num or 1) > 1:
         raise UserError("--stream shows one text: leave out --num")

@@ -1,23 +1,47 @@
-"""What a kind of data is to the rest of the library: its spec, and its modality.
+"""Modalities: the kinds of data, and what the rest of the library asks of them.
 
-Nothing outside `modalities/` asks which modality a spec has; it asks the modality to do something.
+A modality is one folder of `modalities/` or one class of another package. Nothing outside it asks
+which modality a spec has; it calls `MODALITIES[spec.modality]`.
 """
 
+import abc
+import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from aigc_jax.core.config import Config
+from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.core.registry import Registry
+
+# Kinds of fields, by what a model needs to know to predict them.
+ARRAY = "image"  # (…, channels), whole or continuous numbers
+TOKENS = "text"  # (T,) entries of a vocabulary
+LABEL = "labelled text"  # a class
+TAGS = "tagged text"  # (T,) a class per token
+
+MODELLED, GIVEN = "modelled", "given"  # roles of fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A field of an example.
+
+    Attributes:
+      kind: `ARRAY`, `TOKENS`, `LABEL` or `TAGS`, or a kind that only families of another package
+        model.
+      role: `MODELLED`: it is what a model learns to generate or predict; `GIVEN`: a condition.
+    """
+
+    kind: str
+    role: str
 
 
 class Spec(Protocol):
-    """What a model must know of its data; small, and kept in every checkpoint.
+    """Properties of a data set that its model depends on; small, and saved in every checkpoint.
 
     Attributes:
-      modality: the name of its modality in `MODALITIES`.
-      task: what one example is, which a family says that it models: "image", "text", "labelled
-        text", "tagged text".
       class_names: one per label; empty for data without labels.
     """
 
@@ -25,45 +49,174 @@ class Spec(Protocol):
     def class_names(self) -> tuple[str, ...]: ...
 
     @property
-    def modality(self) -> str: ...
-
-    @property
-    def task(self) -> str: ...
+    def modality(self) -> str:
+        """The name of its modality in `MODALITIES`."""
+        ...
 
     @property
     def num_classes(self) -> int: ...
 
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """The fields of an example by name, without "weight"; exactly one is modelled."""
+        ...
+
     def example_batch(self, size: int) -> dict[str, np.ndarray]:
-        """A batch with the right shapes and nothing in it."""
+        """A batch of zeros with the fields, shapes and types of the data, and weights of 1."""
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values with the key "modality"; the inverse of `Modality.spec_from_json`."""
+        """Plain JSON values with the key "modality"; the inverse of `spec_from_json`."""
         ...
 
 
-class Modality(Protocol):
-    """Everything about a kind of data that training, evaluation and reports need.
+class Examples(Protocol):
+    """Examples by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict[str, np.ndarray]: ...
+
+
+class Modality(abc.ABC):
+    """A kind of data: what training, evaluation, reports and tools need to know of it.
 
     Attributes:
-      name: its key in `MODALITIES`.
-      suffix: of a file of samples, such as ".png".
+      name: its key in `MODALITIES`, and `Spec.modality` of its data.
+      suffix: suffix of a file of samples, such as ".png".
+      unit: unit of throughput, in the plural: "images".
+      metrics: names in `METRICS`, or import paths, of the metrics that evaluation computes.
+      eval_options: dataclass of the config section `eval.NAME`, the options of these metrics; None
+        without options.
     """
 
-    name: str
-    suffix: str
+    name: ClassVar[str]
+    suffix: ClassVar[str]
+    unit: ClassVar[str] = "examples"
+    metrics: ClassVar[tuple[str, ...]] = ()
+    eval_options: ClassVar[type | None] = None
 
+    @abc.abstractmethod
     def spec_from_json(self, value: Mapping[str, Any]) -> Spec:
-        """The spec; ValueError, KeyError or TypeError for a value that describes none."""
-        ...
+        """The inverse of `Spec.to_json`; the value may come from anywhere.
 
-    def throughput(self, spec: Spec) -> tuple[str, int]:
-        """The unit of throughput and how many of it one example has: ("tokens", 128)."""
-        ...
+        Raises:
+          KeyError, TypeError, ValueError: if the value describes no data of this modality.
+        """
 
+    @abc.abstractmethod
     def save(self, samples: Any, path: str) -> str:
-        """Writes samples for people; returns the path."""
-        ...
+        """Writes samples for people to look at or listen to; returns the path.
+
+        Args:
+          samples: what an objective's `sample` returned, or texts.
+          path: of the file, with its suffix.
+
+        Raises:
+          OSError: if it cannot be written.
+        """
+
+    @abc.abstractmethod
+    def is_samples(self, samples: Any) -> bool:
+        """Whether a value has the type and shape of samples of this modality."""
+
+    def units_per_example(self, spec: Spec) -> int:
+        """The number of `unit`s in one example: 1 image, T tokens."""
+        del spec
+        return 1
+
+    def describe(self, spec: Spec) -> dict[str, Any]:
+        """The sizes of an example as plain values, for reports."""
+        del spec
+        return {}
+
+    def synthetic_spec(self, shape: str, config: Config) -> Spec | None:
+        """The spec of random data of a shape that a person writes; None if it is not of this kind.
+
+        Args:
+          shape: as in `--synthetic`; "": the shape that the config alone determines, if it does.
+          config: of the run.
+
+        Raises:
+          UserError: if the shape is of this modality but does not suit the config.
+        """
+        del shape, config
+
+    def synthetic_data(
+        self, spec: Spec, config: Config, rng: np.random.Generator
+    ) -> tuple[Spec, Examples]:
+        """Random examples, read through the same source class as real ones, and their spec.
+
+        Raises:
+          UserError: if there are no random data of this kind.
+        """
+        raise UserError(f"--synthetic: there are no random examples of the modality '{self.name}'")
+
+    def resolve(self, config: Config) -> Config:
+        """The config with sizes that the data would determine written out, without reading data.
+
+        Raises:
+          UserError: if only the data determine them.
+        """
+        return config
 
 
-MODALITIES: Registry[Modality] = Registry("modality", "modality")
+MODALITIES: Registry[Modality] = Registry("modality", "modality", package="aigc_jax.modalities")
+
+
+def modelled_field(spec: Spec) -> str:
+    """The name of the field that a model of such data generates or predicts."""
+    return next(name for name, field in spec.fields.items() if field.role == MODELLED)
+
+
+def task_of(spec: Spec) -> str:
+    """The kind of the field that is modelled: a family declares which kinds it models."""
+    return spec.fields[modelled_field(spec)].kind
+
+
+def spec_from_json(value: Any) -> Spec:
+    """The inverse of `Spec.to_json`.
+
+    Args:
+      value: parsed JSON from anywhere: nothing about it is assumed.
+
+    Raises:
+      UserError: if it describes no data, or absurdly large ones.
+    """
+    try:
+        name = value["modality"]
+        # Of registered names only: an import path in a checkpoint would import any module.
+        if name not in MODALITIES.names():
+            raise ValueError(f"the modality is {shorten(name, 40)}")
+        return MODALITIES[name].spec_from_json(value)
+    except (KeyError, TypeError, ValueError) as e:
+        raise UserError(
+            f"the checkpoint's description of its data is damaged ({one_line(e)}): use another"
+            " checkpoint"
+        ) from e
+
+
+def check_spec(workdir: str, old: Mapping[str, Any], new: Spec, source: str) -> None:
+    """Raises UserError if data differ in kind from those that a workdir was trained on.
+
+    Args:
+      workdir: the run's folder.
+      old: `Spec.to_json` of its data.
+      new: spec of the data now.
+      source: their name, as in `data.source`.
+    """
+    if old != new.to_json():
+        raise UserError(
+            f"data.source='{source}' is not what {workdir} was trained on: its shapes, classes"
+            " or vocabulary have changed"
+        )
+
+
+def class_names_from_json(value: Any) -> tuple[str, ...]:
+    """Class names out of a checkpoint; ValueError unless they are different valid strings."""
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError("the class names are not strings")
+    "".join(value).encode("utf-8")  # raises ValueError for half a surrogate pair
+    if len(set(value)) < len(value):
+        raise ValueError("two classes have the same name")
+    return tuple(value)

@@ -1,11 +1,14 @@
 """Registries: names in a config → objects, also from packages outside the library.
 
 A name is looked up in this order: what has been registered, an import path `package.module:NAME`,
-and the entry points of the group `aigc_jax.<kind>` of installed packages.
+the folders of the registry's package, and the entry points of the group `aigc_jax.<kind>` of
+installed packages.
 """
 
 import importlib
 import importlib.metadata
+import importlib.util
+import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
@@ -23,11 +26,27 @@ class Registry(Mapping[str, T], Generic[T]):
         belong to it.
       field: the config field that holds such a name, for messages.
       items: the library's own.
+      package: a package in whose folder NAME the module KIND registers NAME when it is imported:
+        `aigc_jax.modalities` with `aigc_jax/modalities/image/modality.py`.
     """
 
-    def __init__(self, kind: str, field: str, items: Mapping[str, T] | None = None):
-        self.kind, self.field = kind, field
+    def __init__(
+        self, kind: str, field: str, items: Mapping[str, T] | None = None, package: str = ""
+    ):
+        self.kind, self.field, self._package = kind, field, package
         self._items: dict[str, T] = dict(items or {})
+
+    def folders(self) -> tuple[str, ...]:
+        """Names of the package's folders that register something of this kind."""
+        if not self._package:
+            return ()
+        paths = importlib.import_module(self._package).__path__
+        return tuple(
+            folder.name
+            for folder in pkgutil.iter_modules(paths)
+            if folder.ispkg
+            and importlib.util.find_spec(f"{self._package}.{folder.name}.{self.kind}")
+        )
 
     def register(self, name: str, item: T) -> T:
         """Makes `name` mean `item`; the last registration of a name counts."""
@@ -48,6 +67,9 @@ class Registry(Mapping[str, T], Generic[T]):
             return self._items[name]
         if is_import_path(name):
             return self.register(name, import_path(name, self.field))
+        if name in self.folders():
+            importlib.import_module(f"{self._package}.{name}.{self.kind}")
+            return self._items[name]
         for point in importlib.metadata.entry_points(group=f"{OWN_PACKAGE}.{self.kind}"):
             if point.name == name:
                 return self.register(name, point.load())
@@ -65,15 +87,15 @@ class Registry(Mapping[str, T], Generic[T]):
         return True
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
+        return iter(dict.fromkeys((*self.folders(), *self._items)))
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(tuple(iter(self)))
 
     def names(self) -> tuple[str, ...]:
-        """Registered names and those of entry points."""
+        """Registered names, folders of the package and names of entry points."""
         points = importlib.metadata.entry_points(group=f"{OWN_PACKAGE}.{self.kind}")
-        return tuple(dict.fromkeys((*self._items, *(point.name for point in points))))
+        return tuple(dict.fromkeys((*self, *(point.name for point in points))))
 
 
 def is_import_path(name: str) -> bool:

@@ -18,6 +18,7 @@ from aigc_jax.core.capabilities import (
 from aigc_jax.core.conditions import LABEL
 from aigc_jax.core.config import Eval
 from aigc_jax.core.errors import UserError
+from aigc_jax.core.modality import task_of
 from aigc_jax.core.state import TrainState
 from aigc_jax.data.fixed_batches import eval_batches, num_batches
 from aigc_jax.distributed.gather import for_sampling
@@ -116,7 +117,7 @@ class Evaluator:
                 "labelled text": self._labels,
                 "tagged text": self._tags,
             }
-            metrics |= more[run.spec.modality](state, metrics, predictions)
+            metrics |= more[task_of(run.spec)](state, metrics, predictions)
         return metrics
 
     def _likelihood(self, state: TrainState) -> Metrics:

@@ -13,6 +13,7 @@ from aigc_jax.core.capabilities import SupportsFirstStage
 from aigc_jax.core.config import Config, Sample
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import check_value, parse
+from aigc_jax.core.modality import Spec, task_of
 from aigc_jax.core.objective import Objective
 from aigc_jax.core.registry import OWN_PACKAGE, import_plugins, is_import_path
 from aigc_jax.core.state import TrainState
@@ -22,7 +23,7 @@ from aigc_jax.distributed.sharding import is_state_sharded, replicated_state, st
 from aigc_jax.families import registry
 from aigc_jax.families.latent import first_stage
 from aigc_jax.families.registry import Family, Model, Parts
-from aigc_jax.modalities.spec import ImageSpec, Spec
+from aigc_jax.modalities.image.spec import ImageSpec
 from aigc_jax.training.compile import CompiledStep, compile_step
 from aigc_jax.training.init import init_state
 from aigc_jax.training.optimizers import Optimizers, make_optimizer
@@ -156,10 +157,10 @@ def make_objective(config: Config, spec: Spec) -> Objective:
 
 def _make_objective(config: Config, spec: Spec) -> Objective:
     family = family_of(config.raw)
-    if spec.modality != family.modality:
+    if task_of(spec) != family.modality:
         raise UserError(
             f"objective.name='{config.raw['objective']['name']}' is trained on {family.modality},"
-            f" but data.source='{config.data.source}' gives {spec.modality}: change one of them, or"
+            f" but data.source='{config.data.source}' gives {task_of(spec)}: change one of them, or"
             " data.format"
         )
     if isinstance(spec, ImageSpec) and spec.continuous and not family.latents:

@@ -12,13 +12,15 @@ from aigc_jax.core.capabilities import SupportsAutoguidance, SupportsMergedAdapt
 from aigc_jax.core.config import Config, Data, differences
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import marked
+from aigc_jax.core.modality import Spec, check_spec, spec_from_json
 from aigc_jax.core.state import TrainState, named_leaves
 from aigc_jax.data.dataset import Dataset, draw_examples
 from aigc_jax.distributed.mesh import local_mesh, make_mesh
 from aigc_jax.distributed.processes import log_main
 from aigc_jax.experiment import build
 from aigc_jax.families.latent.first_stage import PLAYER, LatentSpaceObjective
-from aigc_jax.modalities import spec as spec_lib
+from aigc_jax.modalities.image.spec import ImageSpec
+from aigc_jax.modalities.text.spec import text_tokenizer
 from aigc_jax.modalities.text.tokenizers import Tokenizer
 from aigc_jax.training.checkpoint import CheckpointReader, Contents, restore_latest
 
@@ -49,7 +51,7 @@ def load(
     now = {"mesh": mesh or "data=1", "train": {**saved["config"]["train"], "parallel_mode": "jit"}}
     config = build.parse_config({**saved["config"], **now})
     devices = make_mesh(mesh) if mesh else local_mesh()
-    run = build.build(config, spec_lib.from_json(saved["spec"]), devices, trains=False)
+    run = build.build(config, spec_from_json(saved["spec"]), devices, trains=False)
     return run, reader.state(step, run.state_shapes(), run.shardings, contents)
 
 
@@ -63,11 +65,15 @@ def tokenizer_of(data: Data) -> Tokenizer | None:
         return None
     workdir = data.tokenizer.removeprefix(WORKDIR)
     _, spec = restore_latest(
-        workdir, lambda _, __, contents: spec_lib.from_json(contents["config"]["spec"])
+        workdir, lambda _, __, contents: spec_from_json(contents["config"]["spec"])
     )
-    if not isinstance(spec, spec_lib.TextSpec):
-        raise UserError(f"data.tokenizer={data.tokenizer}: that run has none, it models images")
-    return spec.tokenizer
+    tokenizer = text_tokenizer(spec)
+    if tokenizer is None:
+        raise UserError(
+            f"data.tokenizer={data.tokenizer}: the model of that run has no tokenizer, its data are"
+            f" of the modality '{spec.modality}': name the workdir of a text model"
+        )
+    return tokenizer
 
 
 def guidance_model_of(run: build.Run, options: Any) -> Any:
@@ -96,13 +102,13 @@ def with_first_stage(dataset: Dataset, data: Data) -> Dataset:
         workdir,
         lambda _, __, contents: (contents["config"]["config"], contents["config"]["spec"]),
     )[1]
-    spec_lib.check_spec(workdir, spec, dataset.spec, data.source)
+    check_spec(workdir, spec, dataset.spec, data.source)
     return dataclasses.replace(dataset, spec=dataclasses.replace(dataset.spec, stage=saved))
 
 
-def like(dataset: Dataset, spec: spec_lib.Spec) -> Dataset:
+def like(dataset: Dataset, spec: Spec) -> Dataset:
     """The data behind the first stage of a trained run's, if that has one."""
-    if getattr(spec, "stage", None) is None or not isinstance(dataset.spec, spec_lib.ImageSpec):
+    if getattr(spec, "stage", None) is None or not isinstance(dataset.spec, ImageSpec):
         return dataset
     return dataclasses.replace(dataset, spec=dataclasses.replace(dataset.spec, stage=spec.stage))
 

@@ -23,7 +23,7 @@ from aigc_jax.interop.diffusers.read_folder import ImportedImages, read_diffuser
 from aigc_jax.interop.diffusers.scheduler import SCHEDULER, read_scheduler, scheduler_config
 from aigc_jax.interop.diffusers.write_folder import write_diffusers_folder
 from aigc_jax.interop.folder_writer import new_folder, write_json
-from aigc_jax.modalities.spec import ImageSpec
+from aigc_jax.modalities.image.spec import ImageSpec
 
 MODELS = tuple(BY_MODEL)
 VAE = "vae"

@@ -17,8 +17,8 @@ from aigc_jax.interop.peft.read_folder import read_peft_folder
 from aigc_jax.interop.peft.write_folder import write_peft_folder
 from aigc_jax.interop.transformers.read_folder import ImportedText, read_hf_folder
 from aigc_jax.interop.transformers.write_folder import write_hf_folder
-from aigc_jax.modalities.spec import TextSpec
 from aigc_jax.modalities.text import tokenizer_files
+from aigc_jax.modalities.text.spec import TextSpec
 from aigc_jax.modalities.text.tokenizer_files import TOKENIZER, roles, with_settings
 from aigc_jax.modalities.text.tokenizers import ByteTokenizer, LibraryTokenizer, Tokenizer
 

@@ -6,8 +6,8 @@ import os
 from typing import Any
 
 from aigc_jax.core.files import open_file
+from aigc_jax.core.modality import Spec
 from aigc_jax.core.workdir import write_text_atomically
-from aigc_jax.modalities.spec import Spec
 
 ORIGIN = "origin.json"  # in the workdir: what the model's own library says of it beside its weights
 

@@ -4,31 +4,31 @@ import dataclasses
 from collections.abc import Callable
 
 from aigc_jax.core.config import Data
+from aigc_jax.core.modality import Spec
 from aigc_jax.core.registry import Registry
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.raw_dataset import RawDataset
 from aigc_jax.modalities.image.image_dataset import image_dataset
-from aigc_jax.modalities.spec import TextSpec
 from aigc_jax.modalities.text.text_dataset import for_evaluation, text_dataset
 from aigc_jax.modalities.text.tokenizers import Tokenizer
 
 # (raw examples, config, tokenizer to use, spec of a model that is evaluated on them) → data set.
-DatasetBuilder = Callable[[RawDataset, Data, Tokenizer | None, TextSpec | None], Dataset]
+DatasetBuilder = Callable[[RawDataset, Data, Tokenizer | None, Spec | None], Dataset]
 
 
 def _image(
-    raw: RawDataset, config: Data, tokenizer: Tokenizer | None, judge: TextSpec | None
+    raw: RawDataset, config: Data, tokenizer: Tokenizer | None, trained: Spec | None
 ) -> Dataset:
-    del tokenizer, judge
+    del tokenizer, trained
     return image_dataset(raw, config)
 
 
 def _text(
-    raw: RawDataset, config: Data, tokenizer: Tokenizer | None, judge: TextSpec | None
+    raw: RawDataset, config: Data, tokenizer: Tokenizer | None, trained: Spec | None
 ) -> Dataset:
-    if judge is None:
+    if trained is None:
         return text_dataset(raw, config, tokenizer)
-    dataset = text_dataset(for_evaluation(raw, judge.class_names), config, tokenizer)
+    dataset = text_dataset(for_evaluation(raw, trained.class_names), config, tokenizer)
     return dataclasses.replace(dataset, texts={})  # the model was not trained on these texts
 
 
@@ -43,7 +43,7 @@ def build_dataset(
     raw: RawDataset,
     config: Data,
     tokenizer: Tokenizer | None = None,
-    judge: TextSpec | None = None,
+    trained: Spec | None = None,
 ) -> Dataset:
     """Builds the data set of raw examples.
 
@@ -51,9 +51,9 @@ def build_dataset(
       raw: the examples.
       config: the section `data`.
       tokenizer: one to use instead of that of `config.tokenizer`.
-      judge: the spec of a trained model, if it is to be evaluated on these data.
+      trained: the spec of a trained model, if it is to be evaluated on these data.
 
     Raises:
       UserError: if the examples do not suit the config.
     """
-    return DATASET_BUILDERS[raw.kind](raw, config, tokenizer, judge)
+    return DATASET_BUILDERS[raw.kind](raw, config, tokenizer, trained)

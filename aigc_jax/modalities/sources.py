@@ -12,6 +12,7 @@ import numpy as np
 
 from aigc_jax.core.config import Data
 from aigc_jax.core.errors import UserError, did_you_mean, shorten
+from aigc_jax.core.modality import Spec
 from aigc_jax.core.registry import Registry, is_import_path
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.raw_dataset import ColumnarExamples, RawDataset
@@ -19,7 +20,6 @@ from aigc_jax.modalities import mixed_dataset, readers
 from aigc_jax.modalities.dataset_builders import build_dataset
 from aigc_jax.modalities.image.stacked_digits import stack
 from aigc_jax.modalities.in_memory import IN_MEMORY, no_data_given, raw_dataset_from_python
-from aigc_jax.modalities.spec import TextSpec
 from aigc_jax.modalities.text.tokenizers import Tokenizer
 from aigc_jax.modalities.tfds_source import tfds_content
 
@@ -68,23 +68,21 @@ def tfds(argument: str, config: Data) -> RawDataset:
     return tfds_content(argument, config)
 
 
-def load(
-    config: Data, tokenizer: Tokenizer | None = None, judge: TextSpec | None = None
-) -> Dataset:
+def load(config: Data, tokenizer: Tokenizer | None = None, trained: Spec | None = None) -> Dataset:
     """Loads the data set that `config.source` names.
 
     Args:
       config: the section `data`.
       tokenizer: one to use instead of that of `config.tokenizer`.
-      judge: the spec of a trained model, if it is to be evaluated on other data: all of them are
+      trained: the spec of a trained model, if it is to be evaluated on other data: all of them are
         held out then, unless the source has a held-out split.
 
     Raises:
       UserError: if there is no such source, or it is empty, too short or not of one shape.
     """
     if config.source.partition(":")[0] == mixed_dataset.KIND:
-        return mixed_dataset.load(config, lambda part: load(part, tokenizer, judge))
-    return build_dataset(read(config), config, tokenizer, judge)
+        return mixed_dataset.load(config, lambda part: load(part, tokenizer, trained))
+    return build_dataset(read(config), config, tokenizer, trained)
 
 
 def read(config: Data) -> RawDataset:

@@ -12,6 +12,7 @@ from aigc_jax.core.capabilities import SupportsInitImage, SupportsTextGeneration
 from aigc_jax.core.config import Eval
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import check_value, parse
+from aigc_jax.core.modality import check_spec
 from aigc_jax.distributed.gather import for_sampling
 from aigc_jax.distributed.preemption import PreemptionHandler
 from aigc_jax.evaluation.evaluator import Evaluator
@@ -20,8 +21,8 @@ from aigc_jax.experiment.generate import generate, make_request
 from aigc_jax.experiment.restore import guidance_model_of, like, restore
 from aigc_jax.inference.stop_strings import StopStringStreamer
 from aigc_jax.modalities import sources
-from aigc_jax.modalities import spec as spec_lib
 from aigc_jax.modalities.image.init_images import Picture, load_init_images
+from aigc_jax.modalities.text.spec import text_tokenizer
 from aigc_jax.runs.evaluate_images import judge_images
 from aigc_jax.runs.report.samples import decode, save
 from aigc_jax.runs.trainer import Trainer
@@ -94,10 +95,9 @@ def evaluate(
     data = run.config.data
     given = {"data_dir": data_dir, "source": source}
     data = dataclasses.replace(data, **{k: v for k, v in given.items() if v})
-    text = run.spec if run.spec.modality != "image" else None
-    dataset = sources.load(data, text and text.tokenizer, text if source else None)
+    dataset = sources.load(data, text_tokenizer(run.spec), run.spec if source else None)
     dataset = like(dataset, run.spec)
-    spec_lib.check_spec(workdir, run.spec.to_json(), dataset.spec, data.source)
+    check_spec(workdir, run.spec.to_json(), dataset.spec, data.source)
     judge = Evaluator(run, dataset, source=data.source, folder=os.path.expanduser(workdir))
     return {"step": step, **judge(state)}
 
@@ -163,7 +163,7 @@ def sample(
     samples = generate(run.objective, state.sampling_params, state.mutables, request, seed)
     if streamer is not None:
         streamer.close()
-    return decode(run, samples, chosen)
+    return decode(run.objective, samples, chosen)
 
 
 def init_images(

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 
+from aigc_jax.core.modality import MODALITIES
 from aigc_jax.core.state import TrainState
 from aigc_jax.distributed import kv_store
 from aigc_jax.distributed.gather import for_sampling, on_host
@@ -48,7 +49,7 @@ class Sampling(Periodic):
         self._session = session
 
     def _path(self, step: int) -> str:
-        suffix = ".png" if self._session.run.spec.modality == "image" else ".txt"
+        suffix = MODALITIES[self._session.run.spec.modality].suffix
         return os.path.join(self._session.workdir, "samples", f"step_{step:07d}{suffix}")
 
     def done(self, step: int) -> bool:

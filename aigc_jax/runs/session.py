@@ -9,6 +9,7 @@ import jax
 from aigc_jax.core.config import Config
 from aigc_jax.core.errors import StorageError, UserError
 from aigc_jax.core.feed import Feed
+from aigc_jax.core.modality import check_spec
 from aigc_jax.core.state import TrainState
 from aigc_jax.core.workdir import (
     WorkdirLock,
@@ -20,7 +21,6 @@ from aigc_jax.core.workdir import (
 from aigc_jax.distributed.preemption import PreemptionHandler
 from aigc_jax.distributed.processes import from_first, log_main
 from aigc_jax.experiment import build
-from aigc_jax.modalities.spec import check_spec
 from aigc_jax.runs.diagnose import report_and_raise
 from aigc_jax.training import checkpoint, health_checks, metric_log, posthoc_ema
 from aigc_jax.training.anomaly import AnomalyDetector, TrainingAnomaly

@@ -11,9 +11,9 @@ from aigc_jax.core.config import Data
 from aigc_jax.core.errors import UserError
 from aigc_jax.experiment.recipes import load_recipe
 from aigc_jax.modalities import sources
+from aigc_jax.modalities.image.grid import save_images
 from aigc_jax.runs import api
 from aigc_jax.runs.report.curves import further, save_curves, side_by_side
-from aigc_jax.runs.report.grid import save_images
 from aigc_jax.runs.report.page import Row, Section, write_page
 from aigc_jax.runs.report.terminal import terminal_table
 from aigc_jax.training.health_checks import TriggeredCheck, health_checks_of, triggered_checks

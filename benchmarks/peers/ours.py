@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core.metrics import to_floats
+from aigc_jax.core.modality import Spec
 from aigc_jax.experiment import build
 from aigc_jax.families.lm.presets import GPT2
-from aigc_jax.modalities.spec import ImageSpec, Spec, TextSpec
+from aigc_jax.modalities.image.spec import ImageSpec
+from aigc_jax.modalities.text.spec import TextSpec
 from aigc_jax.modalities.text.tokenizers import ByteTokenizer
 from benchmarks.peers import work
 from benchmarks.peers.work import Text

@@ -21,7 +21,8 @@ from aigc_jax.experiment.restore import restore, tokenizer_of, warm_start
 from aigc_jax.families.lm import lora
 from aigc_jax.families.lm.transformer import TransformerConfig
 from aigc_jax.interop import convert
-from aigc_jax.modalities.spec import ImageSpec, TextSpec
+from aigc_jax.modalities.image.spec import ImageSpec
+from aigc_jax.modalities.text.spec import TextSpec
 from aigc_jax.modalities.text.tokenizers import CharTokenizer
 from aigc_jax.runs.trainer import Trainer
 from aigc_jax.training.checkpoint import CheckpointWriter

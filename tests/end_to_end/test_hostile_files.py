@@ -22,9 +22,10 @@ from hypothesis import HealthCheck, given, seed, settings
 from aigc_jax.cli import main
 from aigc_jax.core import config, workdir
 from aigc_jax.core.errors import UserError
+from aigc_jax.core.modality import spec_from_json
 from aigc_jax.core.safetensors_file import open_safetensors
 from aigc_jax.experiment import build
-from aigc_jax.modalities import prepare, readers, sources, spec
+from aigc_jax.modalities import prepare, readers, sources
 
 FEW, MANY = 60, int(os.environ.get("AIGC_FUZZ_CASES", "10000"))
 LONGEST = 2000  # characters of a message
@@ -113,8 +114,8 @@ KEYS = ["seed", "mesh", "data", "data.source", "data.batch_size", "data.validati
 
 def described(value, folder):
     """A spec from a checkpoint; what is taken can be used."""
-    taken = spec.from_json(value)
-    assert spec.from_json(taken.to_json()).to_json() == taken.to_json()
+    taken = spec_from_json(value)
+    assert spec_from_json(taken.to_json()).to_json() == taken.to_json()
     if taken.modality == "text":
         assert taken.tokenizer.decode(taken.tokenizer.encode("")) == ""
         assert len(taken.tokenizer.byte_lengths()) == taken.tokenizer.size

@@ -11,7 +11,7 @@ from helpers.paths import CONFIGS
 
 from aigc_jax.experiment import build
 from aigc_jax.experiment.recipes import load_recipe
-from aigc_jax.modalities.spec import TextSpec
+from aigc_jax.modalities.text.spec import TextSpec
 from aigc_jax.modalities.text.tokenizers import ByteTokenizer, CharTokenizer
 
 FOLDER = CONFIGS / "lm"

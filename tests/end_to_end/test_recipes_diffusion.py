@@ -12,7 +12,7 @@ from helpers.paths import CONFIGS
 
 from aigc_jax.experiment import build
 from aigc_jax.experiment.recipes import load_recipe
-from aigc_jax.modalities.spec import ImageSpec
+from aigc_jax.modalities.image.spec import ImageSpec
 
 FOLDER = CONFIGS / "diffusion"
 NAMES = tuple(str(i) for i in range(10))

@@ -18,9 +18,9 @@ from aigc_jax.evaluation.heldout import HeldOut
 from aigc_jax.families.lm.language_model import LanguageModel, LMConfig, LMSample
 from aigc_jax.families.lm.masked_lm import MaskedLMSample
 from aigc_jax.families.lm.text_task import TaskConfig, TextTask
-from aigc_jax.modalities.spec import TextSpec
 from aigc_jax.modalities.text.metrics.classification_report import entity_report, report
 from aigc_jax.modalities.text.metrics.text_generation import score_answers
+from aigc_jax.modalities.text.spec import TextSpec
 
 RNG = np.random.default_rng(3)
 COUNT, T = 21, 7

@@ -9,7 +9,8 @@ from aigc_jax.core.conditions import Condition
 from aigc_jax.core.request import SampleRequest
 from aigc_jax.experiment import build
 from aigc_jax.experiment.generate import generate, make_request
-from aigc_jax.modalities.spec import ImageSpec, TextSpec
+from aigc_jax.modalities.image.spec import ImageSpec
+from aigc_jax.modalities.text.spec import TextSpec
 from aigc_jax.modalities.text.tokenizers import ByteTokenizer
 
 FAMILIES = ("lm", "gan", "vae", "diffusion")

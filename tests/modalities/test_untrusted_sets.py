@@ -13,9 +13,10 @@ from helpers.hostile import encoded, pixels, png, refusal
 from PIL import Image
 
 from aigc_jax.core.config import Data
+from aigc_jax.core.modality import spec_from_json
 from aigc_jax.data.loader import DataLoader
 from aigc_jax.experiment import recipes
-from aigc_jax.modalities import sources, spec
+from aigc_jax.modalities import sources
 from aigc_jax.modalities.prepare import prepare
 
 
@@ -362,7 +363,7 @@ TASK_SPEC = TEXT_SPEC | {"format": "labels", "class_names": ["bad", "good"]}
     "value", [IMAGE_SPEC, TEXT_SPEC, TASK_SPEC, TEXT_SPEC | {"tokenizer": "byte"}]
 )
 def test_a_description_of_data_is_read(value):
-    back = spec.from_json(value).to_json()
+    back = spec_from_json(value).to_json()
     assert back == value | ({"characters": []} if value.get("tokenizer") == "byte" else {})
 
 
@@ -384,7 +385,7 @@ def test_a_description_of_data_is_read(value):
     ids=lambda value: ascii(value)[-50:],
 )  # fmt: skip
 def test_a_description_of_data_that_lies_is_refused(value):
-    assert "checkpoint" in refusal(spec.from_json, value)
+    assert "checkpoint" in refusal(spec_from_json, value)
 
 
 def test_a_recipe_that_exits_is_refused(tmp_path):

@@ -19,12 +19,14 @@ import numpy as np
 from aigc_jax.core.capabilities import SupportsInitImage
 from aigc_jax.core.conditions import class_conditions, label_of
 from aigc_jax.core.errors import UserError
+from aigc_jax.core.modality import Spec
 from aigc_jax.core.objective import Batch, Objective
 from aigc_jax.core.request import SampleRequest
 from aigc_jax.distributed.logical_axes import unsharded
 from aigc_jax.families.latent.image_codec import ImageCodec
 from aigc_jax.inference.engine import pad_prompts
-from aigc_jax.modalities.spec import ImageSpec, Spec, TextSpec
+from aigc_jax.modalities.image.spec import ImageSpec
+from aigc_jax.modalities.text.spec import TextSpec
 from aigc_jax.nn import padding
 from aigc_jax.ops.random import fold
 

@@ -10,7 +10,7 @@ from aigc_jax.core.feed import HostBatch
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.raw_dataset import ColumnarExamples, Example, Examples, RawDataset
 from aigc_jax.data.split import file_ends, held_out_split, hold_out, limit_train
-from aigc_jax.modalities.spec import ImageSpec
+from aigc_jax.modalities.image.spec import ImageSpec
 
 
 class ImageSource:

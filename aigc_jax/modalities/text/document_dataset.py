@@ -14,7 +14,6 @@ from aigc_jax.data.shuffle import permutation
 from aigc_jax.data.source import Source, TrainSource
 from aigc_jax.data.split import file_ends, held_out_split, hold_out, limit_train
 from aigc_jax.distributed.processes import log_main
-from aigc_jax.modalities.spec import TextSpec
 from aigc_jax.modalities.text.chat_format import ANSWER
 from aigc_jax.modalities.text.document_formats import (
     DOCUMENT_FORMATS,
@@ -22,6 +21,7 @@ from aigc_jax.modalities.text.document_formats import (
     vocabulary_texts,
 )
 from aigc_jax.modalities.text.packing import Packed
+from aigc_jax.modalities.text.spec import TextSpec
 from aigc_jax.modalities.text.streaming import StreamingSource
 from aigc_jax.modalities.text.token_store import text_parts
 from aigc_jax.modalities.text.tokenizers import Tokenizer, make_tokenizer

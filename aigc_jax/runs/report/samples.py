@@ -1,39 +1,51 @@
-"""A run's samples as a person wants them: images in a PNG, tokens as text."""
+"""A run's samples as files for people: written by the modality of the samples."""
 
 import os
 from typing import Any
 
 import numpy as np
 
-from aigc_jax.core.errors import StorageError
+from aigc_jax.core.capabilities import SupportsText
+from aigc_jax.core.errors import StorageError, UserError, shorten
+from aigc_jax.core.modality import MODALITIES, Modality
+from aigc_jax.core.objective import Objective
 from aigc_jax.core.state import TrainState
 from aigc_jax.experiment.build import Run
 from aigc_jax.experiment.generate import generate, make_request
 from aigc_jax.experiment.restore import guidance_model_of
-from aigc_jax.runs.report.grid import save_images, save_texts
+
+Samples = np.ndarray | list[str]
 
 
-def decode(run: Run, samples: np.ndarray, options: Any) -> np.ndarray | list[str]:
-    """Images as they are; what a family of text has drawn as texts."""
-    return samples if run.spec.modality == "image" else run.objective.texts(samples, options)
+def decode(objective: Objective, samples: np.ndarray, options: Any) -> Samples:
+    """The tokens of a text family as texts; other samples as they are."""
+    return objective.texts(samples, options) if isinstance(objective, SupportsText) else samples
 
 
-def save(samples: np.ndarray | list[str], path: str) -> str:
-    """A PNG grid of images, or a text file; returns its path. The suffix is added if missing.
+def save(samples: Samples, path: str) -> str:
+    """Writes samples in the format of their modality: a PNG grid of images, or a text file.
+
+    Args:
+      samples: from `sample`.
+      path: of the file; without a suffix, that of the modality is appended.
+
+    Returns:
+      The path of the file.
 
     Raises:
-      StorageError: if it cannot be written.
+      UserError: if the samples are of no known modality.
+      StorageError: if the file cannot be written.
     """
-    text = isinstance(samples, list)
-    path = path if os.path.splitext(path)[1] else path + (".txt" if text else ".png")
+    modality = _modality_of(samples)
+    path = path if os.path.splitext(path)[1] else path + modality.suffix
     try:
-        return save_texts(samples, path) if text else save_images(samples, path)
+        return modality.save(samples, path)
     except OSError as e:
         raise StorageError(f"{path} cannot be written: {e.strerror or e}") from e
 
 
 def save_samples(run: Run, state: TrainState, path: str) -> str:
-    """Draws and saves what the recipe's `sample` section asks for.
+    """Draws and saves the samples that the config's section `sample` asks for.
 
     Args:
       run: its parts.
@@ -45,4 +57,15 @@ def save_samples(run: Run, state: TrainState, path: str) -> str:
     variables = state.sampling_params, state.mutables
     request = make_request(run.objective, options, options.num, guidance_model=guide)
     samples = generate(run.objective, *variables, request)
-    return save(decode(run, samples, options), path)
+    return save(decode(run.objective, samples, options), path)
+
+
+def _modality_of(samples: Samples) -> Modality:
+    for modality in MODALITIES.values():
+        if modality.is_samples(samples):
+            return modality
+    kind = f"{samples.dtype} {samples.shape}" if isinstance(samples, np.ndarray) else type(samples)
+    raise UserError(
+        f"samples of the type {shorten(kind, 80)} are of no modality:"
+        f" {', '.join(MODALITIES.names())} are known"
+    )

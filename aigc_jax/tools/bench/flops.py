@@ -16,8 +16,8 @@ import numpy as np
 from jax.extend import core
 
 from aigc_jax.core.config import Config
+from aigc_jax.core.modality import MODALITIES, Spec
 from aigc_jax.experiment import build
-from aigc_jax.modalities.spec import Spec
 from aigc_jax.ops import dispatch
 from aigc_jax.training.step import example_keys, gradients
 
@@ -150,7 +150,7 @@ def model_flops(config: Config, spec: Spec) -> float:
     made = jax.eval_shape(objective.init, jax.random.key(0), spec.example_batch(2))
     params, mutables = nn.unbox(made)
     seen = getattr(config.model, "seen", lambda length: 1.0)
-    length = batch["tokens"].shape[1] - 1 if "tokens" in batch else 1
+    length = MODALITIES[spec.modality].units_per_example(spec)
     total = 0.0
     for player in objective.turns:
 

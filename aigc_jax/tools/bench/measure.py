@@ -11,6 +11,7 @@ import numpy as np
 from aigc_jax.core import config as config_lib
 from aigc_jax.core.config import Config
 from aigc_jax.core.errors import UserError
+from aigc_jax.core.modality import MODALITIES
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.loader import DataLoader
 from aigc_jax.distributed.mesh import share
@@ -190,11 +191,10 @@ def measure(
 
 
 def throughput(config: Config, dataset: Dataset, seconds: float) -> dict[str, Any]:
-    """Tokens or images per second."""
-    batch, size = dataset.spec.example_batch(1), config.data.batch_size
-    if "tokens" in batch:
-        return {"unit": "tokens", "per_second": size * dataset.spec.seq_len / seconds}
-    return {"unit": "images", "per_second": size / seconds}
+    """Tokens, images, … per second."""
+    modality = MODALITIES[dataset.spec.modality]
+    units = config.data.batch_size * modality.units_per_example(dataset.spec)
+    return {"unit": modality.unit, "per_second": units / seconds}
 
 
 def records_per_second(config: Config, dataset: Dataset, seconds: float = 1.0) -> float:

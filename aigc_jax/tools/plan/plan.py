@@ -9,14 +9,14 @@ import jax
 
 from aigc_jax.core.config import Config
 from aigc_jax.core.errors import UserError
+from aigc_jax.core.modality import MODALITIES, Spec
 from aigc_jax.distributed.mesh import make_mesh
 from aigc_jax.distributed.sharding import per_device
 from aigc_jax.experiment import build
 from aigc_jax.experiment.restore import with_first_stage
 from aigc_jax.families.registry import FAMILIES
 from aigc_jax.modalities import sources
-from aigc_jax.modalities.spec import ImageSpec, Spec
-from aigc_jax.modalities.synthetic_spec import spec_of, with_vocabulary
+from aigc_jax.modalities.synthetic_spec import spec_from_config, synthetic_spec
 from aigc_jax.tools.bench import flops
 from aigc_jax.tools.plan import topology
 from aigc_jax.tools.plan.costs import costs
@@ -63,16 +63,18 @@ def planned(config: Config, shape: str = "") -> tuple[Config, Spec]:
 
     Args:
       config: of a run.
-      shape: as `data.shapes.spec_of` takes it; "": the config's own.
+      shape: as `modalities.synthetic_spec` takes it; "": the config's own.
 
     Raises:
       UserError: if neither tells.
     """
-    family = FAMILIES[config.raw["objective"]["name"]]
+    task = FAMILIES[config.raw["objective"]["name"]].modality
     if shape:
-        return with_vocabulary(config), spec_of(shape, config)
-    if family.modality == "text" and not config.data.first_stage:
-        return with_vocabulary(config), spec_of("text", config)
+        spec: Spec | None = synthetic_spec(shape, config)
+    else:
+        spec = None if config.data.first_stage else spec_from_config(config, task)
+    if spec is not None:
+        return resolve(config), spec
     try:
         dataset = with_first_stage(sources.load(config.data), config.data)
     except UserError as e:
@@ -80,6 +82,13 @@ def planned(config: Config, shape: str = "") -> tuple[Config, Spec]:
             f"{e} (a plan needs only the shape of the data: --synthetic=32x32x3:10, or text:9)"
         ) from e
     return config, dataset.spec
+
+
+def resolve(config: Config) -> Config:
+    """The config with all sizes written out that its data would determine."""
+    for modality in MODALITIES.values():
+        config = modality.resolve(config)
+    return config
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -185,16 +194,15 @@ def described(config: Config, spec: Spec) -> Report:
         "accumulate": config.train.accumulate,
         "remat": getattr(config.model, "remat", None),
     }
-    if isinstance(spec, ImageSpec):
-        return found | {"shape": list(spec.shape), "classes": spec.num_classes}
-    return found | {"seq_len": spec.seq_len, "vocab_size": config.model.vocab_size}
+    found |= MODALITIES[spec.modality].describe(spec)
+    vocab_size = getattr(config.model, "vocab_size", 0)
+    return found | ({"vocab_size": vocab_size} if vocab_size else {})
 
 
 def rate(config: Config, spec: Spec) -> tuple[str, float]:
     """What a step is counted in, and how many of it there are in one."""
-    if isinstance(spec, ImageSpec):
-        return "images", float(config.data.batch_size)
-    return "tokens", float(config.data.batch_size * spec.seq_len)
+    modality = MODALITIES[spec.modality]
+    return modality.unit, float(config.data.batch_size * modality.units_per_example(spec))
 
 
 def _topology(target: Target, mesh: jax.sharding.Mesh) -> Report:

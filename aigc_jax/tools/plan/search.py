@@ -6,8 +6,8 @@ from typing import Any
 
 from aigc_jax.core.config import Config
 from aigc_jax.core.errors import UserError
+from aigc_jax.core.modality import Spec
 from aigc_jax.distributed.mesh import AXES, parse_mesh
-from aigc_jax.modalities.spec import Spec
 from aigc_jax.tools.plan.plan import Report, Target, changed, described, make_plan, state_of
 
 ROOM = 0.9  # of a device's memory that the state may take, so that a step has some too

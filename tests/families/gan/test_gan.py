@@ -26,7 +26,7 @@ from aigc_jax.families.gan.gan import GANConfig, GANSample, diversity, scores
 from aigc_jax.families.registry import FAMILIES, Family
 from aigc_jax.modalities import sources
 from aigc_jax.modalities.image.metrics import mode_coverage
-from aigc_jax.modalities.spec import ImageSpec
+from aigc_jax.modalities.image.spec import ImageSpec
 from aigc_jax.nn.padding import crop, fill
 from aigc_jax.ops import convolution, spectral_norm
 from aigc_jax.ops.schedules import half_cosine

@@ -15,6 +15,7 @@ from aigc_jax.core.config import Sample
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import option
 from aigc_jax.core.metrics import Mean
+from aigc_jax.core.modality import spec_from_json
 from aigc_jax.core.objective import Objective
 from aigc_jax.data.shuffle import permutation
 from aigc_jax.experiment import build
@@ -22,7 +23,6 @@ from aigc_jax.experiment.restore import load_first_stage
 from aigc_jax.families import registry
 from aigc_jax.families.latent import first_stage
 from aigc_jax.families.latent.first_stage import PLAYER
-from aigc_jax.modalities import spec as spec_lib
 from aigc_jax.ops.convolution import downsample, upsample
 from aigc_jax.ops.image import to_bytes, to_signed
 
@@ -202,11 +202,11 @@ def test_a_token_model_sees_the_class_and_then_the_codes(blocks):
 
 def test_the_description_of_the_data_keeps_the_stage(blocks):
     run, _, _ = parts(behind("diffusion", blocks()))
-    again = spec_lib.from_json(run.spec.to_json())
+    again = spec_from_json(run.spec.to_json())
     assert again == run.spec and again.stage["objective"]["name"] == "blocks"
     damaged = {**run.spec.to_json(), "stage": 3}
     with pytest.raises(UserError, match="a first stage that is 3"):
-        spec_lib.from_json(damaged)
+        spec_from_json(damaged)
 
 
 def test_what_cannot_stand_behind_an_autoencoder_is_refused(blocks, tmp_path):

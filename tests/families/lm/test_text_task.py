@@ -24,7 +24,7 @@ from helpers.table_model import (
 
 from aigc_jax.families.lm.language_model import LanguageModel, LMConfig
 from aigc_jax.families.lm.text_task import TaskConfig, TaskSample, TextTask
-from aigc_jax.modalities.spec import TextSpec
+from aigc_jax.modalities.text.spec import TextSpec
 from aigc_jax.training.step import gradients
 
 RNG = np.random.default_rng(2)

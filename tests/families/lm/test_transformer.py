@@ -16,7 +16,7 @@ from helpers.hostile import refusal
 from aigc_jax.families.lm import presets
 from aigc_jax.families.lm.transformer import Transformer, TransformerConfig
 from aigc_jax.interop.transformers.read_folder import transformer_shapes
-from aigc_jax.modalities.spec import TextSpec
+from aigc_jax.modalities.text.spec import TextSpec
 from aigc_jax.modalities.text.tokenizers import ByteTokenizer
 from aigc_jax.nn.layers import Norm
 from aigc_jax.nn.transformer_blocks import linear

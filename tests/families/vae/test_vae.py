@@ -19,7 +19,7 @@ from aigc_jax.experiment import build
 from aigc_jax.experiment.recipes import load_recipe
 from aigc_jax.families.vae.latent_groups import SingleLatent
 from aigc_jax.families.vae.vae import VAE, VAEConfig, kl
-from aigc_jax.modalities.spec import ImageSpec
+from aigc_jax.modalities.image.spec import ImageSpec
 from aigc_jax.ops.image import psnr
 from aigc_jax.ops.random import content_keys, normal
 from aigc_jax.training.compile import compile_step

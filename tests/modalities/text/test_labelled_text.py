@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from aigc_jax.core.config import Data
 from aigc_jax.core.errors import UserError
 from aigc_jax.modalities import sources
-from aigc_jax.modalities.spec import TextSpec
 from aigc_jax.modalities.text.hf_tokenizer import LibraryTokenizer
 from aigc_jax.modalities.text.labelled_text import Labelled, Tagged, runs, word_encoder
+from aigc_jax.modalities.text.spec import TextSpec
 from aigc_jax.modalities.text.tokenizers import ByteTokenizer, CharTokenizer
 
 BYTE = ByteTokenizer()

@@ -8,8 +8,9 @@ from helpers.hostile import refusal
 from helpers.own_texts import SENTENCES, load, write_chats, write_conll, write_jsonl, write_lines
 
 from aigc_jax.core.config import Data
+from aigc_jax.core.modality import LABEL, TOKENS, spec_from_json, task_of
 from aigc_jax.data.raw_dataset import RawDataset
-from aigc_jax.modalities import readers, sources, spec
+from aigc_jax.modalities import readers, sources
 from aigc_jax.modalities.prepare import prepare
 from aigc_jax.modalities.text.document_split import last_documents
 from aigc_jax.modalities.text.token_store import text_parts
@@ -105,13 +106,13 @@ def test_each_source_has_its_forms_and_says_which(tmp_path, kind, form):
 
 
 @pytest.mark.parametrize(
-    "form, modality",
-    [("stream", "text"), ("documents", "text"), ("labels", "labelled text")],
+    "form, task",
+    [("stream", TOKENS), ("documents", TOKENS), ("labels", LABEL)],
 )
-def test_the_spec_tells_the_form_and_survives_json(tmp_path, form, modality):
+def test_the_spec_tells_the_format_and_survives_json(tmp_path, form, task):
     data = load(write_any(tmp_path, "jsonl"), format=form, seq_len=32, tokenizer="char")
-    assert data.spec.modality == modality and data.spec.format == form
-    again = spec.from_json(json.loads(json.dumps(data.spec.to_json())))
+    assert task_of(data.spec) == task and data.spec.format == form
+    again = spec_from_json(json.loads(json.dumps(data.spec.to_json())))
     assert again.to_json() == data.spec.to_json()
     assert (again.format, again.class_names) == (form, data.spec.class_names)
     assert data.spec.class_names == (("x", "y") if form == "labels" else ())

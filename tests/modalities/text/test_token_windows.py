@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from aigc_jax.core.errors import UserError
-from aigc_jax.modalities import spec as spec_lib
+from aigc_jax.core.modality import spec_from_json
 from aigc_jax.modalities.text.document_split import cut_document, split_documents
+from aigc_jax.modalities.text.spec import TextSpec
 from aigc_jax.modalities.text.token_windows import TokenWindows, join, with_separator
 from aigc_jax.modalities.text.tokenizers import ByteTokenizer, CharTokenizer, make_tokenizer
 
@@ -84,8 +85,8 @@ def test_a_character_outside_the_vocabulary_is_named(character):
 
 @pytest.mark.parametrize("name", ["byte", "char"])
 def test_a_text_spec_survives_json(name):
-    spec = spec_lib.TextSpec(make_tokenizer(name, ["aé中"]), 7)
-    again = spec_lib.from_json(spec.to_json())
+    spec = TextSpec(make_tokenizer(name, ["aé中"]), 7)
+    again = spec_from_json(spec.to_json())
     assert again.to_json() == spec.to_json()
     assert again.tokenizer.encode("é中a").tolist() == spec.tokenizer.encode("é中a").tolist()
     assert again.example_batch(3)["tokens"].shape == (3, 8)

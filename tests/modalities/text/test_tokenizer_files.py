@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aigc_jax.core.errors import UserError
-from aigc_jax.modalities import spec as spec_lib
+from aigc_jax.core.modality import spec_from_json
 from aigc_jax.modalities.text import tokenizer_files
 from aigc_jax.modalities.text import tokenizers as ours
 from aigc_jax.modalities.text.hf_tokenizer import END, IM_END, LibraryTokenizer
+from aigc_jax.modalities.text.spec import TextSpec
 
 
 def gpt2():
@@ -209,7 +210,7 @@ def changed(**parts):
 
 
 def described(**changes):
-    value = spec_lib.TextSpec(trained(), 8).to_json()
+    value = TextSpec(trained(), 8).to_json()
     return value | {"library": value["library"] | changes}
 
 
@@ -236,7 +237,7 @@ def described(**changes):
     ids=lambda value: ascii(value)[-50:],
 )
 def test_a_description_that_lies_is_refused(value):
-    assert "checkpoint" in refusal(spec_lib.from_json, value)
+    assert "checkpoint" in refusal(spec_from_json, value)
     with pytest.raises((KeyError, TypeError, ValueError)):
         ours.from_json(value)
 
@@ -249,15 +250,15 @@ def test_a_description_that_lies_is_refused(value):
     ],
 )
 def test_a_tokenizer_that_fails_at_work_says_so(value):
-    tokenizer = spec_lib.from_json(value).tokenizer
+    tokenizer = spec_from_json(value).tokenizer
     assert "cannot be made into tokens" in refusal(tokenizer.encode, "a" * 40 + "b")
 
 
 def test_a_description_survives_json():
     for library in (gpt2(), *(make() for make in LIBRARIES.values())):
         made = LibraryTokenizer(library, separator=3, stops=[1, 3], prefix=[2], suffix=[0], mask=1)
-        spec = spec_lib.TextSpec(made, 8)
-        again = spec_lib.from_json(json.loads(json.dumps(spec.to_json())))
+        spec = TextSpec(made, 8)
+        again = spec_from_json(json.loads(json.dumps(spec.to_json())))
         assert again.to_json() == spec.to_json()
         assert (again.tokenizer.stops, again.tokenizer.mask) == ((3, 1), 1)
         np.testing.assert_array_equal(again.tokenizer.byte_lengths(), made.byte_lengths())
@@ -273,7 +274,7 @@ JSONS = [make().to_str().encode() for make in (*LIBRARIES.values(), gpt2)]
 def test_damaged_tokenizers_are_refused_or_work(text, written):
     """Whatever is taken makes tokens of its vocabulary, or says that it cannot."""
     try:
-        tokenizer = spec_lib.from_json(described(json=text, stops=[], prefix=[])).tokenizer
+        tokenizer = spec_from_json(described(json=text, stops=[], prefix=[])).tokenizer
     except UserError:
         return
     try:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aigc_jax.modalities.image.grid import image_grid, save_images
+from aigc_jax.modalities.text.sample_file import join_texts, save_texts
 from aigc_jax.runs.report.curves import further, save_curves
-from aigc_jax.runs.report.grid import image_grid, join_texts, save_images, save_texts
 from aigc_jax.runs.report.page import Row, Section, write_page
 from aigc_jax.training.metric_log import METRICS, MetricsFile, read_metrics
 

@@ -20,7 +20,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.distributed.mesh import make_mesh
 from aigc_jax.experiment import build
 from aigc_jax.experiment.recipes import load_recipe
-from aigc_jax.modalities.synthetic_spec import spec_of
+from aigc_jax.modalities.synthetic_spec import synthetic_spec
 from aigc_jax.tools.bench import flops
 from aigc_jax.tools.chips import DataSheet, data_sheet
 from aigc_jax.tools.plan import command, plan, search, topology
@@ -573,7 +573,7 @@ def test_meshes_are_all_products_of_the_axes():
     ],
 )
 def test_images_that_are_not_here_are_described(shape, family, expected):
-    spec = spec_of(shape, build.parse_config(tiny.recipe(family)))
+    spec = synthetic_spec(shape, build.parse_config(tiny.recipe(family)))
     assert (spec.shape, spec.num_classes, spec.continuous) == expected
 
 

@@ -1,8 +1,10 @@
-"""Images side by side in one PNG, and text samples in one file."""
+"""Images side by side in one PNG.
+
+Shapes: N images, H height, W width, C channels.
+"""
 
 import math
 import os
-from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -44,15 +46,3 @@ def save_images(images_NHWC: np.ndarray, path: str) -> str:
     with atomic_path(path) as temporary:
         image_grid(images_NHWC).save(temporary, format="PNG")
     return path
-
-
-def save_texts(texts: Sequence[str], path: str) -> str:
-    """Writes text samples under numbered rules; returns the path."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
-        f.write(join_texts(texts) + "\n")
-    return path
-
-
-def join_texts(texts: Sequence[str]) -> str:
-    return "\n".join(f"--- {i + 1} ---\n{text}" for i, text in enumerate(texts))

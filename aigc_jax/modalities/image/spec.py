@@ -1,0 +1,84 @@
+"""The spec of images."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from aigc_jax.core.errors import shorten
+from aigc_jax.core.modality import ARRAY, GIVEN, LABEL, MODELLED, Field, class_names_from_json
+
+MAX_VALUES = 1 << 28  # of an image; a checkpoint may claim any size
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSpec:
+    """Images of one shape.
+
+    Attributes:
+      shape: (H, W, C).
+      class_names: one per label; empty for images without labels.
+      levels: number of values of a pixel, spread over 0…255.
+      continuous: whether these are float32 latents of an autoencoder instead of pixels.
+      stage: the config of the frozen autoencoder through which a model sees the images, if any.
+    """
+
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...] = ()
+    levels: int = 256
+    continuous: bool = False
+    stage: Mapping[str, Any] | None = None
+
+    @property
+    def modality(self) -> str:
+        """Always "image"."""
+        return "image"
+
+    @property
+    def num_classes(self) -> int:
+        """The number of labels; 0 for images without labels."""
+        return len(self.class_names)
+
+    @property
+    def fields(self) -> dict[str, Field]:
+        """The image, which is modelled, and its label, if there are classes."""
+        label = {"label": Field(LABEL, GIVEN)} if self.num_classes else {}
+        return {"image": Field(ARRAY, MODELLED), **label}
+
+    def example_batch(self, size: int) -> dict[str, np.ndarray]:
+        """Zeros: "image" (size, H, W, C), uint8 or, for latents, float32; "label", "weight"."""
+        dtype = np.float32 if self.continuous else np.uint8
+        batch = {"image": np.zeros((size, *self.shape), dtype)}
+        if self.num_classes:
+            batch["label"] = np.zeros(size, np.int32)
+        return batch | {"weight": np.ones(size, np.float32)}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; the inverse of `image_spec_from_json`."""
+        return {
+            "modality": "image",
+            "shape": list(self.shape),
+            "class_names": list(self.class_names),
+            "levels": self.levels,
+            **({} if self.stage is None else {"stage": dict(self.stage)}),
+        }
+
+
+def image_spec_from_json(value: Mapping[str, Any]) -> ImageSpec:
+    """The inverse of `ImageSpec.to_json`; the value may come from anywhere.
+
+    Raises:
+      KeyError, TypeError, ValueError: if it describes no images, or absurdly large ones.
+    """
+    shape, levels, stage = value["shape"], value["levels"], value.get("stage")
+    class_names = class_names_from_json(value["class_names"])
+    whole = isinstance(shape, list) and len(shape) == 3 and all(type(n) is int for n in shape)
+    if not whole or min(shape) < 1 or math.prod(shape) > MAX_VALUES:
+        raise ValueError(f"images of the shape {shorten(shape, 80)}")
+    if type(levels) is not int or not 2 <= levels <= 256:
+        raise ValueError(f"pixels of {shorten(levels, 40)} levels")
+    if stage is not None and not isinstance(stage, dict):
+        raise ValueError(f"a first stage that is {shorten(stage, 40)}")
+    return ImageSpec((shape[0], shape[1], shape[2]), class_names, levels, stage=stage)
