@@ -1,4 +1,4 @@
-"""The entry point: parses flags, calls one function of commands.py, and ends as it must."""
+"""The entry point: parses flags, runs the command, and turns errors into exit codes."""
 
 import contextlib
 import os
@@ -8,8 +8,9 @@ from typing import Any
 
 from absl import app, logging
 
-from aigc_jax.cli.commands import RUN, STOP
-from aigc_jax.cli.flags import FLAGS, parse_flags
+from aigc_jax.cli.command import FLAGS
+from aigc_jax.cli.flags import COMMANDS, parse_flags
+from aigc_jax.cli.train import PREEMPTION
 from aigc_jax.core import environment
 from aigc_jax.core.errors import Stopped, UserError
 from aigc_jax.core.streams import make_streams_unbreakable
@@ -25,11 +26,11 @@ def main(argv: Sequence[str]) -> int | None:
             FLAGS[name].value = os.path.expanduser(FLAGS[name].value)
     if FLAGS.deterministic:
         make_deterministic()
-    return RUN[argv[1]]()
+    return COMMANDS[argv[1]].run()
 
 
 def make_deterministic() -> None:
-    """What a GPU needs to give the same bits twice; must come before JAX is imported.
+    """Sets the XLA flags with which a GPU repeats its bits; must run before JAX is imported.
 
     Operations whose results depend on the order of atomic additions are replaced, and kernels are
     not chosen by timing them. A CPU needs nothing.
@@ -46,7 +47,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     argv = list(argv or sys.argv)
     try:
         # Before anything slow is imported, so that a signal is heard at any time.
-        with STOP.listen() if argv[1:2] in (["train"], ["sweep"]) else contextlib.nullcontext():
+        with (
+            PREEMPTION.listen() if argv[1:2] in (["train"], ["sweep"]) else contextlib.nullcontext()
+        ):
             app.run(main, argv=argv, flags_parser=parse_flags)
     except UserError as e:
         if e.code != Stopped.code and not e.told:
@@ -62,7 +65,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 def quieten() -> None:
-    """Leaves out what libraries print beside their exceptions: a full disk has them print a lot."""
+    """Silences the logs of libraries, which repeat their exceptions."""
     logging.set_verbosity(logging.FATAL)
     logging.logging.getLogger("asyncio").setLevel("CRITICAL")
     hook = sys.excepthook

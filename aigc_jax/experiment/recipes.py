@@ -1,22 +1,67 @@
-"""Recipes from their files."""
+"""Recipes: config files, found by their names."""
 
 import os
 import runpy
 
 import ml_collections
 
-from aigc_jax.core.errors import UserError, one_line, shorten
+from aigc_jax.core.errors import UserError, did_you_mean, one_line, shorten
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# In a checkout configs/ is beside the package, in an installation inside it.
+RECIPE_FOLDERS = (
+    os.path.join(os.path.dirname(_PACKAGE), "configs"),
+    os.path.join(_PACKAGE, "configs"),
+)
 
 
-def load_recipe(path: str) -> ml_collections.ConfigDict:
-    """What `get_config()` of the file returns; of FILE:VARIANT, what `get_config(VARIANT)` returns.
+def recipe_folder() -> str:
+    """The folder of the library's own recipes."""
+    found = (f for f in RECIPE_FOLDERS if os.path.isfile(os.path.join(f, "lm", "quickstart.py")))
+    return next(found, RECIPE_FOLDERS[-1])
+
+
+def recipe_names() -> list[str]:
+    """Names of the library's own recipes, such as "lm/quickstart"."""
+    folder, names = recipe_folder(), []
+    for path, _, files in os.walk(folder):
+        part = os.path.relpath(path, folder)
+        names += [f"{part}/{f.removesuffix('.py')}" for f in files if f.endswith(".py")]
+    return sorted(name for name in names if not name.endswith("__init__"))
+
+
+def find_recipe(name: str) -> str:
+    """The path of a recipe's file, with the `:VARIANT` that the name has.
+
+    Args:
+      name: a file, or the name of one of the library's own recipes, with or without `configs/`
+        before it and `.py` behind it: "lm/quickstart".
+
+    Raises:
+      UserError: if there is none.
+    """
+    path, colon, variant = name.partition(":")
+    own = os.path.join(recipe_folder(), path.removeprefix("configs/"))
+    for candidate in (path, f"{path}.py", own, f"{own}.py"):
+        if path and os.path.isfile(candidate):
+            return f"{candidate}{colon}{variant}"
+    word = path.removeprefix("configs/").removesuffix(".py")
+    raise UserError(
+        f"there is no config file {shorten(path)}, and no recipe of that name:"
+        f" {did_you_mean(word, recipe_names())}"
+    )
+
+
+def load_recipe(name: str) -> ml_collections.ConfigDict:
+    """Returns `get_config()` of a recipe's file, or `get_config(VARIANT)` for `NAME:VARIANT`.
+
+    Args:
+      name: as `find_recipe` takes it.
 
     Raises:
       UserError: if there is no such file, or it does not return a config.
     """
-    path, _, variant = path.partition(":")
-    if not os.path.isfile(path):
-        raise UserError(f"there is no config file {shorten(path)}")
+    path, _, variant = find_recipe(name).partition(":")
     try:
         get_config = runpy.run_path(path).get("get_config")
         arguments = (variant,) if variant else ()

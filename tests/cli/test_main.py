@@ -17,12 +17,15 @@ from absl.testing import flagsaver
 import aigc_jax
 from aigc_jax.cli import flags as cli
 from aigc_jax.cli import main
+from aigc_jax.core import config
 from aigc_jax.core.errors import UserError
+from aigc_jax.core.fields import option
 from aigc_jax.experiment import build, recipes
 from aigc_jax.families import registry
 from aigc_jax.tools import doctor
 
-# What people have in their scripts: a flag may be added here, but not renamed or taken away.
+# What people have in their scripts: a flag may be added here, but not renamed or taken away. The
+# options of families and evaluations are flags too, by their dataclasses.
 FLAG_NAMES = [
     "base",
     "check",
@@ -32,27 +35,18 @@ FLAG_NAMES = [
     "deterministic",
     "distributed",
     "dtype",
-    "sigma_rel",
-    "features",
     "fit",
     "from",
-    "generations",
-    "guidance",
-    "guide",
     "image",
     "image_size",
     "images",
     "join_timeout",
     "json",
-    "label",
     "label_field",
-    "likelihood",
     "mask",
-    "max_new_tokens",
     "maximize",
     "mesh",
     "metric",
-    "min_p",
     "name",
     "num",
     "num_processes",
@@ -61,30 +55,20 @@ FLAG_NAMES = [
     "profile",
     "prompt",
     "prune",
-    "reference",
-    "repetition_penalty",
-    "resize",
-    "sampler",
-    "samples",
     "search",
     "seconds",
     "seed",
+    "sigma_rel",
     "slices",
     "source",
-    "steps",
-    "stop",
     "storage",
     "stream",
-    "strength",
     "sweep_mesh",
     "synthetic",
     "system",
-    "temperature",
     "text_field",
     "to",
     "tokens",
-    "top_k",
-    "top_p",
     "topology",
     "trials",
     "tries",
@@ -140,7 +124,8 @@ def parse(monkeypatch):
             try:
                 program, command = main.parse_flags(sys.argv)
                 assert program == "aigc"
-                given = {name: flags.FLAGS[name] for name in FLAG_NAMES}
+                names = (*FLAG_NAMES, *cli.COMMANDS[command].option_names())
+                given = {name: flags.FLAGS[name] for name in names}
                 given = {name: flag.value for name, flag in given.items() if flag.present}
                 if "config" in given:
                     given["config"] = given["config"].to_dict()
@@ -169,8 +154,7 @@ def refusal(parse):
 
 
 def test_flags_are_frozen():
-    defined = flags.FLAGS.flags_by_module_dict()["aigc_jax.cli.flags"]
-    assert sorted(flag.name for flag in defined) == FLAG_NAMES
+    assert sorted(cli.static_flags()) == FLAG_NAMES
 
 
 def test_the_public_names_stay_callable_whatever_is_imported():
@@ -181,33 +165,46 @@ def test_the_public_names_stay_callable_whatever_is_imported():
 
 
 def test_commands_are_frozen():
-    assert sorted(cli.COMMANDS) == sorted(main.RUN) == COMMANDS
+    assert sorted(cli.COMMANDS) == COMMANDS
 
 
-def test_every_flag_belongs_to_a_command_and_every_commands_flag_exists():
-    used = {flag for _, needed, may in cli.COMMANDS.values() for flag in needed + may}
-    assert sorted(used) == FLAG_NAMES
-
-
-def test_every_sampling_flag_is_an_option_of_some_family():
+@pytest.mark.parametrize("command", ["sample", "chat"])
+def test_the_options_of_a_family_are_flags(command):
     options = {
         field.name for f in registry.FAMILIES.values() for field in dataclasses.fields(f.sample)
     }
-    assert set(cli.SAMPLE_OPTIONS) <= options
+    hidden = cli.COMMANDS[command].hidden_options
+    assert set(cli.COMMANDS[command].option_names()) == options - set(hidden)
+    assert {"temperature", "guidance", "top_k"} <= options
 
 
-def test_usage_names_every_command_and_flag():
-    words = cli.usage().split()
-    assert {f"--{name}" for name in FLAG_NAMES} <= set(words)
+def test_an_option_of_a_registered_family_is_a_flag(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Sample(config.Sample):
+        sharpness: float = option(1.0, low=0.0, flag="How sharp.")
+
+    family = dataclasses.replace(registry.FAMILIES["vae"], sample=Sample)
+    monkeypatch.setitem(registry.FAMILIES._items, "own", family)
+    assert "sharpness" in cli.COMMANDS["sample"].option_names()
+    assert "How sharp." in cli.command_usage("sample")
+
+
+def test_usage_names_every_command_and_its_flags():
     assert all(f"  aigc {command}" in cli.usage() for command in COMMANDS)
+    for command in COMMANDS:
+        words = cli.command_usage(command).split()
+        assert {f"--{name}" for name in cli.COMMANDS[command].flags} <= set(words)
 
 
-@pytest.mark.parametrize("words", [[], ["help"], ["--help"], ["-h"], ["train", "--help"]])
+@pytest.mark.parametrize(
+    "words", [[], ["help"], ["--help"], ["-h"], ["train", "--help"], ["doctor", "-h"]]
+)
 def test_help_is_printed_and_is_no_error(parse, capsys, words):
     with pytest.raises(SystemExit) as caught:
         parse(*words)
     assert caught.value.code == 0
-    assert capsys.readouterr().out == cli.usage() + "\n"
+    expected = cli.command_usage(words[0]) if len(words) == 2 else cli.usage()
+    assert capsys.readouterr().out == expected + "\n"
 
 
 @pytest.mark.parametrize(
@@ -332,7 +329,7 @@ def test_check_overrides_alone(recipe):
         (["eval", "--wokdir=w"], "there is no flag --wokdir: did you mean 'workdir'?"),
         (["eval", "--workdir=w", "--num=3"], "--num is not a flag of 'aigc eval'"),
         (["bench"], "'aigc bench' needs --config=… or --check=… or --write_baseline=…"),
-        (["bench", "--check=x", "--steps=3"], "--steps is not a flag of 'aigc bench'"),
+        (["bench", "--check=x", "--trials=3"], "--trials is not a flag of 'aigc bench'"),
         (["doctor", "--seed=0"], "--seed is not a flag of 'aigc doctor'"),
         (["eval", "--workdir=w", "stray"], "'stray' is not a flag: write --flag=value"),
         (["eval", "w"], "'w' is not a flag: write --flag=value"),
@@ -376,7 +373,20 @@ def test_a_config_file_that_cannot_be_loaded_is_named(refusal, tmp_path, name):
 def test_a_config_file_that_is_not_there_is_named(refusal, tmp_path, name):
     path = tmp_path / name
     message = refusal("train", f"--config={path}", "--workdir=w")
-    assert message == f"there is no config file {path}"
+    assert f"there is no config file {path}" in message
+
+
+@pytest.mark.parametrize("name", ["lm/quickstart", "configs/lm/quickstart.py", "lm/quickstart.py"])
+def test_a_recipe_is_found_by_its_name_from_any_folder(parse, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    _, given = parse("train", f"--config={name}", "--workdir=w")
+    assert given["config"]["objective"]["name"] == "lm"
+
+
+def test_a_recipe_of_a_wrong_name_names_the_nearest(refusal):
+    assert "did you mean 'lm/quickstart'?" in refusal(
+        "train", "--config=lm/quikstart", "--workdir=w"
+    )
 
 
 def test_a_mistake_that_the_recipe_finds_itself_is_passed_on(refusal, tmp_path):

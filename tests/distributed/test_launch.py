@@ -212,9 +212,9 @@ def test_the_jobset_starts_one_process_per_host_that_finds_the_others(jobset):
 def test_the_jobset_runs_a_command_that_there_is(jobset):
     (container,) = pod(jobset)["containers"]
     assert container["command"] == ["aigc", "train"]
-    _, needed, optional = flags.COMMANDS["train"]
+    command = flags.COMMANDS["train"]
     given = [word.removeprefix("--").partition("=")[0] for word in container["args"]]
-    assert set(needed) <= set(given) <= {*needed, *optional}
+    assert set(command.required) <= set(given) <= set(command.flags)
 
 
 def test_the_jobset_keeps_the_workdir_in_the_bucket(jobset):

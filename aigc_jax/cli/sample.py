@@ -1,0 +1,62 @@
+"""`aigc sample`. The families' own dataclasses of sampling options are its flags."""
+
+import os
+import sys
+
+from absl import flags
+
+from aigc_jax.cli.command import FLAGS, Command, given, sampling_options
+from aigc_jax.core.errors import UserError
+
+flags.DEFINE_integer("num", None, "How many samples.")
+flags.DEFINE_multi_string("prompt", None, "Text to continue; may be given several times.")
+flags.DEFINE_bool("stream", False, "Show the text while it is drawn.")
+flags.DEFINE_string("image", None, "Image file to begin with, scaled and cropped to the model's.")
+flags.DEFINE_string("mask", None, "Image file of the same size: white is drawn again.")
+
+
+def run() -> None:
+    from aigc_jax.modalities.text.sample_file import join_texts
+    from aigc_jax.runs import api
+
+    if FLAGS.stream and (FLAGS.num or 1) > 1:
+        raise UserError("--stream shows one text: leave out --num")
+    if FLAGS.stream and len(FLAGS.prompt or ()) > 1:
+        raise UserError("--stream shows one text: give one --prompt")
+    prompt = FLAGS.prompt[0] if FLAGS.prompt and len(FLAGS.prompt) == 1 else FLAGS.prompt
+    begun = []
+
+    def show(piece: str) -> None:
+        # The prompt comes with the first piece: a family that cannot stream has not begun.
+        print(piece if begun else f"{prompt or ''}{piece}", end="", flush=True)
+        begun.append(True)
+
+    samples = api.sample(
+        FLAGS.workdir,
+        FLAGS.num,
+        FLAGS.seed,
+        prompt=prompt,
+        show=show if FLAGS.stream else None,
+        **given(("sigma_rel", "image", "mask", "mesh")),
+        **COMMAND.given_options(),
+    )
+    out = FLAGS.out or os.path.join(FLAGS.workdir, "samples", f"seed_{FLAGS.seed}")
+    path = api.save(samples, out)
+    if FLAGS.stream:
+        print()
+    elif isinstance(samples, list):
+        print(join_texts(samples))
+    print(f"saved: {path}", file=sys.stderr if isinstance(samples, list) else sys.stdout)
+
+
+COMMAND = Command(
+    help="draws from a trained workdir",
+    run=run,
+    required=("workdir",),
+    optional=(
+        *("num", "seed", "out", "sigma_rel", "deterministic", "prompt", "stream"),
+        *("image", "mask", "mesh"),
+    ),
+    options=sampling_options,
+    hidden_options=("every", "num", "prompts"),
+)
