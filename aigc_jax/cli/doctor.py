@@ -13,12 +13,12 @@ def run() -> int:
     from aigc_jax.tools.doctor import examine, examine_workdir
 
     if FLAGS.distributed:
-        from aigc_jax.distributed.allreduce_bench import examine_network
+        from aigc_jax.distributed.allreduce_bench import bench_allreduce
 
         if FLAGS.workdir:
             raise UserError("--distributed is about the network: leave out --workdir")
         join_processes()
-        return examine_network()
+        return bench_allreduce()
     if any(FLAGS[name].present for name in PROCESS_FLAGS):
         raise UserError("to time the network between processes, add --distributed")
     return examine_workdir(FLAGS.workdir) if FLAGS.workdir else examine()

@@ -17,7 +17,7 @@ from aigc_jax.core.feed import HostBatch
 from aigc_jax.data.batch_reader import BatchReader, NumberedBatch
 from aigc_jax.data.shuffle import PLACES
 from aigc_jax.data.source import TrainSource
-from aigc_jax.distributed.processes import all_rows
+from aigc_jax.distributed.processes import gather_rows
 
 RECENT = 64  # batches for which the positions of the row streams are remembered
 
@@ -91,7 +91,7 @@ class DataLoader:
         local = local_size(batch_size, processes)
         self._row_R = process * local + np.arange(local)
         self._batches = BatchReader(source, batch_size, seed, self._row_R, threads)
-        self._gather = functools.partial(all_rows, part=process) if processes > 1 else np.asarray
+        self._gather = functools.partial(gather_rows, part=process) if processes > 1 else np.asarray
         self._iterator: grain.DatasetIterator
         if self._batches.streams:
             self._iterator = grain.experimental.ThreadPrefetchDatasetIterator(

@@ -26,7 +26,7 @@ REPEATS = 11
 AXIS = "device"
 
 
-def examine_network(sizes: tuple[int, ...] = SIZES) -> int:
+def bench_allreduce(sizes: tuple[int, ...] = SIZES) -> int:
     """Prints who takes part and the bandwidth of each size; 1 if a sum came out wrong.
 
     All processes call it together; the first one prints. A process that dies meanwhile is named by
@@ -38,7 +38,7 @@ def examine_network(sizes: tuple[int, ...] = SIZES) -> int:
     kv_store.attach()
     monitor = Watchdog(WatchdogConfig())
     first, n = kv_store.joined()[0] == 0, jax.device_count()
-    for line in participants():
+    for line in describe_processes():
         if first:
             print(line, flush=True)
     if first:
@@ -46,21 +46,21 @@ def examine_network(sizes: tuple[int, ...] = SIZES) -> int:
         print(f"all-reduce of float32 over {n} devices ({kind}), median of {REPEATS}:")
         print(f"{'per device':>11} {'time':>12} {'S/t':>13} {'S/t·2(n−1)/n':>15}", flush=True)
     wrong = 0
-    for size, seconds, right in time_sums(sizes):
-        monitor.tick(f"the all-reduce of {shown_bytes(size)}")
+    for size, seconds, right in time_allreduces(sizes):
+        watchdog.heartbeat(f"the all-reduce of {format_bytes(size)}")
         wrong += not right
         if first:
             each = size / seconds
             verdict = "" if right else "   WRONG SUM"
-            print(f"{shown_bytes(size):>11} {seconds * 1e3:9.3f} ms {rate(each):>13}"
-                  f" {rate(each * 2 * (n - 1) / n):>15}{verdict}", flush=True)  # fmt: skip
-    monitor.close()
+            print(f"{format_bytes(size):>11} {seconds * 1e3:9.3f} ms {format_rate(each):>13}"
+                  f" {format_rate(each * 2 * (n - 1) / n):>15}{verdict}", flush=True)  # fmt: skip
+    watchdog.close()
     if first and n == 1:
         print("aigc: warning: there is one device, so nothing went over a network")
     return 1 if wrong else 0
 
 
-def participants() -> list[str]:
+def describe_processes() -> list[str]:
     """A line for each process: where it is and what it has."""
     me, count = kv_store.joined()
     devices = jax.local_devices()
@@ -73,7 +73,7 @@ def participants() -> list[str]:
     return [kv_store.get(f"doctor/{p}") or f"process {p}: silent" for p in range(count)]
 
 
-def time_sums(sizes: tuple[int, ...]) -> Iterator[tuple[int, float, bool]]:
+def time_allreduces(sizes: tuple[int, ...]) -> Iterator[tuple[int, float, bool]]:
     """(bytes per device, seconds of one sum, whether it was right) for each size."""
     n = jax.device_count()
     mesh = jax.make_mesh((n,), (AXIS,), axis_types=(AxisType.Auto,))
@@ -96,10 +96,10 @@ def time_sums(sizes: tuple[int, ...]) -> Iterator[tuple[int, float, bool]]:
         yield size, sorted(times)[REPEATS // 2], right
 
 
-def shown_bytes(size: int) -> str:
+def format_bytes(size: int) -> str:
     return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"
 
 
-def rate(bytes_per_second: float) -> str:
+def format_rate(bytes_per_second: float) -> str:
     big = bytes_per_second >= 1e9
     return f"{bytes_per_second / (1e9 if big else 1e6):.2f} {'GB/s' if big else 'MB/s'}"

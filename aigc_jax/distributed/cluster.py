@@ -55,7 +55,7 @@ class Cluster(Protocol):
     def get_process_id(self) -> int: ...
 
 
-def find_place(
+def resolve_process(
     coordinator: str | None, count: int | None, process: int | None, seconds: int
 ) -> ProcessInfo | None:
     """This process's place; none if it is alone.
@@ -78,7 +78,7 @@ def find_place(
     address = None if coordinator in (None, "auto") else coordinator
     cluster = None
     if None in (address, count, process):
-        cluster = detect(os.environ)
+        cluster = detect_cluster(os.environ)
         if cluster is None:
             if coordinator is None and not given:
                 return None
@@ -108,10 +108,12 @@ def find_place(
     if not re.fullmatch(r".+:\d{1,5}", address or ""):
         raise UserError(f"--coordinator={address} is not HOST:PORT: name the host of process 0")
     told = cluster is not None or os.environ.keys() >= set(LOCAL)
-    return ProcessInfo(address or "", count, process, own_devices(os.environ) if told else None)
+    return ProcessInfo(
+        address or "", count, process, local_device_ids(os.environ) if told else None
+    )
 
 
-def detect(environment: Mapping[str, str]) -> Cluster | None:
+def detect_cluster(environment: Mapping[str, str]) -> Cluster | None:
     """What started this process as one of several, if anything that is known did."""
     # There are no public names for them; `jax.distributed.initialize` takes them from here too.
     from jax._src import clusters
@@ -181,7 +183,7 @@ class OpenMpi5:
         return int(self._environment["OMPI_COMM_WORLD_RANK"])
 
 
-def own_devices(environment: Mapping[str, str]) -> tuple[int, ...] | None:
+def local_device_ids(environment: Mapping[str, str]) -> tuple[int, ...] | None:
     """Which of the GPUs that this process sees are its own; none: all.
 
     Processes side by side on a machine share its GPUs evenly. (JAX would give each a single one,

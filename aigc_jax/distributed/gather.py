@@ -10,12 +10,12 @@ from jax.sharding import PartitionSpec as P
 from aigc_jax.core.state import TrainState
 
 
-def on_host(tree: Any) -> Any:
+def gather_to_host(tree: Any) -> Any:
     """Every array whole on the host of every process. All processes call it together."""
     return jax.tree.map(lambda x: np.asarray(_whole(x)), tree)
 
 
-def for_sampling(state: TrainState) -> TrainState:
+def sampling_state(state: TrainState) -> TrainState:
     """What evaluation and sampling read of a state, where this process can use it alone.
 
     Arrays that every device has come to the host, to be used on one device; so do those that are

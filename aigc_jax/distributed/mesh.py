@@ -90,7 +90,7 @@ def make_mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh:
             " without one: use all devices, or fewer processes"
         )
     _check_boxes(text, len(used), seen)
-    placed = arrange(sizes, used)
+    placed = arrange_devices(sizes, used)
     mesh = Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
     _shares(mesh)
     return mesh
@@ -124,7 +124,7 @@ def _boxes(devices: Sequence[Any]) -> bool:
     return filled == [len(devices) // len(places)] * len(places)
 
 
-def arrange(sizes: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
+def arrange_devices(sizes: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
     """The devices in the shape of the mesh, neighbours in an axis near each other.
 
     Devices of several slices, which a slow network connects, lie along `data`: within a copy of the
@@ -157,7 +157,7 @@ def _within(create: Callable[[dict[str, bool]], np.ndarray]) -> np.ndarray:
         return create({"allow_split_physical_axes": True})
 
 
-def size_of(mesh: Mesh, *axes: str) -> int:
+def axis_size(mesh: Mesh, *axes: str) -> int:
     """The product of some axes; one that the mesh lacks counts as 1."""
     return int(np.prod([mesh.shape.get(axis, 1) for axis in axes]))
 
@@ -172,14 +172,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def rows(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The rows of a batch split over data and fsdp, the same on the other axes."""
     return NamedSharding(mesh, P(batch_axes(mesh) or None))
 
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:
     """This process's rows as part of one global batch, split over data and fsdp."""
-    sharding, (_, parts) = rows(mesh), share(mesh)
+    sharding, (_, parts) = batch_sharding(mesh), process_shard(mesh)
     if jax.process_count() == 1:  # all at once, in half the time
         return jax.device_put(batch, sharding)
     return jax.tree.map(
@@ -190,7 +190,7 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
     )
 
 
-def share(mesh: Mesh) -> tuple[int, int]:
+def process_shard(mesh: Mesh) -> tuple[int, int]:
     """Which part of a batch this process reads, and in how many parts it is read.
 
     Processes whose devices hold the same rows, since they share out layers or texts among them,
@@ -211,7 +211,7 @@ def _shares(mesh: Mesh) -> dict[int, tuple[int, int]]:
     a box, and the rows of the box beside it lie between its own.
     """
     processes = np.vectorize(lambda d: d.process_index, otypes=[int])(mesh.devices)
-    of_row = processes.reshape(size_of(mesh, *BATCH), -1)
+    of_row = processes.reshape(axis_size(mesh, *BATCH), -1)
     rows_of: dict[int, set[int]] = {}
     for row, those in enumerate(of_row):
         for process in those.tolist():
@@ -232,7 +232,7 @@ def _shares(mesh: Mesh) -> dict[int, tuple[int, int]]:
 
 def check_batch(size: int, mesh: Mesh, accumulate: int, what: str) -> None:
     """Raises UserError unless microbatches can be shared out evenly."""
-    devices = size_of(mesh, *BATCH)
+    devices = axis_size(mesh, *BATCH)
     parts = devices * accumulate
     if size % parts:
         axes = batch_axes(mesh)

@@ -60,13 +60,13 @@ class PreemptionHandler:
         if not self._listening or kv_store.joined()[1] == 1:
             return self.requested
         if self._vote is None:
-            from aigc_jax.distributed.processes import Vote
+            from aigc_jax.distributed.processes import DelayedVote
 
-            self._vote = Vote()
+            self._vote = DelayedVote()
         return self._vote(self.requested)
 
     @contextlib.contextmanager
-    def free(self, finish: Callable[[], None]) -> Iterator[None]:
+    def interruptible(self, finish: Callable[[], None]) -> Iterator[None]:
         """A phase in which the process may leave at any moment.
 
         Args:
@@ -77,7 +77,7 @@ class PreemptionHandler:
         """
         if self.requested:
             finish()
-            self.leave_together()
+            self.shutdown_barrier()
             raise Stopped("stopped; all that was done is saved")
         with self._lock:
             self._finish = finish
@@ -184,10 +184,10 @@ class PreemptionHandler:
         except Exception as e:
             write_stderr(f"aigc: error: {one_line(e)}")
             code = 1
-        self.leave_together()
+        self.shutdown_barrier()
         os._exit(code)
 
-    def leave_together(self) -> None:
+    def shutdown_barrier(self) -> None:
         """Tells the other processes, and waits a little for them to hear it."""
         if kv_store.joined()[1] == 1:
             return

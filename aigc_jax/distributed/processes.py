@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec as P
 from aigc_jax.core.errors import PeerLost, UserError, one_line
 from aigc_jax.core.streams import write_stderr
 from aigc_jax.distributed import kv_store
-from aigc_jax.distributed.cluster import find_place
-from aigc_jax.distributed.rendezvous import meet
+from aigc_jax.distributed.cluster import resolve_process
+from aigc_jax.distributed.rendezvous import wait_for_all
 
 JOINING = 60  # seconds in which JAX connects processes that are all there
 
@@ -40,10 +40,10 @@ def join(
       PeerLost: if some do not come; it names them.
       UserError: if they cannot be joined.
     """
-    place = find_place(coordinator, num_processes, process_id, seconds)
+    place = resolve_process(coordinator, num_processes, process_id, seconds)
     if place is None:
         return
-    meet(place, seconds)
+    wait_for_all(place, seconds)
 
     def give_up() -> None:
         write_stderr(
@@ -80,7 +80,7 @@ def all_agree(here: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.int32(here))))
 
 
-def from_first(value: Any) -> Any:
+def broadcast_from_main(value: Any) -> Any:
     """Process 0's value, a number or an array of them, in every process."""
     if jax.process_count() == 1:
         return value
@@ -89,7 +89,7 @@ def from_first(value: Any) -> Any:
     return multihost_utils.broadcast_one_to_all(np.asarray(value))
 
 
-def all_rows(rows: np.ndarray, part: int) -> np.ndarray:
+def gather_rows(rows: np.ndarray, part: int) -> np.ndarray:
     """The rows of all parts of a batch, 32 bits wide; all processes call it together.
 
     Args:
@@ -103,7 +103,7 @@ def all_rows(rows: np.ndarray, part: int) -> np.ndarray:
     return np.concatenate([found[part] for part in sorted(found)])
 
 
-class Vote:
+class DelayedVote:
     """Whether any process wants something, told to all one step late, so that nobody waits."""
 
     def __init__(self):

@@ -21,7 +21,7 @@ PATIENCE = 10.0  # seconds after which process 0 says for whom it waits
 LINE = 4096  # bytes of a message, at most
 
 
-def meet(place: ProcessInfo, seconds: float) -> None:
+def wait_for_all(place: ProcessInfo, seconds: float) -> None:
     """Returns when all processes of the run are there.
 
     Args:

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.state import TrainState, named_leaves
 from aigc_jax.distributed.logical_axes import logical_to_mesh
-from aigc_jax.distributed.mesh import replicated, size_of
+from aigc_jax.distributed.mesh import axis_size, replicated
 
 
 def param_specs(boxed: Any, mesh: Mapping[str, int]) -> dict[str, P]:
@@ -103,7 +103,7 @@ def replicated_state(mesh: Mesh) -> TrainState:
 
 def is_state_sharded(mesh: Mesh) -> bool:
     """Returns whether a mesh shards the state and not only the batch."""
-    return size_of(mesh, "fsdp", "tensor") > 1
+    return axis_size(mesh, "fsdp", "tensor") > 1
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:

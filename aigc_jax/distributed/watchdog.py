@@ -40,7 +40,7 @@ class Watchdog:
             kv_store.on_abort(self._coordinator_gone)
             threading.Thread(target=self._watch, daemon=True, name="monitor").start()
 
-    def tick(self, where: str) -> None:
+    def heartbeat(self, where: str) -> None:
         """Tells that the main thread moves, and where it is."""
         self._ticks, self._where = self._ticks + 1, where
 

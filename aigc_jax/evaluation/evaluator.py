@@ -21,8 +21,8 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.modality import task_of
 from aigc_jax.core.state import TrainState
 from aigc_jax.data.fixed_batches import eval_batches, num_batches
-from aigc_jax.distributed.gather import for_sampling
-from aigc_jax.distributed.mesh import BATCH, share, size_of
+from aigc_jax.distributed.gather import sampling_state
+from aigc_jax.distributed.mesh import BATCH, axis_size, process_shard
 from aigc_jax.evaluation.heldout import HeldOut
 from aigc_jax.experiment.build import Run
 from aigc_jax.experiment.generate import generate, make_request
@@ -80,7 +80,7 @@ class Evaluator:
                 " 0"
             )
         self._run, self._dataset, self._tick = run, dataset, tick
-        self._held_out, self._share = HeldOut(run.objective, run.mesh), share(run.mesh)
+        self._held_out, self._share = HeldOut(run.objective, run.mesh), process_shard(run.mesh)
         self._references: dict[str, float] = {}
         image = run.spec.modality == "image"
         self._samples = run.config.eval.fidelity if image else run.config.eval.generations > 0
@@ -109,7 +109,7 @@ class Evaluator:
         metrics, predictions = self._held_out(state.sampling_params, state.mutables, batches())
         if c.eval.likelihood:
             metrics |= self._likelihood(state)
-        state = for_sampling(state) if self._samples else state
+        state = sampling_state(state) if self._samples else state
         if jax.process_index() == 0:
             more: dict[str, Callable[..., Metrics]] = {
                 "text": self._text,
@@ -124,7 +124,7 @@ class Evaluator:
         """Exact likelihoods of the first held-out images."""
         count = min(self._run.config.eval.likelihood, len(self._dataset.validation))
         images = First(self._dataset.validation, count)
-        devices = size_of(self._run.mesh, *BATCH)
+        devices = axis_size(self._run.mesh, *BATCH)
         which = images, min(self._run.config.eval.batch_size, -(-count // devices) * devices)
         which = *which, 0, self._share
         looks = dict(leave=False, disable=jax.process_index() > 0)

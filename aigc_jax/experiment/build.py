@@ -18,7 +18,7 @@ from aigc_jax.core.objective import Objective
 from aigc_jax.core.registry import OWN_PACKAGE, import_plugins, is_import_path
 from aigc_jax.core.state import TrainState
 from aigc_jax.distributed.logical_axes import with_mesh
-from aigc_jax.distributed.mesh import check_batch, make_mesh, size_of
+from aigc_jax.distributed.mesh import axis_size, check_batch, make_mesh
 from aigc_jax.distributed.sharding import is_state_sharded, replicated_state, state_shardings
 from aigc_jax.families import registry
 from aigc_jax.families.latent import first_stage
@@ -233,7 +233,7 @@ def build(config: Config, spec: Spec, mesh: Mesh | None = None, trains: bool = T
 
 def check_length(config: Config, spec: Spec, mesh: Mesh) -> None:
     """Raises UserError unless the mesh's axis `sequence` can share out what the model reads."""
-    parts, name = size_of(mesh, "sequence"), config.raw["model"]["name"]
+    parts, name = axis_size(mesh, "sequence"), config.raw["model"]["name"]
     if parts == 1:
         return
     length_of = getattr(config.model, "length_of", None)
@@ -256,12 +256,12 @@ def check_length(config: Config, spec: Spec, mesh: Mesh) -> None:
 def check_product(config: Config, mesh: Mesh) -> None:
     """Raises UserError for axes along which together XLA computes a model's gradient wrongly."""
     wrong = getattr(config.model, "wrong_on", ())
-    if wrong and all(size_of(mesh, axis) > 1 for axis in wrong):
-        split, batch = " and ".join(wrong), size_of(mesh, "data") * size_of(mesh, "fsdp")
+    if wrong and all(axis_size(mesh, axis) > 1 for axis in wrong):
+        split, batch = " and ".join(wrong), axis_size(mesh, "data") * axis_size(mesh, "fsdp")
         raise UserError(
             f"XLA's partitioner computes a wrong gradient of model.name="
             f"'{config.raw['model']['name']}' where {split} are all split: use mesh=fsdp={batch}"
-            f",tensor={size_of(mesh, 'tensor')}, which splits the batch the same way"
+            f",tensor={axis_size(mesh, 'tensor')}, which splits the batch the same way"
         )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 
 
-def bad_activations(compute: Callable[[], Any]) -> list[str]:
+def nonfinite_modules(compute: Callable[[], Any]) -> list[str]:
     """Runs `compute` step by step; the modules whose outputs are not finite, in order of time.
 
     Args:
@@ -18,7 +18,7 @@ def bad_activations(compute: Callable[[], Any]) -> list[str]:
 
     def look(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         out = call(*args, **kwargs)
-        if any(not finite(x) for x in jax.tree.leaves(out)):
+        if any(not is_finite(x) for x in jax.tree.leaves(out)):
             path = "/".join(context.module.path) or type(context.module).__name__
             method = "" if context.method_name == "__call__" else f".{context.method_name}"
             found.append(path + method)
@@ -29,7 +29,7 @@ def bad_activations(compute: Callable[[], Any]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def finite(x: Any) -> bool:
+def is_finite(x: Any) -> bool:
     """Whether an array holds only finite numbers; what is no array, or still abstract, passes."""
     if isinstance(x, jax.core.Tracer) or not hasattr(x, "dtype"):
         return True

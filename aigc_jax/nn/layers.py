@@ -18,7 +18,7 @@ Initializer = nn.initializers.Initializer
 Axes = tuple[str | None, ...]  # logical axes of a parameter: see distributed/logical_axes.py
 partitioned = nn.with_logical_partitioning
 
-UNROLLED = 8  # layers that one turn of a loop may have where that is faster
+MAX_UNROLLED = 8  # layers that one turn of a loop may have where that is faster
 
 
 class Dropout(nn.Module):
@@ -247,14 +247,14 @@ def group_norm(
     return GroupNorm(groups, eps, dtype, name=name)
 
 
-def layers_in_a_turn(given: int, layers: int) -> int:
+def scan_unroll(given: int, layers: int) -> int:
     """How many layers one turn of the loop over layers has: what is given, or by platform.
 
     A CPU's compiler does worse with the gradients of stacked parameters when all are unrolled.
     """
     if given or dispatch.implementation("layers") == "rolled":
         return given or 1
-    return layers if layers <= UNROLLED else 1
+    return layers if layers <= MAX_UNROLLED else 1
 
 
 def time_embedding(

@@ -26,15 +26,15 @@ Cache = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class AttentionContext:
-    """Where the tokens stand: the same for every layer.
+    """Positions, segments and cache slots of the tokens; the same for every layer.
 
     Attributes:
       query_BT: positions of the tokens; −1: padding.
       key_BS: positions of what they may attend to: themselves, or the cache's slots.
-      segments: documents of the tokens (B, T) and of the keys (B, S); none: one document.
+      segments: segment ids of the tokens (B, T) and of the keys (B, S); None: one segment.
       slot_BT: the cache's slots for the tokens; S for padding, which is not kept.
       key_B: dropout keys; none: no dropout.
-      ordered: whether the keys are the tokens themselves and positions count up: see `Sight`.
+      contiguous: see `AttentionMask`.
     """
 
     query_BT: jax.Array
@@ -42,14 +42,14 @@ class AttentionContext:
     segments: tuple[jax.Array, jax.Array] | None
     slot_BT: jax.Array | None
     key_B: jax.Array | None
-    ordered: bool = flax.struct.field(pytree_node=False, default=False)
+    contiguous: bool = flax.struct.field(pytree_node=False, default=False)
 
-    def sight(self, c: TransformerConfig, window: jax.Array) -> AttentionMask:
-        """Who sees whom in a layer in which a token sees so many positions; 0: all."""
+    def mask(self, c: TransformerConfig, window: jax.Array) -> AttentionMask:
+        """Returns the mask of a layer whose tokens attend to `window` positions; 0: all."""
         same = c.common_window
-        span = dict(reach=window) if same is None else dict(window=same)
+        span = dict(dynamic_window=window) if same is None else dict(window=same)
         return AttentionMask(
-            self.query_BT, self.key_BS, self.segments, c.causal, ordered=self.ordered, **span
+            self.query_BT, self.key_BS, self.segments, c.causal, contiguous=self.contiguous, **span
         )
 
 
@@ -111,8 +111,8 @@ class Attention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BTW, place: AttentionContext, layer, window, kv):
-        c, key_B = self.config, place.key_B
+    def __call__(self, x_BTW, context: AttentionContext, layer, window, kv):
+        c, key_B = self.config, context.key_B
         batch, length = x_BTW.shape[:2]
 
         def project(name, heads, axis):
@@ -137,14 +137,14 @@ class Attention(nn.Module):
                 beta_fast=c.rope_beta_fast,
                 beta_slow=c.rope_beta_slow,
             )
-            q = rotate(q, place.query_BT, frequencies, scale)
-            k = rotate(k, place.query_BT, frequencies, scale)
+            q = rotate(q, context.query_BT, frequencies, scale)
+            k = rotate(k, context.query_BT, frequencies, scale)
         # Each device has queries of its part of the text, and the keys and values of all of it.
         q = with_logical_constraint(q, "batch", "length", "heads", None)
         k, v = (with_logical_constraint(y, "batch", None, "kv", None) for y in (k, v))
         if kv is not None:
             # Into the cache of all layers, in place: nothing but the new keys is written.
-            at = (layer, jnp.arange(batch)[:, None], slice(None), place.slot_BT)
+            at = (layer, jnp.arange(batch)[:, None], slice(None), context.slot_BT)
             kv |= {
                 name: kv[name].at[at].set(new.astype(kv[name].dtype), mode="drop")
                 for name, new in (("k", k), ("v", v))
@@ -154,7 +154,7 @@ class Attention(nn.Module):
             q,
             k,
             v,
-            place.sight(c, window),
+            context.mask(c, window),
             scale=c.attention_scale,
             softcap=c.attention_softcap,
             dropout=None if key_B is None or not c.dropout else (key_B, c.dropout),
@@ -192,18 +192,18 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, carry, each, place: AttentionContext):
+    def __call__(self, carry, each, context: AttentionContext):
         """One layer of the loop.
 
         Args:
           carry: x_BTW, and the keys and values of all layers or none.
           each: the layer's number, and how many positions it sees.
-          place: where the tokens stand.
+          context: positions, segments and cache slots of the tokens.
         """
         c, (x_BTW, kv), (layer, window) = self.config, carry, each
-        if place.key_B is not None:  # every layer drops its own
-            keys = jax.vmap(jax.random.fold_in, (0, None))(place.key_B, layer)
-            place = place.replace(key_B=keys)
+        if context.key_B is not None:  # every layer drops its own
+            keys = jax.vmap(jax.random.fold_in, (0, None))(context.key_B, layer)
+            context = context.replace(key_B=keys)
 
         def beside(x, name, branch):
             """The residual path of a branch, with the norms where the config has them."""
@@ -214,12 +214,12 @@ class Block(nn.Module):
             y = branch(y)
             if c.norm_position == "both":
                 y = norm(c, self.dtype, name=f"{name}_out_norm")(y)
-            y = Dropout(c.dropout, name=f"{name}_dropout")(y, place.key_B) * c.residual_scale
+            y = Dropout(c.dropout, name=f"{name}_dropout")(y, context.key_B) * c.residual_scale
             return norm(c, self.dtype, name=f"{name}_norm")(x + y) if post else x + y
 
         def mix(name, y):
             nonlocal kv
-            held, at = f"{name}_conv", place.query_BT
+            held, at = f"{name}_conv", context.query_BT
             before = None if kv is None else kv[held][layer]
             y, last = ShortConv(c.conv_width, name=held)(y, at, before)
             if kv is not None:
@@ -228,10 +228,10 @@ class Block(nn.Module):
 
         def attend(y):
             nonlocal kv
-            y, kv = Attention(c, self.dtype, name="attention")(y, place, layer, window, kv)
+            y, kv = Attention(c, self.dtype, name="attention")(y, context, layer, window, kv)
             return y
 
         x_BTW = beside(x_BTW, "attention", attend)
-        x_BTW = beside(x_BTW, "mlp", lambda y: MLP(c, self.dtype, name="mlp")(y, place.key_B))
+        x_BTW = beside(x_BTW, "mlp", lambda y: MLP(c, self.dtype, name="mlp")(y, context.key_B))
         x_BTW = with_logical_constraint(x_BTW, "batch", "length", None)
         return (x_BTW, kv), None

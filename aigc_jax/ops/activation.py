@@ -15,7 +15,7 @@ from aigc_jax.ops import dispatch
 Function = Callable[[jax.Array], jax.Array]
 
 
-def with_slope(plain: Function, slope: Function) -> Function:
+def with_derivative(plain: Function, slope: Function) -> Function:
     """`plain`, whose derivative is `slope`, computed in float32."""
 
     @jax.custom_jvp
@@ -65,9 +65,9 @@ def _silu_slope(x: jax.Array) -> jax.Array:
     return s * (1 + x * (1 - s))
 
 
-gelu = with_slope(_gelu, _gelu_slope)
-gelu_exact = with_slope(_gelu_exact, _gelu_exact_slope)
-silu = with_slope(_silu, _silu_slope)
+gelu = with_derivative(_gelu, _gelu_slope)
+gelu_exact = with_derivative(_gelu_exact, _gelu_exact_slope)
+silu = with_derivative(_silu, _silu_slope)
 
 ACTIVATIONS: dict[str, Function] = {
     "gelu": gelu,

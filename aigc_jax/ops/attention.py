@@ -9,34 +9,35 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.ops import dispatch
-from aigc_jax.ops.attention_blocks import MASKED, blockwise
-from aigc_jax.ops.attention_implementations import cudnn, splash
+from aigc_jax.ops.attention_blocks import MASKED, blockwise_attention
+from aigc_jax.ops.attention_implementations import cudnn_attention, splash_attention
 from aigc_jax.ops.attention_mask import AttentionMask
 
-# Each gives None for what it cannot do.
-FAST = {"blockwise": blockwise, "cudnn": cudnn, "splash": splash}
+# Each returns None for arguments that it does not support.
+FAST = {"blockwise": blockwise_attention, "cudnn": cudnn_attention, "splash": splash_attention}
 
 
 def attention(
     q_BTHD: jax.Array,
     k_BSKD: jax.Array,
     v_BSKD: jax.Array,
-    sight: AttentionMask | None = None,
+    mask: AttentionMask | None = None,
     *,
     scale: float = 0.0,
     softcap: float = 0.0,
     dropout: tuple[jax.Array, float] | None = None,
 ) -> jax.Array:
-    """softmax(scale · q kᵀ) v as (B, T, H, D); the softmax is in float32.
+    """Returns softmax(scale · q kᵀ) v, (B, T, H, D); the softmax is in float32.
 
-    Only the plain form can be differentiated forward.
+    Only the reference implementation supports forward-mode differentiation.
 
     Args:
       q_BTHD: queries.
       k_BSKD: keys; each serves H / K neighbouring query heads (Ainslie et al. 2023).
       v_BSKD: values.
-      sight: which keys a query sees; None: all. A query that sees nothing gets any numbers.
-      scale: of the logits; 0: 1/√D.
+      mask: None: every query attends to all keys. Rows without a visible key return unspecified
+        values.
+      scale: factor of the logits; 0: 1/√D.
       softcap: c bounds the logits as c · tanh(logits / c) (Gemma 2); 0: off.
       dropout: one key per example, and the rate at which attention weights are dropped.
     """
@@ -44,12 +45,12 @@ def attention(
     name = dispatch.implementation("attention")
     plain = softcap or dropout is not None or q_BTHD.shape[1] == 1  # one token: nothing to save
     if name in FAST and not plain:
-        y = FAST[name](q_BTHD, k_BSKD, v_BSKD, sight, scale)
+        y = FAST[name](q_BTHD, k_BSKD, v_BSKD, mask, scale)
         if y is not None:
             dispatch.note_choice("attention", name)
             return y
     dispatch.note_choice("attention", "reference")
-    mask_BTS = None if sight is None else sight.mask_BTS()
+    mask_BTS = None if mask is None else mask.dense()
     return reference(q_BTHD, k_BSKD, v_BSKD, mask_BTS, scale, softcap, dropout)
 
 
@@ -62,7 +63,7 @@ def reference(
     softcap: float = 0.0,
     dropout: tuple[jax.Array, float] | None = None,
 ) -> jax.Array:
-    """`attention` as its formula, with all T × S logits at once."""
+    """Computes `attention` by its formula, with all T × S logits at once."""
     b, t, h, d = q_BTHD.shape
     k = k_BSKD.shape[2]
     q = q_BTHD.reshape(b, t, k, h // k, d)

@@ -26,11 +26,11 @@ SMALL_HEAD = 48
 FLOAT32 = dict(preferred_element_type=jnp.float32)
 
 
-def blockwise(
+def blockwise_attention(
     q_BTHD: jax.Array,
     k_BSKD: jax.Array,
     v_BSKD: jax.Array,
-    sight: AttentionMask | None,
+    mask: AttentionMask | None,
     scale: float,
 ) -> jax.Array:
     """Some examples after others, and some queries of theirs, against the keys that they may see.
@@ -41,25 +41,25 @@ def blockwise(
     b, t, h, d = q_BTHD.shape
     k = k_BSKD.shape[2]
     q_BKGTD = (q_BTHD * scale).reshape(b, t, k, h // k, d).transpose(0, 2, 3, 1, 4)
-    y = _blockwise(q_BKGTD, k_BSKD.swapaxes(1, 2), v_BSKD.swapaxes(1, 2), sight)
+    y = _blockwise(q_BKGTD, k_BSKD.swapaxes(1, 2), v_BSKD.swapaxes(1, 2), mask)
     return y.transpose(0, 3, 1, 2, 4).reshape(b, t, h, d)
 
 
 @jax.custom_vjp
-def _blockwise(q_BKGTD, k_BKSD, v_BKSD, sight):
-    return _forward(q_BKGTD, k_BKSD, v_BKSD, sight)[0]
+def _blockwise(q_BKGTD, k_BKSD, v_BKSD, mask):
+    return _forward(q_BKGTD, k_BKSD, v_BKSD, mask)[0]
 
 
-def _forward(q, k, v, sight):
-    y, end = _in_turn(_forward_some, FORWARD, sight, q, k, v)
-    return y, (q, k, v, sight, y, end)
+def _forward(q, k, v, mask):
+    y, end = _in_turn(_forward_some, FORWARD, mask, q, k, v)
+    return y, (q, k, v, mask, y, end)
 
 
 def _backward(kept, grad):
-    q, k, v, sight, y, end = kept
+    q, k, v, mask, y, end = kept
     # The softmax: dlogits = weights · (dweights − Σ weights · dweights); the sum is grad · y.
     inner = (grad.astype(jnp.float32) * y.astype(jnp.float32)).sum(-1, keepdims=True)
-    parts = _in_turn(_backward_some, BACKWARD, sight, q, k, v, end, inner, grad)
+    parts = _in_turn(_backward_some, BACKWARD, mask, q, k, v, end, inner, grad)
     return *parts, None
 
 
@@ -67,11 +67,11 @@ _blockwise.defvjp(_forward, _backward)
 
 
 def _blocks(
-    q: jax.Array, k: jax.Array, sight: AttentionMask | None, most: int
+    q: jax.Array, k: jax.Array, mask: AttentionMask | None, most: int
 ) -> list[tuple[slice, slice]]:
     """The queries of each block of `most` logits an example, and the keys that they may see."""
     heads, queries, keys = math.prod(q.shape[1:3]), q.shape[3], k.shape[2]
-    if sight is not None and sight.ordered and sight.causal:
+    if mask is not None and mask.contiguous and mask.causal:
         size = -(-queries // (BLOCKS * BLOCK)) * BLOCK  # small: what they do not see is left out
     else:
         size = most // (heads * keys) // BLOCK * BLOCK
@@ -79,20 +79,20 @@ def _blocks(
     blocks = []
     for start in range(0, queries, size):
         stop = min(start + size, queries)
-        first, end = (0, keys) if sight is None else sight.keys_of(start, stop)
+        first, end = (0, keys) if mask is None else mask.key_range(start, stop)
         blocks.append((slice(start, stop), slice(first, end)))
     return blocks
 
 
 def _in_turn(
-    function: Callable[..., Any], most: int, sight: AttentionMask | None, *arrays: jax.Array
+    function: Callable[..., Any], most: int, mask: AttentionMask | None, *arrays: jax.Array
 ) -> Any:
-    """`function(blocks, sight, *arrays)`, with as many examples at once as have `most` logits.
+    """`function(blocks, mask, *arrays)`, with as many examples at once as have `most` logits.
 
     The compiler splits a batch among devices, but not a loop over it: with several it is one part.
     """
     q, k = arrays[:2]
-    batch, blocks = len(q), _blocks(q, k, sight, most)
+    batch, blocks = len(q), _blocks(q, k, mask, most)
     widest = max((t.stop - t.start) * (s.stop - s.start) for t, s in blocks)
     fitting = max(most // (math.prod(q.shape[1:3]) * widest), 1)
     size = max(n for n in range(1, batch + 1) if batch % n == 0 and n <= fitting)
@@ -100,8 +100,8 @@ def _in_turn(
         logical_axes.has_mesh() and logical_axes.num_shards("batch") == 1
     )
     if size == batch or not alone:
-        return function(blocks, sight, *arrays)
-    leaves, form = jax.tree.flatten(sight)
+        return function(blocks, mask, *arrays)
+    leaves, form = jax.tree.flatten(mask)
     own = [i for i, leaf in enumerate(leaves) if leaf.ndim and len(leaf) == batch]
 
     def part(some: tuple[list[jax.Array], tuple[jax.Array, ...]]) -> Any:
@@ -114,10 +114,10 @@ def _in_turn(
     return jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), jax.lax.map(part, parts))
 
 
-def _forward_some(blocks, sight, q, k, v):
+def _forward_some(blocks, mask, q, k, v):
     parts, ends = [], []
     for t, s in blocks:
-        logits = _logits(q[:, :, :, t], k[:, :, s], sight, t, s)
+        logits = _logits(q[:, :, :, t], k[:, :, s], mask, t, s)
         top = logits.max(-1, keepdims=True)
         weights = jnp.exp(logits - top)
         total = weights.sum(-1, keepdims=True)
@@ -127,18 +127,18 @@ def _forward_some(blocks, sight, q, k, v):
     return jnp.concatenate(parts, 3), jnp.concatenate(ends, 3)
 
 
-def _backward_some(blocks, sight, q, k, v, end, inner, grad):
+def _backward_some(blocks, mask, q, k, v, end, inner, grad):
     dq, dk, dv = [], jnp.zeros_like(k, jnp.float32), jnp.zeros_like(v, jnp.float32)
     for t, s in blocks:
         row = tuple(x[:, :, :, t] for x in (q, grad, end, inner))
         some_k, some_v = k[:, :, s], v[:, :, s]
-        logits = _logits(row[0], some_k, sight, t, s)
+        logits = _logits(row[0], some_k, mask, t, s)
         dweights = jnp.einsum("bkgtd,bksd->bkgts", row[1], some_v, **FLOAT32)
         weights, dlogits = _slopes(logits, dweights, *row[2:])
         dq.append(jnp.einsum("bkgts,bksd->bkgtd", dlogits.astype(q.dtype), some_k))
         axes = "bkgts"
         if q.shape[-1] < SMALL_HEAD:
-            weights, dlogits = _slopes_by_keys(*row, some_k, some_v, sight, t, s)
+            weights, dlogits = _slopes_by_keys(*row, some_k, some_v, mask, t, s)
             axes = "bksgt"
         add = functools.partial(jnp.einsum, f"{axes},bkgtd->bksd", **FLOAT32)
         dk = dk.at[:, :, s].add(add(dlogits.astype(q.dtype), row[0]))
@@ -152,20 +152,20 @@ def _slopes(logits, dweights, end, inner):
     return weights, weights * (dweights - inner)
 
 
-def _slopes_by_keys(q, grad, end, inner, k, v, sight, t, s):
+def _slopes_by_keys(q, grad, end, inner, k, v, mask, t, s):
     """`_slopes` anew, with a row for each key: (B, K, s, G, t)."""
     lie = (0, 1, 4, 2, 3)  # (B, K, G, t, 1) → (B, K, 1, G, t)
     logits = jnp.einsum("bksd,bkgtd->bksgt", k, q, **FLOAT32)
-    if sight is not None:
-        seen = sight.mask_BTS(t, s).swapaxes(1, 2)[:, None, :, None]
+    if mask is not None:
+        seen = mask.dense(t, s).swapaxes(1, 2)[:, None, :, None]
         logits = jnp.where(seen, logits, MASKED)
     dweights = jnp.einsum("bksd,bkgtd->bksgt", v, grad, **FLOAT32)
     return _slopes(logits, dweights, end.transpose(lie), inner.transpose(lie))
 
 
-def _logits(q_BKGtD: jax.Array, k_BKsD: jax.Array, sight: AttentionMask | None, t: slice, s: slice):
+def _logits(q_BKGtD: jax.Array, k_BKsD: jax.Array, mask: AttentionMask | None, t: slice, s: slice):
     """(B, K, G, t, s) float32 of some queries and keys."""
     logits = jnp.einsum("bkgtd,bksd->bkgts", q_BKGtD, k_BKsD, **FLOAT32)
-    if sight is None:
+    if mask is None:
         return logits
-    return jnp.where(sight.mask_BTS(t, s)[:, None, None], logits, MASKED)
+    return jnp.where(mask.dense(t, s)[:, None, None], logits, MASKED)

@@ -1,6 +1,6 @@
-"""Attention without all T × S logits at once, for accelerators: by cuDNN, by a TPU kernel.
+"""Attention for accelerators without materialising T × S logits: cuDNN and a TPU kernel.
 
-Each form is exact, and gives None for what it cannot do.
+Each implementation is exact, and returns None for arguments that it does not support.
 Shapes: B batch, T queries, S keys, H query heads, K key heads (H = K · G), D head size.
 """
 
@@ -14,38 +14,44 @@ from absl import logging
 from aigc_jax.distributed import logical_axes
 from aigc_jax.ops.attention_mask import AttentionMask
 
-LANES = 128  # of a TPU: what its kernel's lengths are multiples of
+LANES = 128  # of a TPU; lengths must be multiples of it
 
 
 # cuDNN: an NVIDIA GPU -------------------------------------------------------------------------
 
 
-def cudnn(
+def cudnn_attention(
     q_BTHD: jax.Array,
     k_BSKD: jax.Array,
     v_BSKD: jax.Array,
-    sight: AttentionMask | None,
+    mask: AttentionMask | None,
     scale: float,
 ) -> jax.Array | None:
-    """Flash attention of cuDNN, in half precision; a description that it has no word for as a mask.
+    """Computes flash attention with cuDNN in half precision.
 
-    JAX checks shapes, types, the GPU and the library's version when it traces the call; why it
-    refuses is logged. Queries, keys and values must be split alike, which it would only find out
-    when it compiles.
+    Masks that cuDNN cannot express natively are passed as dense masks. JAX checks shapes, types,
+    the GPU and the library's version when it traces the call; the reason of a refusal is logged.
+    Queries, keys and values must be sharded alike, which is checked here because JAX would only
+    fail at compilation.
     """
     (_, t, _, d), s = q_BTHD.shape, k_BSKD.shape[1]
     if q_BTHD.dtype not in (jnp.bfloat16, jnp.float16) or d % 8 or t % 2 or s % 2:
         return None
     if logical_axes.num_shards("length") > 1 or k_BSKD.shape[2] % logical_axes.num_shards("kv"):
         return None
-    given = {}
-    if sight is not None:
-        if sight.ordered and sight.segments is None and sight.reach is None and sight.causal:
-            window = (sight.window - 1, 0) if sight.window else None
+    given: dict[str, Any] = {}
+    if mask is not None:
+        if (
+            mask.contiguous
+            and mask.segments is None
+            and mask.dynamic_window is None
+            and mask.causal
+        ):
+            window = (mask.window - 1, 0) if mask.window else None
             given = dict(is_causal=True, local_window_size=window)
-        elif not _sees_all(sight):
-            mask = sight.mask_BTS()[:, None]
-            given = dict(mask=jnp.broadcast_to(mask, (q_BTHD.shape[0], 1, t, s)))
+        elif not _sees_all(mask):
+            shape = (q_BTHD.shape[0], 1, t, s)
+            given = dict(mask=jnp.broadcast_to(mask.dense()[:, None], shape))
     try:
         return jax.nn.dot_product_attention(
             q_BTHD, k_BSKD, v_BSKD, scale=scale, implementation="cudnn", **given
@@ -55,42 +61,42 @@ def cudnn(
         return None
 
 
-def _sees_all(sight: AttentionMask) -> bool:
-    whole = sight.segments is None and not sight.causal
-    return sight.ordered and whole and not sight.window and sight.reach is None
+def _sees_all(mask: AttentionMask) -> bool:
+    whole = mask.segments is None and not mask.causal
+    return mask.contiguous and whole and not mask.window and mask.dynamic_window is None
 
 
 # Splash attention: a TPU ----------------------------------------------------------------------
 
 
-def splash(
+def splash_attention(
     q_BTHD: jax.Array,
     k_BSKD: jax.Array,
     v_BSKD: jax.Array,
-    sight: AttentionMask | None,
+    mask: AttentionMask | None,
     scale: float,
     interpret: bool = False,
 ) -> jax.Array | None:
-    """The kernel of that name, for rows in order, with documents or without.
+    """Computes splash attention, a Pallas kernel for TPUs, for contiguous rows or segments.
 
-    XLA cannot split a kernel among devices, so each runs it on its own rows and heads; where texts
-    are split too (`sequence` in mesh) there is none.
+    XLA cannot partition a kernel, so each device runs it on its own rows and heads; it is not used
+    where sequences are sharded too (`sequence` in mesh).
     """
     (_, t, _, d), s = q_BTHD.shape, k_BSKD.shape[1]
-    known = sight is None or (sight.ordered and sight.reach is None)
+    known = mask is None or (mask.contiguous and mask.dynamic_window is None)
     if not known or t % LANES or s % LANES or d % (LANES // 2):
         return None
     if logical_axes.num_shards("length") > 1 or k_BSKD.shape[2] % logical_axes.num_shards("kv"):
         return None
     if jax.device_count() > 1 and not logical_axes.has_mesh() and not interpret:
-        return None  # whose arrays may lie anywhere
+        return None  # the sharding of the arrays is not known
 
     def part(q: jax.Array, k: jax.Array, v: jax.Array, *segments: jax.Array) -> jax.Array:
-        kernel = _splash_kernel(sight, t, s, q.shape[2], interpret)
+        kernel = _splash_kernel(mask, t, s, q.shape[2], interpret)
         q, k, v = (x.swapaxes(1, 2) for x in (q * scale, k, v))
         return jax.vmap(kernel)(q, k, v, *_segment_ids(segments)).swapaxes(1, 2)
 
-    segments = () if sight is None else sight.segments or ()
+    segments = () if mask is None else mask.segments or ()
     axes, keys = ("batch", None, "heads", None), ("batch", None, "kv", None)
     given = [(q_BTHD, axes), (k_BSKD, keys), (v_BSKD, keys)]
     given += [(x, ("batch", None)) for x in segments]
@@ -104,23 +110,26 @@ def _segment_ids(segments: tuple[jax.Array, ...]) -> tuple[Any, ...]:
 
 
 def _splash_kernel(
-    sight: AttentionMask | None, t: int, s: int, heads: int, interpret: bool
+    mask: AttentionMask | None, t: int, s: int, heads: int, interpret: bool
 ) -> Callable[..., jax.Array]:
-    """The kernel for one example: (H, T, D), (K, S, D), (K, S, D) → (H, T, D)."""
+    """Returns the kernel for one example: (H, T, D), (K, S, D), (K, S, D) → (H, T, D)."""
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
-    if sight is None or not (sight.causal or sight.window):
-        mask = library.FullMask((t, s))
-    elif sight.window:
-        mask = library.LocalMask(
-            (t, s), (sight.window - 1, 0 if sight.causal else sight.window - 1), 0
+    if mask is None or not (mask.causal or mask.window):
+        kernel_mask = library.FullMask((t, s))
+    elif mask.window:
+        kernel_mask = library.LocalMask(
+            (t, s), (mask.window - 1, 0 if mask.causal else mask.window - 1), 0
         )
     else:
-        mask = library.CausalMask((t, s))
+        kernel_mask = library.CausalMask((t, s))
     size = next(n for n in (512, 256, LANES) if t % n == 0 and s % n == 0)
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
     sizes = library.BlockSizes(**{f"block_{name}": size for name in names})
     return library.make_splash_mha(
-        library.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1,
+        library.MultiHeadMask([kernel_mask] * heads),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
         interpret=interpret,
-    )  # fmt: skip
+    )

@@ -14,11 +14,11 @@ from aigc_jax.ops import dispatch
 
 # float32 logits that may be in a device's memory at once. 64 MiB of them come and go fastest on a
 # CPU. Elsewhere 512 MiB: where the vocabulary's matrix is shared out, each piece gathers it anew.
-LOGITS = {"small_pieces": 1 << 24, "reference": 1 << 27}
+LOGITS = {"small_chunks": 1 << 24, "reference": 1 << 27}
 
 
 @flax.struct.dataclass
-class Likelihood:
+class TokenLosses:
     """What a batch's logits say of its targets; each (B, T) float32.
 
     Attributes:
@@ -40,7 +40,7 @@ def cross_entropy(
     target_BT: jax.Array,
     vocab_size: int,
     limit: int = 0,
-) -> Likelihood:
+) -> TokenLosses:
     """The likelihood of the targets, exact, a piece of the sequence at a time.
 
     Each piece's logits are computed, used and forgotten; the backward pass computes them again. The
@@ -58,12 +58,12 @@ def cross_entropy(
     b, t = target_BT.shape
     pieces = min(-(-b * t * vocab_size // (limit * num_shards("batch", "length", "vocab"))), t)
 
-    def likelihood(x: jax.Array, target: jax.Array) -> Likelihood:
+    def likelihood(x: jax.Array, target: jax.Array) -> TokenLosses:
         logits = head(x).astype(jnp.float32)
         log_z = jax.nn.logsumexp(logits, -1)
         picked = jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
         correct = (logits.argmax(-1) == target).astype(jnp.float32)
-        return Likelihood(log_z - picked, log_z, log_z - logits.mean(-1), correct)
+        return TokenLosses(log_z - picked, log_z, log_z - logits.mean(-1), correct)
 
     if pieces <= 1:
         return likelihood(x_BTW, target_BT)

@@ -15,7 +15,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "activation": {"cpu": "custom_jvp", "gpu": "custom_jvp"},  # saves only its input
     "attention": {"cpu": "blockwise", "gpu": "cudnn", "tpu": "splash"},
     "convolution": {"cpu": "optimization_barrier"},
-    "cross_entropy": {"cpu": "small_pieces"},
+    "cross_entropy": {"cpu": "small_chunks"},
     "decoding": {"cpu": "by_layer", "gpu": "by_layer"},  # each layer's arrays by themselves
     "dense": {"cpu": "optimization_barrier"},
     "depthwise": {"cpu": "shifted"},

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 
-def half_cosine(
+def cosine_schedule(
     start: float, end: float, steps: int
 ) -> Callable[[int | jax.Array], float | jax.Array]:
     """From start to end over so many steps by half a cosine; then it stays. 0 steps: always end."""

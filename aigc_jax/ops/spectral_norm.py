@@ -15,18 +15,18 @@ SMALL = 1e-6  # a kernel whose norm is less stays as it is
 Vectors = dict[str, jax.Array]
 
 
-def start(params: Any, key: jax.Array) -> Vectors:
+def init_vectors(params: Any, key: jax.Array) -> Vectors:
     """A unit vector (M,) for each kernel, close to its first right singular vector."""
     vectors = {}
     for i, (name, kernel) in enumerate(_kernels(params)):
         u_M = jax.random.normal(jax.random.fold_in(key, i), kernel.shape[-1:])
         vectors[name] = u_M / jnp.linalg.norm(u_M)
     for _ in range(START):
-        vectors = advance(params, vectors)
+        vectors = power_iteration(params, vectors)
     return vectors
 
 
-def advance(params: Any, vectors: Vectors) -> Vectors:
+def power_iteration(params: Any, vectors: Vectors) -> Vectors:
     """One more iteration for each kernel."""
     new = {}
     for name, kernel in _kernels(jax.lax.stop_gradient(params)):
@@ -37,7 +37,7 @@ def advance(params: Any, vectors: Vectors) -> Vectors:
     return new
 
 
-def normalised(params: Any, vectors: Vectors) -> Any:
+def spectral_normalize(params: Any, vectors: Vectors) -> Any:
     """The parameters with each kernel W divided by σ = ‖W u‖, through which gradients flow.
 
     For a unit vector u, σ is at most the largest singular value, and that value when the iteration

@@ -53,7 +53,7 @@ def fsq_bound(z: jax.Array, levels: tuple[int, ...]) -> jax.Array:
     return jnp.tanh(z + shift) * width - offset
 
 
-def fsq_vectors(code: jax.Array, levels: tuple[int, ...]) -> jax.Array:
+def fsq_decode(code: jax.Array, levels: tuple[int, ...]) -> jax.Array:
     """The inverse of `fsq`: codes (…) as levels (…, Z)."""
     place = code[..., None] // _basis(levels) % jnp.asarray(levels)
     half = jnp.asarray([count // 2 for count in levels])
@@ -67,17 +67,17 @@ def _basis(levels: tuple[int, ...]) -> jax.Array:
 # A codebook -----------------------------------------------------------------------------------
 
 
-def unit(x: jax.Array) -> jax.Array:
+def l2_normalize(x: jax.Array) -> jax.Array:
     """Vectors of length 1; the zero vector stays what it is, and has a gradient."""
     return x * jax.lax.rsqrt((x**2).sum(-1, keepdims=True) + 1e-12)
 
 
-def nearest(z_NZ: jax.Array, codebook_KZ: jax.Array) -> jax.Array:
+def nearest_code(z_NZ: jax.Array, codebook_KZ: jax.Array) -> jax.Array:
     """The number of the nearest code of each vector; of equals the first."""
     return ((codebook_KZ**2).sum(-1) - 2 * z_NZ @ codebook_KZ.T).argmin(-1).astype(jnp.int32)
 
 
-def members(z_NZ: jax.Array, code_N: jax.Array, weight_N: jax.Array, codes: int):
+def segment_sums(z_NZ: jax.Array, code_N: jax.Array, weight_N: jax.Array, codes: int):
     """Of each code the weight of its vectors (K,) and their weighted sum (K, Z)."""
     # A vector without weight may be anything, even infinite.
     part_NZ = jnp.where(weight_N[:, None] != 0, z_NZ * weight_N[:, None], 0)
@@ -106,17 +106,17 @@ def kmeans(
     first_K = order_N[jnp.arange(codes) % jnp.minimum(real, len(z_NZ))]
 
     def move(_, codebook_KZ):
-        count_K, sum_KZ = members(z_NZ, nearest(z_NZ, codebook_KZ), weight_N, codes)
+        count_K, sum_KZ = segment_sums(z_NZ, nearest_code(z_NZ, codebook_KZ), weight_N, codes)
         mean_KZ = sum_KZ / jnp.where(count_K > 0, count_K, 1)[:, None]
-        mean_KZ = unit(mean_KZ) if spherical else mean_KZ
+        mean_KZ = l2_normalize(mean_KZ) if spherical else mean_KZ
         return jnp.where(count_K[:, None] > 0, mean_KZ, codebook_KZ)
 
     codebook_KZ = jax.lax.fori_loop(0, rounds, move, z_NZ[first_K])
-    count_K, _ = members(z_NZ, nearest(z_NZ, codebook_KZ), weight_N, codes)
+    count_K, _ = segment_sums(z_NZ, nearest_code(z_NZ, codebook_KZ), weight_N, codes)
     return codebook_KZ, count_K
 
 
-def pool(
+def reservoir(
     z_NZ: jax.Array, weight_N: jax.Array, draw_N2: jax.Array, slots: int
 ) -> tuple[jax.Array, jax.Array]:
     """Random vectors in slots, as ratios of two sums: pools add up.
@@ -135,5 +135,5 @@ def pool(
     """
     slot_N = jnp.minimum((draw_N2[:, 0] * slots).astype(jnp.int32), slots - 1)
     heavy_N = jnp.maximum(1 - draw_N2[:, 1], FLOOR) ** -STEEPNESS
-    weight_M, sum_MZ = members(z_NZ, slot_N, jnp.where(weight_N > 0, heavy_N, 0), slots)
+    weight_M, sum_MZ = segment_sums(z_NZ, slot_N, jnp.where(weight_N > 0, heavy_N, 0), slots)
     return sum_MZ, weight_M

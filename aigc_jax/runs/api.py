@@ -13,7 +13,7 @@ from aigc_jax.core.config import Eval
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import check_value, parse
 from aigc_jax.core.modality import check_spec
-from aigc_jax.distributed.gather import for_sampling
+from aigc_jax.distributed.gather import sampling_state
 from aigc_jax.distributed.preemption import PreemptionHandler
 from aigc_jax.evaluation.evaluator import Evaluator
 from aigc_jax.experiment import build
@@ -159,7 +159,7 @@ def sample(
         token_callback=streamer,
         guidance_model=guidance_model_of(run, chosen),
     )
-    state = for_sampling(state)
+    state = sampling_state(state)
     samples = generate(run.objective, state.sampling_params, state.mutables, request, seed)
     if streamer is not None:
         streamer.close()

@@ -13,9 +13,9 @@ from aigc_jax.core.errors import NotFinite
 from aigc_jax.core.feed import Feed
 from aigc_jax.core.state import TrainState, named_leaves
 from aigc_jax.core.workdir import storage_errors, write_text_atomically
-from aigc_jax.distributed.gather import on_host
+from aigc_jax.distributed.gather import gather_to_host
 from aigc_jax.experiment.build import Run
-from aigc_jax.nn.activation_stats import bad_activations, finite
+from aigc_jax.nn.activation_stats import is_finite, nonfinite_modules
 from aigc_jax.training.anomaly import TrainingAnomaly
 from aigc_jax.training.step import example_keys, gradients, turn_key
 
@@ -42,7 +42,7 @@ def report_and_raise(
     number = feed.taken - 1
     feed.skip_to(number)
     batch = feed.next(state)
-    state = on_host(run.step.get_state(state).replace(step=np.int32(anomaly.step - 1)))
+    state = gather_to_host(run.step.get_state(state).replace(step=np.int32(anomaly.step - 1)))
     report = {
         "step": anomaly.step,
         "reason": anomaly.reason,
@@ -68,7 +68,7 @@ def diagnose(run: Run, state: TrainState, batch: dict[str, np.ndarray]) -> Repor
       state: before the step, on the host.
       batch: this process's rows.
     """
-    arrays = {name: [k for k, x in named_leaves(getattr(state, name)) if not finite(x)]
+    arrays = {name: [k for k, x in named_leaves(getattr(state, name)) if not is_finite(x)]
               for name in ("params", "opt_state", "ema", "power_ema", "mutables")}  # fmt: skip
     data = {k: range_of(x) for k, x in batch.items()}
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
@@ -80,7 +80,7 @@ def diagnose(run: Run, state: TrainState, batch: dict[str, np.ndarray]) -> Repor
         def loss(arguments: tuple[Any, ...] = arguments) -> Any:
             return run.objective.loss(*arguments)
 
-        activations = bad_activations(loss)
+        activations = nonfinite_modules(loss)
         mean, grads, _, _ = jax.jit(
             lambda *a, player=player: gradients(run.objective, player, *a, 1, None)
         )(*arguments[1:])
@@ -90,8 +90,8 @@ def diagnose(run: Run, state: TrainState, batch: dict[str, np.ndarray]) -> Repor
         players[f"{turn + 1}. {player}"] = {
             "loss": repr(float(mean.value())),
             "activations": activations,
-            "gradients": [k for k, x in named_leaves(grads) if not finite(x)],
-            "updates": [k for k, x in named_leaves(updates) if not finite(x)],
+            "gradients": [k for k, x in named_leaves(grads) if not is_finite(x)],
+            "updates": [k for k, x in named_leaves(updates) if not is_finite(x)],
             "norms": {
                 "gradient": repr(float(optax.global_norm(grads))),
                 "update": repr(float(optax.global_norm(updates))),
@@ -113,7 +113,7 @@ def largest(tree: Any) -> list[Any]:
 def range_of(x: np.ndarray) -> dict[str, Any]:
     """The extent of a batch's array, as JSON."""
     return {"shape": list(x.shape), "min": repr(x.min()), "max": repr(x.max()),
-            "finite": finite(x)}  # fmt: skip
+            "finite": is_finite(x)}  # fmt: skip
 
 
 def dump(place: str, report: Report, state: TrainState, batch: dict[str, np.ndarray]) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from aigc_jax.core.modality import MODALITIES
 from aigc_jax.core.state import TrainState
 from aigc_jax.distributed import kv_store
-from aigc_jax.distributed.gather import for_sampling, on_host
-from aigc_jax.distributed.processes import from_first
+from aigc_jax.distributed.gather import gather_to_host, sampling_state
+from aigc_jax.distributed.processes import broadcast_from_main
 from aigc_jax.evaluation.evaluator import Evaluator
 from aigc_jax.runs.report.samples import save_samples
 from aigc_jax.runs.session import Session
@@ -29,7 +29,7 @@ class Evaluation(Periodic):
         self._session, self._evaluator = session, evaluator
 
     def done(self, step: int) -> bool:
-        return bool(from_first(self._session.records.has(step, "eval")))
+        return bool(broadcast_from_main(self._session.records.has(step, "eval")))
 
     def run(self, step: int, state: TrainState) -> None:
         self._session.heartbeat(f"the evaluation after step {step}")
@@ -53,11 +53,11 @@ class Sampling(Periodic):
         return os.path.join(self._session.workdir, "samples", f"step_{step:07d}{suffix}")
 
     def done(self, step: int) -> bool:
-        return bool(from_first(os.path.exists(self._path(step))))
+        return bool(broadcast_from_main(os.path.exists(self._path(step))))
 
     def run(self, step: int, state: TrainState) -> None:
         self._session.heartbeat(f"sampling after step {step}")
-        state = for_sampling(state)
+        state = sampling_state(state)
         if kv_store.joined()[0] == 0:
             with self._session.storage():
                 save_samples(self._session.run, state, self._path(step))
@@ -77,10 +77,10 @@ class EmaSnapshot(Periodic):
 
     def done(self, step: int) -> bool:
         path = posthoc_ema.snapshot_path(self._session.workdir, step)
-        return bool(from_first(os.path.exists(path)))
+        return bool(broadcast_from_main(os.path.exists(path)))
 
     def run(self, step: int, state: TrainState) -> None:
-        power_ema = on_host(state.power_ema)
+        power_ema = gather_to_host(state.power_ema)
         if kv_store.joined()[0] == 0:
             with self._session.storage():
                 posthoc_ema.save_snapshot(self._session.workdir, step, power_ema)

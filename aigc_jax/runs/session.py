@@ -19,7 +19,7 @@ from aigc_jax.core.workdir import (
     storage_errors,
 )
 from aigc_jax.distributed.preemption import PreemptionHandler
-from aigc_jax.distributed.processes import from_first, log_main
+from aigc_jax.distributed.processes import broadcast_from_main, log_main
 from aigc_jax.experiment import build
 from aigc_jax.runs.diagnose import report_and_raise
 from aigc_jax.training import checkpoint, health_checks, metric_log, posthoc_ema
@@ -113,7 +113,7 @@ class Session(RunCallbacks):
         Args:
           skip: which checkpoints to use only if there is no other.
         """
-        if not from_first(has_run(self.workdir)):
+        if not broadcast_from_main(has_run(self.workdir)):
             self.feed.skip_to(0)
             self.metrics.reset()
             return 0, self._fresh()

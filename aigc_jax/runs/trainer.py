@@ -18,7 +18,7 @@ from aigc_jax.core.workdir import (
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.loader import DataLoader
 from aigc_jax.distributed import kv_store
-from aigc_jax.distributed.mesh import share
+from aigc_jax.distributed.mesh import process_shard
 from aigc_jax.distributed.preemption import PreemptionHandler
 from aigc_jax.distributed.processes import all_agree, log_main
 from aigc_jax.distributed.sharding import per_device
@@ -45,7 +45,7 @@ MakeFeed = Callable[[build.Run, Dataset], Feed]
 def make_loader(run: build.Run, dataset: Dataset) -> DataLoader:
     """The usual feed: this process's shuffled batches of the training examples."""
     data, seed = run.config.data, run.config.seed
-    return DataLoader(dataset.train, data.batch_size, seed, data.threads, share(run.mesh))
+    return DataLoader(dataset.train, data.batch_size, seed, data.threads, process_shard(run.mesh))
 
 
 class Trainer:
@@ -89,10 +89,10 @@ class Trainer:
           UserError: if the run cannot begin or continue.
         """
         try:
-            with self.preemption.free(lambda: None):
+            with self.preemption.interruptible(lambda: None):
                 self._prepare()
             with oom.explain_oom(per_device(self.shapes, self.parts.shardings), self.example):
-                with self.preemption.free(lambda: None):
+                with self.preemption.interruptible(lambda: None):
                     start, state = self._begin()
                 state = self._train(start, state, name, progress)
             all_agree(True)  # a process that is done must not seem dead to one that is not
@@ -136,7 +136,7 @@ class Trainer:
             self.make_feed(self.parts, self.dataset),
             self._fresh_state,
             lock=self.lock,
-            heartbeat=self.watchdog.tick,
+            heartbeat=self.watchdog.heartbeat,
             preemption=self.preemption,
             callbacks=self.callbacks,
         )

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.distributed.logical_axes import with_mesh
-from aigc_jax.distributed.mesh import put_batch, replicated, rows, size_of
+from aigc_jax.distributed.mesh import batch_sharding, put_batch, replicated
 from aigc_jax.distributed.sharding import with_shardings
 from aigc_jax.training.step import Step
 
@@ -65,7 +65,7 @@ class JitStep(CompiledStep):
           batch: shapes of a batch over all processes.
         """
         return self._compiled.lower(
-            with_shardings(state, self.shardings), with_shardings(batch, rows(self.mesh))
+            with_shardings(state, self.shardings), with_shardings(batch, batch_sharding(self.mesh))
         )
 
     def put_state(self, state: Any) -> Any:

@@ -64,7 +64,7 @@ def fit(
     def leave() -> None:
         run.flush(step)
 
-    with preemption.free(leave):
+    with preemption.interruptible(leave):
         for callback in callbacks:
             callback.on_train_begin(start, step_fn.get_state(state))
         due = [c for c in callbacks if start and c.due(start, end) and not c.done(start)]
@@ -76,7 +76,7 @@ def fit(
         metrics.add_data_wait(time.perf_counter() - began)
         run.heartbeat(f"step {step + 1}")
         # The first call compiles, and there is no progress yet that could be lost.
-        with contextlib.nullcontext() if compiles else preemption.free(leave):
+        with contextlib.nullcontext() if compiles else preemption.interruptible(leave):
             state, step_metrics = step_fn(state, batch)
         step, compiles = step + 1, compiles or 1
         due = [callback for callback in callbacks if callback.due(step, end)]
@@ -115,9 +115,9 @@ def fit(
             metrics.exclude_time(time.perf_counter() - began)
         if stopping and step < end:
             leave()
-            preemption.leave_together()
+            preemption.shutdown_barrier()
             raise Stopped(f"stopped after step {step}, which is saved")
-        with preemption.free(leave) if due else contextlib.nullcontext():
+        with preemption.interruptible(leave) if due else contextlib.nullcontext():
             run_due(due, step, step_fn, state, metrics)
     state = step_fn.get_state(state)
     for callback in callbacks:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from aigc_jax.core.config import Optim
-from aigc_jax.ops.schedules import half_cosine
+from aigc_jax.ops.schedules import cosine_schedule
 
 Optimizers = Mapping[str, optax.GradientTransformation]
 
@@ -120,7 +120,7 @@ def make_optimizer(
     lr, decay = per_move(schedule), dict(weight_decay=config.weight_decay, mask=mask)
     adam = dict(b1=config.b1, b2=config.b2, eps=config.eps)
     if config.b2_start and config.name in ("adam", "adamw"):
-        b2_at = per_move(half_cosine(config.b2_start, config.b2, config.b2_steps or steps))
+        b2_at = per_move(cosine_schedule(config.b2_start, config.b2, config.b2_steps or steps))
         weights = optax.add_decayed_weights(config.weight_decay, mask)
         direction = adam_with_b2(config, b2_at)
         first, second = (weights, direction) if config.name == "adam" else (direction, weights)

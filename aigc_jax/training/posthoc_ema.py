@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from aigc_jax.core.errors import UserError, one_line
 from aigc_jax.core.files import atomic_path
 from aigc_jax.core.state import TrainState, named_leaves
-from aigc_jax.distributed.gather import on_host
+from aigc_jax.distributed.gather import gather_to_host
 from aigc_jax.training.ema import power_exponent
 
 FOLDER = "ema"
@@ -111,7 +111,7 @@ def reconstruct_ema(workdir: str, state: TrainState, sigma_rel: float) -> TrainS
     pairs = [(s, n) for s in (*steps, now) for n in names]
     weights_S = solve_weights([s for s, _ in pairs], [float(n) for _, n in pairs], now, sigma_rel)
     shares = dict(zip(pairs, weights_S, strict=True))
-    power_ema = on_host(state.power_ema)
+    power_ema = gather_to_host(state.power_ema)
     total = {
         n: jax.tree.map(lambda x, n=n: shares[now, n] * np.asarray(x, np.float64), power_ema[n])
         for n in names

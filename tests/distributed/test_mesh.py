@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from aigc_jax.core.errors import UserError
-from aigc_jax.distributed.mesh import make_mesh, parse_mesh, share
+from aigc_jax.distributed.mesh import make_mesh, parse_mesh, process_shard
 
 
 def test_sizes():
@@ -72,7 +72,7 @@ def shares(process_RD, monkeypatch):
     found = []
     for process in range(np.max(process_RD) + 1):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        found.append(share(Placed(process_RD)))
+        found.append(process_shard(Placed(process_RD)))
     return found
 
 
@@ -105,4 +105,4 @@ def test_unequal_parts_are_refused_by_every_process(process_RD, monkeypatch):
     for process in range(np.max(process_RD) + 1):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         with pytest.raises(UserError, match=r"whole rows or rows be shared by equal numbers"):
-            share(Placed(process_RD))
+            process_shard(Placed(process_RD))

@@ -55,11 +55,11 @@ def test_a_request_is_kept():
 
 def test_a_free_phase_is_not_begun_after_a_request():
     stop, finished = PreemptionHandler(), []
-    with stop.free(lambda: finished.append(1)):
+    with stop.interruptible(lambda: finished.append(1)):
         pass
     assert not finished
     stop.request()
-    with pytest.raises(Stopped) as e, stop.free(lambda: finished.append(2)):
+    with pytest.raises(Stopped) as e, stop.interruptible(lambda: finished.append(2)):
         finished.append("begun")
     assert finished == [2] and e.value.code == 75
 
@@ -204,10 +204,10 @@ def finish():
 
 with Stop().listen() as stop:
     if sys.argv[1] == "free":
-        with stop.free(finish):
+        with stop.interruptible(finish):
             print("ready", flush=True)
             time.sleep(60)
-    with stop.free(finish):
+    with stop.interruptible(finish):
         pass  # from here on, something could be lost
     print("ready", flush=True)
     while not stop.agreed():
@@ -215,7 +215,7 @@ with Stop().listen() as stop:
     print("agreed", flush=True)
     time.sleep(float(sys.argv[2]))
     try:
-        with stop.free(lambda: None):
+        with stop.interruptible(lambda: None):
             print("never")
     except Stopped as e:
         sys.exit(e.code)

@@ -22,7 +22,7 @@ from aigc_jax.distributed.logical_axes import (
     with_logical_constraint,
     with_mesh,
 )
-from aigc_jax.distributed.mesh import arrange, check_batch, make_mesh, parse_mesh, put_batch
+from aigc_jax.distributed.mesh import arrange_devices, check_batch, make_mesh, parse_mesh, put_batch
 from aigc_jax.distributed.sharding import param_specs, per_device, with_shardings
 from aigc_jax.experiment import build
 from aigc_jax.training.compile import compile_step
@@ -151,14 +151,14 @@ def device(number, slice_index, process):
 def test_slices_lie_along_data():
     """Only data goes over the slow network; devices of a slice are mixed in the list."""
     devices = [device(i, i % 2, i % 4) for i in range(8)]
-    placed = arrange(dict(data=2, fsdp=2, tensor=2), devices)
+    placed = arrange_devices(dict(data=2, fsdp=2, tensor=2), devices)
     slices = np.vectorize(lambda d: d.slice_index)(placed)
     assert (slices == np.array([0, 1])[:, None, None]).all()
-    placed = arrange(dict(data=4, tensor=2), devices)
+    placed = arrange_devices(dict(data=4, tensor=2), devices)
     assert np.vectorize(lambda d: d.slice_index)(placed).tolist() == [[0] * 2] * 2 + [[1] * 2] * 2
     with pytest.raises(UserError, match=r"2 slices.*data a multiple of 2"):
-        arrange(dict(fsdp=4, tensor=2), devices)
-    assert arrange(dict(fsdp=4), [d for d in devices if d.slice_index]).shape == (4,)
+        arrange_devices(dict(fsdp=4, tensor=2), devices)
+    assert arrange_devices(dict(fsdp=4), [d for d in devices if d.slice_index]).shape == (4,)
 
 
 def test_batches_lie_on_data_and_fsdp():

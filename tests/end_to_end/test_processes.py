@@ -15,8 +15,8 @@ from helpers.paths import ROOT
 
 from aigc_jax.core.errors import PeerLost, UserError
 from aigc_jax.distributed import allreduce_bench, cluster, rendezvous
-from aigc_jax.distributed.cluster import ProcessInfo, find_place, own_devices
-from aigc_jax.distributed.rendezvous import meet
+from aigc_jax.distributed.cluster import ProcessInfo, local_device_ids, resolve_process
+from aigc_jax.distributed.rendezvous import wait_for_all
 
 sys.path.insert(0, str(ROOT / "launch"))
 import local
@@ -51,19 +51,19 @@ def environment(monkeypatch):
 
 
 def test_alone_unless_something_says_otherwise(environment):
-    assert find_place(None, None, None, 1) is None
-    assert find_place("none", None, None, 1) is None
+    assert resolve_process(None, None, None, 1) is None
+    assert resolve_process("none", None, None, 1) is None
     environment(**KUBERNETES)
-    assert find_place("none", None, None, 1) is None, "whatever the cluster says"
-    assert find_place("a:1", 1, 0, 1) is None, "one process has nobody to join"
+    assert resolve_process("none", None, None, 1) is None, "whatever the cluster says"
+    assert resolve_process("a:1", 1, 0, 1) is None, "one process has nobody to join"
 
 
 def test_flags_say_it(environment):
-    assert find_place("host:12", 3, 2, 1) == ProcessInfo("host:12", 3, 2)
-    assert find_place("[::1]:12", 3, 2, 1).address == ("::1", 12)
+    assert resolve_process("host:12", 3, 2, 1) == ProcessInfo("host:12", 3, 2)
+    assert resolve_process("[::1]:12", 3, 2, 1).address == ("::1", 12)
     environment(**KUBERNETES)
-    assert find_place("host:12", 3, 2, 1) == ProcessInfo("host:12", 3, 2)
-    assert find_place("host:12", None, None, 1) == ProcessInfo("host:12", 4, 1), (
+    assert resolve_process("host:12", 3, 2, 1) == ProcessInfo("host:12", 3, 2)
+    assert resolve_process("host:12", None, None, 1) == ProcessInfo("host:12", 4, 1), (
         "and the rest is found"
     )
 
@@ -80,7 +80,7 @@ def test_flags_say_it(environment):
 )
 def test_a_cluster_says_it(variables, expected, coordinator, environment):
     environment(**variables)
-    assert find_place(coordinator, None, None, 1) == expected
+    assert resolve_process(coordinator, None, None, 1) == expected
 
 
 def test_the_metadata_of_a_tpu_say_it(environment, monkeypatch):
@@ -88,21 +88,21 @@ def test_the_metadata_of_a_tpu_say_it(environment, monkeypatch):
 
     monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
     environment(**TPU)
-    place = find_place(None, None, None, 1)
+    place = resolve_process(None, None, None, 1)
     assert (place.coordinator, place.count, place.process) == ("localhost:8482", 2, 1)
 
 
 def test_a_step_of_one_task_is_alone(environment):
     environment(**{**SLURM, "SLURM_NTASKS": "1", "SLURM_PROCID": "0"})
-    assert find_place(None, None, None, 1) is None
+    assert resolve_process(None, None, None, 1) is None
 
 
 def test_open_mpi_5_needs_a_coordinator(environment, monkeypatch):
     environment(**{k: v for k, v in OPEN_MPI.items() if k.startswith("OMPI_COMM")})
     monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--coordinator=HOST:PORT, or install mpi4py"):
-        find_place(None, None, None, 1)
-    assert find_place("host:12", None, None, 1) == ProcessInfo("host:12", 3, 2)
+        resolve_process(None, None, None, 1)
+    assert resolve_process("host:12", None, None, 1) == ProcessInfo("host:12", 3, 2)
 
 
 @pytest.mark.parametrize(
@@ -119,13 +119,13 @@ def test_open_mpi_5_needs_a_coordinator(environment, monkeypatch):
 )
 def test_what_cannot_be(given, message, environment):
     with pytest.raises(UserError, match=message):
-        find_place(*given, 1)
+        resolve_process(*given, 1)
 
 
 def test_a_cluster_that_says_nonsense_is_named(environment):
     environment(**{**SLURM, "SLURM_NTASKS": "many"})
     with pytest.raises(UserError, match=r"slurm seems to have started.*--coordinator=none"):
-        find_place(None, None, None, 1)
+        resolve_process(None, None, None, 1)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_cluster_that_says_nonsense_is_named(environment):
 )  # fmt: skip
 def test_processes_side_by_side_share_the_gpus(variables, expected, monkeypatch):
     monkeypatch.setattr(cluster.glob, "glob", lambda pattern: ["/dev/nvidia0"] * 8)
-    assert own_devices(variables) == expected
+    assert local_device_ids(variables) == expected
 
 
 # The start-up barrier ---------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_processes_side_by_side_share_the_gpus(variables, expected, monkeypatch)
 
 def come(place, seconds, outcome):
     try:
-        meet(place, seconds)
+        wait_for_all(place, seconds)
         outcome[place.process] = "met"
     except UserError as e:
         outcome[place.process] = e
@@ -227,7 +227,7 @@ def test_process_0_is_named_when_it_does_not_come():
 
 def refused(place):
     with pytest.raises(UserError) as caught:
-        meet(place, 1.0)
+        wait_for_all(place, 1.0)
     assert type(caught.value) is UserError, "not one that is worth trying again"
     return str(caught.value)
 
@@ -263,7 +263,7 @@ def test_strangers_are_not_answered():
 
 def test_a_taken_port_is_refused():
     with socket.create_server(("", 0)) as server, pytest.raises(UserError, match="cannot listen"):
-        meet(at(server.getsockname()[1], 2, 0), 1.0)
+        wait_for_all(at(server.getsockname()[1], 2, 0), 1.0)
 
 
 def test_many_absent_are_counted():
@@ -275,7 +275,7 @@ def test_many_absent_are_counted():
 
 def test_sums_of_all_sizes_are_right_and_timed(capsys):
     assert allreduce_bench.SIZES[0] == 1024 and allreduce_bench.SIZES[-1] == 64 * 2**20
-    assert allreduce_bench.examine_network((1024, 1 << 20)) == 0
+    assert allreduce_bench.bench_allreduce((1024, 1 << 20)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("process 0: pid ") and "8 device(s)" in lines[0]
     assert "over 8 devices" in lines[1]
@@ -285,8 +285,8 @@ def test_sums_of_all_sizes_are_right_and_timed(capsys):
 
 def test_bandwidths_are_those_of_the_formula(capsys, monkeypatch):
     found = [(4_000_000, 0.002, True), (4_000_000, 0.002, False)]
-    monkeypatch.setattr(allreduce_bench, "time_sums", lambda sizes: found)
-    assert allreduce_bench.examine_network() == 1
+    monkeypatch.setattr(allreduce_bench, "time_allreduces", lambda sizes: found)
+    assert allreduce_bench.bench_allreduce() == 1
     right, wrong = capsys.readouterr().out.splitlines()[-2:]
     assert right.split()[-4:] == ["2.00", "GB/s", "3.50", "GB/s"]  # 8 devices: 2 · 7 / 8
     assert wrong.endswith("WRONG SUM")

@@ -14,8 +14,8 @@ from aigc_jax.distributed import logical_axes
 from aigc_jax.distributed.mesh import make_mesh, replicated
 from aigc_jax.ops import attention_blocks, dispatch
 from aigc_jax.ops.attention import attention
-from aigc_jax.ops.attention_implementations import cudnn, splash
-from aigc_jax.ops.attention_mask import AttentionMask, positions_of, visible
+from aigc_jax.ops.attention_implementations import cudnn_attention, splash_attention
+from aigc_jax.ops.attention_mask import AttentionMask, make_mask, segment_positions
 from aigc_jax.ops.dense import dense
 from aigc_jax.ops.rope import rotary_frequencies, rotate
 
@@ -24,10 +24,10 @@ RNG = np.random.default_rng(0)
 Q = RNG.normal(size=(B, T, H, D)).astype(np.float32)
 KEYS, VALUES = RNG.normal(size=(2, B, S, K, D)).astype(np.float32)
 # The last query of the second row sees nothing, and some keys are padding.
-SIGHT = AttentionMask(
+CAUSAL = AttentionMask(
     np.array([[2, 3, 4], [7, 5, 0]]), np.array([[0, 1, 2, 3, -1], [7, 6, -1, 5, 4]])
 )
-MASK = np.asarray(SIGHT.mask_BTS())
+MASK = np.asarray(CAUSAL.dense())
 
 
 # Attention -----------------------------------------------------------------------------------
@@ -50,21 +50,21 @@ def plain(mask=None, scale=D**-0.5, softcap=0.0):
 )
 @pytest.mark.parametrize("mask", [None, MASK], ids=["all", "some"])
 def test_attention_is_its_formula(mask, options):
-    found = attention(Q, KEYS, VALUES, None if mask is None else SIGHT, **options)
+    found = attention(Q, KEYS, VALUES, None if mask is None else CAUSAL, **options)
     seen = np.ones((B, T), bool) if mask is None else mask.any(-1)
     np.testing.assert_allclose(found[seen], plain(mask, **options)[seen], rtol=1e-4, atol=1e-5)
     assert np.isfinite(found).all()
 
 
 def test_places_of_one_row_serve_all():
-    rows = [AttentionMask(SIGHT.query_BT[at], SIGHT.key_BS[at]) for at in ([0], [0, 0])]
-    chex.assert_trees_all_equal(*(attention(Q, KEYS, VALUES, sight) for sight in rows))
+    rows = [AttentionMask(CAUSAL.query_BT[at], CAUSAL.key_BS[at]) for at in ([0], [0, 0])]
+    chex.assert_trees_all_equal(*(attention(Q, KEYS, VALUES, mask) for mask in rows))
 
 
 @pytest.mark.parametrize("form", ["reference", "blockwise"])
 def test_a_query_that_sees_nothing_has_finite_gradients(form):
     with dispatch.override(attention=form):
-        grads = jax.jit(jax.grad(lambda *a: attention(*a, SIGHT).sum(), argnums=(0, 1, 2)))
+        grads = jax.jit(jax.grad(lambda *a: attention(*a, CAUSAL).sum(), argnums=(0, 1, 2)))
         grads = grads(Q, KEYS, VALUES)
     chex.assert_tree_all_finite(grads)
 
@@ -72,7 +72,7 @@ def test_a_query_that_sees_nothing_has_finite_gradients(form):
 def test_bfloat16_is_softmaxed_in_float32():
     halves = [jnp.asarray(x, jnp.bfloat16) for x in (Q, KEYS, VALUES)]
     with dispatch.override(attention="reference"):
-        traced = jax.make_jaxpr(attention)(*halves, SIGHT)
+        traced = jax.make_jaxpr(attention)(*halves, CAUSAL)
     inside = [e for e in traced.jaxpr.eqns if e.primitive.name == "exp"]
     assert [e.outvars[0].aval.dtype for e in inside] == [jnp.float32]
     assert traced.out_avals[0].dtype == jnp.bfloat16
@@ -97,15 +97,15 @@ def test_attention_dropout_belongs_to_the_example():
 LONG = 150  # two blocks and a part of one
 COUNT = np.arange(LONG)[None]
 DOCUMENTS = np.repeat([[1, 2, 3, 0], [4, 4, 5, 5]], [40, 50, 35, 25], axis=1)
-ORDERED = AttentionMask(COUNT, COUNT, ordered=True)
-PACKED = dict(segments=(DOCUMENTS, DOCUMENTS), ordered=True)
-PLACES_IN = np.asarray(positions_of(jnp.asarray(DOCUMENTS)))
-SIGHTS = {
+CONTIGUOUS = AttentionMask(COUNT, COUNT, contiguous=True)
+PACKED = dict(segments=(DOCUMENTS, DOCUMENTS), contiguous=True)
+PLACES_IN = np.asarray(segment_positions(jnp.asarray(DOCUMENTS)))
+MASKS = {
     "all": None,
-    "causal": ORDERED,
-    "window": dataclasses.replace(ORDERED, window=70),
-    "traced": dataclasses.replace(ORDERED, reach=jnp.int32(20)),
-    "both ways": dataclasses.replace(ORDERED, window=9, causal=False),
+    "causal": CONTIGUOUS,
+    "window": dataclasses.replace(CONTIGUOUS, window=70),
+    "traced": dataclasses.replace(CONTIGUOUS, dynamic_window=jnp.int32(20)),
+    "both ways": dataclasses.replace(CONTIGUOUS, window=9, causal=False),
     "documents": AttentionMask(PLACES_IN, PLACES_IN, **PACKED),
     "encoder": AttentionMask(PLACES_IN, PLACES_IN, causal=False, **PACKED),
     "cache": AttentionMask(COUNT[:, :30] + 60, np.where(COUNT < 90, COUNT, -1)),
@@ -120,7 +120,7 @@ IN_TURN, LARGE = dict(FORWARD=1 << 17, BACKWARD=1 << 10), dict(SMALL_HEAD=0)
 @pytest.mark.parametrize(
     "name, dtype, blocks",
     [
-        *((name, jnp.float32, {}) for name in SIGHTS),
+        *((name, jnp.float32, {}) for name in MASKS),
         ("documents", jnp.bfloat16, {}),
         *((name, jnp.float32, IN_TURN) for name in ("all", "traced", "documents", "encoder")),
         *((name, jnp.float32, LARGE) for name in ("all", "documents")),
@@ -131,17 +131,17 @@ def test_by_blocks_it_is_the_plain_form(name, dtype, blocks, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     for constant, value in blocks.items():
         monkeypatch.setattr(attention_blocks, constant, value)
-    sight = SIGHTS[name]
-    t = LONG if sight is None else sight.query_BT.shape[1]
+    mask = MASKS[name]
+    t = LONG if mask is None else mask.query_BT.shape[1]
     q, weight = (jnp.asarray(RNG.normal(size=(B, t, 4, 6)), dtype) for _ in range(2))
     k, v = (jnp.asarray(RNG.normal(size=(B, LONG, 2, 6)), dtype) for _ in range(2))
-    if sight is not None:
-        weight *= sight.mask_BTS().any(-1)[:, :, None, None].astype(dtype)
+    if mask is not None:
+        weight *= mask.dense().any(-1)[:, :, None, None].astype(dtype)
 
     def both(form):
         @jax.jit
         def run(q, k, v):
-            y, back = jax.vjp(lambda *x: attention(*x, sight, scale=0.5), q, k, v)
+            y, back = jax.vjp(lambda *x: attention(*x, mask, scale=0.5), q, k, v)
             return y * weight, back(weight)
 
         with dispatch.override(attention=form):
@@ -163,7 +163,7 @@ def test_no_block_has_all_logits_and_the_future_costs_nothing(monkeypatch):
 
     def sizes(**kw):
         def loss(q, k, v):
-            return attention(q, k, v, AttentionMask(place, place, ordered=True, **kw)).sum()
+            return attention(q, k, v, AttentionMask(place, place, contiguous=True, **kw)).sum()
 
         with dispatch.override(attention="blockwise"):
             text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(shape, shape, shape).as_text()
@@ -196,7 +196,7 @@ def test_as_many_examples_at_once_as_their_logits_allow(monkeypatch):
 def test_what_cudnn_cannot_do_has_the_plain_form():
     """Without a GPU it is what JAX itself refuses; the description is checked before."""
     halves = [jnp.zeros((2, 6, 4, 8), jnp.bfloat16)] * 3
-    assert cudnn(*halves, None, 1.0) is None
+    assert cudnn_attention(*halves, None, 1.0) is None
     asked = []
 
     def library(*args, **kw):
@@ -205,19 +205,19 @@ def test_what_cudnn_cannot_do_has_the_plain_form():
         return args[0]
 
     place = np.arange(6)[None]
-    ordered = AttentionMask(place, place, ordered=True)
+    contiguous = AttentionMask(place, place, contiguous=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.nn, "dot_product_attention", library)
-        cudnn(*halves, None, 1.0)
-        cudnn(*halves, ordered, 1.0)
-        cudnn(*halves, dataclasses.replace(ordered, window=3), 1.0)
-        cudnn(*halves, dataclasses.replace(ordered, causal=False), 1.0)
-        cudnn(*halves, dataclasses.replace(ordered, reach=jnp.int32(3)), 1.0)
-        cudnn(*halves, AttentionMask(place, place), 1.0)
-        assert cudnn(*(x.astype(jnp.float32) for x in halves), None, 1.0) is None
-        assert cudnn(*(x[:, :5] for x in halves), None, 1.0) is None
+        cudnn_attention(*halves, None, 1.0)
+        cudnn_attention(*halves, contiguous, 1.0)
+        cudnn_attention(*halves, dataclasses.replace(contiguous, window=3), 1.0)
+        cudnn_attention(*halves, dataclasses.replace(contiguous, causal=False), 1.0)
+        cudnn_attention(*halves, dataclasses.replace(contiguous, dynamic_window=jnp.int32(3)), 1.0)
+        cudnn_attention(*halves, AttentionMask(place, place), 1.0)
+        assert cudnn_attention(*(x.astype(jnp.float32) for x in halves), None, 1.0) is None
+        assert cudnn_attention(*(x[:, :5] for x in halves), None, 1.0) is None
         patch.setattr(logical_axes, "num_shards", lambda axis: 1 + (axis == "length"))
-        assert cudnn(*halves, None, 1.0) is None  # queries would be split, keys not
+        assert cudnn_attention(*halves, None, 1.0) is None  # queries would be split, keys not
     causal = dict(is_causal=True, local_window_size=None)
     mask = dict(mask=(2, 1, 6, 6))
     windowed = dict(is_causal=True, local_window_size=(2, 0))
@@ -230,25 +230,27 @@ def test_the_kernel_of_a_tpu_is_the_plain_form(name):
     """Interpreted: its value; and that it lowers for a TPU with its gradient."""
     t, place = 128, np.arange(128)[None]
     documents = np.repeat([[1, 2], [3, 4]], [50, 78], axis=1)
-    sight = {
+    mask = {
         "all": None,
-        "causal": AttentionMask(place, place, ordered=True),
-        "window": AttentionMask(place, place, window=30, ordered=True),
+        "causal": AttentionMask(place, place, contiguous=True),
+        "window": AttentionMask(place, place, window=30, contiguous=True),
         "documents": AttentionMask(
-            *[np.asarray(positions_of(jnp.asarray(documents)))] * 2,
+            *[np.asarray(segment_positions(jnp.asarray(documents)))] * 2,
             segments=(jnp.asarray(documents), jnp.asarray(documents)),
-            ordered=True,
+            contiguous=True,
         ),
     }[name]
     q = jnp.asarray(RNG.normal(size=(2, t, 4, 64)), jnp.float32)
     k, v = (jnp.asarray(RNG.normal(size=(2, t, 2, 64)), jnp.float32) for _ in range(2))
-    found = splash(q, k, v, sight, 0.2, interpret=True)
+    found = splash_attention(q, k, v, mask, 0.2, interpret=True)
     with dispatch.override(attention="reference"):
-        expected = attention(q, k, v, sight, scale=0.2)
+        expected = attention(q, k, v, mask, scale=0.2)
     np.testing.assert_allclose(found, expected, atol=1e-2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "device_count", lambda: 1)
-        loss = jax.grad(lambda q, k, v: splash(q, k, v, sight, 0.2).sum(), argnums=(0, 1, 2))
+        loss = jax.grad(
+            lambda q, k, v: splash_attention(q, k, v, mask, 0.2).sum(), argnums=(0, 1, 2)
+        )
         text = jax.export.export(jax.jit(loss), platforms=["tpu"])(q, k, v).mlir_module()
     assert "tpu_custom_call" in text
 
@@ -260,26 +262,28 @@ def test_each_device_runs_the_kernel_of_a_tpu_on_its_rows_and_heads():
     q = jnp.asarray(RNG.normal(size=(2, 128, 4, 64)), jnp.float32)
     k, v = (jnp.asarray(RNG.normal(size=(2, 128, 2, 64)), jnp.float32) for _ in range(2))
     segments = jnp.asarray(documents), jnp.asarray(documents)
-    sight = AttentionMask(place, place, segments=segments, ordered=True)
+    mask = AttentionMask(place, place, segments=segments, contiguous=True)
 
     def found(text):
         mesh = make_mesh(text)
-        attend = logical_axes.with_mesh(mesh, lambda *a: splash(*a, sight, 0.2, interpret=True))
+        attend = logical_axes.with_mesh(
+            mesh, lambda *a: splash_attention(*a, mask, 0.2, interpret=True)
+        )
         return jax.jit(attend)(*jax.device_put((q, k, v), replicated(mesh)))
 
     np.testing.assert_allclose(found("data=2,tensor=2"), found("data=1"), atol=1e-6)
     with jax.sharding.use_abstract_mesh(make_mesh("sequence=2").abstract_mesh):
-        assert splash(q, k, v, sight, 0.2) is None
+        assert splash_attention(q, k, v, mask, 0.2) is None
     with jax.sharding.use_abstract_mesh(make_mesh("tensor=4").abstract_mesh):
-        assert splash(q, k, v, sight, 0.2) is None
+        assert splash_attention(q, k, v, mask, 0.2) is None
 
 
 def test_what_the_kernel_of_a_tpu_cannot_do_has_the_plain_form():
     q = jnp.zeros((1, 128, 2, 64))
     place = np.arange(128)[None]
-    assert splash(q, q, q, AttentionMask(place, place), 1.0) is None  # any order
-    assert splash(q[:, :100], q, q, None, 1.0) is None
-    assert splash(q[..., :40], q[..., :40], q, None, 1.0) is None
+    assert splash_attention(q, q, q, AttentionMask(place, place), 1.0) is None  # any order
+    assert splash_attention(q[:, :100], q, q, None, 1.0) is None
+    assert splash_attention(q[..., :40], q[..., :40], q, None, 1.0) is None
 
 
 # Who sees whom -------------------------------------------------------------------------------
@@ -306,9 +310,9 @@ PLACES = np.array([0, 1, 2, 3, 4, 5, -1])
 def test_visible(causal, window):
     expected = by_hand(PLACES, PLACES, causal, window)
     place = PLACES[None]
-    found = visible(place, place, causal=causal, window=window)
+    found = make_mask(place, place, causal=causal, window=window)
     np.testing.assert_array_equal(found[0], expected)
-    traced = visible(place, place, causal=causal, window=jnp.int32(window))
+    traced = make_mask(place, place, causal=causal, window=jnp.int32(window))
     np.testing.assert_array_equal(traced[0], expected)
     if window == 3:  # itself included
         assert found[0, 4].sum() == (3 if causal else 4)  # …2, 3, 4; 5 too, but 6 is padding
@@ -317,7 +321,7 @@ def test_visible(causal, window):
 def test_documents_do_not_see_each_other():
     segments = np.array([1, 1, 1, 2, 2, 2, 0])
     place = np.array([0, 1, 2, 0, 1, 2, -1])
-    found = visible(place[None], place[None], (segments[None], segments[None]))
+    found = make_mask(place[None], place[None], (segments[None], segments[None]))
     np.testing.assert_array_equal(found[0], by_hand(place, place, documents=(segments, segments)))
     assert not found[0, 3, :3].any() and not found[0, 3:6, :3].any() and not found[0, :, 6].any()
 
@@ -325,7 +329,7 @@ def test_documents_do_not_see_each_other():
 def test_positions_count_within_documents():
     segments = np.array([[1, 1, 2, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 1], [0, 0, 3, 3, 1, 2, 0]])
     expected = [[0, 1, 0, 1, 2, -1, -1], [0, 1, 2, 3, 4, 5, 6], [-1, -1, 0, 1, 0, 0, -1]]
-    np.testing.assert_array_equal(positions_of(jnp.asarray(segments)), expected)
+    np.testing.assert_array_equal(segment_positions(jnp.asarray(segments)), expected)
 
 
 # Rotary positions ----------------------------------------------------------------------------

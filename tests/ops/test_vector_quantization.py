@@ -20,7 +20,7 @@ KMEANS = jax.jit(q.kmeans, static_argnums=(2, 3))
 def test_fsq_codes_are_the_levels_one_to_one(levels):
     """Every code has its own levels; quantising them again gives the code back."""
     count = int(np.prod(levels))
-    vectors = q.fsq_vectors(jnp.arange(count), levels)
+    vectors = q.fsq_decode(jnp.arange(count), levels)
     assert len(np.unique(np.round(vectors, 4), axis=0)) == count
     assert np.abs(vectors).max() <= 1
     # What must come in for these levels to come out.
@@ -81,7 +81,7 @@ def test_a_pool_holds_vectors_of_the_batch_and_adds_up():
     z = RNG.choice([-1, 1], (4000, 8)).astype(np.float32)
     weight, draw = np.ones(4000, np.float32), uniform(4000)
     z[::2], weight[::2] = np.nan, 0
-    pool = jax.jit(q.pool, static_argnums=3)
+    pool = jax.jit(q.reservoir, static_argnums=3)
     sums, weights = jax.device_get(pool(z, weight, draw, 64))
     parts = jax.device_get([pool(x[0], x[1], x[2], 64) for x in halves(z, weight, draw)])
     chex.assert_trees_all_close((sums, weights), jax.tree.map(np.add, *parts), rtol=1e-5)

@@ -23,7 +23,7 @@ from aigc_jax.nn.layers import (
     Dense,
     Dropout,
     Norm,
-    layers_in_a_turn,
+    scan_unroll,
     time_embedding,
 )
 from aigc_jax.nn.padding import crop, fill, filled_size
@@ -303,5 +303,5 @@ class DiT(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
             in_axes=(0, *[nn.broadcast] * 5),
             length=c.depth,
-            unroll=layers_in_a_turn(c.scan_unroll, c.depth),
+            unroll=scan_unroll(c.scan_unroll, c.depth),
         )(c, self.num_classes, self.dtype, name="layers")

@@ -29,7 +29,7 @@ def start(params: Any, key: jax.Array, probability: float, spectral_norm: bool) 
         "sums": dict.fromkeys(("real", "fake", "above", "weight"), zero),
         "middle": zero,
         "probability": jnp.float32(probability),
-        "vectors": spectral.start(params, key) if spectral_norm else {},
+        "vectors": spectral.init_vectors(params, key) if spectral_norm else {},
     }
 
 
@@ -64,7 +64,7 @@ def begin(
     if vectors:
         vectors = jax.tree.map(
             lambda new, old: jnp.where(fresh, new, old),
-            spectral.advance(params, vectors),
+            spectral.power_iteration(params, vectors),
             vectors,
         )
     return {

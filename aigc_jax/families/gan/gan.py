@@ -24,8 +24,8 @@ from aigc_jax.families.gan import critic_state
 from aigc_jax.ops.augment import KINDS, augment
 from aigc_jax.ops.image import to_bytes, to_signed
 from aigc_jax.ops.random import fold, normal, uniform
-from aigc_jax.ops.schedules import half_cosine
-from aigc_jax.ops.spectral_norm import normalised
+from aigc_jax.ops.schedules import cosine_schedule
+from aigc_jax.ops.spectral_norm import spectral_normalize
 
 softplus, relu = jax.nn.softplus, jax.nn.relu
 
@@ -136,7 +136,7 @@ class GAN(Objective):
     def _critic(self, params, state):
         """The critic's parameters as it uses them."""
         own = params["critic"]
-        return normalised(own, state["vectors"]) if self.config.spectral_norm else own
+        return spectral_normalize(own, state["vectors"]) if self.config.spectral_norm else own
 
     def _score(self, critic, x_BHWC, label_B):
         return self.critic.apply({"params": critic}, x_BHWC, label_B)
@@ -162,7 +162,7 @@ class GAN(Objective):
         probability = state["probability"]
         if not c.ada_target:
             ends = c.augment_start, c.augment_probability
-            probability = half_cosine(*ends, c.burn_in_steps)(step)
+            probability = cosine_schedule(*ends, c.burn_in_steps)(step)
 
         def scored(number: int) -> Callable[[jax.Array], jax.Array]:
             def score(at_BHWC: jax.Array) -> jax.Array:
@@ -183,7 +183,7 @@ class GAN(Objective):
             )
             health = {"diversity": diversity(x, fake, other, weight_B)}
             return loss, (health, {**mutables, "critic": state})
-        gamma = half_cosine(c.gamma_start, 1.0, c.burn_in_steps)(step)
+        gamma = cosine_schedule(c.gamma_start, 1.0, c.burn_in_steps)(step)
         penalty_B, metrics = self._penalties(
             score_real, score_fake, x, fake, key_B, weight_B, gamma
         )

@@ -20,7 +20,7 @@ from aigc_jax.core.request import SampleRequest
 from aigc_jax.families.lm import lora
 from aigc_jax.families.lm.text_objective import TextObjective, Tokenizer, shift
 from aigc_jax.inference.engine import SamplingParams, decode, pad_prompts
-from aigc_jax.ops.cross_entropy import Likelihood
+from aigc_jax.ops.cross_entropy import TokenLosses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class LMSample(config.Sample):
         )
 
 
-def training_nats(likelihood: Likelihood, label_smoothing: float, z_loss: float) -> jax.Array:
+def training_nats(likelihood: TokenLosses, label_smoothing: float, z_loss: float) -> jax.Array:
     """What is minimised, (B, T): smoothed cross-entropy and the z-loss (de Brébisson 2016)."""
     nats = likelihood.nats
     if label_smoothing:
@@ -78,7 +78,7 @@ class LanguageModel(TextObjective):
 
     def _likelihood(
         self, params: Any, batch: Batch, key_B: jax.Array | None
-    ) -> tuple[jax.Array, Likelihood]:
+    ) -> tuple[jax.Array, TokenLosses]:
         """The targets (B, T) and what the model says of them."""
         token_BT, target_BT, segments_BT = shift(batch)
         x_BTW, _ = self.apply(params)(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from aigc_jax.core.fields import option
 from aigc_jax.distributed.logical_axes import with_logical_constraint
 from aigc_jax.nn.layers import Dropout, Linear
-from aigc_jax.ops.attention_mask import positions_of
+from aigc_jax.ops.attention_mask import segment_positions
 
 Cache = dict[str, jax.Array]  # "c", "h" (L, B, W)
 
@@ -119,7 +119,7 @@ class LSTM(nn.Module):
         if position_BT is None:
             position_BT = jnp.arange(length)[None]
             if segments_BT is not None:
-                position_BT = positions_of(segments_BT)
+                position_BT = segment_positions(segments_BT)
         position_BT1 = jnp.broadcast_to(position_BT, (batch, length))[..., None]
         memory = self.init_cache(batch) if cache is None else cache
         x_BTW = with_logical_constraint(

@@ -11,7 +11,7 @@ import numpy as np
 
 from aigc_jax.core.objective import Batch, Objective, Params
 from aigc_jax.families.lm import lora
-from aigc_jax.ops.cross_entropy import Likelihood, cross_entropy
+from aigc_jax.ops.cross_entropy import TokenLosses, cross_entropy
 
 
 class Tokenizer(Protocol):
@@ -58,7 +58,7 @@ class TextObjective(Objective):
         variables = lora.join_variables(params)
         return lambda *args, **kwargs: self.model.apply(variables, *args, **kwargs)
 
-    def likelihood(self, params: Any, x_BTW: jax.Array, target_BT: jax.Array) -> Likelihood:
+    def likelihood(self, params: Any, x_BTW: jax.Array, target_BT: jax.Array) -> TokenLosses:
         """What the vocabulary's head, reading (B, T, W), says of the targets."""
         apply = self.apply(params)
         return cross_entropy(

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.distributed.logical_axes import with_logical_constraint
-from aigc_jax.nn.layers import Bias, Dropout, layers_in_a_turn
+from aigc_jax.nn.layers import Bias, Dropout, scan_unroll
 from aigc_jax.nn.transformer_blocks import AttentionContext, Block, Cache, linear, norm
 from aigc_jax.nn.transformer_config import TransformerConfig
 from aigc_jax.ops.activation import gelu_exact
-from aigc_jax.ops.attention_mask import positions_of
+from aigc_jax.ops.attention_mask import segment_positions
 
 __all__ = ["Cache", "Transformer", "TransformerConfig"]
 
@@ -69,7 +69,7 @@ class Transformer(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
             in_axes=(0, nn.broadcast),
             length=c.layers,
-            unroll=layers_in_a_turn(c.scan_unroll, c.layers),
+            unroll=scan_unroll(c.scan_unroll, c.layers),
         )(c, self.dtype)
         if c.norm_position != "post":
             self.final_norm = norm(c, self.dtype)
@@ -122,11 +122,11 @@ class Transformer(nn.Module):
             themselves only.
         """
         c = self.config
-        ordered = position_BT is None and cache is None
+        contiguous = position_BT is None and cache is None
         if position_BT is None:
             position_BT = jnp.arange(token_BT.shape[1])[None]
             if segments_BT is not None:
-                position_BT = positions_of(segments_BT)
+                position_BT = segment_positions(segments_BT)
         x_BTW = self.token_embedding(token_BT) * c.embedding_scale
         if c.positions == "learned":
             x_BTW += self.position_embedding(jnp.maximum(position_BT, 0))
@@ -137,26 +137,26 @@ class Transformer(nn.Module):
         x_BTW = with_logical_constraint(
             self.embedding_dropout(x_BTW, key_B), "batch", "length", None
         )
-        cache, place = _place(position_BT, segments_BT, key_B, cache, ordered)
+        cache, context = _attention_context(position_BT, segments_BT, key_B, cache, contiguous)
         if cache is not None and "layers" in cache:
-            x_BTW, kv = self._one_by_one(x_BTW, cache["layers"], place)
+            x_BTW, kv = self._one_by_one(x_BTW, cache["layers"], context)
         else:
             kv = None if cache is None else _of_layers(cache)
             each = (jnp.arange(c.layers), jnp.asarray(np.array(c.windows(), np.int32)))
-            (x_BTW, kv), _ = self.layers((x_BTW, kv), each, place)
+            (x_BTW, kv), _ = self.layers((x_BTW, kv), each, context)
         if c.norm_position != "post":
             x_BTW = self.final_norm(x_BTW)
         return x_BTW, None if cache is None else {**cache, **kv}
 
     def _one_by_one(
-        self, x_BTW: jax.Array, caches: tuple[Cache, ...], place: AttentionContext
+        self, x_BTW: jax.Array, caches: tuple[Cache, ...], context: AttentionContext
     ) -> tuple[jax.Array, Cache]:
         """All layers, without a loop, out of what `by_layer` has made."""
         block, after = Block(self.config, self.dtype, parent=None), []
         kinds = {kind: tree for kind, tree in self.variables.items() if "layers" in tree}
         for i, (window, kv) in enumerate(zip(self.config.windows(), caches, strict=True)):
             own = {kind: tree["layers"][str(i)] for kind, tree in kinds.items()}
-            (x_BTW, kv), _ = block.apply(own, (x_BTW, kv), (0, jnp.int32(window)), place)
+            (x_BTW, kv), _ = block.apply(own, (x_BTW, kv), (0, jnp.int32(window)), context)
             after.append(kv)
         return x_BTW, {"layers": tuple(after)}
 
@@ -221,17 +221,17 @@ def _of_layers(cache: Cache) -> Cache:
     return {name: x for name, x in cache.items() if name != "position"}
 
 
-def _place(
+def _attention_context(
     position_BT: jax.Array,
     segments_BT: jax.Array | None,
     key_B: jax.Array | None,
     cache: Cache | None,
-    ordered: bool,
+    contiguous: bool,
 ) -> tuple[Cache | None, AttentionContext]:
     """The cache with the tokens' positions in it, and where they stand."""
     if cache is None:
         segments = None if segments_BT is None else (segments_BT, segments_BT)
-        return None, AttentionContext(position_BT, position_BT, segments, None, key_B, ordered)
+        return None, AttentionContext(position_BT, position_BT, segments, None, key_B, contiguous)
     batch, slots = cache["position"].shape
     position_BT = jnp.broadcast_to(position_BT, (batch, position_BT.shape[1]))
     # A ring: past the last slot the oldest key is overwritten.

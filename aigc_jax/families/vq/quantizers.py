@@ -55,7 +55,7 @@ class FSQ:
 
     def vectors(self, state: State, code: jax.Array) -> jax.Array:
         """The vectors (…, Z) of codes (…)."""
-        return q.fsq_vectors(code, self.levels)
+        return q.fsq_decode(code, self.levels)
 
     def note(self, state: State, z_NZ, code_N, weight_N, draw_N2) -> State:
         """The state with a batch's vectors counted.
@@ -110,7 +110,7 @@ class VQ:
         filled_M = state["pool_weight"] > 0
         random_MZ = state["pool"] / jnp.where(filled_M, state["pool_weight"], 1)[:, None]
         if self.spherical:  # a mean of several vectors is shorter
-            random_MZ = q.unit(random_MZ)
+            random_MZ = q.l2_normalize(random_MZ)
         moved = jax.lax.cond(
             state["started"] > 0, self._follow, self._start, state, random_MZ, filled_M
         )
@@ -139,7 +139,7 @@ class VQ:
         counts_K = _decayed(self.decay, state, "counts", "new_counts")
         sums_KZ = _decayed(self.decay, state, "sums", "new_sums")
         mean_KZ = sums_KZ / jnp.where(counts_K > 0, counts_K, 1)[:, None]
-        mean_KZ = q.unit(mean_KZ) if self.spherical else mean_KZ
+        mean_KZ = q.l2_normalize(mean_KZ) if self.spherical else mean_KZ
         codebook_KZ = jnp.where(counts_K[:, None] > 0, mean_KZ, state["codebook"])
         equal = counts_K.sum() / self.num_codes
         dead_K = counts_K < self.dead * equal
@@ -162,7 +162,7 @@ class VQ:
         """As in `FSQ`; the cost is the mean square of what quantisation takes away."""
         z, started = self._vectors(z), state["started"] > 0
         flat_NZ = jax.lax.stop_gradient(z).reshape(-1, self.size)
-        code = q.nearest(flat_NZ, state["codebook"]).reshape(z.shape[:-1])
+        code = q.nearest_code(flat_NZ, state["codebook"]).reshape(z.shape[:-1])
         code = jnp.where(started, code, 0)
         vectors = jnp.where(started, state["codebook"][code], jax.lax.stop_gradient(z))
         return q.straight_through(z, vectors), code, ((z - vectors) ** 2).mean(-1)
@@ -172,13 +172,13 @@ class VQ:
 
     def note(self, state: State, z_NZ, code_N, weight_N, draw_N2) -> State:
         z_NZ = jax.lax.stop_gradient(self._vectors(z_NZ))
-        count_K, sum_KZ = q.members(z_NZ, code_N, weight_N, self.num_codes)
-        sum_MZ, weight_M = q.pool(z_NZ, weight_N, draw_N2, len(state["pool_weight"]))
+        count_K, sum_KZ = q.segment_sums(z_NZ, code_N, weight_N, self.num_codes)
+        sum_MZ, weight_M = q.reservoir(z_NZ, weight_N, draw_N2, len(state["pool_weight"]))
         new = {"new_counts": count_K, "new_sums": sum_KZ, "pool": sum_MZ, "pool_weight": weight_M}
         return {**state, **{name: state[name] + value for name, value in new.items()}}
 
     def _vectors(self, z: jax.Array) -> jax.Array:
-        return q.unit(z) if self.spherical else z
+        return q.l2_normalize(z) if self.spherical else z
 
 
 Quantizer = FSQ | VQ

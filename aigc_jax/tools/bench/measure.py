@@ -14,7 +14,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.modality import MODALITIES
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.loader import DataLoader
-from aigc_jax.distributed.mesh import share
+from aigc_jax.distributed.mesh import process_shard
 from aigc_jax.distributed.sharding import per_device
 from aigc_jax.experiment import build
 from aigc_jax.experiment.restore import tokenizer_of, with_first_stage
@@ -81,7 +81,7 @@ class Steps:
             dataset.spec.example_batch(size),
         )
         oom.check_fits(*self._shapes)
-        part = share(self.run.mesh)
+        part = process_shard(self.run.mesh)
         self._feed = DataLoader(dataset.train, size, config.seed, config.data.threads, part)
         # Random data may well make the loss non-finite, which is no reason to stop here.
         self._metrics = MetricAccumulator(

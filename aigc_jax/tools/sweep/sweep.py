@@ -51,7 +51,7 @@ def sweep(
     workdir = os.path.abspath(os.path.expanduser(workdir))
     os.makedirs(workdir, exist_ok=True)
     stop = stop or PreemptionHandler()
-    with stop.free(lambda: None):
+    with stop.interruptible(lambda: None):
         worker = Worker(search, workdir, storage, prune, seed)
         worker.take_up_lost()
     base = [f"--config={config_file}", *overrides(config_file, search.config), *flags]

@@ -29,7 +29,7 @@ from aigc_jax.modalities.image.metrics import mode_coverage
 from aigc_jax.modalities.image.spec import ImageSpec
 from aigc_jax.nn.padding import crop, fill
 from aigc_jax.ops import convolution, spectral_norm
-from aigc_jax.ops.schedules import half_cosine
+from aigc_jax.ops.schedules import cosine_schedule
 from aigc_jax.training.health_checks import HealthMonitor, triggered_checks
 from aigc_jax.training.metric_log import read_metrics
 from aigc_jax.training.optimizers import make_optimizer
@@ -141,11 +141,11 @@ def test_spectral_norm_is_that_of_the_singular_values():
         "b": rng.normal(size=(5, 2)),
     }
     params = jax.tree.map(jnp.float32, params)
-    vectors = spectral_norm.start(params, KEY)
+    vectors = spectral_norm.init_vectors(params, KEY)
     assert set(vectors) == {"a.kernel", "b"}
     for _ in range(30):
-        vectors = spectral_norm.advance(params, vectors)
-    new = spectral_norm.normalised(params, vectors)
+        vectors = spectral_norm.power_iteration(params, vectors)
+    new = spectral_norm.spectral_normalize(params, vectors)
     for old, made in ((params["a"]["kernel"], new["a"]["kernel"]), (params["b"], new["b"])):
         size = np.linalg.svd(np.asarray(old).reshape(-1, old.shape[-1]), compute_uv=False)[0]
         np.testing.assert_allclose(made, old / size, rtol=1e-4)
@@ -154,7 +154,7 @@ def test_spectral_norm_is_that_of_the_singular_values():
     # The gradient: that of W / σ with σ's own, u vᵀ, by differences.
     def total(t):
         moved = {"b": params["b"] + t * jnp.ones((5, 2))}
-        return jnp.sin(spectral_norm.normalised(moved, {"b": vectors["b"]})["b"]).sum()
+        return jnp.sin(spectral_norm.spectral_normalize(moved, {"b": vectors["b"]})["b"]).sum()
 
     numeric = (total(1e-2) - total(-1e-2)) / 2e-2
     np.testing.assert_allclose(jax.grad(total)(0.0), numeric, rtol=1e-2)
@@ -162,8 +162,8 @@ def test_spectral_norm_is_that_of_the_singular_values():
 
 def test_a_kernel_of_zeros_stays():
     params = {"kernel": jnp.zeros((3, 2))}
-    vectors = spectral_norm.start(params, KEY)
-    grad = jax.grad(lambda p: spectral_norm.normalised(p, vectors)["kernel"].sum())(params)
+    vectors = spectral_norm.init_vectors(params, KEY)
+    grad = jax.grad(lambda p: spectral_norm.spectral_normalize(p, vectors)["kernel"].sum())(params)
     np.testing.assert_array_equal(grad["kernel"], 1)
 
 
@@ -235,7 +235,7 @@ def test_evaluation_leaves_the_vectors_and_does_not_augment():
     state = critic_state.start(params["critic"], KEY, 1.0, True)
     key_B = jax.random.split(KEY, 8)
     found = jax.jit(run.objective.evaluate)(params, {"critic": state}, batch, key_B)
-    critic = spectral_norm.normalised(params["critic"], state["vectors"])
+    critic = spectral_norm.spectral_normalize(params["critic"], state["vectors"])
     score_B = run.objective._score(critic, batch["image"] / 127.5 - 1, batch["label"])
     expected = np.average(score_B, weights=batch["weight"])
     np.testing.assert_allclose(found["score_real"].value(), expected, rtol=1e-3)
@@ -245,11 +245,11 @@ def test_evaluation_leaves_the_vectors_and_does_not_augment():
 
 
 def test_schedules_by_hand():
-    gamma = half_cosine(2.0, 0.2, 100)
+    gamma = cosine_schedule(2.0, 0.2, 100)
     values = [float(gamma(jnp.int32(s))) for s in (0, 50, 100, 500)]
     np.testing.assert_allclose(values, [2.0, 1.1, 0.2, 0.2], rtol=1e-5)
-    assert half_cosine(2.0, 0.2, 0)(jnp.int32(0)) == 0.2
-    b2 = half_cosine(0.9, 0.99, 10)
+    assert cosine_schedule(2.0, 0.2, 0)(jnp.int32(0)) == 0.2
+    b2 = cosine_schedule(0.9, 0.99, 10)
     np.testing.assert_allclose([b2(0), b2(5), b2(10), b2(99)], [0.9, 0.945, 0.99, 0.99], rtol=1e-6)
     _, lr = make_optimizer(Optim(lr=2e-4, final_lr_fraction=0.25, decay_steps=10), 100)
     np.testing.assert_allclose([lr(0), lr(5), lr(10), lr(99)], [2e-4, 1.25e-4, 5e-5, 5e-5])
