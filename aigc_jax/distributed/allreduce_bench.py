@@ -36,7 +36,7 @@ def bench_allreduce(sizes: tuple[int, ...] = SIZES) -> int:
       sizes: bytes per device.
     """
     kv_store.attach()
-    monitor = Watchdog(WatchdogConfig())
+    watchdog = Watchdog(WatchdogConfig())
     first, n = kv_store.joined()[0] == 0, jax.device_count()
     for line in describe_processes():
         if first:

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.distributed.logical_axes import with_mesh
-from aigc_jax.distributed.mesh import batch_sharding, put_batch, replicated
+from aigc_jax.distributed.mesh import axis_size, batch_sharding, put_batch, replicated
 from aigc_jax.distributed.sharding import with_shardings
 from aigc_jax.training.step import Step
 
@@ -89,7 +89,7 @@ class PmapStep(CompiledStep):
             raise UserError(
                 "train.parallel_mode=pmap runs in one process only: use train.parallel_mode=jit"
             )
-        if size_of(mesh, "data") != mesh.size:
+        if axis_size(mesh, "data") != mesh.size:
             raise UserError(
                 "train.parallel_mode=pmap splits nothing but the batch: use"
                 " train.parallel_mode=jit, or a mesh of data=… alone"

@@ -94,8 +94,8 @@ def test_what_cannot_be_started_is_one_sentence():
 def test_gpus_are_shared_out():
     script = """
 import os
-from aigc_jax.distributed.cluster import find_place
-print(find_place("a:1", 3, 0, 1).devices)
+from aigc_jax.distributed.cluster import resolve_process
+print(resolve_process("a:1", 3, 0, 1).devices)
 """
     own = {k: v for k, v in os.environ.items() if k != "JAX_LOCAL_DEVICE_IDS"}
     with start(script, env={**own, "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5"}) as process:

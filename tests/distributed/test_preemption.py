@@ -196,13 +196,13 @@ def test_what_was_made_up_for_is_on_the_disk_if_the_run_is_killed_again(tmp_path
 PROGRAM = """
 import sys, time
 from aigc_jax.core.errors import Stopped
-from aigc_jax.distributed.preemption import Stop
+from aigc_jax.distributed.preemption import PreemptionHandler
 
 def finish():
     print("finishing", flush=True)
     time.sleep(float(sys.argv[2]))
 
-with Stop().listen() as stop:
+with PreemptionHandler().listen() as stop:
     if sys.argv[1] == "free":
         with stop.interruptible(finish):
             print("ready", flush=True)
