@@ -1,4 +1,4 @@
-"""The weights of published feature networks as our parameters, batch norm folded in.
+"""Weights of published feature networks as our parameters, batch norm folded in.
 
 Names and shapes are those of the PyTorch ports: pytorch-fid's and torch-fidelity's Inception of
 2015-12-05, and efficientnet_lite_pytorch's EfficientNet-Lite0.
@@ -21,7 +21,9 @@ INCEPTION_CLASSES = 1008  # of TensorFlow's graph; torchvision's network has 100
 
 
 def read_weights(path: str) -> Tensors:
-    """The tensors of a safetensors file, or of one that `torch.save` wrote; nothing is unpickled.
+    """Returns the tensors of a safetensors file, or of one that `torch.save` wrote.
+
+    No code of the file is run.
 
     Raises:
       UserError: if it is neither.
@@ -30,7 +32,7 @@ def read_weights(path: str) -> Tensors:
 
 
 def inception_params(tensors: Tensors, where: str) -> Params:
-    """The parameters of `models.inception.Inception`.
+    """Returns the parameters of `inception.Inception`.
 
     Raises:
       UserError: if the tensors are not those of the network by which FID is defined.
@@ -38,7 +40,7 @@ def inception_params(tensors: Tensors, where: str) -> Params:
     classes = tensors.get("fc.weight", np.empty((INCEPTION_CLASSES, 0)))
     if len(classes) != INCEPTION_CLASSES or any(name.startswith("AuxLogits") for name in tensors):
         raise UserError(
-            f"{shorten(where)} has torchvision's Inception, by which no FID is measured: give the"
+            f"{shorten(where)} has torchvision's Inception, which FID is not defined by: give the"
             " weights of pt_inception-2015-12-05"
         )
     image = np.zeros((1, inception.SIZE, inception.SIZE, 3), np.float32)
@@ -53,10 +55,10 @@ def inception_params(tensors: Tensors, where: str) -> Params:
 
 
 def efficientnet_params(tensors: Tensors, where: str) -> Params:
-    """The parameters of `models.efficientnet_lite.EfficientNetLite0`.
+    """Returns the parameters of `efficientnet_lite.EfficientNetLite0`.
 
     Raises:
-      UserError: if the tensors are not its.
+      UserError: if the tensors are not those of the network.
     """
     image = np.zeros((1, 64, 64, 3), np.float32)
     model = efficientnet_lite.EfficientNetLite0()
@@ -79,7 +81,7 @@ def efficientnet_params(tensors: Tensors, where: str) -> Params:
 
 
 def _placed(shapes: Any, tensors: Tensors, names: Any, epsilon: float, where: str) -> Params:
-    """A tree like `shapes`, each of its {kernel, bias} from a convolution and its batch norm.
+    """Returns a tree like `shapes`, each {kernel, bias} from a convolution and its batch norm.
 
     Args:
       names: path in the tree → names of the convolution and of the batch norm ("": it has a bias).
@@ -89,9 +91,8 @@ def _placed(shapes: Any, tensors: Tensors, names: Any, epsilon: float, where: st
         if name not in tensors or tensors[name].shape != shape:
             found = tensors[name].shape if name in tensors else "missing"
             raise UserError(
-                f"{shorten(where)} has other weights than this network: {shorten(name, 80)}"
-                " should be"
-                f" of shape {shape} and is {found}"
+                f"{shorten(where)} has other weights than this network: {shorten(name, 80)} must be"
+                f" of the shape {shape}, but it is {found}"
             )
         return np.asarray(tensors[name], np.float64)
 
@@ -118,7 +119,7 @@ def _placed(shapes: Any, tensors: Tensors, names: Any, epsilon: float, where: st
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(height, width, in, out) as PyTorch has it: (out, in, height, width)."""
+    """(height, width, in, out) → (out, in, height, width)."""
     return (shape[3], shape[2], shape[0], shape[1])
 
 

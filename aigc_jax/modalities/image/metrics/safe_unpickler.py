@@ -1,14 +1,14 @@
-"""A pickle of a state dict, read without running it.
+"""Restricted unpickler for state dicts that `torch.save` wrote: no pickle can run code through it.
 
-A pickle is a program: it names functions and calls them. Here a small machine reads it that knows
-just what a state dict is made of (dictionaries, tuples, texts, numbers, storages, and tensors as
-views of those) and refuses all else; nothing is imported and nothing is called, whatever it names.
+A pickle is a program for a small stack machine that imports and calls what it names. Here only the
+opcodes that state dicts consist of are known, and a name is never imported: it becomes a `Global`,
+which makes empty dictionaries and descriptions of tensors and refuses every other call.
 """
 
 import dataclasses
+import pickle
 import pickletools
-from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -27,27 +27,25 @@ DTYPES: dict[str, Any] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+OPCODES = (
+    "PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1",
+    "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "SHORT_BINSTRING",
+    "BINSTRING", "EMPTY_LIST", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND",
+    "APPENDS", "SETITEM", "SETITEMS", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET",
+    "GLOBAL", "STACK_GLOBAL", "REDUCE", "BINPERSID",
+)  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Name:
-    """A function or class that the pickle names; it stays a name."""
-
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Storage:
-    """Numbers of one type that stand elsewhere in the file, under a key."""
+class Storage(NamedTuple):
+    """Numbers of one type that are stored elsewhere in the file, under a key."""
 
     key: str
     dtype: Any
     count: int
 
 
-@dataclasses.dataclass(frozen=True)
-class View:
-    """A tensor: a storage seen from an offset with a size and strides, all in elements."""
+class TensorView(NamedTuple):
+    """A tensor: offset, size and strides in a storage, all in elements."""
 
     storage: Storage
     offset: int
@@ -55,151 +53,88 @@ class View:
     stride: tuple[int, ...]
 
 
-class Dict(dict):
-    """The only kind of object that a state dict's pickle may make."""
+class StateDict(dict[str | int, Any]):
+    """The only dictionary that a pickle can make: its keys are strings or integers."""
+
+    def __setitem__(self, key: str | int, value: Any) -> None:
+        if not isinstance(key, (str, int)):  # before it is hashed, which may take for ever
+            raise ValueError(f"it has a dictionary with a key of the type {type(key).__name__}")
+        super().__setitem__(key, value)
 
 
-_MARK = object()
+@dataclasses.dataclass(frozen=True)
+class Global:
+    """A function or class that the pickle names; it is not imported."""
+
+    name: str
+
+    def __call__(self, *args: Any) -> StateDict | TensorView:
+        if self.name == "collections.OrderedDict" and not args:
+            return StateDict()
+        if self.name != "torch._utils._rebuild_tensor_v2" or len(args) < 4:
+            raise ValueError(f"its pickle calls {shorten(self.name, 60)}, which is not run")
+        storage, offset, size, stride = args[:4]
+        sizes = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride)
+        numbers = (offset, *size, *stride) if sizes else (None,)
+        if len(numbers) > 65 or not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
+            raise ValueError("it has a tensor with an invalid shape")
+        if not isinstance(storage, Storage):
+            raise ValueError("it has a tensor without a storage")
+        return TensorView(storage, offset, size, stride)
 
 
-class Machine:
-    """Reads one pickle; ValueError for whatever a state dict has no use for."""
+class _Dispatch(dict[int, Any]):
+    """Methods by opcode; ValueError for the others."""
+
+    def __missing__(self, code: int) -> Any:
+        op = pickletools.code2op.get(chr(code))
+        raise ValueError(f"its pickle has the opcode {op.name if op else code}, which is not run")
+
+
+# Python's own implementation: that in C has no table of opcodes, and takes memory for a memo as
+# large as a pickle asks for.
+class SafeUnpickler(pickle._Unpickler):
+    """Reads one pickle of a state dict.
+
+    Attributes:
+      storages: the storages that it refers to, by key.
+    """
 
     def __init__(self, f: BinaryIO):
-        self._f = f
-        self._stack: list[Any] = []
-        self._memo: dict[int, Any] = {}
+        super().__init__(f)
         self.storages: dict[str, Storage] = {}
-        self._operations: dict[str, Callable[[Any], None]] = {
-            "GLOBAL": self._global,
-            "STACK_GLOBAL": self._stack_global,
-            "REDUCE": self._reduce,
-            "BUILD": self._build,
-            "BINPERSID": self._refer,
-            "TUPLE": lambda _: self._stack.append(tuple(self._since_mark())),
-            "TUPLE1": lambda _: self._tuple(1),
-            "TUPLE2": lambda _: self._tuple(2),
-            "TUPLE3": lambda _: self._tuple(3),
-            "APPEND": lambda _: self._extend([self._stack.pop()]),
-            "APPENDS": lambda _: self._extend(self._since_mark()),
-            "SETITEM": lambda _: self._set([*reversed((self._stack.pop(), self._stack.pop()))]),
-            "SETITEMS": lambda _: self._set(self._since_mark()),
-            "BINPUT": self._put,
-            "LONG_BINPUT": self._put,
-            "MEMOIZE": lambda _: self._put(len(self._memo)),
-            "BINGET": lambda index: self._stack.append(self._memo[index]),
-            "LONG_BINGET": lambda index: self._stack.append(self._memo[index]),
-        }
 
-    def run(self) -> Any:
-        """The value at which the pickle stops; the file stands behind it then."""
-        for opcode, argument, _ in pickletools.genops(self._f):
-            name = opcode.name
-            if name in PLAIN:
-                self._stack.append(argument)
-            elif name in FIXED:
-                self._stack.append(FIXED[name]())
-            elif name == "STOP":
-                (value,) = self._stack
-                return value
-            elif name in self._operations:
-                self._operations[name](argument)
-            elif name not in ("PROTO", "FRAME"):
-                raise ValueError(f"its pickle has a {name}, which state dicts do not need")
-        raise ValueError("its pickle does not end")
+    def find_class(self, module: str, name: str) -> Global:
+        return Global(f"{module}.{name}")
 
-    def _since_mark(self) -> list[Any]:
-        at = max(i for i, value in enumerate(self._stack) if value is _MARK)
-        values = self._stack[at + 1 :]
-        del self._stack[at:]
-        return values
-
-    def _global(self, argument: str) -> None:
-        self._stack.append(Name(argument.replace(" ", ".")))
-
-    def _stack_global(self, _: None) -> None:
-        name, module = self._stack.pop(), self._stack.pop()
-        self._stack.append(Name(f"{module}.{name}"))
-
-    def _reduce(self, _: None) -> None:
-        arguments, name = self._stack.pop(), self._stack.pop()
-        if name == Name("collections.OrderedDict") and arguments == ():
-            self._stack.append(Dict())
-        elif name == Name("torch._utils._rebuild_tensor_v2") and isinstance(arguments, tuple):
-            self._stack.append(_view(arguments))
-        else:
-            called = name.text if isinstance(name, Name) else type(name).__name__
-            raise ValueError(f"its pickle calls {shorten(called, 60)}, which is not run")
-
-    def _build(self, _: None) -> None:
-        """What PyTorch notes of modules' versions; it is left out."""
-        self._stack.pop()
-        if not isinstance(self._stack[-1], Dict):
-            raise ValueError("its pickle gives attributes to what is no dictionary")
-
-    def _refer(self, _: None) -> None:
-        which = self._stack.pop()
-        if not isinstance(which, tuple) or len(which) < 5 or which[0] != "storage":
-            raise ValueError("its pickle refers to what is no storage")
-        _, kind, key, _, count = which[:5]
-        if len(which) > 5 and which[5] is not None:
+    def persistent_load(self, pid: Any) -> Storage:
+        """Returns the storage that `("storage", type, key, location, count)` refers to."""
+        if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
+            raise ValueError("its pickle refers to something other than a storage")
+        _, kind, key, _, count = pid[:5]
+        if len(pid) > 5 and pid[5] is not None:
             raise ValueError("it has a storage that is a part of another")
-        module, _, name = kind.text.rpartition(".") if isinstance(kind, Name) else ("", "", "")
+        module, _, name = kind.name.rpartition(".") if isinstance(kind, Global) else ("", "", "")
         if module not in ("torch", "torch.storage") or name not in DTYPES:
-            raise ValueError(f"it has numbers of the kind {shorten(kind, 60)}")
+            raise ValueError(f"it has a storage of the unknown type {shorten(name, 60)}")
         if not isinstance(key, str) or not key.isalnum() or type(count) is not int or count < 0:
-            raise ValueError("a storage of it has no key or count")
+            raise ValueError("it has a storage without a key or count")
         storage = Storage(key, DTYPES[name], count)
         if self.storages.setdefault(key, storage) != storage:
-            raise ValueError(f"storage {shorten(key, 40)} is of two kinds")
-        self._stack.append(storage)
+            raise ValueError(f"storage {shorten(key, 40)} has two types")
+        return storage
 
-    def _tuple(self, count: int) -> None:
-        values = tuple(self._stack[-count:])
-        if len(values) < count:
-            raise ValueError("its pickle is damaged")
-        self._stack[-count:] = [values]
+    def _load_empty_dict(self) -> None:
+        self.append(StateDict())  # type: ignore[attr-defined]
 
-    def _extend(self, values: list[Any]) -> None:
-        if not isinstance(self._stack[-1], list):
-            raise ValueError("its pickle is damaged")
-        self._stack[-1].extend(values)
+    def _load_build(self) -> None:
+        """Drops the versions of modules that PyTorch notes as a dictionary's attributes."""
+        stack = self.stack  # type: ignore[attr-defined]
+        stack.pop()
+        if not isinstance(stack[-1], StateDict):
+            raise ValueError("its pickle sets attributes of something other than a dictionary")
 
-    def _set(self, values: list[Any]) -> None:
-        target = self._stack[-1]
-        if not isinstance(target, dict):
-            raise ValueError("its pickle is damaged")
-        for key, value in zip(values[::2], values[1::2], strict=True):
-            if not isinstance(key, (str, int)):
-                raise ValueError(f"it has a dictionary with the key {shorten(type(key).__name__)}")
-            target[key] = value
-
-    def _put(self, index: int) -> None:
-        self._memo[index] = self._stack[-1]
-
-
-PLAIN = (
-    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
-    "SHORT_BINSTRING", "BINSTRING",
-)  # fmt: skip
-FIXED: dict[str, Any] = {
-    "MARK": lambda: _MARK,
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_DICT": Dict,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-}
-
-
-def _view(arguments: tuple[Any, ...]) -> View:
-    """A tensor out of what its pickle would hand to torch._utils._rebuild_tensor_v2."""
-    storage, offset, size, stride = arguments[:4]
-    if not isinstance(storage, Storage):
-        raise ValueError("it has a tensor without a storage")
-    sizes = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride)
-    numbers = (offset, *size, *stride) if sizes else (None,)
-    if len(numbers) > 65 or not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
-        raise ValueError("it has a tensor of no possible shape")
-    return View(storage, offset, size, stride)
+    dispatch = _Dispatch(
+        {code: pickle._Unpickler.dispatch[code] for op in OPCODES for code in getattr(pickle, op)}
+        | {pickle.EMPTY_DICT[0]: _load_empty_dict, pickle.BUILD[0]: _load_build}
+    )

@@ -1,7 +1,7 @@
-"""The tensors of a file that `torch.save` wrote of a state dict, without running its pickle.
+"""Reads the tensors of a state dict that `torch.save` wrote, without running its pickle.
 
-Both forms are read: the zip archive of PyTorch 1.6 and later, and the stream of pickles before it.
-What a header claims is compared with what the file holds before an array is made.
+Both formats are read: the zip archive of PyTorch 1.6 and later, and the older stream of pickles.
+Sizes are checked against the file before an array is made.
 """
 
 import io
@@ -14,19 +14,19 @@ import numpy as np
 
 from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.core.files import check_memory, file_size, open_file
-from aigc_jax.modalities.image.metrics.safe_unpickler import Machine, Storage, View
+from aigc_jax.modalities.image.metrics.safe_unpickler import SafeUnpickler, Storage, TensorView
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_VERSION = 1001
 MAX_PICKLE = 50_000_000  # bytes of a zip's data.pkl; real ones have a few hundred thousand
-WRAPPERS = ("state_dict", "model", "model_state_dict")  # keys under which a state dict may lie
+WRAPPERS = ("state_dict", "model", "model_state_dict")  # keys under which files have a state dict
 
 
 def read_torch(path: str) -> dict[str, np.ndarray]:
-    """`{name: array}`, read-only, of a state dict.
+    """Returns `{name: array}`, read-only, of a state dict.
 
     Raises:
-      UserError: if the file is none, is damaged, or its pickle asks for anything but tensors.
+      UserError: if the file has no state dict, is damaged, or its pickle has anything but tensors.
     """
     with open_file(path) as f:
         check_memory(file_size(f), f"the content of {shorten(path)}")
@@ -37,7 +37,7 @@ def read_torch(path: str) -> dict[str, np.ndarray]:
             found = _read_zip(whole) if zipped else _read_stream(whole, content)
         except UserError:
             raise
-        except Exception as e:  # zipfile and pickletools raise all kinds
+        except Exception as e:  # zipfile and pickle raise all kinds
             raise UserError(
                 f"{shorten(path)} is not a state dict that torch.save wrote ({one_line(e)}):"
                 " save one,"
@@ -63,7 +63,7 @@ def _read_zip(f: BinaryIO) -> dict[str, np.ndarray]:
 
         if f"{top}/byteorder" in members and read("byteorder", 10) != b"little":
             raise ValueError("its numbers are big-endian")
-        top_level = Machine(io.BytesIO(read("data.pkl", MAX_PICKLE))).run()
+        top_level = SafeUnpickler(io.BytesIO(read("data.pkl", MAX_PICKLE))).load()
 
         def numbers(storage: Storage) -> np.ndarray:
             claim = storage.count * np.dtype(storage.dtype).itemsize
@@ -76,26 +76,26 @@ def _read_zip(f: BinaryIO) -> dict[str, np.ndarray]:
 
 
 def _read_stream(f: BinaryIO, content: bytes) -> dict[str, np.ndarray]:
-    """The form before PyTorch 1.6: five pickles, then each storage's count and its numbers."""
-    if Machine(f).run() != LEGACY_MAGIC or Machine(f).run() != LEGACY_VERSION:
-        raise ValueError("it does not begin as such files do")
-    system = Machine(f).run()
+    """Reads the format before PyTorch 1.6: five pickles, then count and numbers of each storage."""
+    if SafeUnpickler(f).load() != LEGACY_MAGIC or SafeUnpickler(f).load() != LEGACY_VERSION:
+        raise ValueError("it has neither a zip archive nor the magic number of older files")
+    system = SafeUnpickler(f).load()
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ValueError("its numbers are big-endian")
-    machine = Machine(f)
-    top_level, keys = machine.run(), Machine(f).run()
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(machine.storages):
-        raise ValueError("its list of storages is not that of its tensors")
-    places: dict[str, np.ndarray] = {}
+    unpickler = SafeUnpickler(f)
+    top_level, keys = unpickler.load(), SafeUnpickler(f).load()
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(unpickler.storages):
+        raise ValueError("its list of storages differs from that of its tensors")
+    arrays: dict[str, np.ndarray] = {}
     for key in keys:
-        storage = machine.storages[key]
+        storage = unpickler.storages[key]
         (count,) = np.frombuffer(f.read(8), np.int64)
         claim = storage.count * np.dtype(storage.dtype).itemsize
         if count != storage.count or f.tell() + claim > len(content):
             raise ValueError(f"storage {shorten(key, 40)} is cut off")
-        places[key] = np.frombuffer(content, storage.dtype, storage.count, f.tell())
+        arrays[key] = np.frombuffer(content, storage.dtype, storage.count, f.tell())
         f.seek(claim, io.SEEK_CUR)
-    return _arrays(top_level, lambda storage: places[storage.key])
+    return _arrays(top_level, lambda storage: arrays[storage.key])
 
 
 class _Once:
@@ -109,7 +109,7 @@ class _Once:
             self._found[storage.key] = self._read(storage)
         array = self._found[storage.key]
         if array.dtype != storage.dtype or len(array) != storage.count:
-            raise ValueError(f"storage {shorten(storage.key, 40)} is of two kinds")
+            raise ValueError(f"storage {shorten(storage.key, 40)} has two types")
         return array
 
 
@@ -121,13 +121,13 @@ def _arrays(top_level: object, numbers: Callable[[Storage], np.ndarray]) -> dict
     if not isinstance(top_level, dict) or not top_level:
         raise ValueError("it does not hold a dictionary of tensors")
     for name, view in top_level.items():
-        if not isinstance(name, str) or not isinstance(view, View):
+        if not isinstance(name, str) or not isinstance(view, TensorView):
             raise ValueError(f"its entry {shorten(name, 60)} is not a tensor")
     return {name: _array(view, numbers(view.storage)) for name, view in top_level.items()}
 
 
-def _array(view: View, numbers: np.ndarray) -> np.ndarray:
-    """A view of the storage, no copy: many tensors cannot take more memory than the file has."""
+def _array(view: TensorView, numbers: np.ndarray) -> np.ndarray:
+    """Returns a view of the storage: without copies, memory is bounded by the file's size."""
     count = math.prod(view.size)
     end = view.offset + sum((n - 1) * s for n, s in zip(view.size, view.stride, strict=True)) + 1
     if count > len(numbers) or (count and end > len(numbers)):

@@ -1,5 +1,6 @@
 """Feature networks: what they see, and that their weights' files can do no harm."""
 
+import resource as resource_usage
 import struct
 import zipfile
 
@@ -121,6 +122,10 @@ HOSTILE = {
     "no tensors": b"}",
     "a number": state_dict(a=number(3)),
     "a key that is no text": b"}(" + b"]" + number(1) + b"u",
+    "a key whose hash takes for ever": b"})" + 60 * b"q\0h\0\x86" + number(1) + b"s",
+    "a key nested too deep to hash": b"})" + 200_000 * b"\x85" + number(1) + b"s",
+    "a byte array that claims more than there is": b"\x96" + struct.pack("<Q", 2**40),
+    "a text that claims more than there is": b"X" + struct.pack("<I", 2**31),
 }
 
 
@@ -143,6 +148,18 @@ def test_hostile_pickles_are_refused_and_not_run(tmp_path, name):
         with pytest.raises(UserError) as caught:
             read_torch(path)
         assert "\n" not in str(caught.value) and not target.exists()
+
+
+def peak_memory():
+    """KiB."""
+    return resource_usage.getrusage(resource_usage.RUSAGE_SELF).ru_maxrss
+
+
+def test_a_huge_memo_index_takes_no_memory(tmp_path):
+    body = state_dict(a=tensor()) + b"r" + struct.pack("<I", 2**31)
+    before = peak_memory()
+    assert list(read_torch(zipped(tmp_path / "x.pth", body))) == ["a"]
+    assert peak_memory() - before < 100_000
 
 
 def test_the_hostile_pickles_would_do_harm(tmp_path):
