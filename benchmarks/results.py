@@ -58,7 +58,7 @@ def recipe_of(name: str, seed: int, stage: str) -> Any:
     recipe = load_recipe(os.path.join("configs", f"{file}.py:{variant}".rstrip(":")))
     recipe.seed = seed
     recipe.data.source, recipe.data.data_dir = FLAGS.data, FLAGS.data_folder
-    recipe.data.first_stage = stage
+    recipe.first_stage.workdir = stage
     recipe.eval.every, recipe.eval.samples = 0, FLAGS.samples
     if FLAGS.table == "images" and "importance_samples" in recipe.objective:
         recipe.objective.importance_samples = 1  # the bound is not in the table, and takes long

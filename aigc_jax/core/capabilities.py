@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from aigc_jax.core.metrics import Metrics
-from aigc_jax.core.objective import Batch, HealthCheck, Mutables, Params
+from aigc_jax.core.modality import Spec
+from aigc_jax.core.objective import Batch, HealthCheck, Mutables, Objective, Params
 
 
 @runtime_checkable
@@ -105,6 +106,25 @@ class SupportsFirstStage(Protocol):
 
     def decode(self, params: Params, mutables: Mutables, latent_N: jax.Array) -> jax.Array:
         """Examples in the form of the data (N, …)."""
+        ...
+
+
+@runtime_checkable
+class UsesFirstStage(Protocol):
+    """Works in the latents or codes of a frozen first stage.
+
+    Attributes:
+      objective: the inner objective, of latents or codes.
+      stage: the first stage.
+      latent_spec: of the data that the inner objective models.
+    """
+
+    objective: Objective
+    stage: SupportsFirstStage
+    latent_spec: Spec
+
+    def init_frozen(self, params: Params, mutables: Mutables, batch: Batch) -> dict[str, Any]:
+        """The parameters of the frozen player, from those of the trained autoencoder."""
         ...
 
 

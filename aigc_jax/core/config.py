@@ -29,7 +29,6 @@ class Data:
     format: str = option("stream", choices=("stream", "documents", "chat", "labels", "tags"))
     seq_len: int = option(128, low=1)  # text: tokens that an example predicts or holds
     eval_stride: int = option(0, low=0)  # stream: tokens a held-out window predicts; 0: half
-    first_stage: str = ""  # images: a workdir whose autoencoder makes them latents or codes
     tokenizer: str = option("byte", nonempty=True)  # byte · char · bpe · file:FILE · workdir:DIR
     vocab_size: int = option(4096, low=1)  # bpe: entries
     split: str = option("random", choices=("random", "tail"))  # used if the source has no split
@@ -41,6 +40,21 @@ class Data:
         1 << 22, low=1
     )  # tfds: records shuffled together, of more than that
     max_train_examples: int = option(0, low=0)  # training images or documents to use; 0: all
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstStage:
+    """The frozen autoencoder in whose latents or codes the model works (Rombach et al. 2022)."""
+
+    workdir: str = ""  # of a trained autoencoder; "": the model works on the data themselves
+    # Its config, which `experiment.first_stage.resolve_first_stage` fills in: a run and its
+    # checkpoints hold it, so that only the run's own workdir is needed later.
+    config: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a first stage."""
+        return bool(self.workdir or self.config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +173,7 @@ class Config:
 
     seed: int
     data: Data
+    first_stage: FirstStage
     model: Any
     objective: Any
     optim: dict[str, Optim]
@@ -234,6 +249,7 @@ class Config:
 NAMED = ("model", "objective")  # sections whose `name` chooses a class from a registry
 COMMON_SECTIONS = dict(
     data=Data,
+    first_stage=FirstStage,
     train=Train,
     ema=Ema,
     eval=Eval,

@@ -67,13 +67,17 @@ class Objective(Protocol):
         """The batch as the losses see it; called once per step, outside every gradient.
 
         Frozen players work here: latents of a first stage, text embeddings, teacher logits.
+        Evaluation calls it once per batch, too.
 
         Args:
           params: `{player: parameters}` of all players.
           mutables: `{player: mutables}` of all players.
           batch: arrays of leading size B.
           key_B: one random key per example, of its own: no turn has the same.
-          step: int32 scalar.
+          step: int32 scalar; 0 in evaluation.
+
+        Returns:
+          Arrays of leading size B, `weight` among them.
         """
         return batch
 
@@ -105,9 +109,9 @@ class Objective(Protocol):
     def evaluate(
         self, params: Params, mutables: Mutables, batch: Batch, key_B: jax.Array
     ) -> Metrics:
-        """Metrics of a held-out batch as it is in the data (`prepare` has not seen it).
+        """Metrics of a held-out batch from `prepare`, `loss` among them.
 
-        `loss` is among them. Means per example (`Mean.rows`) get a confidence interval.
+        Means per example (`Mean.rows`) get a confidence interval.
         """
         ...
 

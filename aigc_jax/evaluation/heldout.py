@@ -15,6 +15,7 @@ from aigc_jax.core.objective import Objective
 from aigc_jax.distributed.logical_axes import with_mesh
 from aigc_jax.distributed.mesh import put_batch, replicated
 from aigc_jax.ops.random import numbered_keys
+from aigc_jax.training.step import PREPARE
 
 
 class HeldOut:
@@ -34,7 +35,10 @@ class HeldOut:
 
         def batch_metrics(params, mutables, batch, k):
             size = batch["weight"].shape[0]
-            key_B = numbered_keys(jax.random.key(0), k * size + jnp.arange(size))
+            number_B = k * size + jnp.arange(size)
+            key_B = numbered_keys(jax.random.key(0), number_B)
+            own_B = numbered_keys(jax.random.key(PREPARE), number_B)
+            batch = objective.prepare(params, mutables, batch, own_B, jnp.int32(0))
             predictions = {}
             if measure is None and isinstance(objective, SupportsPredictions):
                 predictions = objective.predict(params, mutables, batch)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
-from aigc_jax.core.capabilities import SupportsFirstStage
+from aigc_jax.core.capabilities import SupportsFirstStage, UsesFirstStage
 from aigc_jax.core.config import Config, Sample
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import check_value, parse
@@ -21,7 +21,8 @@ from aigc_jax.distributed.logical_axes import with_mesh
 from aigc_jax.distributed.mesh import axis_size, check_batch, make_mesh
 from aigc_jax.distributed.sharding import is_state_sharded, replicated_state, state_shardings
 from aigc_jax.families import registry
-from aigc_jax.families.latent import first_stage
+from aigc_jax.families.latent.continuous import ContinuousLatentObjective
+from aigc_jax.families.latent.token_sequence import TokenSequenceObjective
 from aigc_jax.families.registry import Family, Model, Parts
 from aigc_jax.modalities.image.spec import ImageSpec
 from aigc_jax.training.compile import CompiledStep, compile_step
@@ -132,41 +133,38 @@ class Run:
 
 
 def make_objective(config: Config, spec: Spec) -> Objective:
-    """The objective of a config for data like `spec`, behind its first stage if it has one.
+    """The objective of a config for data like `spec`; with a first stage, in its latent space.
 
     Raises:
-      UserError: if the family cannot be trained on such data.
+      UserError: if the family cannot be trained on such data, or the first stage is no autoencoder.
     """
-    if isinstance(spec, ImageSpec) and spec.stage is not None:
-        pixels = dataclasses.replace(spec, stage=None)
-        stage = make_objective(parse_config(spec.stage), pixels)
-        if not isinstance(stage, SupportsFirstStage):
-            raise UserError(
-                f"data.first_stage={config.data.first_stage} is no autoencoder with latents: name a"
-                " workdir of configs/vae/kl.py, fsq.py or vq.py"
-            )
-        inner = first_stage.latent_spec(stage, pixels)
-        behind = (
-            first_stage.TokenSequenceObjective
-            if stage.num_codes
-            else first_stage.ContinuousLatentObjective
+    if not config.first_stage.given:
+        return _make_objective(config, spec)
+    stage = make_objective(parse_config(config.first_stage.config), spec)
+    if not isinstance(stage, SupportsFirstStage) or not isinstance(spec, ImageSpec):
+        raise UserError(
+            f"first_stage.workdir={config.first_stage.workdir} has no autoencoder with latents:"
+            " give the workdir of a run of configs/vae/kl.py, fsq.py or vq.py"
         )
-        return behind(_make_objective(config, inner), stage, pixels)
-    return _make_objective(config, spec)
+    kind = TokenSequenceObjective if stage.num_codes else ContinuousLatentObjective
+    return kind(_make_objective(config, kind.latent_spec_of(stage, spec)), stage, spec)
 
 
 def _make_objective(config: Config, spec: Spec) -> Objective:
     family = family_of(config.raw)
+    name, stage = config.raw["objective"]["name"], config.first_stage
     if task_of(spec) != family.modality:
+        given = f"data.source='{config.data.source}'"
+        if stage.given:
+            given = f"first_stage.workdir={stage.workdir}"
         raise UserError(
-            f"objective.name='{config.raw['objective']['name']}' is trained on {family.modality},"
-            f" but data.source='{config.data.source}' gives {task_of(spec)}: change one of them, or"
-            " data.format"
+            f"objective.name='{name}' is trained on {family.modality}, but {given} gives"
+            f" {task_of(spec)}: change one of them, or data.format"
         )
     if isinstance(spec, ImageSpec) and spec.continuous and not family.latents:
         raise UserError(
-            f"objective.name='{config.raw['objective']['name']}' models pixels, but"
-            f" data.first_stage={config.data.first_stage} gives latents: leave it out"
+            f"objective.name='{name}' models pixels, but first_stage.workdir={stage.workdir} gives"
+            " latents: leave it out"
         )
     dtype = jnp.dtype(config.train.compute_dtype)
     network = model_of(config.raw).network
@@ -203,7 +201,8 @@ def build(config: Config, spec: Spec, mesh: Mesh | None = None, trains: bool = T
     if trains:
         check_batch(config.data.batch_size, mesh, config.train.accumulate, "data.batch_size")
     check_batch(config.eval.batch_size, mesh, 1, "eval.batch_size")
-    check_length(config, spec, mesh)
+    model_spec = objective.latent_spec if isinstance(objective, UsesFirstStage) else spec
+    check_length(config, model_spec, mesh)
     check_product(config, mesh)
     ema = config.ema
     example = spec.example_batch(2)
@@ -242,9 +241,6 @@ def check_length(config: Config, spec: Spec, mesh: Mesh) -> None:
             f"sequence={parts} in mesh splits long sequences, which model.name='{name}' does not"
             " read at once: use fsdp or tensor instead"
         )
-    if isinstance(spec, ImageSpec) and spec.stage is not None:
-        stage = make_objective(parse_config(spec.stage), dataclasses.replace(spec, stage=None))
-        spec = first_stage.latent_spec(stage, spec)
     length = length_of(spec)
     if length % parts:
         raise UserError(

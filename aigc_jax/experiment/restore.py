@@ -12,20 +12,16 @@ from aigc_jax.core.capabilities import SupportsAutoguidance, SupportsMergedAdapt
 from aigc_jax.core.config import Config, Data, differences
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import marked
-from aigc_jax.core.modality import Spec, check_spec, spec_from_json
+from aigc_jax.core.modality import spec_from_json
 from aigc_jax.core.state import TrainState, named_leaves
-from aigc_jax.data.dataset import Dataset, draw_examples
 from aigc_jax.distributed.mesh import local_mesh, make_mesh
 from aigc_jax.distributed.processes import log_main
 from aigc_jax.experiment import build
-from aigc_jax.families.latent.first_stage import PLAYER, LatentSpaceObjective
-from aigc_jax.modalities.image.spec import ImageSpec
 from aigc_jax.modalities.text.spec import text_tokenizer
 from aigc_jax.modalities.text.tokenizers import Tokenizer
 from aigc_jax.training.checkpoint import CheckpointReader, Contents, restore_latest
 
 WORKDIR = "workdir:"
-LATENT_STATS_IMAGES = 512  # images whose latents say how latents are normalised
 
 
 def restore(workdir: str, mesh: str = "") -> tuple[build.Run, TrainState, int]:
@@ -87,48 +83,6 @@ def guidance_model_of(run: build.Run, options: Any) -> Any:
         return None
     other, state, _ = restore(os.path.expanduser(workdir))
     return run.objective.autoguidance(other.objective, jax.device_get(state.sampling_params))
-
-
-def with_first_stage(dataset: Dataset, data: Data) -> Dataset:
-    """The data as a model behind the autoencoder of `data.first_stage` has them, if it is named.
-
-    Raises:
-      UserError: if that workdir holds no checkpoint, or one of other images.
-    """
-    workdir = data.first_stage
-    if not workdir:
-        return dataset
-    saved, spec = restore_latest(
-        workdir,
-        lambda _, __, contents: (contents["config"]["config"], contents["config"]["spec"]),
-    )[1]
-    check_spec(workdir, spec, dataset.spec, data.source)
-    return dataclasses.replace(dataset, spec=dataclasses.replace(dataset.spec, stage=saved))
-
-
-def like(dataset: Dataset, spec: Spec) -> Dataset:
-    """The data behind the first stage of a trained run's, if that has one."""
-    if getattr(spec, "stage", None) is None or not isinstance(dataset.spec, ImageSpec):
-        return dataset
-    return dataclasses.replace(dataset, spec=dataclasses.replace(dataset.spec, stage=spec.stage))
-
-
-def load_first_stage(
-    workdir: str, objective: LatentSpaceObjective, params: dict[str, Any], dataset: Dataset
-) -> dict[str, Any]:
-    """Fresh parameters with a trained autoencoder as their frozen first stage.
-
-    Args:
-      workdir: the autoencoder's run.
-      objective: what stands behind it.
-      params: `{player: parameters}`.
-      dataset: of which some images, drawn evenly, say how latents are normalised.
-    """
-    _, state, _ = restore(workdir)
-    examples = draw_examples(dataset.train, LATENT_STATS_IMAGES)
-    batch = {k: np.stack([example[k] for example in examples]) for k in examples[0]}
-    frozen = objective.fill(state.sampling_params, state.mutables, batch)
-    return {**params, PLAYER: jax.device_get(frozen)}
 
 
 def warm_start(

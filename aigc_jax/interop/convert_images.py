@@ -1,7 +1,7 @@
 """Image models of diffusers as runs, and runs in the form of diffusers.
 
 A network beside the autoencoder of its pipeline (`../vae`) becomes a model of latents with that
-autoencoder as its frozen first stage, as `data.first_stage` makes one.
+autoencoder as its frozen first stage.
 """
 
 import dataclasses
@@ -62,9 +62,8 @@ def import_diffusers(folder: str, base: str = "") -> ConvertedRun:
             f" {shorten(folder)} is for: put the right autoencoder there, or none"
         )
     pixels = (height * config.factor, width * config.factor, stage.shape[2])
-    spec = dataclasses.replace(
-        _spec(found), shape=pixels, stage=build.parse_config(_recipe(stage, {})).raw
-    )
+    spec = dataclasses.replace(_spec(found), shape=pixels)
+    recipe["first_stage"] = dict(config=build.parse_config(_recipe(stage, {})).raw)
     params[PLAYER] = {
         "params": {"model": stage.params},
         "mutables": {},
@@ -121,7 +120,7 @@ def export_diffusers(
     if PLAYER not in params:
         _write(path, run.config, run.config.model, params["model"], shape, classes, dtype)
         return
-    stage = build.parse_config(run.spec.stage)
+    stage = build.parse_config(run.config.first_stage.config)
     autoencoder = _with_latent_scale(stage, params[PLAYER])
     sides = (side // autoencoder.factor for side in autoencoder.filled(shape[:2]))
     latent_shape = (*sides, autoencoder.latent)

@@ -18,7 +18,7 @@ from aigc_jax.distributed.preemption import PreemptionHandler
 from aigc_jax.evaluation.evaluator import Evaluator
 from aigc_jax.experiment import build
 from aigc_jax.experiment.generate import generate, make_request
-from aigc_jax.experiment.restore import guidance_model_of, like, restore
+from aigc_jax.experiment.restore import guidance_model_of, restore
 from aigc_jax.inference.stop_strings import StopStringStreamer
 from aigc_jax.modalities import sources
 from aigc_jax.modalities.image.init_images import Picture, load_init_images
@@ -96,7 +96,6 @@ def evaluate(
     given = {"data_dir": data_dir, "source": source}
     data = dataclasses.replace(data, **{k: v for k, v in given.items() if v})
     dataset = sources.load(data, text_tokenizer(run.spec), run.spec if source else None)
-    dataset = like(dataset, run.spec)
     check_spec(workdir, run.spec.to_json(), dataset.spec, data.source)
     judge = Evaluator(run, dataset, source=data.source, folder=os.path.expanduser(workdir))
     return {"step": step, **judge(state)}

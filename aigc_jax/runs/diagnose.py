@@ -17,7 +17,7 @@ from aigc_jax.distributed.gather import gather_to_host
 from aigc_jax.experiment.build import Run
 from aigc_jax.nn.activation_stats import is_finite, nonfinite_modules
 from aigc_jax.training.anomaly import TrainingAnomaly
-from aigc_jax.training.step import example_keys, gradients, turn_key
+from aigc_jax.training.step import example_keys, gradients, prepare, turn_key
 
 FOLDER, REPORT = "nonfinite", "report.json"
 SHOWN = 3  # names in a sentence
@@ -72,10 +72,13 @@ def diagnose(run: Run, state: TrainState, batch: dict[str, np.ndarray]) -> Repor
               for name in ("params", "opt_state", "ema", "power_ema", "mutables")}  # fmt: skip
     data = {k: range_of(x) for k, x in batch.items()}
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    prepared = jax.jit(lambda *args: prepare(run.objective, *args))(
+        state.params, state.mutables, batch, key, state.step
+    )
     players = {}
     for turn, player in enumerate(run.objective.turns):
         key_B = example_keys(turn_key(key, run.objective.turns, turn), len(batch["weight"]), None)
-        arguments = (player, state.params, state.mutables, batch, key_B, state.step)
+        arguments = (player, state.params, state.mutables, prepared, key_B, state.step)
 
         def loss(arguments: tuple[Any, ...] = arguments) -> Any:
             return run.objective.loss(*arguments)

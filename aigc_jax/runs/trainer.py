@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
+from aigc_jax.core.capabilities import UsesFirstStage
 from aigc_jax.core.config import Config
 from aigc_jax.core.feed import Feed
 from aigc_jax.core.state import TrainState, copy_buffers
@@ -25,13 +26,9 @@ from aigc_jax.distributed.sharding import per_device
 from aigc_jax.distributed.watchdog import Watchdog
 from aigc_jax.evaluation.evaluator import Evaluator, check_judging
 from aigc_jax.experiment import build
+from aigc_jax.experiment.first_stage import load_first_stage, resolve_first_stage
 from aigc_jax.experiment.generate import check_sampling
-from aigc_jax.experiment.restore import (
-    load_first_stage,
-    tokenizer_of,
-    warm_start,
-    with_first_stage,
-)
+from aigc_jax.experiment.restore import tokenizer_of, warm_start
 from aigc_jax.modalities import sources
 from aigc_jax.runs.hooks import recipe_callbacks
 from aigc_jax.runs.session import Session, check_config
@@ -112,11 +109,12 @@ class Trainer:
 
     def _prepare(self) -> None:
         """Finds everything that can be wrong before anything is written."""
-        c = self.config
-        if has_config(self.workdir):
-            check_config(self.workdir, read_config(self.workdir), c)
-        dataset = sources.load(c.data, tokenizer_of(c.data))
-        self.dataset = with_first_stage(dataset, c.data)
+        saved = read_config(self.workdir) if has_config(self.workdir) else None
+        if saved is not None:
+            self.config = resolve_first_stage(self.config, saved=saved)
+            check_config(self.workdir, saved, self.config)
+        self.dataset = sources.load(self.config.data, tokenizer_of(self.config.data))
+        c = self.config = resolve_first_stage(self.config, self.dataset.spec)
         check_judging(self.dataset, c.eval)
         self.parts = build.build(c, self.dataset.spec)
         self.shapes = shapes = self.parts.state_shapes()
@@ -149,9 +147,9 @@ class Trainer:
         """A fresh state with what the config takes from other runs: parameters, a first stage."""
         state, c = self.parts.fresh_state(), self.config
         params = state.params
-        if c.data.first_stage:
+        if c.first_stage.workdir and isinstance(self.parts.objective, UsesFirstStage):
             params = load_first_stage(
-                c.data.first_stage, self.parts.objective, params, self.dataset
+                c.first_stage.workdir, self.parts.objective, params, self.dataset.train
             )
         if c.train.init_from:
             params = warm_start(c.train.init_from, params, c)

@@ -12,13 +12,14 @@ import optax
 
 from aigc_jax.core.config import Ema
 from aigc_jax.core.metrics import Mean, Metrics, merge
-from aigc_jax.core.objective import Batch, Objective
+from aigc_jax.core.objective import Batch, Mutables, Objective, Params
 from aigc_jax.core.state import TrainState
 from aigc_jax.ops.random import numbered_keys
 from aigc_jax.training import ema as ema_lib
 from aigc_jax.training.optimizers import Optimizers
 
 Step = Callable[..., tuple[TrainState, Metrics]]
+PREPARE = 0x50524550  # number of the keys of `Objective.prepare`; turns have small numbers
 
 
 def make_step(
@@ -26,6 +27,7 @@ def make_step(
 ) -> Step:
     """A pure `step(state, batch, axis=None) -> (state, metrics)`.
 
+    `objective.prepare` sees the batch once, before the turns and outside every gradient.
     Each turn differentiates the moving player's loss by its own parameters and updates them; the
     next turn sees the update. If a loss or a gradient of any turn is not finite, the step leaves
     every player as it was and counts itself as skipped.
@@ -47,6 +49,7 @@ def make_step(
     def step(state: TrainState, batch: Batch, axis: str | None = None):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         params, opt_state, mutables = dict(state.params), dict(state.opt_state), state.mutables
+        batch = prepare(objective, params, mutables, batch, key, state.step, accumulate, axis)
         metrics: dict[str, Mean] = {}
         finite = jnp.bool_(True)
         for turn, player in enumerate(objective.turns):
@@ -106,6 +109,48 @@ def example_keys(key: jax.Array, size: int, axis: str | None) -> jax.Array:
     return numbered_keys(key, first + jnp.arange(size))
 
 
+def prepare(
+    objective: Objective,
+    params: Params,
+    mutables: Mutables,
+    batch: Batch,
+    key: jax.Array,
+    step: jax.Array,
+    accumulate: int = 1,
+    axis: str | None = None,
+) -> Batch:
+    """The batch from `objective.prepare`, microbatch by microbatch to bound its memory.
+
+    Args:
+      objective: the game.
+      params: of all players, before the step.
+      mutables: of all players, before the step.
+      batch: as the feed gives it; under `pmap` this device's share.
+      key: of the step.
+      step: int32 scalar.
+      accumulate: microbatches.
+      axis: the mapped axis under `pmap`.
+    """
+    key_B = example_keys(jax.random.fold_in(key, PREPARE), len(batch["weight"]), axis)
+
+    def part(microbatch: tuple[Batch, jax.Array]) -> Batch:
+        return objective.prepare(params, mutables, *microbatch, step)
+
+    if accumulate == 1:
+        return part((batch, key_B))
+    batch_M = jax.lax.map(part, to_microbatches((batch, key_B), accumulate))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), batch_M)
+
+
+def to_microbatches(tree: Any, number: int) -> Any:
+    """Arrays (B, …) as (M, B/M, …).
+
+    Microbatch m has the examples m, m + M, … (cut as (B/M, M) and swapped), so that each one spans
+    all devices.
+    """
+    return jax.tree.map(lambda x: x.reshape(-1, number, *x.shape[1:]).swapaxes(0, 1), tree)
+
+
 def gradients(
     objective: Objective,
     player: str,
@@ -136,10 +181,7 @@ def gradients(
     if accumulate == 1:
         grads, loss, metrics, mutables = part(mutables, batch, key_B)
     else:
-        # (B/M, M) and swapped, not (M, B/M): each microbatch then spans all devices.
-        batch_M, key_M = jax.tree.map(
-            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), (batch, key_B)
-        )
+        batch_M, key_M = to_microbatches((batch, key_B), accumulate)
 
         def body(carry, microbatch):
             mutables, sums = carry

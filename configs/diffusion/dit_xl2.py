@@ -5,7 +5,7 @@
     aigc prepare --from=folder:imagenet/train --name=imagenet256 --data_dir=data --image_size=256
     aigc train --config=configs/vae/kl.py --workdir=runs/kl256 …
     aigc train --config=configs/diffusion/dit_xl2.py --workdir=runs/dit \
-        --config.data.data_dir=data --config.data.first_stage=runs/kl256
+        --config.data.data_dir=data --config.first_stage.workdir=runs/kl256
 
 The published sizes and training: 675 million parameters, batches of 256, a constant rate of 10⁻⁴
 without weight decay or warm-up, an average of parameters with a decay of 0.9999 (a half-life of
@@ -20,7 +20,7 @@ from aigc_jax.families.lm.presets import DIT_XL_2
 
 def get_config():
     return aigc_jax.recipe(
-        data=dict(source="tfds:imagenet256", batch_size=256, first_stage="", threads=32),
+        data=dict(source="tfds:imagenet256", batch_size=256, threads=32),
         model=dict(DIT_XL_2, remat="full"),
         objective=dict(name="diffusion", prediction="epsilon", schedule="linear"),
         optim=dict(name="adamw", lr=1e-4, schedule="constant"),

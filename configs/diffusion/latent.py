@@ -2,7 +2,7 @@
 
     aigc train --config=configs/vae/kl.py --workdir=runs/kl
     aigc train --config=configs/diffusion/latent.py --workdir=runs/latent \
-        --config.data.first_stage=runs/kl
+        --config.first_stage.workdir=runs/kl
     aigc eval --workdir=runs/latent
     aigc sample --workdir=runs/latent --label=7 --guidance=1.5
 
@@ -16,7 +16,8 @@ import aigc_jax
 
 def get_config():
     return aigc_jax.recipe(
-        data=dict(source="tfds:fashion", data_dir="data", batch_size=128, first_stage="runs/kl"),
+        data=dict(source="tfds:fashion", data_dir="data", batch_size=128),
+        first_stage=dict(workdir="runs/kl"),
         model=dict(name="dit", patch_size=1, width=128, depth=4, heads=4),
         objective=dict(name="diffusion"),
         optim=dict(lr=1e-3, warmup_steps=200, schedule="cosine", clip_norm=1.0),

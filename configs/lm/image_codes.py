@@ -2,7 +2,7 @@
 
     aigc train --config=configs/vae/fsq.py --workdir=runs/fsq
     aigc train --config=configs/lm/image_codes.py --workdir=runs/codes \
-        --config.data.first_stage=runs/fsq
+        --config.first_stage.workdir=runs/fsq
     aigc eval --workdir=runs/codes            # nats per code, and how near its images are
     aigc sample --workdir=runs/codes --label=7
 
@@ -15,7 +15,8 @@ import aigc_jax
 
 def get_config():
     return aigc_jax.recipe(
-        data=dict(source="tfds:fashion", data_dir="data", batch_size=64, first_stage="runs/fsq"),
+        data=dict(source="tfds:fashion", data_dir="data", batch_size=64),
+        first_stage=dict(workdir="runs/fsq"),
         model=dict(
             name="transformer",
             layers=4,

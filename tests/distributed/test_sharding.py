@@ -1,6 +1,5 @@
 """Where arrays lie: rules, golden specs, meshes of several slices, and what cannot be split."""
 
-import dataclasses
 import os
 import types
 
@@ -218,15 +217,13 @@ def test_the_whole_state_is_made_where_it_lies():
 def test_a_frozen_first_stage_is_split_too(stage, model):
     """Its parameters as those of any model; its codebook is whole, and so is its normalisation."""
     family, changes = sharded.MODELS[stage]
-    spec = dataclasses.replace(
-        tiny.IMAGES, stage=build.parse_config(tiny.recipe(family, **changes)).raw
-    )
+    first_stage = dict(config=build.parse_config(tiny.recipe(family, **changes)).raw)
     family, changes = sharded.MODELS[model]
-    changes = {**changes, "data": dict(source="digits", seq_len=None)}
+    changes = {**changes, "data": dict(source="digits", seq_len=None), "first_stage": first_stage}
     if stage == "vqgan":
         changes["model"] = dict(vocab_size=528, heads=4)  # codes, classes, …
     config = build.parse_config(tiny.recipe(family, mesh="fsdp=2,tensor=2", **changes))
-    run = build.build(config, spec)
+    run = build.build(config, tiny.IMAGES)
     specs = {
         k: x.sharding.spec
         for k, x in named_leaves(with_shardings(run.state_shapes(), run.shardings).params)

@@ -1,4 +1,4 @@
-"""Images as sequences of code numbers, for models of tokens."""
+"""The vocabulary of an image codec, in the form of a text tokenizer."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 class ImageCodec:
-    """What a text model must know of the codes of a discrete autoencoder.
+    """The tokens of images that a discrete autoencoder has encoded.
 
-    Tokens 0 … `num_codes` − 1 are codes; behind them comes one token for each class, with which an
-    image begins, or a single one if there are no classes.
+    Tokens 0 … `num_codes` − 1 are codes. After them comes one token per class, with which an image
+    begins, or a single one if there are no classes.
 
     Args:
       num_codes: entries of the codebook.
@@ -26,15 +26,15 @@ class ImageCodec:
         self.size = num_codes + max(num_classes, 1)
 
     def byte_lengths(self) -> np.ndarray:
-        """Codes stand for no bytes."""
+        """Zeros (size,): a code stands for no bytes of text."""
         return np.zeros(self.size, np.int64)
 
     def encode(self, text: str) -> np.ndarray:
-        """There is no text before an image: nothing."""
+        """An empty array: no text precedes an image."""
         return np.zeros(0, np.int32)
 
     def decode(self, tokens: Any) -> str:
-        """The numbers, for people."""
+        """The numbers of the tokens, separated by spaces."""
         return " ".join(map(str, np.asarray(tokens).tolist()))
 
     text = decode

@@ -22,14 +22,12 @@ class ImageSpec:
       class_names: one per label; empty for images without labels.
       levels: number of values of a pixel, spread over 0…255.
       continuous: whether these are float32 latents of an autoencoder instead of pixels.
-      stage: the config of the frozen autoencoder through which a model sees the images, if any.
     """
 
     shape: tuple[int, int, int]
     class_names: tuple[str, ...] = ()
     levels: int = 256
     continuous: bool = False
-    stage: Mapping[str, Any] | None = None
 
     @property
     def modality(self) -> str:
@@ -62,7 +60,6 @@ class ImageSpec:
             "shape": list(self.shape),
             "class_names": list(self.class_names),
             "levels": self.levels,
-            **({} if self.stage is None else {"stage": dict(self.stage)}),
         }
 
 
@@ -72,13 +69,11 @@ def image_spec_from_json(value: Mapping[str, Any]) -> ImageSpec:
     Raises:
       KeyError, TypeError, ValueError: if it describes no images, or absurdly large ones.
     """
-    shape, levels, stage = value["shape"], value["levels"], value.get("stage")
+    shape, levels = value["shape"], value["levels"]
     class_names = class_names_from_json(value["class_names"])
     whole = isinstance(shape, list) and len(shape) == 3 and all(type(n) is int for n in shape)
     if not whole or min(shape) < 1 or math.prod(shape) > MAX_VALUES:
         raise ValueError(f"images of the shape {shorten(shape, 80)}")
     if type(levels) is not int or not 2 <= levels <= 256:
         raise ValueError(f"pixels of {shorten(levels, 40)} levels")
-    if stage is not None and not isinstance(stage, dict):
-        raise ValueError(f"a first stage that is {shorten(stage, 40)}")
-    return ImageSpec((shape[0], shape[1], shape[2]), class_names, levels, stage=stage)
+    return ImageSpec((shape[0], shape[1], shape[2]), class_names, levels)

@@ -43,7 +43,7 @@ def sides_of(name: str, path: str, turn: float = TURN) -> dict[str, Side]:
       UserError: if the config, or its data, cannot be found.
     """
     config = build.parse_config(load_recipe(path))
-    steps = Steps(config, load(config))
+    steps = Steps(*load(config))
     number = max(round(turn / max(steps.take(5).median, 1e-6)), 3) + 2
     sides: dict[str, Side] = {f"{name} step": lambda: steps.take(number).median}
     if can_decode(steps.run):

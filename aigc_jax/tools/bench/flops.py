@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from aigc_jax.core.capabilities import UsesFirstStage
 from aigc_jax.core.config import Config
 from aigc_jax.core.modality import MODALITIES, Spec
 from aigc_jax.experiment import build
 from aigc_jax.ops import dispatch
-from aigc_jax.training.step import example_keys, gradients
+from aigc_jax.training.step import example_keys, gradients, prepare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,9 +150,17 @@ def model_flops(config: Config, spec: Spec) -> float:
     batch = spec.example_batch(config.data.batch_size)
     made = jax.eval_shape(objective.init, jax.random.key(0), spec.example_batch(2))
     params, mutables = nn.unbox(made)
+    model_spec = objective.latent_spec if isinstance(objective, UsesFirstStage) else spec
     seen = getattr(config.model, "seen", lambda length: 1.0)
-    length = MODALITIES[spec.modality].units_per_example(spec)
-    total = 0.0
+    length = MODALITIES[model_spec.modality].units_per_example(model_spec)
+
+    def prepared(params: Any, mutables: Any, batch: Any) -> Any:
+        return prepare(objective, params, mutables, batch, jax.random.key(0), jnp.int32(0))
+
+    with dispatch.all_reference():  # other forms may compute more, or in kernels
+        frozen = count(prepared, params, mutables, batch)
+    batch = jax.eval_shape(prepared, params, mutables, batch)
+    total = frozen.products + frozen.pairs
     for player in objective.turns:
 
         def turn(params: Any, mutables: Any, batch: Any, player: str = player) -> Any:
@@ -160,7 +169,7 @@ def model_flops(config: Config, spec: Spec) -> float:
                 objective, player, params, mutables, batch, key_B, jnp.int32(0), 1, None
             )
 
-        with dispatch.all_reference():  # other forms may compute more, or in kernels
+        with dispatch.all_reference():
             found = count(turn, params, mutables, batch)
         total += found.products + found.pairs * seen(length)
     return total

@@ -17,7 +17,8 @@ from aigc_jax.data.loader import DataLoader
 from aigc_jax.distributed.mesh import process_shard
 from aigc_jax.distributed.sharding import per_device
 from aigc_jax.experiment import build
-from aigc_jax.experiment.restore import tokenizer_of, with_first_stage
+from aigc_jax.experiment.first_stage import resolve_first_stage, without_first_stage
+from aigc_jax.experiment.restore import tokenizer_of
 from aigc_jax.modalities import sources
 from aigc_jax.ops import dispatch
 from aigc_jax.tools.bench import flops, hardware, trace
@@ -135,12 +136,19 @@ class Steps:
         return self.take(int(min(max(seconds / max(once, 1e-6), LEAST), MOST)) + 2)
 
 
-def load(config: Config, shape: str = "") -> Dataset:
-    """The data of a config, or random data of a shape (see `synthetic`)."""
+def load(config: Config, shape: str = "") -> tuple[Config, Dataset]:
+    """The config with its first stage resolved, and its data.
+
+    Args:
+      config: of a run.
+      shape: random data of this shape instead (see `synthetic`), which the model itself reads: then
+        there is no first stage.
+    """
     if shape:
-        return synthetic(shape, config)
+        config = without_first_stage(config)
+        return config, synthetic(shape, config)
     dataset = sources.load(config.data, tokenizer_of(config.data))
-    return with_first_stage(dataset, config.data)
+    return resolve_first_stage(config, dataset.spec), dataset
 
 
 def measure(
@@ -159,7 +167,7 @@ def measure(
     """
     if seconds <= 0:
         raise UserError(f"--seconds={seconds:g} leaves no time to take steps: give more than 0")
-    dataset = load(config, shape)
+    config, dataset = load(config, shape)
     rate = records_per_second(config, dataset)
     steps = Steps(config, dataset)
     times = steps.take_for(seconds)

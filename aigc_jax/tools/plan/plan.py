@@ -13,7 +13,7 @@ from aigc_jax.core.modality import MODALITIES, Spec
 from aigc_jax.distributed.mesh import make_mesh
 from aigc_jax.distributed.sharding import per_device
 from aigc_jax.experiment import build
-from aigc_jax.experiment.restore import with_first_stage
+from aigc_jax.experiment.first_stage import resolve_first_stage, without_first_stage
 from aigc_jax.families.registry import FAMILIES
 from aigc_jax.modalities import sources
 from aigc_jax.modalities.synthetic_spec import spec_from_config, synthetic_spec
@@ -70,18 +70,20 @@ def planned(config: Config, shape: str = "") -> tuple[Config, Spec]:
     """
     task = FAMILIES[config.raw["objective"]["name"]].modality
     if shape:
+        config = without_first_stage(config)
         spec: Spec | None = synthetic_spec(shape, config)
     else:
-        spec = None if config.data.first_stage else spec_from_config(config, task)
+        spec = None if config.first_stage.given else spec_from_config(config, task)
     if spec is not None:
         return resolve(config), spec
     try:
-        dataset = with_first_stage(sources.load(config.data), config.data)
+        spec = sources.load(config.data).spec
+        config = resolve_first_stage(config, spec)
     except UserError as e:
         raise UserError(
             f"{e} (a plan needs only the shape of the data: --synthetic=32x32x3:10, or text:9)"
         ) from e
-    return config, dataset.spec
+    return config, spec
 
 
 def resolve(config: Config) -> Config:

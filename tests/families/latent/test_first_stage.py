@@ -1,4 +1,4 @@
-"""Models behind a frozen autoencoder: diffusion over its latents, a transformer over its codes."""
+"""Models in the latent space of a frozen autoencoder: diffusion, a transformer over its codes."""
 
 import dataclasses
 import shutil
@@ -15,16 +15,17 @@ from aigc_jax.core.config import Sample
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import option
 from aigc_jax.core.metrics import Mean
-from aigc_jax.core.modality import spec_from_json
 from aigc_jax.core.objective import Objective
 from aigc_jax.data.shuffle import permutation
 from aigc_jax.experiment import build
-from aigc_jax.experiment.restore import load_first_stage
+from aigc_jax.experiment.first_stage import load_first_stage, resolve_first_stage
 from aigc_jax.families import registry
-from aigc_jax.families.latent import first_stage
+from aigc_jax.families.latent.continuous import ContinuousLatentObjective, any_in_blocks
 from aigc_jax.families.latent.first_stage import PLAYER
+from aigc_jax.modalities import sources
 from aigc_jax.ops.convolution import downsample, upsample
 from aigc_jax.ops.image import to_bytes, to_signed
+from aigc_jax.training.step import make_step, prepare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,20 +95,20 @@ def blocks(monkeypatch, tmp_path):
 
 
 def behind(family, stage, **changes):
-    data = dict(tiny.SECTIONS["diffusion"]["data"], first_stage=stage)
-    return tiny.recipe(family, data=data, **changes)
+    data = tiny.SECTIONS["diffusion"]["data"]
+    return tiny.recipe(family, data=data, first_stage=dict(workdir=stage), **changes)
 
 
 def parts(config):
-    """The parts of a run behind its first stage, with the frozen player in its place."""
-    from aigc_jax.experiment.restore import with_first_stage
-    from aigc_jax.modalities import sources
-
+    """A run in the latent space of its first stage, its parameters, and a batch of images."""
     config = build.parse_config(config)
-    dataset = with_first_stage(sources.load(config.data), config.data)
+    dataset = sources.load(config.data)
+    config = resolve_first_stage(config, dataset.spec)
     run = build.build(config, dataset.spec)
     state = run.init(jnp.int32(0))
-    params = load_first_stage(config.data.first_stage, run.objective, state.params, dataset)
+    params = load_first_stage(
+        config.first_stage.workdir, run.objective, state.params, dataset.train
+    )
     some = permutation(len(dataset.train), 0)[:512]  # not the first: they may all be of one class
     images = np.stack([dataset.train[int(i)]["image"] for i in some])
     labels = np.array([dataset.train[int(i)]["label"] for i in some])
@@ -117,7 +118,7 @@ def parts(config):
 def test_latents_are_normalised_and_samples_are_images(blocks):
     run, params, batch = parts(behind("diffusion", blocks()))
     key_B = jax.random.split(jax.random.key(0), 512)
-    latent = np.asarray(run.objective._inward(params, batch, key_B)["image"])
+    latent = np.asarray(run.objective.prepare(params, {}, batch, key_B, 0)["image"])
     assert latent.shape == (512, 2, 2, 1)
     assert abs(latent.mean()) < 1e-5 and latent.std() == pytest.approx(0.5, rel=1e-4)
     # What the objective behind it draws comes out as if it had gone through the encoder.
@@ -128,16 +129,55 @@ def test_latents_are_normalised_and_samples_are_images(blocks):
         * params[PLAYER]["params"]["model"]["gain"] + 5))  # fmt: skip
 
 
-def test_places_of_images_that_are_filled_up_are_drawn_anew_where_their_pixels_are(monkeypatch):
-    stage = SimpleNamespace(latent_shape=(5, 6, 1), covered=(20, 24), decode=None)
+def test_a_place_is_drawn_again_if_a_pixel_that_it_covers_is():
+    stage = SimpleNamespace(
+        latent_shape=(5, 6, 1),
+        num_codes=0,
+        covered=(20, 24),  # of which 17 × 23 pixels are the middle: they begin in the second row
+        decode=None,
+        encode=lambda params, mutables, batch, key_B: np.zeros((1, 5, 6, 1)),
+    )
     inner = SimpleNamespace(turns=(), conditions={})
-    latents = first_stage.ContinuousLatentObjective(inner, stage, None)
-    monkeypatch.setattr(latents, "_inward", lambda *_: {"image": np.zeros((1, 5, 6, 1))})
-    mask = np.zeros((1, 17, 23), bool)  # which begins in the second of 20 rows
+    latents = ContinuousLatentObjective(inner, stage, tiny.IMAGES)
+    mask = np.zeros((1, 17, 23), bool)
     mask[0, 3, 0] = mask[0, 16, 22] = True
     request = tiny.request(None, 1, image=np.zeros((1, 17, 23, 3)), inpaint_mask=mask)
-    found = latents._begin({}, np.zeros(1), request).init["inpaint_mask"]
+    frozen = {"params": {}, "mutables": {}, "shift": 0.0, "scale": 1.0}
+    keys = jax.random.split(jax.random.key(0), 1)
+    found = latents.encode_request({PLAYER: frozen}, keys, request).init["inpaint_mask"]
     np.testing.assert_array_equal(np.argwhere(found[0]), [[1, 0], [4, 5]])
+
+
+def test_blocks_of_any_number_of_axes():
+    mask = np.zeros((2, 4, 6, 2), bool)
+    mask[1, 3, 2, 0] = True
+    assert any_in_blocks(mask, (2, 3, 1)).shape == (2, 2, 3, 1)
+    np.testing.assert_array_equal(np.argwhere(any_in_blocks(mask, (2, 3, 1))), [[1, 1, 1, 0]])
+    np.testing.assert_array_equal(np.argwhere(any_in_blocks(mask.any((2, 3)), (2,))), [[1, 1]])
+
+
+def test_the_batch_is_encoded_once_per_step_outside_every_gradient(blocks):
+    """Whatever the number of turns; the same latents however the batch is cut."""
+    run, params, batch = parts(behind("diffusion", blocks()))
+    batch = {name: rows[:8] for name, rows in batch.items()}
+    calls = []
+    encode = run.objective.stage.encode
+
+    def counted(params, mutables, batch, key_B):
+        calls.append(type(batch["image"]))
+        return encode(params, mutables, batch, key_B)
+
+    run.objective.stage.encode = counted
+    prepared = {}
+    for number in (1, 4):
+        args = run.objective, params, {}, batch, jax.random.key(0), jnp.int32(0), number
+        prepared[number] = jax.jit(lambda args=args: prepare(*args))()
+    np.testing.assert_array_equal(prepared[1]["label"], batch["label"])
+    np.testing.assert_allclose(prepared[1]["image"], prepared[4]["image"], atol=1e-6)
+    calls.clear()
+    state = run.init(jnp.int32(0)).replace(params=params)
+    jax.eval_shape(make_step(run.objective, run.optimizers), state, batch)
+    assert len(calls) == 1 and "JVP" not in calls[0].__name__
 
 
 def test_an_image_is_inpainted_by_its_latents_and_keeps_its_pixels(blocks):
@@ -153,7 +193,7 @@ def test_an_image_is_inpainted_by_its_latents_and_keeps_its_pixels(blocks):
     np.testing.assert_array_equal(
         asked[0].init["inpaint_mask"], np.array([[[True, False], [False] * 2]] * 4)
     )
-    inner = run.objective._inward(params, {k: v[:4] for k, v in batch.items()}, key_B)
+    inner = run.objective.encode_batch(params, {k: v[:4] for k, v in batch.items()}, key_B)
     np.testing.assert_allclose(asked[0].init["image"], inner["image"], atol=1e-5)
     np.testing.assert_array_equal(np.where(mask[..., None], image, drawn), image)
     assert (drawn != image).any()
@@ -170,6 +210,9 @@ def test_a_run_behind_an_autoencoder_needs_only_its_own_workdir(blocks, tmp_path
     assert np.isfinite(record["loss"]) and "bits_per_byte" not in record
     gain = aigc_jax.restore(stage)[1].params["model"]["gain"]
     shutil.rmtree(stage)
+    more = behind(family, stage, **{**sizes, "train": dict(steps=3)},
+                  sample=dict(prompts=None, max_new_tokens=None))  # fmt: skip
+    aigc_jax.train(more, workdir, progress=False)  # resumes without the first stage's workdir, too
     _, state, _ = aigc_jax.restore(workdir)
     frozen = state.params[PLAYER]
     assert frozen["params"]["model"]["gain"] == gain and frozen["mutables"]["model"]["seen"] == 2
@@ -183,7 +226,7 @@ def test_a_run_behind_an_autoencoder_needs_only_its_own_workdir(blocks, tmp_path
 def test_a_token_model_sees_the_class_and_then_the_codes(blocks):
     run, params, batch = parts(behind("lm", blocks(6)))
     key_B = jax.random.split(jax.random.key(0), 512)
-    inner = run.objective._inward(params, batch, key_B)
+    inner = run.objective.prepare(params, {}, batch, key_B, 0)
     assert inner["tokens"].shape == (512, 5) and inner["weight"].shape == (512, 4)
     np.testing.assert_array_equal(inner["tokens"][:, 0], 6 + batch["label"])
     shades = np.round(batch["image"].reshape(512, 2, 4, 2, 4).mean((2, 4)) / 255 * 5)
@@ -200,13 +243,13 @@ def test_a_token_model_sees_the_class_and_then_the_codes(blocks):
     )
 
 
-def test_the_description_of_the_data_keeps_the_stage(blocks):
+def test_the_config_keeps_the_first_stage(blocks):
     run, _, _ = parts(behind("diffusion", blocks()))
-    again = spec_from_json(run.spec.to_json())
-    assert again == run.spec and again.stage["objective"]["name"] == "blocks"
-    damaged = {**run.spec.to_json(), "stage": 3}
-    with pytest.raises(UserError, match="a first stage that is 3"):
-        spec_from_json(damaged)
+    again = build.parse_config(run.config.raw)
+    assert again == run.config and again.first_stage.config["objective"]["name"] == "blocks"
+    assert "stage" not in run.spec.to_json()
+    with pytest.raises(UserError, match=r"first_stage\.config must be of type dict"):
+        build.parse_config({**run.config.raw, "first_stage": dict(config=3)})
 
 
 def test_what_cannot_stand_behind_an_autoencoder_is_refused(blocks, tmp_path):
@@ -216,13 +259,13 @@ def test_what_cannot_stand_behind_an_autoencoder_is_refused(blocks, tmp_path):
     with pytest.raises(UserError, match="is trained on image, but"):
         aigc_jax.train(behind("diffusion", codes), str(tmp_path / "b"), progress=False)
     sample = dict(prompts=None, max_new_tokens=None)
-    with pytest.raises(UserError, match="written code by code"):
+    with pytest.raises(UserError, match="one after the other"):
         masked = behind("lm", codes, objective=dict(name="masked_lm"), sample=sample,
                         model=dict(causal=False))  # fmt: skip
         aigc_jax.train(masked, str(tmp_path / "m"), progress=False)
     gan = str(tmp_path / "gan")
     aigc_jax.train(tiny.recipe("gan", train=dict(steps=1)), gan, progress=False)
-    with pytest.raises(UserError, match="is no autoencoder"):
+    with pytest.raises(UserError, match="has no autoencoder"):
         aigc_jax.train(behind("diffusion", gan), str(tmp_path / "c"), progress=False)
     with pytest.raises(UserError, match="holds no checkpoint"):
         aigc_jax.train(behind("diffusion", str(tmp_path)), str(tmp_path / "d"), progress=False)
