@@ -7,11 +7,16 @@ as `types`.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 from aigc_jax.core.errors import UserError, did_you_mean
 from aigc_jax.core.fields import check_value, marked, option, parse
+from aigc_jax.core.registry import Registry
+
+# Filled by training/optimizers.py and by packages outside the library.
+OPTIMIZERS: Registry[Callable[[Any], Any]] = Registry("optimizer", "optim.name")
+SCHEDULES: Registry[Callable[[Any, int], Any]] = Registry("schedule", "optim.schedule")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +66,9 @@ class FirstStage:
 class Optim:
     """One player's optimizer."""
 
-    name: str = option("adamw", choices=("adamw", "adam", "sgd", "lion", "muon", "none"))
+    name: str = option("adamw", choices=OPTIMIZERS)
     lr: float = option(1e-3, low=0.0)
-    schedule: str = option("cosine", choices=("constant", "cosine", "linear", "wsd"))
+    schedule: str = option("cosine", choices=SCHEDULES)
     warmup_steps: int = option(0, low=0)
     decay_fraction: float = option(
         0.2, low=0.0, high=1.0

@@ -1,5 +1,6 @@
 """Optax chains from config: one per player."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,36 +9,48 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from aigc_jax.core.config import Optim
+from aigc_jax.core.config import OPTIMIZERS, SCHEDULES, Optim
 from aigc_jax.ops.schedules import cosine_schedule
 
 Optimizers = Mapping[str, optax.GradientTransformation]
 
 
 def make_schedule(config: Optim, steps: int) -> optax.Schedule:
-    """The learning rate at a training step: linear warm-up, then the named shape.
-
-    With `decay_steps` cosine and linear are at their end after so many steps, and stay there.
-    `wsd` is warm-up, stable, decay: constant until the last `decay_fraction` of the steps, then
-    linear (Hu et al. 2024, MiniCPM).
-    """
+    """The learning rate at a training step: linear warm-up, then the named shape."""
     warmup = min(config.warmup_steps, steps)
     rest = max((config.decay_steps or steps) - warmup, 1)
-    end = config.lr * config.final_lr_fraction
-    if config.schedule == "constant":
-        after = optax.constant_schedule(config.lr)
-    elif config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(config.lr, rest, alpha=config.final_lr_fraction)
-    elif config.schedule == "linear":
-        after = optax.linear_schedule(config.lr, end, rest)
-    else:
-        decaying = max(int(rest * config.decay_fraction), 1)
-        after = optax.linear_schedule(config.lr, end, decaying, transition_begin=rest - decaying)
+    after = SCHEDULES[config.schedule](config, rest)
     if not warmup:
         return after
-    # The first step already moves: it has 1/warmup of the rate, not nothing.
+    # The first step moves already: it has 1/warmup of the rate.
     ramp = optax.linear_schedule(config.lr / warmup, config.lr, warmup - 1 or 1)
     return optax.join_schedules([ramp, after], [warmup])
+
+
+@SCHEDULES.decorator("constant")
+def constant(config: Optim, steps: int) -> optax.Schedule:
+    """The rate itself."""
+    return optax.constant_schedule(config.lr)
+
+
+@SCHEDULES.decorator("cosine")
+def cosine(config: Optim, steps: int) -> optax.Schedule:
+    """Half a cosine to the final rate within `steps`, which then stays."""
+    return optax.cosine_decay_schedule(config.lr, steps, alpha=config.final_lr_fraction)
+
+
+@SCHEDULES.decorator("linear")
+def linear(config: Optim, steps: int) -> optax.Schedule:
+    """A line to the final rate within `steps`, which then stays."""
+    return optax.linear_schedule(config.lr, config.lr * config.final_lr_fraction, steps)
+
+
+@SCHEDULES.decorator("wsd")
+def warmup_stable_decay(config: Optim, steps: int) -> optax.Schedule:
+    """Constant until the last `decay_fraction`, then linear (MiniCPM, Hu et al. 2024)."""
+    decaying = max(int(steps * config.decay_fraction), 1)
+    end = config.lr * config.final_lr_fraction
+    return optax.linear_schedule(config.lr, end, decaying, transition_begin=steps - decaying)
 
 
 def adam_with_b2(config: Optim, b2_at: optax.Schedule) -> optax.GradientTransformation:
@@ -101,9 +114,28 @@ def muon_dimensions(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(dims, params)
 
 
+@dataclasses.dataclass(frozen=True)
+class OptimizerArgs:
+    """What an optimizer is made of.
+
+    Attributes:
+      config: the player's block.
+      learning_rate: at each move of the player.
+      mask: params → tree of bools: which parameters weight decay reaches.
+      steps: training steps of the run.
+      per_move: makes a function of the training step one of the player's moves.
+    """
+
+    config: Optim
+    learning_rate: optax.Schedule
+    mask: Callable[[Any], Any]
+    steps: int
+    per_move: Callable[[optax.Schedule], optax.Schedule]
+
+
 def make_optimizer(
     config: Optim, steps: int, turns: int = 1
-) -> tuple[optax.GradientTransformation, Callable[[jax.Array], jax.Array]]:
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The player's chain and its learning rate as a function of the training step.
 
     Args:
@@ -117,43 +149,81 @@ def make_optimizer(
         return lambda count: schedule(count // turns)
 
     mask = functools.partial(decay_mask, embeddings=config.decay_embeddings)
-    lr, decay = per_move(schedule), dict(weight_decay=config.weight_decay, mask=mask)
-    adam = dict(b1=config.b1, b2=config.b2, eps=config.eps)
-    if config.b2_start and config.name in ("adam", "adamw"):
-        b2_at = per_move(cosine_schedule(config.b2_start, config.b2, config.b2_steps or steps))
-        weights = optax.add_decayed_weights(config.weight_decay, mask)
-        direction = adam_with_b2(config, b2_at)
-        first, second = (weights, direction) if config.name == "adam" else (direction, weights)
-        chain = optax.chain(first, second, optax.scale_by_learning_rate(lr))
-    elif config.name == "adamw":
-        chain = optax.adamw(lr, **adam, **decay)
-    elif config.name == "adam":
-        # Decay as an L2 term of the gradient, which is what tells Adam from AdamW.
-        chain = optax.chain(
-            optax.add_decayed_weights(config.weight_decay, mask), optax.adam(lr, **adam)
-        )
-    elif config.name == "sgd":
-        chain = optax.chain(
-            optax.add_decayed_weights(config.weight_decay, mask),
-            optax.sgd(lr, momentum=config.b1, nesterov=True),
-        )
-    elif config.name == "none":
-        chain = optax.set_to_zero()
-    elif config.name == "lion":
-        chain = optax.lion(lr, b1=config.b1, b2=config.b2, **decay)
-    else:
-        ratio = config.adam_lr / config.lr if config.adam_lr and config.lr else 1.0
-        chain = optax.contrib.muon(
-            lr,
-            beta=config.b1,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            weight_decay_mask=mask,
-            adam_b1=config.b1,
-            adam_b2=config.b2,
-            adam_learning_rate=per_move(lambda count: schedule(count) * ratio),
-            muon_weight_dimension_numbers=muon_dimensions,
-        )
+    args = OptimizerArgs(config, per_move(schedule), mask, steps, per_move)
+    chain = OPTIMIZERS[config.name](args)
     if config.clip_norm > 0:
         chain = optax.chain(optax.clip_by_global_norm(config.clip_norm), chain)
     return chain, schedule
+
+
+@OPTIMIZERS.decorator("adamw")
+def adamw(args: OptimizerArgs) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+    c = args.config
+    if c.b2_start:
+        weights = optax.add_decayed_weights(c.weight_decay, args.mask)
+        return _chain(args, _adam_with_ramp(args), weights)
+    decay = dict(weight_decay=c.weight_decay, mask=args.mask)
+    return optax.adamw(args.learning_rate, b1=c.b1, b2=c.b2, eps=c.eps, **decay)
+
+
+@OPTIMIZERS.decorator("adam")
+def adam(args: OptimizerArgs) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba 2015) with weight decay as an L2 term of the gradient."""
+    c, weights = args.config, optax.add_decayed_weights(args.config.weight_decay, args.mask)
+    if c.b2_start:
+        return _chain(args, weights, _adam_with_ramp(args))
+    return optax.chain(weights, optax.adam(args.learning_rate, b1=c.b1, b2=c.b2, eps=c.eps))
+
+
+def _adam_with_ramp(args: OptimizerArgs) -> optax.GradientTransformation:
+    c = args.config
+    ramp = cosine_schedule(c.b2_start, c.b2, c.b2_steps or args.steps)
+    return adam_with_b2(c, args.per_move(ramp))
+
+
+def _chain(
+    args: OptimizerArgs, *parts: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    return optax.chain(*parts, optax.scale_by_learning_rate(args.learning_rate))
+
+
+@OPTIMIZERS.decorator("sgd")
+def sgd(args: OptimizerArgs) -> optax.GradientTransformation:
+    """Gradient descent with Nesterov momentum."""
+    return optax.chain(
+        optax.add_decayed_weights(args.config.weight_decay, args.mask),
+        optax.sgd(args.learning_rate, momentum=args.config.b1, nesterov=True),
+    )
+
+
+@OPTIMIZERS.decorator("lion")
+def lion(args: OptimizerArgs) -> optax.GradientTransformation:
+    """Lion (Chen et al. 2023)."""
+    c = args.config
+    decay = dict(weight_decay=c.weight_decay, mask=args.mask)
+    return optax.lion(args.learning_rate, b1=c.b1, b2=c.b2, **decay)
+
+
+@OPTIMIZERS.decorator("none")
+def none(args: OptimizerArgs) -> optax.GradientTransformation:
+    """No update at all."""
+    return optax.set_to_zero()
+
+
+@OPTIMIZERS.decorator("muon")
+def muon(args: OptimizerArgs) -> optax.GradientTransformation:
+    """Muon for matrices (Jordan 2024), AdamW for the rest."""
+    c = args.config
+    ratio = c.adam_lr / c.lr if c.adam_lr and c.lr else 1.0
+    return optax.contrib.muon(
+        args.learning_rate,
+        beta=c.b1,
+        eps=c.eps,
+        weight_decay=c.weight_decay,
+        weight_decay_mask=args.mask,
+        adam_b1=c.b1,
+        adam_b2=c.b2,
+        adam_learning_rate=lambda count: args.learning_rate(count) * ratio,
+        muon_weight_dimension_numbers=muon_dimensions,
+    )
