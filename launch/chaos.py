@@ -32,8 +32,8 @@ import local
 
 # The victim runs `aigc train` as it is, and reports on a pipe when it enters a phase.
 VICTIM = """
-import os, sys
-from aigc_jax import flags, main
+import dataclasses, os, sys
+from aigc_jax.cli import flags, main
 
 pipe = int(os.environ["CHAOS_PIPE"])
 def report(phase):
@@ -48,20 +48,20 @@ def around(owner, name, phase):
         return inner(*args, **kwargs)
     setattr(owner, name, wrapped)
 def patch():
-    from aigc_jax import hooks, training
-    from aigc_jax.train import checkpoint, compile
-    around(training.Training, "_begin", "begin")
-    around(training.Training, "_train", "compile")
+    from aigc_jax.runs import hooks, trainer
+    from aigc_jax.training import checkpoint, compile
+    around(trainer.Trainer, "_begin", "begin")
+    around(trainer.Trainer, "_train", "compile")
     around(compile.CompiledStep, "__call__", "step")
-    around(training.Judge, "__call__", "evaluate")
+    around(trainer.Evaluator, "__call__", "evaluate")
     around(hooks, "save_samples", "sample")
-    around(checkpoint.Writer, "save", "save")
-    around(checkpoint.Writer, "wait", "wait")
-inner = main.RUN["train"]
+    around(checkpoint.CheckpointWriter, "save", "save")
+    around(checkpoint.CheckpointWriter, "wait", "wait")
+command = flags.COMMANDS["train"]
 def train():
     patch()
-    inner()
-main.RUN["train"] = train
+    return command.run()
+flags.COMMANDS["train"] = dataclasses.replace(command, run=train)
 around(flags, "check_overrides", "start")
 main.run()
 """

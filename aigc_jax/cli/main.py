@@ -15,6 +15,7 @@ from aigc_jax.core import environment
 from aigc_jax.core.errors import Stopped, UserError
 from aigc_jax.core.streams import make_streams_unbreakable
 from aigc_jax.distributed import kv_store
+from aigc_jax.distributed.main_process import is_main_process
 
 # A shell leaves the ~ of --workdir=~/w alone.
 PATHS = ("workdir", "out", "json", "profile", "check", "write_baseline")
@@ -54,7 +55,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     except UserError as e:
         if e.code != Stopped.code and not e.told:
             print(f"aigc: error: {e}", file=sys.stderr)
-        elif kv_store.joined()[0] == 0:
+        elif is_main_process():
             print(f"aigc: {e}", file=sys.stderr)
         leave(e.code)
     except KeyboardInterrupt:
@@ -80,7 +81,7 @@ def quieten() -> None:
 
 def leave(code: int) -> None:
     """Ends the process; one of several does not wait for the others, which may never end."""
-    if kv_store.joined()[1] > 1:
+    if kv_store.process_count() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -4,7 +4,7 @@ from absl import flags
 
 from aigc_jax.cli.command import FLAGS, Command
 from aigc_jax.cli.processes import PROCESS_FLAGS, join_processes
-from aigc_jax.distributed import kv_store
+from aigc_jax.distributed.main_process import is_main_process
 from aigc_jax.distributed.preemption import PreemptionHandler
 
 flags.DEFINE_bool("deterministic", False, "Only operations that repeat bit for bit, on a GPU too.")
@@ -17,7 +17,7 @@ def run() -> None:
 
     join_processes()
     api.train(FLAGS.config, FLAGS.workdir, stop=PREEMPTION)
-    if kv_store.joined()[0] == 0:
+    if is_main_process():
         print(f"trained: {FLAGS.workdir}")
 
 

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from aigc_jax.core.config import Watchdog as WatchdogConfig
 from aigc_jax.distributed import kv_store
+from aigc_jax.distributed.main_process import is_main_process
 from aigc_jax.distributed.watchdog import Watchdog
 
 SIZES = tuple(1024 * 4**k for k in range(9))  # bytes per device: 1 KiB … 64 MiB
@@ -37,7 +38,7 @@ def bench_allreduce(sizes: tuple[int, ...] = SIZES) -> int:
     """
     kv_store.attach()
     watchdog = Watchdog(WatchdogConfig())
-    first, n = kv_store.joined()[0] == 0, jax.device_count()
+    first, n = is_main_process(), jax.device_count()
     for line in describe_processes():
         if first:
             print(line, flush=True)
@@ -62,7 +63,7 @@ def bench_allreduce(sizes: tuple[int, ...] = SIZES) -> int:
 
 def describe_processes() -> list[str]:
     """A line for each process: where it is and what it has."""
-    me, count = kv_store.joined()
+    me, count = kv_store.process_index(), kv_store.process_count()
     devices = jax.local_devices()
     mine = f"process {me}: pid {os.getpid()} on {socket.gethostname()}, {len(devices)} device(s)"
     mine += f" {devices[0].platform} {devices[0].device_kind}"

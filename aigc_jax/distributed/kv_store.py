@@ -35,9 +35,14 @@ def on_abort(act: Callable[[], None]) -> None:
     ctypes.CDLL(None).signal(signal.SIGABRT, _handler)
 
 
-def joined() -> tuple[int, int]:
-    """This process's number and how many there are; (0, 1) for a run of one process."""
-    return (0, 1) if _service is None else (_service.process_id, _service.num_processes)
+def process_index() -> int:
+    """Returns the index of this process in its run."""
+    return 0 if _service is None else _service.process_id
+
+
+def process_count() -> int:
+    """Returns the number of processes of the run."""
+    return 1 if _service is None else _service.num_processes
 
 
 def put(key: str, value: str) -> None:

@@ -26,6 +26,7 @@ from typing import Any
 from aigc_jax.core.errors import Stopped, UserError, one_line
 from aigc_jax.core.streams import write_stderr
 from aigc_jax.distributed import kv_store
+from aigc_jax.distributed.main_process import is_main_process
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 POLL = 0.25  # seconds between two looks at the other processes' requests
@@ -57,7 +58,7 @@ class PreemptionHandler:
 
     def agreed(self) -> bool:
         """Whether to stop after this step; the same in all processes, which all call it."""
-        if not self._listening or kv_store.joined()[1] == 1:
+        if not self._listening or kv_store.process_count() == 1:
             return self.requested
         if self._vote is None:
             from aigc_jax.distributed.processes import DelayedVote
@@ -122,7 +123,7 @@ class PreemptionHandler:
             for number in received:
                 if number in SIGNALS:
                     self._signalled(number, "thread")
-            if kv_store.joined()[1] > 1:
+            if kv_store.process_count() > 1:
                 self._hear()
             if self.requested and self._finish is not None and not self._leaving:
                 self._leaving = True  # in a thread of its own: a second signal must be heard
@@ -149,7 +150,7 @@ class PreemptionHandler:
 
     def _announce(self, what: str) -> None:
         """Says once, and in process 0 only, that the run is about to end."""
-        if self._announced.acquire(blocking=False) and kv_store.joined()[0] == 0:
+        if self._announced.acquire(blocking=False) and is_main_process():
             write_stderr(f"\naigc: {what}")
 
     def _hear(self) -> None:
@@ -176,7 +177,7 @@ class PreemptionHandler:
         code = Stopped.code
         try:
             finish()
-            if kv_store.joined()[0] == 0:
+            if is_main_process():
                 write_stderr("aigc: stopped; all that was done is saved")
         except UserError as e:
             write_stderr(f"aigc: error: {e}")
@@ -189,11 +190,11 @@ class PreemptionHandler:
 
     def shutdown_barrier(self) -> None:
         """Tells the other processes, and waits a little for them to hear it."""
-        if kv_store.joined()[1] == 1:
+        if kv_store.process_count() == 1:
             return
         self._left = True
         with contextlib.suppress(Exception):
             kv_store.put(LEFT, "1")
             kv_store.barrier("leave", LEAVE)
-        if kv_store.joined()[0] == 0:  # it holds the store: last to leave
+        if is_main_process():  # it holds the store: last to leave
             time.sleep(2 * POLL)

@@ -1,7 +1,6 @@
 """Processes of one run: joining them, and agreeing among them."""
 
 import os
-import sys
 from typing import Any
 
 import jax
@@ -16,12 +15,6 @@ from aigc_jax.distributed.cluster import resolve_process
 from aigc_jax.distributed.rendezvous import wait_for_all
 
 JOINING = 60  # seconds in which JAX connects processes that are all there
-
-
-def log_main(message: str) -> None:
-    """One line to the person, from the first process only."""
-    if jax.process_index() == 0:
-        print(f"aigc: {message}", file=sys.stderr, flush=True)
 
 
 def join(

@@ -32,7 +32,7 @@ class Watchdog:
 
     def __init__(self, config: WatchdogConfig):
         self._config = config
-        self._me, self._count = kv_store.joined()
+        self._me, self._count = kv_store.process_index(), kv_store.process_count()
         self._ticks, self._where = 0, "start"
         self._running = self._count > 1
         if self._running:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -22,6 +21,7 @@ from aigc_jax.core.modality import task_of
 from aigc_jax.core.state import TrainState
 from aigc_jax.data.fixed_batches import eval_batches, num_batches
 from aigc_jax.distributed.gather import sampling_state
+from aigc_jax.distributed.main_process import is_main_process
 from aigc_jax.distributed.mesh import BATCH, axis_size, process_shard
 from aigc_jax.evaluation.heldout import HeldOut
 from aigc_jax.experiment.build import Run
@@ -98,7 +98,7 @@ class Evaluator:
         run, c = self._run, self._run.config
         which = self._dataset.validation, c.eval.batch_size, c.eval.batches
         total = num_batches(*which)
-        looks = dict(leave=False, unit="batch", delay=5, disable=jax.process_index() > 0)
+        looks = dict(leave=False, unit="batch", delay=5, disable=not is_main_process())
         bar = tqdm(eval_batches(*which, self._share), "evaluating", total, **looks)
 
         def batches():
@@ -110,7 +110,7 @@ class Evaluator:
         if c.eval.likelihood:
             metrics |= self._likelihood(state)
         state = sampling_state(state) if self._samples else state
-        if jax.process_index() == 0:
+        if is_main_process():
             more: dict[str, Callable[..., Metrics]] = {
                 "text": self._text,
                 "image": self._image,
@@ -127,7 +127,7 @@ class Evaluator:
         devices = axis_size(self._run.mesh, *BATCH)
         which = images, min(self._run.config.eval.batch_size, -(-count // devices) * devices)
         which = *which, 0, self._share
-        looks = dict(leave=False, disable=jax.process_index() > 0)
+        looks = dict(leave=False, disable=not is_main_process())
         batches = tqdm(eval_batches(*which), "likelihoods", num_batches(*which[:2]), **looks)
         found, _ = self._exact(state.sampling_params, state.mutables, batches)
         return found

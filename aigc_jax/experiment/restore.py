@@ -14,8 +14,8 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import marked
 from aigc_jax.core.modality import spec_from_json
 from aigc_jax.core.state import TrainState, named_leaves
+from aigc_jax.distributed.main_process import log_main
 from aigc_jax.distributed.mesh import local_mesh, make_mesh
-from aigc_jax.distributed.processes import log_main
 from aigc_jax.experiment import build
 from aigc_jax.modalities.text.spec import text_tokenizer
 from aigc_jax.modalities.text.tokenizers import Tokenizer

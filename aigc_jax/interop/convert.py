@@ -14,7 +14,7 @@ import numpy as np
 from aigc_jax.core.errors import UserError, did_you_mean, shorten
 from aigc_jax.core.registry import Registry
 from aigc_jax.core.workdir import create_workdir, has_run, storage_errors, write_config
-from aigc_jax.distributed.processes import log_main
+from aigc_jax.distributed.main_process import log_main
 from aigc_jax.experiment import build
 from aigc_jax.experiment.restore import restore
 from aigc_jax.interop import convert_images, convert_text

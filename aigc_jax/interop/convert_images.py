@@ -14,7 +14,7 @@ import numpy as np
 from aigc_jax.core.conditions import LABEL
 from aigc_jax.core.config import Config
 from aigc_jax.core.errors import UserError, shorten
-from aigc_jax.distributed.processes import log_main
+from aigc_jax.distributed.main_process import log_main
 from aigc_jax.experiment import build
 from aigc_jax.families.latent.first_stage import PLAYER
 from aigc_jax.interop.converted_run import ConvertedRun, read_origin, untrained_recipe

@@ -7,7 +7,7 @@ from typing import Any
 
 from aigc_jax.core.capabilities import SupportsMergedAdapters
 from aigc_jax.core.errors import UserError, shorten
-from aigc_jax.distributed.processes import log_main
+from aigc_jax.distributed.main_process import log_main
 from aigc_jax.experiment.build import Run
 from aigc_jax.families.lm import lora
 from aigc_jax.families.lm.transformer import TransformerConfig

@@ -14,6 +14,7 @@ from aigc_jax.core.feed import Feed
 from aigc_jax.core.state import TrainState, named_leaves
 from aigc_jax.core.workdir import storage_errors, write_text_atomically
 from aigc_jax.distributed.gather import gather_to_host
+from aigc_jax.distributed.main_process import is_main_process
 from aigc_jax.experiment.build import Run
 from aigc_jax.nn.activation_stats import is_finite, nonfinite_modules
 from aigc_jax.training.anomaly import TrainingAnomaly
@@ -51,7 +52,7 @@ def report_and_raise(
         **diagnose(run, state, batch),
     }
     place = os.path.join(workdir, FOLDER, f"step_{anomaly.step:07d}")
-    if jax.process_index() == 0:
+    if is_main_process():
         with storage_errors(workdir):
             dump(place, report, state, batch)
     raise NotFinite(

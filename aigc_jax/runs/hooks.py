@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from aigc_jax.core.modality import MODALITIES
 from aigc_jax.core.state import TrainState
-from aigc_jax.distributed import kv_store
 from aigc_jax.distributed.gather import gather_to_host, sampling_state
+from aigc_jax.distributed.main_process import is_main_process
 from aigc_jax.distributed.processes import broadcast_from_main
 from aigc_jax.evaluation.evaluator import Evaluator
 from aigc_jax.runs.report.samples import save_samples
@@ -58,7 +58,7 @@ class Sampling(Periodic):
     def run(self, step: int, state: TrainState) -> None:
         self._session.heartbeat(f"sampling after step {step}")
         state = sampling_state(state)
-        if kv_store.joined()[0] == 0:
+        if is_main_process():
             with self._session.storage():
                 save_samples(self._session.run, state, self._path(step))
 
@@ -81,7 +81,7 @@ class EmaSnapshot(Periodic):
 
     def run(self, step: int, state: TrainState) -> None:
         power_ema = gather_to_host(state.power_ema)
-        if kv_store.joined()[0] == 0:
+        if is_main_process():
             with self._session.storage():
                 posthoc_ema.save_snapshot(self._session.workdir, step, power_ema)
 

@@ -18,8 +18,9 @@ from aigc_jax.core.workdir import (
     has_run,
     storage_errors,
 )
+from aigc_jax.distributed.main_process import is_main_process, log_main
 from aigc_jax.distributed.preemption import PreemptionHandler
-from aigc_jax.distributed.processes import broadcast_from_main, log_main
+from aigc_jax.distributed.processes import broadcast_from_main
 from aigc_jax.experiment import build
 from aigc_jax.runs.diagnose import report_and_raise
 from aigc_jax.training import checkpoint, health_checks, metric_log, posthoc_ema
@@ -242,7 +243,7 @@ class Session(RunCallbacks):
         with storage_errors(self.workdir):
             self.records.rewind(step)
             self.health.replay(self.records.kept)
-            if jax.process_index() == 0:
+            if is_main_process():
                 posthoc_ema.remove_snapshots(self.workdir, step)
         self.writer.close()
         self._open_writer(step, preempted)

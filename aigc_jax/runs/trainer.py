@@ -19,9 +19,10 @@ from aigc_jax.core.workdir import (
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.loader import DataLoader
 from aigc_jax.distributed import kv_store
+from aigc_jax.distributed.main_process import is_main_process, log_main
 from aigc_jax.distributed.mesh import process_shard
 from aigc_jax.distributed.preemption import PreemptionHandler
-from aigc_jax.distributed.processes import all_agree, log_main
+from aigc_jax.distributed.processes import all_agree
 from aigc_jax.distributed.sharding import per_device
 from aigc_jax.distributed.watchdog import Watchdog
 from aigc_jax.evaluation.evaluator import Evaluator, check_judging
@@ -72,7 +73,6 @@ class Trainer:
         self.watchdog = Watchdog(
             config.watchdog
         )  # before JAX looks for devices, for which it waits
-        self.main = kv_store.joined()[0] == 0
         self.lock: WorkdirLock | None = None
 
     def run(self, name: str = "train", progress: bool = True) -> dict[str, float]:
@@ -121,12 +121,12 @@ class Trainer:
         self.example = self.dataset.spec.example_batch(c.data.batch_size)
         oom.check_fits(per_device(shapes, self.parts.shardings), self.example)
         check_sampling(self.parts.objective, shapes.sampling_params, shapes.mutables, c.sample)
-        if self.main:
+        if is_main_process():
             create_workdir(self.workdir)
 
     def _begin(self) -> tuple[int, TrainState]:
         """Locks the workdir; returns steps taken and the state to continue from."""
-        if self.main:
+        if is_main_process():
             self.lock = WorkdirLock(self.workdir)
         self.session = Session(
             self.parts,
@@ -138,8 +138,8 @@ class Trainer:
             preemption=self.preemption,
             callbacks=self.callbacks,
         )
-        start, state = self.session.begin(writes=self.main)
-        if self.main:
+        start, state = self.session.begin(writes=is_main_process())
+        if is_main_process():
             write_config(self.workdir, self.config.raw)
         return start, state
 
@@ -166,7 +166,9 @@ class Trainer:
     def _train(self, start: int, state: TrainState, name: str, progress: bool) -> TrainState:
         session, steps = self.session, self.config.train.steps
         evaluator = Evaluator(self.parts, self.dataset, lambda: session.heartbeat("evaluation"))
-        bar = metric_log.progress_bar(steps, start, name) if progress and self.main else None
+        bar = (
+            metric_log.progress_bar(steps, start, name) if progress and is_main_process() else None
+        )
         try:
             state = fit(
                 self.parts.step,

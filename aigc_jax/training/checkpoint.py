@@ -26,7 +26,8 @@ from aigc_jax.core.workdir import (
     storage_errors,
     write_text_atomically,
 )
-from aigc_jax.distributed.processes import all_agree, log_main
+from aigc_jax.distributed.main_process import is_main_process, log_main
+from aigc_jax.distributed.processes import all_agree
 from aigc_jax.distributed.sharding import with_shardings
 from aigc_jax.training.checksum import checksums
 
@@ -125,7 +126,7 @@ class CheckpointWriter:
     def __init__(self, workdir: str, keep: int, trusted: int = 0, discard: Collection[int] = ()):
         self._workdir, self._folder = workdir, checkpoint_dir(workdir)
         self._keep, self._pending = keep, trusted
-        if jax.process_index() == 0:
+        if is_main_process():
             with storage_errors(workdir):
                 self._clear_away()
                 self._put_aside(trusted, discard)
@@ -197,7 +198,7 @@ class CheckpointWriter:
 
     def _note(self) -> None:
         """Notes outside the folder that there are checkpoints, should the folder be lost."""
-        if jax.process_index() == 0 and self._pending > last_saved_step(self._workdir):
+        if is_main_process() and self._pending > last_saved_step(self._workdir):
             self._write_note(self._pending)
 
     def _write_note(self, step: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from aigc_jax.core.errors import Stopped
 from aigc_jax.core.feed import Feed
 from aigc_jax.core.state import TrainState
-from aigc_jax.distributed import kv_store
+from aigc_jax.distributed.main_process import is_main_process
 from aigc_jax.training.anomaly import TrainingAnomaly
 from aigc_jax.training.callbacks import Callback, Record, RunCallbacks
 from aigc_jax.training.compile import CompiledStep
@@ -97,7 +97,7 @@ def fit(
         if record_due:
             record = metrics.close(step) | {"compiles": step_fn.compiles}
             run.log(record)
-            if step_fn.compiles > compiles and kv_store.joined()[0] == 0:
+            if step_fn.compiles > compiles and is_main_process():
                 warnings.warn(
                     "the train step was compiled again: two batches differ in shape or type",
                     stacklevel=2,

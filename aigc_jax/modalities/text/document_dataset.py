@@ -13,7 +13,7 @@ from aigc_jax.data.raw_dataset import Example, Examples, RawDataset
 from aigc_jax.data.shuffle import permutation
 from aigc_jax.data.source import Source, TrainSource
 from aigc_jax.data.split import file_ends, held_out_split, hold_out, limit_train
-from aigc_jax.distributed.processes import log_main
+from aigc_jax.distributed.main_process import log_main
 from aigc_jax.modalities.text.chat_format import ANSWER
 from aigc_jax.modalities.text.document_formats import (
     DOCUMENT_FORMATS,

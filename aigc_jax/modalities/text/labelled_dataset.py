@@ -7,7 +7,7 @@ from aigc_jax.core.errors import UserError, shorten
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.raw_dataset import Example, RawDataset
 from aigc_jax.data.split import held_out_split, hold_out, limit_train
-from aigc_jax.distributed.processes import log_main
+from aigc_jax.distributed.main_process import log_main
 from aigc_jax.modalities.text.labelled_text import Labelled, Tagged
 from aigc_jax.modalities.text.spec import TextSpec
 from aigc_jax.modalities.text.token_store import text_parts
