@@ -15,11 +15,12 @@ from aigc_jax.core.config import Config
 from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.core.registry import Registry
 
-# Kinds of fields, by what a model needs to know to predict them.
-ARRAY = "image"  # (…, channels), whole or continuous numbers
-TOKENS = "text"  # (T,) entries of a vocabulary
-LABEL = "labelled text"  # a class
-TAGS = "tagged text"  # (T,) a class per token
+# Kinds of fields: a family declares which of them it models.
+LEVELS = "arrays of levels"  # (…, channels) uint8; the spec is an `ArraySpec`
+CONTINUOUS = "continuous arrays"  # (…, channels) float32; the spec is an `ArraySpec`
+TOKENS = "tokens"  # (T,) entries of a vocabulary
+LABEL = "labels"  # a class
+TAGS = "tags"  # (T,) a class per token
 
 MODELLED, GIVEN = "modelled", "given"  # roles of fields
 
@@ -29,8 +30,7 @@ class Field:
     """A field of an example.
 
     Attributes:
-      kind: `ARRAY`, `TOKENS`, `LABEL` or `TAGS`, or a kind that only families of another package
-        model.
+      kind: one of the constants above, or a kind that only families of another package model.
       role: `MODELLED`: it is what a model learns to generate or predict; `GIVEN`: a condition.
     """
 
@@ -68,6 +68,21 @@ class Spec(Protocol):
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values with the key "modality"; the inverse of `spec_from_json`."""
         ...
+
+
+class ArraySpec(Spec, Protocol):
+    """A spec whose modelled field is an array of any number of axes.
+
+    Attributes:
+      shape: of one example: (T, C), (H, W, C), (T, H, W, C).
+      levels: number of values of an element, spread over 0…255; 0: continuous.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def levels(self) -> int: ...
 
 
 class Examples(Protocol):
@@ -170,7 +185,7 @@ def modelled_field(spec: Spec) -> str:
 
 
 def task_of(spec: Spec) -> str:
-    """The kind of the field that is modelled: a family declares which kinds it models."""
+    """The kind of the field that is modelled, such as `TOKENS`."""
     return spec.fields[modelled_field(spec)].kind
 
 

@@ -14,10 +14,9 @@ from aigc_jax.core.capabilities import (
     SupportsReconstruction,
     SupportsTextGeneration,
 )
-from aigc_jax.core.conditions import LABEL
 from aigc_jax.core.config import Eval
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.modality import task_of
+from aigc_jax.core.modality import LABEL, LEVELS, TAGS, TOKENS, task_of
 from aigc_jax.core.state import TrainState
 from aigc_jax.data.fixed_batches import eval_batches, num_batches
 from aigc_jax.distributed.gather import sampling_state
@@ -112,10 +111,10 @@ class Evaluator:
         state = sampling_state(state) if self._samples else state
         if is_main_process():
             more: dict[str, Callable[..., Metrics]] = {
-                "text": self._text,
-                "image": self._image,
-                "labelled text": self._labels,
-                "tagged text": self._tags,
+                TOKENS: self._text,
+                LEVELS: self._image,
+                LABEL: self._labels,
+                TAGS: self._tags,
             }
             metrics |= more[task_of(run.spec)](state, metrics, predictions)
         return metrics
@@ -154,7 +153,7 @@ class Evaluator:
             self._guide = guidance_model_of(self._run, c.sample)
         judge, objective = self._fidelity, self._run.objective
         variables = state.sampling_params, state.mutables
-        labels = {} if judge.label_N is None else {LABEL: judge.label_N}
+        labels = {} if judge.label_N is None else {"label": judge.label_N}
         conditions = {k: v for k, v in labels.items() if k in objective.conditions}
         request = make_request(
             objective, c.sample, judge.num, conditions=conditions, guidance_model=self._guide

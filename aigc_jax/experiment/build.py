@@ -153,18 +153,13 @@ def make_objective(config: Config, spec: Spec) -> Objective:
 def _make_objective(config: Config, spec: Spec) -> Objective:
     family = family_of(config.raw)
     name, stage = config.raw["objective"]["name"], config.first_stage
-    if task_of(spec) != family.modality:
-        given = f"data.source='{config.data.source}'"
+    if task_of(spec) not in family.tasks:
+        given = f"data.source='{config.data.source}', data.format={config.data.format}"
         if stage.given:
             given = f"first_stage.workdir={stage.workdir}"
         raise UserError(
-            f"objective.name='{name}' is trained on {family.modality}, but {given} gives"
-            f" {task_of(spec)}: change one of them, or data.format"
-        )
-    if isinstance(spec, ImageSpec) and spec.continuous and not family.latents:
-        raise UserError(
-            f"objective.name='{name}' models pixels, but first_stage.workdir={stage.workdir} gives"
-            " latents: leave it out"
+            f"objective.name='{name}' models {' or '.join(family.tasks)}, but {given} gives"
+            f" {task_of(spec)} to model: change one of them"
         )
     dtype = jnp.dtype(config.train.compute_dtype)
     network = model_of(config.raw).network

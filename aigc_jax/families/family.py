@@ -53,16 +53,14 @@ class Family:
       sample: dataclass of the section `sample`.
       models: by `model.name`; a plain dataclass stands for a model without a network.
       make: makes the objective of its parts.
-      modality: what it can be trained on: "image", "text", "labelled text" or "tagged text".
-      latents: whether its images may be continuous latents of an autoencoder.
+      tasks: the kinds of field that it models, as in `core.modality`: `(LEVELS, CONTINUOUS)`.
     """
 
     objective: type
     sample: type
     models: Mapping[str, Any]
     make: Callable[[Parts], Objective]
-    modality: str
-    latents: bool = False
+    tasks: tuple[str, ...]
 
     def model(self, name: str) -> Model:
         """The model of a name, an import path included.

@@ -1,5 +1,7 @@
 """Specs of data that are not read: of a shape that a person writes, or of the config alone."""
 
+from collections.abc import Collection
+
 from aigc_jax.core.config import Config
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.modality import MODALITIES, Spec, task_of
@@ -28,15 +30,15 @@ def synthetic_spec(shape: str, config: Config) -> Spec:
     )
 
 
-def spec_from_config(config: Config, task: str) -> Spec | None:
+def spec_from_config(config: Config, tasks: Collection[str]) -> Spec | None:
     """The spec of the data of a config, if it follows from the config without reading them.
 
     Args:
       config: of the run.
-      task: the kind of field that its family models; see `core.modality.task_of`.
+      tasks: the kinds of field that its family models; see `core.modality.task_of`.
     """
     for modality in MODALITIES.values():
         spec = modality.synthetic_spec("", config)
-        if spec is not None and task_of(spec) == task:
+        if spec is not None and task_of(spec) in tasks:
             return spec
     return None

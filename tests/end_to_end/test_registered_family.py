@@ -8,6 +8,7 @@ import numpy as np
 import aigc_jax
 from aigc_jax.core.config import Data, Sample
 from aigc_jax.core.metrics import Mean
+from aigc_jax.core.modality import LEVELS
 from aigc_jax.core.objective import Objective
 from aigc_jax.families import registry
 from aigc_jax.modalities import sources
@@ -58,7 +59,7 @@ def test_a_fifth_family_trains_evaluates_and_samples(tmp_path, monkeypatch):
             sample=Sample,
             models={"none": NoModel},
             make=lambda parts: Pixels(parts.objective, parts.spec.shape),
-            modality="image",
+            tasks=(LEVELS,),
         ),
     )
     recipe = aigc_jax.recipe(

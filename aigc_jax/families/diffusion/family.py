@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from aigc_jax.core.modality import CONTINUOUS, LEVELS
 from aigc_jax.core.objective import Objective
 from aigc_jax.core.registry import Registry
 from aigc_jax.families.diffusion import diffusion, meanflow
@@ -13,6 +14,7 @@ from aigc_jax.families.family import Family, Model, Parts, num_classes_of
 DENOISERS: Registry[Model] = Registry(
     "denoiser", "model.name", {"unet": Model(UNetConfig, UNet), "dit": Model(DiTConfig, DiT)}
 )
+TASKS = (LEVELS, CONTINUOUS)
 
 
 def _arguments(parts: Parts) -> tuple[Any, Any, tuple[int, ...], int]:
@@ -31,8 +33,10 @@ def _meanflow(parts: Parts) -> Objective:
 
 
 DIFFUSION = Family(
-    diffusion.DiffusionConfig, diffusion.DiffusionSample, DENOISERS, _diffusion, "image", True
+    diffusion.DiffusionConfig,
+    diffusion.DiffusionSample,
+    DENOISERS,
+    _diffusion,
+    TASKS,
 )
-MEANFLOW = Family(
-    meanflow.MeanFlowConfig, meanflow.MeanFlowSample, DENOISERS, _meanflow, "image", True
-)
+MEANFLOW = Family(meanflow.MeanFlowConfig, meanflow.MeanFlowSample, DENOISERS, _meanflow, TASKS)

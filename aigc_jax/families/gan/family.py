@@ -1,5 +1,6 @@
 """GANs as a family."""
 
+from aigc_jax.core.modality import LEVELS
 from aigc_jax.core.objective import Objective
 from aigc_jax.core.registry import Registry
 from aigc_jax.families.family import Family, Model, Parts, num_classes_of
@@ -28,4 +29,4 @@ def _gan(parts: Parts) -> Objective:
     )
 
 
-GAN = Family(gan.GANConfig, gan.GANSample, GAN_MODELS, _gan, "image")
+GAN = Family(gan.GANConfig, gan.GANSample, GAN_MODELS, _gan, (LEVELS,))

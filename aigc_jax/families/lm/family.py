@@ -3,6 +3,7 @@
 from typing import Any
 
 from aigc_jax.core.errors import UserError
+from aigc_jax.core.modality import LABEL, TAGS, TOKENS
 from aigc_jax.core.objective import Objective
 from aigc_jax.core.registry import Registry
 from aigc_jax.families.family import Family, Model, Parts
@@ -58,11 +59,11 @@ def _text_task(parts: Parts) -> Objective:
     return text_task.TextTask(parts.objective, network, spec)
 
 
-LM = Family(language_model.LMConfig, language_model.LMSample, TEXT_MODELS, _lm, "text")
+LM = Family(language_model.LMConfig, language_model.LMSample, TEXT_MODELS, _lm, (TOKENS,))
 MASKED_LM = Family(
-    masked_lm.MaskedLMConfig, masked_lm.MaskedLMSample, TEXT_MODELS, _masked_lm, "text"
+    masked_lm.MaskedLMConfig, masked_lm.MaskedLMSample, TEXT_MODELS, _masked_lm, (TOKENS,)
 )
 CLASSIFICATION = Family(
-    text_task.TaskConfig, text_task.TaskSample, TEXT_MODELS, _text_task, "labelled text"
+    text_task.TaskConfig, text_task.TaskSample, TEXT_MODELS, _text_task, (LABEL,)
 )
-TAGGING = Family(text_task.TaskConfig, text_task.TaskSample, TEXT_MODELS, _text_task, "tagged text")
+TAGGING = Family(text_task.TaskConfig, text_task.TaskSample, TEXT_MODELS, _text_task, (TAGS,))

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from aigc_jax.core.modality import LEVELS
 from aigc_jax.core.objective import Objective
 from aigc_jax.core.registry import Registry
 from aigc_jax.families.family import Family, Model, Parts, num_classes_of
@@ -78,4 +79,4 @@ VAE_MODELS: Registry[Model] = Registry(
     "model.name",
     {**_SINGLE, "ladder": Model(hierarchical_vae.HierarchicalVAEConfig, _HIERARCHY)},
 )
-VAE = Family(vae.VAEConfig, vae.VAESample, VAE_MODELS, _vae, "image")
+VAE = Family(vae.VAEConfig, vae.VAESample, VAE_MODELS, _vae, (LEVELS,))

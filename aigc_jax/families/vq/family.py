@@ -1,5 +1,6 @@
 """Autoencoders with discrete codes as a family."""
 
+from aigc_jax.core.modality import LEVELS
 from aigc_jax.core.objective import Objective
 from aigc_jax.families.family import Family, Parts
 from aigc_jax.families.vae.family import AUTOENCODERS, encoder_and_decoder
@@ -10,4 +11,4 @@ def _vq(parts: Parts) -> Objective:
     return VQAutoencoder(parts.objective, *encoder_and_decoder(parts))
 
 
-VQ = Family(VQConfig, VQSample, AUTOENCODERS, _vq, "image")
+VQ = Family(VQConfig, VQSample, AUTOENCODERS, _vq, (LEVELS,))

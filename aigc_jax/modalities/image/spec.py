@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 
 from aigc_jax.core.errors import shorten
-from aigc_jax.core.modality import ARRAY, GIVEN, LABEL, MODELLED, Field, class_names_from_json
+from aigc_jax.core.modality import (
+    CONTINUOUS,
+    GIVEN,
+    LABEL,
+    LEVELS,
+    MODELLED,
+    Field,
+    class_names_from_json,
+)
 
 MAX_VALUES = 1 << 28  # of an image; a checkpoint may claim any size
 
@@ -43,7 +51,7 @@ class ImageSpec:
     def fields(self) -> dict[str, Field]:
         """The image, which is modelled, and its label, if there are classes."""
         label = {"label": Field(LABEL, GIVEN)} if self.num_classes else {}
-        return {"image": Field(ARRAY, MODELLED), **label}
+        return {"image": Field(CONTINUOUS if self.continuous else LEVELS, MODELLED), **label}
 
     def example_batch(self, size: int) -> dict[str, np.ndarray]:
         """Zeros: "image" (size, H, W, C), uint8 or, for latents, float32; "label", "weight"."""

@@ -68,12 +68,12 @@ def planned(config: Config, shape: str = "") -> tuple[Config, Spec]:
     Raises:
       UserError: if neither tells.
     """
-    task = FAMILIES[config.raw["objective"]["name"]].modality
+    tasks = FAMILIES[config.raw["objective"]["name"]].tasks
     if shape:
         config = without_first_stage(config)
         spec: Spec | None = synthetic_spec(shape, config)
     else:
-        spec = None if config.first_stage.given else spec_from_config(config, task)
+        spec = None if config.first_stage.given else spec_from_config(config, tasks)
     if spec is not None:
         return resolve(config), spec
     try:

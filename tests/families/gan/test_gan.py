@@ -18,6 +18,7 @@ import aigc_jax
 from aigc_jax.core.config import Data, Optim
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.metrics import Mean
+from aigc_jax.core.modality import LEVELS
 from aigc_jax.core.objective import HealthCheck, Objective
 from aigc_jax.experiment import build
 from aigc_jax.experiment.recipes import load_recipe
@@ -332,7 +333,7 @@ class Falling(Objective):
 def test_training_says_an_alarm_once_and_writes_it_down(tmp_path, capsys, monkeypatch):
     """Also when the run was interrupted between the records that set it off."""
     family = Family(GANConfig, GANSample, {"mlp": mlp_gan.MLPGANConfig},
-                    lambda parts: Falling(), "image")  # fmt: skip
+                    lambda parts: Falling(), (LEVELS,))  # fmt: skip
     monkeypatch.setitem(FAMILIES._items, "falling", family)
     for steps in (3, 6):
         recipe = tiny.recipe("gan", model=dict(name="mlp", latent=None, generator_channels=None,

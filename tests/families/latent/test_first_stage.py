@@ -15,6 +15,7 @@ from aigc_jax.core.config import Sample
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import option
 from aigc_jax.core.metrics import Mean
+from aigc_jax.core.modality import LEVELS
 from aigc_jax.core.objective import Objective
 from aigc_jax.data.shuffle import permutation
 from aigc_jax.experiment import build
@@ -77,7 +78,7 @@ def blocks(monkeypatch, tmp_path):
     """Trains the autoencoder; (codes) → its workdir."""
     monkeypatch.setattr(registry.FAMILIES, "_items", dict(registry.FAMILIES))
     make = lambda parts: Blocks(parts.objective)  # noqa: E731
-    family = registry.Family(BlocksConfig, Sample, {"none": Nothing}, make, "image")
+    family = registry.Family(BlocksConfig, Sample, {"none": Nothing}, make, (LEVELS,))
     registry.register("blocks", family)
 
     def train(codes=0):
@@ -254,9 +255,9 @@ def test_the_config_keeps_the_first_stage(blocks):
 
 def test_what_cannot_stand_behind_an_autoencoder_is_refused(blocks, tmp_path):
     continuous, codes = blocks(), blocks(6)
-    with pytest.raises(UserError, match="models pixels"):
+    with pytest.raises(UserError, match=r"first_stage\.workdir"):
         aigc_jax.train(behind("gan", continuous), str(tmp_path / "a"), progress=False)
-    with pytest.raises(UserError, match="is trained on image, but"):
+    with pytest.raises(UserError, match="models arrays of levels"):
         aigc_jax.train(behind("diffusion", codes), str(tmp_path / "b"), progress=False)
     sample = dict(prompts=None, max_new_tokens=None)
     with pytest.raises(UserError, match="one after the other"):
