@@ -1,1 +1,1 @@
-"""Sources, preparation, tokenizers and the input pipeline."""
+"""The input pipeline: sources, splits, shuffling, mixtures and the data loader."""

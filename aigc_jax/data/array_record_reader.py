@@ -1,7 +1,7 @@
 """Records of sharded ArrayRecord files, on this machine or in an object store.
 
-Nothing is opened before it is needed. An open file's index takes 8 bytes for each of its records,
-so only so many are open as hold a bounded number of records: `order.Windowed` reads them shard by
+A file is opened when one of its records is first read. The index of an open file takes 8 bytes per
+record, so the number of records in open files is bounded; `shuffle.WindowShuffle` reads shard by
 shard.
 """
 
@@ -17,26 +17,26 @@ from etils import epath
 
 from aigc_jax.core.files import is_remote, open_file
 
-NATIVE = "gs://"  # which ArrayRecord's own reader reads, only those bytes that it needs
+NATIVE = "gs://"  # read by ArrayRecord's own reader, by ranges of bytes
 OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # for random access
 BUFFER = 1 << 15  # bytes
 
 
 class Shards:
-    """The records of files that follow on each other, by number.
+    """The records of consecutive files, by number.
 
     Args:
-      paths: of the files; what `etils.epath` reads.
-      lengths: how many records each holds.
-      held: how many records the open files may hold; at least one file is open.
+      paths: of the files; anything that `etils.epath` reads.
+      lengths: number of records of each file.
+      max_open_records: number of records in open files; at least one file is open.
 
     Attributes:
-      ends: the number of records up to each file's end.
-      opened: how many times a file was opened, for tests.
+      ends: number of records up to the end of each file, (F,).
+      opened: number of times that a file was opened, for tests.
     """
 
-    def __init__(self, paths: Sequence[str], lengths: Sequence[int], held: int):
-        self._paths, self._held = list(paths), held
+    def __init__(self, paths: Sequence[str], lengths: Sequence[int], max_open_records: int):
+        self._paths, self._max_open_records = list(paths), max_open_records
         self.ends = np.cumsum(np.array(lengths, np.int64))
         self._open: collections.OrderedDict[int, _Shard] = collections.OrderedDict()
         self._lock = threading.Lock()
@@ -49,7 +49,7 @@ class Shards:
         """One record.
 
         Raises:
-          ValueError: if its file does not hold as many records as it should.
+          ValueError: if its file has another number of records than it should.
           RuntimeError, OSError, UserError: if it cannot be read.
         """
         if not 0 <= index < len(self):
@@ -58,7 +58,7 @@ class Shards:
         return self._shard(shard).read(index - self._first(shard))
 
     def check(self) -> None:
-        """Opens the first and the last file; raises as `[]` does."""
+        """Opens the first and the last file; raises what indexing raises."""
         for index in (0, len(self) - 1):
             self[index]
 
@@ -74,13 +74,14 @@ class Shards:
                 self._open[shard] = _Shard(self._paths[shard], self._length(shard))
                 self.opened += 1
             self._open.move_to_end(shard)
-            while len(self._open) > 1 and sum(map(self._length, self._open)) > self._held:
-                self._open.popitem(last=False)  # whoever still reads it closes it
+            limit = self._max_open_records
+            while len(self._open) > 1 and sum(map(self._length, self._open)) > limit:
+                self._open.popitem(last=False)  # closed when its last reader is done
             return self._open[shard]
 
 
 class _Shard:
-    """One file, opened by the first who reads it."""
+    """One file, opened when it is first read."""
 
     def __init__(self, path: str, length: int):
         self._path, self._length = path, length
@@ -99,15 +100,15 @@ class _Shard:
             with tempfile.TemporaryDirectory(prefix="aigc-shard-") as folder:
                 copy = os.path.join(folder, name)
                 epath.Path(self._path).copy(copy)
-                reader = _reader(copy)  # which has the file open: its name is not needed any more
+                reader = _reader(copy)  # keeps the file open after its name is removed
         else:
             if not is_remote(self._path):
-                open_file(self._path).close()  # regular, or reading could wait for ever
+                open_file(self._path).close()  # a regular file: a pipe could block for ever
             reader = _reader(self._path)
         if not reader.ok():
-            reader.close()  # which says why it is not
+            reader.close()  # raises the reason
         if reader.num_records() != self._length:
-            raise ValueError(f"{name} holds {reader.num_records()} records, not {self._length}")
+            raise ValueError(f"{name} has {reader.num_records()} records, not {self._length}")
         return reader
 
 

@@ -38,10 +38,10 @@ def check_name(name: str) -> None:
 
 
 def find_folder(name: str, data_dir: str) -> str:
-    """The folder `data_dir/NAME[/CONFIG]/VERSION` that `name` stands for; the newest version.
+    """Finds a data set's folder `data_dir/NAME[/CONFIG]/VERSION`, by default of the newest version.
 
     Raises:
-      ValueError: if there is none, or NAME has configs and `name` does not say which.
+      ValueError: if there is none, or NAME has several configs and `name` names none.
     """
     match = NAME.fullmatch(name)
     if match is None:
@@ -68,10 +68,10 @@ def _versions(folder: str) -> list[str]:
 
 
 def _only_config(folder: str) -> str:
-    """The default config that TFDS has noted, or the only one there is."""
-    noted = os.path.join(folder, ".config", "metadata.json")
-    there = epath.Path(noted).exists()
-    default = _read_json(noted).get("default_config_name") if there else None
+    """The default config in TFDS's metadata, or the only config."""
+    metadata = os.path.join(folder, ".config", "metadata.json")
+    exists = epath.Path(metadata).exists()
+    default = _read_json(metadata).get("default_config_name") if exists else None
     found = [name for name in folders(folder) if CONFIG.fullmatch(name)]
     if default in found or len(found) == 1:
         return default if default in found else found[0]
@@ -83,12 +83,12 @@ def _only_config(folder: str) -> str:
 def _read_json(path: str) -> dict[str, Any]:
     value = json.loads(_bytes(path).decode("utf-8"))
     if not isinstance(value, dict):
-        raise ValueError(f"{os.path.basename(path)} holds no object")
+        raise ValueError(f"{os.path.basename(path)} is not a JSON object")
     return value
 
 
 def _bytes(path: str) -> bytes:
-    """What a description says; ValueError if it is too long to be one."""
+    """The content of a description; ValueError if it is too long for one."""
     if is_remote(path):
         remote = epath.Path(path)
         size, data = remote.stat().length, b""
@@ -103,7 +103,7 @@ def _bytes(path: str) -> bytes:
 
 
 def check_folder(folder: str) -> None:
-    """Looks at a data set's descriptions before TFDS does.
+    """Checks a data set's descriptions before TFDS reads them.
 
     Raises:
       ValueError: if they name code to import, or files outside the folder.
@@ -112,7 +112,7 @@ def check_folder(folder: str) -> None:
     info = _read_json(os.path.join(folder, "dataset_info.json"))
     formats = [info.get("fileFormat"), *_list(info.get("alternativeFileFormats"))]
     if "array_record" not in formats:
-        raise ValueError(f"its form is {shorten(info.get('fileFormat', 'tfrecord'), 40)}")
+        raise ValueError(f"its file format is {shorten(info.get('fileFormat', 'tfrecord'), 40)}")
     splits = _list(info.get("splits"))
     for what in [info.get("name"), *(isinstance(s, dict) and s.get("name") for s in splits)]:
         if not isinstance(what, str) or not CONFIG.fullmatch(what):
@@ -122,7 +122,7 @@ def check_folder(folder: str) -> None:
         if not isinstance(template, str) or (template and not TEMPLATE.fullmatch(template)):
             raise ValueError(f"its files are named {shorten(template, 80)}")
         if {".", ".."} & set(template.split("/")):
-            raise ValueError(f"its files lie outside: {shorten(template, 80)}")
+            raise ValueError(f"its files are outside the folder: {shorten(template, 80)}")
 
 
 def _list(value: Any) -> list[Any]:
@@ -149,14 +149,14 @@ def _check_features(value: Any, known: set[str]) -> None:
         if key in ("pythonClassName", "python_class_name", "type") and isinstance(item, str):
             if item not in known:
                 raise ValueError(f"its features.json names the class {shorten(item, 120)}")
-        elif key == "json" and isinstance(item, str):  # TFDS reads it as JSON once more
+        elif key == "json" and isinstance(item, str):  # which TFDS parses as JSON again
             _check_features(json.loads(item), known)
         else:
             _check_features(item, known)
 
 
 def check_classes(features: Any, where: str) -> None:
-    """Raises UserError if there are more classes than there can be."""
+    """Raises UserError if the description claims an absurd number of classes."""
     classes = (getattr(features["label"], "num_classes", 0) if "label" in features else 0) or 0
     if classes > MAX_CLASSES:  # TFDS would make a name for each
-        raise UserError(f"{where} claims {classes} classes, which is too much")
+        raise UserError(f"{where} claims {classes} classes: at most {MAX_CLASSES} are possible")

@@ -17,18 +17,18 @@ class TfdsRecords:
     """The examples of a split, of which only some features are decoded.
 
     Args:
-      builder: TFDS's view of the data set.
+      builder: TFDS's builder of the data set.
       split: the split's name.
       used: the features to decode.
-      where: the data set, for messages.
+      where: the data set's name in messages.
       window: number of records that are shuffled together; see `shuffle.WindowShuffle`.
       decoders: (encoded image, its shape) → array, of features that TFDS stores encoded.
 
     Attributes:
-      ends: the number of records up to each file's end.
+      ends: number of records up to the end of each file, (F,).
 
     Raises:
-      ValueError: if the files do not hold what the description says.
+      ValueError: if the files do not agree with the description.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class TfdsRecords:
         paths = [os.fspath(path) for path in info.filepaths]
         lengths = list(info.shard_lengths)
         if min(lengths) < 0 or len(paths) != len(lengths):
-            raise ValueError(f"its files hold {shorten(lengths, 80)} records")
+            raise ValueError(f"its files have {shorten(lengths, 80)} records")
         self._raw = Shards(paths, lengths, 2 * window)
         self._raw.check()
         self._where = where
@@ -74,7 +74,7 @@ class TfdsRecords:
         """One example.
 
         Raises:
-          UserError: if it is damaged, or not what the description says.
+          UserError: if it is damaged, or does not agree with the description.
         """
         try:
             record = self._features.deserialize_example_np(
@@ -85,7 +85,7 @@ class TfdsRecords:
             if self._classes and not 0 <= record["label"] < self._classes:
                 raise ValueError(f"its label {record['label']} is none of {self._classes} classes")
             return record
-        except Exception as e:  # TFDS, protobuf and array_record raise all kinds
+        except Exception as e:  # TFDS, protobuf and array_record raise many types
             raise UserError(
                 f"record {index} of {self._where} cannot be read ({one_line(e)}): make the data set"
                 " again"

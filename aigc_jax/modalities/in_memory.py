@@ -1,6 +1,6 @@
 """Data given from Python: arrays, lists, generators, Hugging Face data sets and data frames.
 
-Nothing of pandas or `datasets` is imported: their objects are recognised by what they offer.
+pandas and `datasets` are not imported: their objects are recognised by protocol.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ Columns = dict[str, Any]
 
 @runtime_checkable
 class ColumnarTable(Protocol):
-    """What a Hugging Face `datasets.Dataset` offers: named columns of known length."""
+    """Named columns of known length, as a Hugging Face `datasets.Dataset` has."""
 
     column_names: Any
 
@@ -45,7 +45,7 @@ class ColumnarTable(Protocol):
 
 @runtime_checkable
 class DataFrame(Protocol):
-    """What a pandas `DataFrame` offers."""
+    """A table with `to_dict`, as a pandas `DataFrame` is."""
 
     columns: Any
 
@@ -72,7 +72,7 @@ def dataset_from_python(data: Any, config: Data, tokenizer: Tokenizer | None = N
 
 
 def raw_dataset_from_python(data: Any) -> RawDataset:
-    """Checks data given from Python and finds out what they are.
+    """Converts data given from Python to raw examples.
 
     Args:
       data: one of
@@ -88,7 +88,7 @@ def raw_dataset_from_python(data: Any) -> RawDataset:
         Other fields are ignored. Labels are whole numbers or texts.
 
     Raises:
-      UserError: if they are none of these; it names the field.
+      UserError: if they cannot be used; it names the field.
     """
     if isinstance(data, RawDataset):
         return data

@@ -18,7 +18,7 @@ LEARNED = ("bpe", "char")
 
 
 def parse_mixture(source: str) -> list[tuple[int, str]]:
-    """The weights, as whole numbers, and the sources of `mix:WEIGHT*SOURCE,WEIGHT*SOURCE,…`.
+    """Parses `mix:WEIGHT*SOURCE,WEIGHT*SOURCE,…` into whole-number weights and sources.
 
     Raises:
       UserError: if it is not of this form.
@@ -31,12 +31,14 @@ def parse_mixture(source: str) -> list[tuple[int, str]]:
     ]
     form = f"{KIND}:0.7*tfds:a,0.3*tfds:b"
     if not found or starts[0].start() or not all(name for _, name in found):
-        raise UserError(f"data.source='{shorten(source)}' is no mixture: write {form}")
+        raise UserError(f"data.source='{shorten(source)}' is not a mixture: write {form}")
     for weight, name in found:
         if not weight:
             raise UserError(f"data.source gives '{shorten(name, 80)}' the weight 0: leave it out")
         if name.startswith(f"{KIND}:"):
-            raise UserError(f"data.source='{shorten(source)}' mixes a mixture: name all in one")
+            raise UserError(
+                f"data.source='{shorten(source)}' nests a mixture: write all parts in one"
+            )
     scale = math.lcm(*(weight.denominator for weight, _ in found))
     whole = [int(weight * scale) for weight, _ in found]
     whole = [weight // math.gcd(*whole) for weight in whole]
@@ -48,14 +50,14 @@ def parse_mixture(source: str) -> list[tuple[int, str]]:
 
 
 def load(config: Data, read: Callable[[Data], Dataset]) -> Dataset:
-    """The mixture that `config.source` describes; the held-out examples of all are joined.
+    """Loads the mixture that `config.source` describes; held-out examples are concatenated.
 
     Args:
       config: the section `data`.
       read: loads a part.
 
     Raises:
-      UserError: if the parts do not look alike.
+      UserError: if the specs of the parts differ.
     """
     described = parse_mixture(config.source)
     parts = [read(dataclasses.replace(config, source=name)) for _, name in described]
@@ -76,7 +78,7 @@ def load(config: Data, read: Callable[[Data], Dataset]) -> Dataset:
 
 
 def _check_alike(first: str, one: Spec, name: str, other: Spec, config: Data) -> None:
-    """Raises UserError, naming the first difference, unless two parts look alike."""
+    """Raises UserError, naming the first difference, unless two parts have equal specs."""
     a, b = one.to_json(), other.to_json()
     different = next((key for key in (*a, *b) if a.get(key) != b.get(key)), None)
     if different is None:
@@ -84,7 +86,7 @@ def _check_alike(first: str, one: Spec, name: str, other: Spec, config: Data) ->
     if a["modality"] == b["modality"] == "text" and config.tokenizer in LEARNED:
         raise UserError(
             f"data.tokenizer={config.tokenizer} learns another vocabulary from each part of a"
-            " mixture: name one that is ready, byte, file:FILE or workdir:DIR"
+            " mixture: use byte, file:FILE or workdir:DIR"
         )
     raise UserError(
         f"'{shorten(first, 80)}' and '{shorten(name, 80)}' cannot be mixed: their"

@@ -39,13 +39,13 @@ def prepare(
       source: `folder:DIR`, `text:GLOB`, `jsonl:FILE`, `messages:FILE`, `conll:FILE` or `:DIR`,
         `npz:FILE`, `safetensors:FILE` or `idx:DIR`.
       name: of the new data set: lower-case letters, digits and underscores.
-      data_dir: where data sets lie.
+      data_dir: the folder of data sets.
       image_size: resize and centre-crop images of a folder; 0: leave them.
       text_field: the field of a JSONL record that holds its text.
       label_field: the field that holds its class, if all have one.
 
     Raises:
-      UserError: if the source cannot be taken, or the data set exists already.
+      UserError: if the source cannot be read, or the data set exists already.
     """
     if not re.fullmatch(NAME, name) or name == "downloads":
         raise UserError(
@@ -69,7 +69,7 @@ def prepare(
     _check_names(content.class_names)
     try:
         os.makedirs(folder, exist_ok=True)
-    except (OSError, ValueError) as e:  # ValueError: a NUL, or what is no Unicode
+    except (OSError, ValueError) as e:  # ValueError: a NUL, or not Unicode
         raise UserError(f"--data_dir={where} cannot be written: {one_line(e)}") from e
     try:
         return _write(content, name, folder, source)
@@ -80,7 +80,7 @@ def prepare(
 
 
 def _check_names(names: Sequence[str]) -> None:
-    """Raises UserError for a class name that TFDS, which keeps them as lines, would change."""
+    """Raises UserError for a class name that TFDS, which stores names as lines, would change."""
     for name in names:
         if name != name.strip() or any(unicodedata.category(c) in UNKEPT for c in name):
             raise UserError(
@@ -144,13 +144,13 @@ def _write(content: RawDataset, name: str, folder: str, source: str) -> str:
     tfds.disable_progress_bar()
     builder = Prepared(data_dir=folder, file_format="array_record")
     skip = tfds.download.ComputeStatsMode.SKIP
-    # TFDS would say that it downloads something; the progress bar above says what happens.
+    # TFDS prints that it downloads something; the progress bar above is enough.
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(compute_stats=skip)
             )
-    except BaseException:  # also Ctrl-C: what is half written must not block the next try
+    except BaseException:  # also Ctrl-C: a partial data set must not block the next try
         shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
         raise
     return str(builder.data_path)

@@ -111,7 +111,7 @@ def read(config: Data) -> RawDataset:
 
 
 def _may_be_module(name: str) -> bool:
-    """Whether a name is that of a module, rather than a misspelt kind of source."""
+    """True if the name can be a module's, rather than a misspelt kind of source."""
     return "." in name or importlib.util.find_spec(name) is not None
 
 

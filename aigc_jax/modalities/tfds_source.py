@@ -1,4 +1,4 @@
-"""Data sets of TFDS as content: images as they are asked for, text all at once or as needed."""
+"""Data sets of TFDS as raw examples: images are read one by one, text all at once or streamed."""
 
 import contextlib
 import os
@@ -10,7 +10,8 @@ from etils import epath
 from aigc_jax.core.config import Data
 from aigc_jax.core.errors import UserError, did_you_mean, one_line, shorten
 from aigc_jax.core.files import is_remote
-from aigc_jax.data.raw_dataset import ColumnarExamples, Example, Examples, RawDataset, parse_json
+from aigc_jax.data.lines import parse_json
+from aigc_jax.data.raw_dataset import ColumnarExamples, Example, Examples, RawDataset
 from aigc_jax.data.split import held_out_split
 from aigc_jax.data.tfds_folder import (
     check_classes,
@@ -25,15 +26,15 @@ from aigc_jax.modalities.text.chat_format import check_messages
 from aigc_jax.modalities.text.conll import check_sentence
 from aigc_jax.modalities.text.document_formats import DOCUMENT_FORMATS
 
-# TFDS feature names of what is read: of images, of text, and of what `aigc prepare` writes as JSON.
+# TFDS feature names: of images and text, and of the JSON that `aigc prepare` writes.
 IMAGE_KEY, LABEL_KEY, TEXT_KEY = "image", "label", "text"
 MESSAGES_KEY, WORDS_KEY, TAGS_KEY = "messages", "words", "tags"
 DECODERS = {IMAGE_KEY: decode_tfds_image}
-STORES = ("gs://", "s3://")  # where data sets can lie, besides folders
+STORES = ("gs://", "s3://")  # object stores that data sets are read from
 
 
 def tfds_content(name: str, config: Data) -> RawDataset:
-    """A data set in TFDS form (ArrayRecord, no TensorFlow), from a folder that need not be trusted.
+    """Opens a data set in TFDS form (ArrayRecord, no TensorFlow) from an untrusted folder.
 
     Args:
       name: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION.
@@ -80,7 +81,7 @@ def tfds_content(name: str, config: Data) -> RawDataset:
 
 
 def _used_features(name: str, features: Any, config: Data) -> list[str]:
-    """Which features are read; the first tells what the data set holds."""
+    """The features to read; the first one determines the kind of the data set."""
     found = next((k for k in (IMAGE_KEY, TEXT_KEY, MESSAGES_KEY, WORDS_KEY) if k in features), None)
     if found is None or (found == WORDS_KEY and TAGS_KEY not in features):
         raise UserError(
@@ -102,20 +103,20 @@ def _picker(records: TfdsRecords, keys: Sequence[str]) -> Callable[[int], Exampl
 
 
 def _texts(records: TfdsRecords, where: str) -> Examples:
-    """All examples of a split of text."""
+    """Reads all examples of a split of text."""
     rows = [_plain(record, f"record {i} of {where}") for i, record in enumerate(records)]
     return ColumnarExamples(**{key: [row[key] for row in rows] for key in rows[0]})
 
 
 def _unread(records: TfdsRecords, where: str) -> Examples:
-    """The same, each read when it is asked for."""
+    """Examples of a split of text that are read when they are called."""
     return Examples(
         lambda i: _plain(records[i], f"record {i} of {where}"), len(records), records.ends
     )
 
 
 def _plain(record: Example, where: str) -> Example:
-    """An example of text, words or messages; raises if it is none."""
+    """Checks and parses an example of text, words or messages."""
     if MESSAGES_KEY in record:
         messages = parse_json(_text(record[MESSAGES_KEY]), where)
         return {"messages": check_messages({"messages": messages}, where, training=False)}
@@ -127,7 +128,7 @@ def _plain(record: Example, where: str) -> Example:
 
 
 def _data_set_folder(name: str, config: Data) -> str:
-    """The folder of data sets, in which there is one of this name."""
+    """Checks that the folder of data sets has one of this name, and returns the folder."""
     check_name(name)
     folder, where = os.path.expanduser(config.data_dir), shorten(config.data_dir)
     write = f"write a data set there with aigc prepare --name={name} --data_dir={where}"
@@ -150,7 +151,7 @@ def _data_set_folder(name: str, config: Data) -> str:
 
 @contextlib.contextmanager
 def reachable(folder: str) -> Iterator[None]:
-    """Turns what object stores and their libraries raise into one sentence."""
+    """Turns exceptions of object stores and their libraries into a UserError."""
     try:
         yield
     except UserError:
@@ -177,7 +178,7 @@ def _builder(folder: str) -> Any:
 
 @contextlib.contextmanager
 def readable(name: str, config: Data) -> Iterator[None]:
-    """Turns whatever TFDS raises for a damaged data set into one sentence."""
+    """Turns exceptions of TFDS about a damaged data set into a UserError."""
     try:
         yield
     except UserError:

@@ -67,7 +67,7 @@ def images(folder, lengths=(7, 9, 4)):
 
 
 def test_records_are_found_and_files_opened_once(tmp_path):
-    shards = Shards(write(tmp_path), LENGTHS, held=100)
+    shards = Shards(write(tmp_path), LENGTHS, max_open_records=100)
     assert shards.opened == 0 and len(shards) == 20
     assert shards[8] == b"8" and shards.opened == 1
     assert [int(shards[i]) for i in range(20)] == list(range(20))
@@ -78,7 +78,7 @@ def test_records_are_found_and_files_opened_once(tmp_path):
 
 
 def test_only_so_many_files_stay_open(tmp_path):
-    shards = Shards(write(tmp_path), LENGTHS, held=7)
+    shards = Shards(write(tmp_path), LENGTHS, max_open_records=7)
     for i in (0, 4, 0, 4):  # 4 and 3 records
         shards[i]
     assert shards.opened == 2
@@ -91,13 +91,13 @@ def test_only_so_many_files_stay_open(tmp_path):
 
 def test_an_order_in_windows_opens_each_file_once_in_an_epoch(tmp_path):
     window = 6
-    shards = Shards(write(tmp_path), LENGTHS, held=2 * window + max(LENGTHS))
+    shards = Shards(write(tmp_path), LENGTHS, max_open_records=2 * window + max(LENGTHS))
     order = EpochShuffle(20, 0, shards.ends, window)
     for epoch in range(3):
         before = shards.opened
         assert sorted(int(shards[i]) for i in order(np.arange(20) + 20 * epoch)) == list(range(20))
         assert shards.opened - before <= 5
-    everywhere = Shards(write(tmp_path), LENGTHS, held=6)
+    everywhere = Shards(write(tmp_path), LENGTHS, max_open_records=6)
     for i in EpochShuffle(20, 0)(np.arange(20)):
         everywhere[int(i)]
     assert everywhere.opened > 8  # which is why there are windows
@@ -105,8 +105,8 @@ def test_an_order_in_windows_opens_each_file_once_in_an_epoch(tmp_path):
 
 def test_a_file_that_holds_other_than_it_should_is_named(tmp_path):
     paths = write(tmp_path)
-    with pytest.raises(ValueError, match="x-00001-of-00005 holds 3 records, not 2"):
-        Shards(paths, (4, 2, 7, 2, 5), held=100)[4]
+    with pytest.raises(ValueError, match="x-00001-of-00005 has 3 records"):
+        Shards(paths, (4, 2, 7, 2, 5), max_open_records=100)[4]
 
 
 def test_a_data_set_of_several_files_opens_no_more_than_it_reads(tmp_path, monkeypatch):

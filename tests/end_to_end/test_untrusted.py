@@ -33,7 +33,7 @@ from PIL import Image
 
 from aigc_jax.core.config import Data
 from aigc_jax.core.safetensors_file import open_npz, open_safetensors
-from aigc_jax.data import raw_dataset as content_reader
+from aigc_jax.data import lines as lines_lib
 from aigc_jax.modalities import readers, sources
 from aigc_jax.modalities.prepare import prepare
 
@@ -175,7 +175,7 @@ def lying_zip(method=zipfile.ZIP_DEFLATED):
 
 LIMITED = """
 import resource, sys, tracemalloc
-from aigc_jax.data import readers
+from aigc_jax.modalities import readers
 from aigc_jax.core.errors import UserError
 import PIL.Image, numpy, safetensors
 PIL.Image.init()
@@ -249,7 +249,7 @@ def test_other_formats_than_the_usual_are_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded("EPS", "RGB"))
     events = audit(
         f"""
-        from aigc_jax.data import readers
+        from aigc_jax.modalities import readers
         from aigc_jax.core.errors import UserError
         try:
             readers.read("folder:{tmp_path}", image_size=2)
@@ -416,7 +416,7 @@ def test_a_line_that_is_no_record_is_refused(tmp_path, line, reason):
 
 
 def test_a_line_without_end_is_read_no_further(tmp_path, monkeypatch):
-    monkeypatch.setattr(content_reader, "MAX_LINE", 1000)
+    monkeypatch.setattr(lines_lib, "MAX_LINE", 1000)
     (tmp_path / "d.jsonl").write_bytes(b'{"text": "' + b"a" * 2000)
     assert "1000 bytes" in refusal(readers.read, f"jsonl:{tmp_path / 'd.jsonl'}")
 

@@ -19,7 +19,7 @@ MAX_DEFLATE = 1032  # gzip makes nothing smaller than this many times
 
 
 def read_npz(path: str) -> RawDataset:
-    """Arrays of images, and labels if present, of an npz file.
+    """Reads arrays of images, and labels if present, of an npz file.
 
     Keys: `images` and `labels`, or per split `x_train`, `y_train`, `x_test`, `y_test` (Keras), or
     `train_images`, `train_labels`, … (MedMNIST).
@@ -28,7 +28,7 @@ def read_npz(path: str) -> RawDataset:
 
 
 def read_safetensors(path: str) -> RawDataset:
-    """The same arrays by the same names as `read_npz`, of a safetensors file."""
+    """Reads the same arrays as `read_npz`, of a safetensors file."""
     return _named_content(open_safetensors(path), path)
 
 
@@ -51,7 +51,7 @@ def _named_content(archive: dict[str, np.ndarray], path: str) -> RawDataset:
 
 
 def read_idx(path: str) -> RawDataset:
-    """A folder with MNIST's four IDX files, gzipped or not."""
+    """Reads a folder with MNIST's four IDX files, gzipped or not."""
     splits = {}
     for split, stem in (("train", "train"), ("test", "t10k")):
         images = _idx_file(path, f"{stem}-images-idx3-ubyte", required=split == "train")
@@ -72,7 +72,7 @@ def _idx_file(folder: str, name: str, required: bool) -> str | None:
 
 
 def read_idx_file(path: str, dims: int) -> np.ndarray:
-    """One IDX file of unsigned bytes: magic 0 0 8 dims, big-endian sizes, then the data."""
+    """Reads one IDX file of unsigned bytes: magic 0 0 8 dims, big-endian sizes, then the data."""
     where = shorten(path)
     with open_file(path) as raw:
         zipped = path.endswith(".gz")
@@ -99,7 +99,7 @@ def read_idx_file(path: str, dims: int) -> np.ndarray:
 
 
 def read_at_most(f: IO[bytes], size: int) -> bytearray:
-    """Up to `size` bytes, in pieces: a header's claim takes no memory, nor does a gzip bomb."""
+    """Reads up to `size` bytes in pieces, so that no false header or gzip bomb takes memory."""
     content = bytearray()
     while len(content) < size and (piece := f.read(min(size - len(content), 1 << 20))):
         content += piece
@@ -120,13 +120,13 @@ def array_dataset(
         sorted.
 
     Raises:
-      UserError: for arrays of another shape or type, or a label that is no class.
+      UserError: for arrays of another shape or type, or a label that is not a class.
     """
     checked = {s: (_check_images(x, s, where), y) for s, (x, y) in splits.items()}
     shapes = {images.shape[1:] for images, _ in checked.values()}
     if len(shapes) > 1:
         raise UserError(f"the splits of {where} differ in image shape: {sorted(shapes)}")
-    # Labels of some splits only are of no use: they are left out.
+    # Labels are ignored unless all splits have them.
     labels = {
         split: _check_labels(y, len(images), split, where)
         for split, (images, y) in checked.items()

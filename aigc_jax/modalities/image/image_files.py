@@ -12,15 +12,15 @@ from PIL import Image, ImageOps
 from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.core.files import open_file
 
-MAX_PIXELS = 64_000_000  # a header may claim any size; refuse before memory is taken
-# Not whatever Pillow can open, by content: EPS would start Ghostscript, for example.
+MAX_PIXELS = 64_000_000  # a header may claim any size: refused before memory is allocated
+# Not all formats that Pillow opens: EPS would start Ghostscript, for example.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
 GREY = ("L", "1", "LA", "La")
 COLOUR = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV")
 
 
 def open_image(file: str) -> Image.Image:
-    """The decoded image, turned as a viewer shows it; of several frames or pages the first.
+    """Opens and decodes an image, rotated as its EXIF data say; of several frames the first.
 
     Raises:
       UserError: if it is broken, too large, not of 8 bits, or none of `FORMATS`.
@@ -32,11 +32,11 @@ def open_image(file: str) -> Image.Image:
 
 
 def decode_image(f: BinaryIO, where: str, size: tuple[int, int] | None = None) -> Image.Image:
-    """The decoded image, as it is stored.
+    """Decodes an image as it is stored.
 
     Args:
       f: the encoded image.
-      where: what to call it in messages.
+      where: its name in messages.
       size: (width, height) that it must have.
 
     Raises:
@@ -58,7 +58,7 @@ def decode_image(f: BinaryIO, where: str, size: tuple[int, int] | None = None) -
 
 @contextlib.contextmanager
 def _refused(where: str) -> Iterator[None]:
-    """Turns what Pillow raises into one sentence, and its remarks on what it can read to none."""
+    """Turns exceptions of Pillow into a UserError, and drops its warnings."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -67,9 +67,9 @@ def _refused(where: str) -> Iterator[None]:
         raise
     except Image.DecompressionBombError as e:
         raise UserError(f"{where} is too large ({one_line(e)}): shrink it") from e
-    except Exception as e:  # each of Pillow's decoders raises what it likes
+    except Exception as e:  # Pillow's decoders raise many types
         raise UserError(
-            f"{where} is not a readable image ({one_line(e, 100)}): mend or remove it"
+            f"{where} is not a readable image ({one_line(e, 100)}): repair or remove it"
         ) from e
 
 
@@ -81,7 +81,7 @@ def _check_size(size: tuple[int, int], where: str) -> None:
 
 
 def webp_size(f: BinaryIO) -> tuple[int, int] | None:
-    """(width, height) of a WebP's header, which Pillow does not read before memory is taken.
+    """(width, height) of a WebP's header, which Pillow reads only after it allocated memory.
 
     None for other files. `f` is left at its start.
     """
@@ -102,12 +102,12 @@ def webp_size(f: BinaryIO) -> tuple[int, int] | None:
 
 
 def colourful(image: Image.Image) -> bool:
-    """Whether the image is of a kind that can hold colours."""
+    """True if the image's mode can have colours."""
     return image.mode not in GREY
 
 
 def to_pixels(file: str, shape: tuple[int, int, int], fit: bool) -> np.ndarray:
-    """The image as uint8 (H, W, C).
+    """Reads an image as uint8 (H, W, C).
 
     Args:
       file: its path.
@@ -128,7 +128,7 @@ def to_pixels(file: str, shape: tuple[int, int, int], fit: bool) -> np.ndarray:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """On white, where it is transparent: the colours hidden there are nobody's intention."""
+    """Composites on white: colours of transparent pixels are arbitrary."""
     if not image.has_transparency_data:
         return image
     image = image.convert("RGBA")

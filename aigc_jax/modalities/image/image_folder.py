@@ -24,14 +24,14 @@ Files = Sequence[tuple[str, str | None]]  # each with its class
 
 
 def read_folder(path: str, image_size: int = 0) -> RawDataset:
-    """A folder of images: flat, or one folder per class; `train/` and `test/` may lie above.
+    """Reads a folder of images: flat, or one folder per class, within `train/` and `test/` or not.
 
     Args:
       path: the folder.
-      image_size: resize and centre-crop to this many pixels a side; 0: they must agree already.
+      image_size: resize and centre-crop to this many pixels a side; 0: images must have one size.
 
     Raises:
-      UserError: if the folder holds no images, or they cannot be taken as they are.
+      UserError: if the folder has no images, or they differ in size.
     """
     if not os.path.isdir(path):
         raise UserError(f"there is no folder {shorten(path)}")
@@ -42,7 +42,7 @@ def read_folder(path: str, image_size: int = 0) -> RawDataset:
         found[split] = _image_files(root)
         if not found[split]:
             raise UserError(
-                f"the folder {shorten(root)} holds no images ({', '.join(IMAGE_SUFFIXES)})"
+                f"the folder {shorten(root)} has no images ({', '.join(IMAGE_SUFFIXES)})"
             )
     names = _class_names(found)
     sizes: dict[tuple[int, int], str] = {}
@@ -55,7 +55,7 @@ def read_folder(path: str, image_size: int = 0) -> RawDataset:
         (first, a), (second, b) = list(sizes.items())[:2]
         raise UserError(
             f"images differ in size: {shorten(a)} is {first[0]}×{first[1]} and {shorten(b)} is"
-            f" {second[0]}×{second[1]}; bring them to one size with aigc prepare --image_size=N"
+            f" {second[0]}×{second[1]}; resize them with aigc prepare --image_size=N"
         )
     width, height = (image_size, image_size) if image_size else next(iter(sizes))
     shape = (height, width, 3 if colour else 1)
@@ -88,34 +88,34 @@ def _split_folders(path: str) -> dict[str, str]:
     inside = tuple(root + os.sep for root in roots.values())
     stray = [f for f, _ in _image_files(path) if not f.startswith(inside)]
     if stray:
-        raise UserError(f"{shorten(stray[0])} lies outside the folders {', '.join(split_folders)}")
+        raise UserError(f"{shorten(stray[0])} is outside the folders {', '.join(split_folders)}")
     return roots
 
 
 def _class_names(found: Mapping[str, Files]) -> list[str]:
-    """The classes in order; UserError if some images have none, or a name cannot be kept."""
+    """The classes in order; UserError if some images have none, or TFDS cannot store a name."""
     pairs = [pair for files in found.values() for pair in files]
     names = sorted({name for _, name in pairs if name is not None})
     unlabelled = [file for file, name in pairs if name is None]
     if names and unlabelled:
         raise UserError(
-            f"{shorten(unlabelled[0])} lies beside class folders: put every image into a class"
+            f"{shorten(unlabelled[0])} is next to class folders: put every image into a class"
             " folder, or none"
         )
     for name in names:
-        # TFDS keeps the names as the lines of a text file, without the spaces around them.
+        # TFDS stores the names as lines of a text file, stripped of spaces.
         if name != name.strip() or any(unicodedata.category(c) in UNKEPT for c in name):
             raise UserError(
                 f"the class folder '{shorten(name)}' cannot be kept under this name: rename it,"
-                " without spaces around it, line ends or bytes that are no text"
+                " without spaces around it, line ends or bytes that are not text"
             )
     return names
 
 
 def _image_files(root: str) -> Files:
-    """Image files with their class: the name of the folder under `root` they lie in.
+    """Image files with their class: the name of their folder under `root`.
 
-    Links to folders are refused: they may lead anywhere, or in circles.
+    Links to folders are refused: they may be cyclic or lead out of the folder.
     """
     pairs = []
 

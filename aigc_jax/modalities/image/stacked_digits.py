@@ -15,7 +15,7 @@ COUNTS = {"train": 50_000, "validation": 5_000}
 def stack(digits: RawDataset, config: Data) -> RawDataset:
     """Image i of a split shows three random digits; its class is 100 a + 10 b + c.
 
-    Which three depends on the split and on i only. Digits that are held out stand in no training
+    Which three depends on the split and on i only. Held-out digits are in no training
     image.
 
     Args:

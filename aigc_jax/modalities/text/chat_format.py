@@ -1,4 +1,4 @@
-"""Conversations as text and as tokens, in the form ChatML.
+"""Conversations as text and as tokens, in the format ChatML.
 
 A turn is `<|im_start|>role`, a line end, its content, `<|im_end|>` and a line end.
 N is the number of tokens of a conversation.
@@ -14,22 +14,22 @@ from aigc_jax.modalities.text.hf_tokenizer import IM_END, IM_START
 from aigc_jax.modalities.text.tokenizers import Tokenizer
 
 ROLES = ("system", "user", "assistant")
-ANSWER = "assistant"  # whose words a model learns
+ANSWER = "assistant"  # the role whose messages are targets
 
 Message = dict[str, str]  # "role", one of `ROLES`, and "content"
 
 
 def check_messages(value: Any, where: str, *, training: bool = True) -> list[Message]:
-    """The messages of one conversation from anywhere.
+    """Checks an untrusted conversation and returns its messages.
 
     Args:
-      value: what JSON made of `{"messages": [{"role": …, "content": …}, …]}`; other keys are left
-        out.
-      where: what to call it in messages, such as "line 3 of chats.jsonl".
-      training: whether a model is to learn from it, so that an assistant must speak.
+      value: parsed JSON of the form `{"messages": [{"role": …, "content": …}, …]}`; other keys are
+        ignored.
+      where: its name in messages, such as "line 3 of chats.jsonl".
+      training: whether it is trained on, so that the assistant must speak.
 
     Raises:
-      UserError: if it is no conversation; it names the message.
+      UserError: if it is not a conversation; it names the message.
     """
     messages = value.get("messages") if isinstance(value, dict) else None
     if not isinstance(messages, list) or not messages:
@@ -64,29 +64,29 @@ def _message(value: Any, where: str) -> Message:
 
 
 def chatml(messages: Sequence[Message], *, answer: bool = False) -> str:
-    """The conversation as text; with `answer`, up to where the assistant is to go on."""
+    """Renders a conversation as text, with `answer` and the head of an assistant's turn."""
     turns = [f"{IM_START}{m['role']}\n{m['content']}{IM_END}\n" for m in messages]
     return "".join([*turns, f"{IM_START}{ANSWER}\n" if answer else ""])
 
 
 def plain_turns(messages: Sequence[Message]) -> list[str]:
-    """The roles and what they say, one text per message, without the marks of turns."""
+    """Role and content of each message, without the marks of turns."""
     return [f"{m['role']}\n{m['content']}" for m in messages]
 
 
 def render(
     messages: Sequence[Message], tokenizer: Tokenizer, *, answer: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The conversation as tokens, and which of them an assistant must learn to say.
+    """Renders a conversation as tokens, and their weights as targets.
 
-    What people write never becomes a special token. Where the tokenizer has no special tokens of
-    these names (byte, char), they are spelled out, and a message that spells them too looks like
-    more turns.
+    A message's text never becomes a special token. Where the tokenizer has no special tokens of
+    these names (byte, char), they are spelled out, and a message that spells them too is read as
+    several turns.
 
     Args:
       messages: as `check_messages` returns them.
-      tokenizer: text → tokens; its `prefix` is not put in front.
-      answer: whether to end with the head of an assistant's turn, for the model to go on.
+      tokenizer: text → tokens; its `prefix` is not added.
+      answer: whether to append the head of an assistant's turn, for the model to continue.
 
     Returns:
       Tokens (N,) int32, and weights (N,) float32: 1 for an assistant's content and the <|im_end|>
@@ -115,8 +115,8 @@ def render(
 def _turn(message: Message, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """The tokens of `role`, line end and content, cut before the content.
 
-    Read as one text, as Hugging Face's templates are. But a token must not reach over the cut in an
-    assistant's turn: a model goes on after the line end.
+    Tokenized as one text, as Hugging Face's templates are. But in an assistant's turn no token may
+    reach over the cut, as a model continues after the line end.
     """
     head = tokenizer.encode(f"{message['role']}\n")
     whole = tokenizer.encode(f"{message['role']}\n{message['content']}")
@@ -126,5 +126,5 @@ def _turn(message: Message, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarra
 
 
 def turn_end(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """The texts before which an assistant's turn ends: none if <|im_end|> is a token of its own."""
+    """Stop strings of an assistant's turn: none if <|im_end|> is a token of its own."""
     return () if len(tokenizer.special(IM_END)) == 1 else (IM_END,)

@@ -5,10 +5,11 @@ import re
 from typing import Any
 
 from aigc_jax.core.errors import UserError, one_line, shorten
-from aigc_jax.data.raw_dataset import ColumnarExamples, RawDataset, is_unicode, read_lines
+from aigc_jax.data.lines import is_unicode, read_lines
+from aigc_jax.data.raw_dataset import ColumnarExamples, RawDataset
 
 TAG = re.compile(r"O|[BI]-\S+")
-# What a file's name tells of its split. CoNLL-2003 calls its development set "testa".
+# The split that a file's name means. CoNLL-2003 calls its development set "testa".
 SPLIT_NAMES = (
     ("train", re.compile(r"(?<![a-z])train", re.IGNORECASE)),
     ("validation", re.compile(r"(?<![a-z])(dev|valid|val(?![a-z])|testa)", re.IGNORECASE)),
@@ -19,13 +20,13 @@ Sentence = tuple[list[str], list[str]]  # words and their tags
 
 
 def read_conll(path: str) -> RawDataset:
-    """A file of sentences, or a folder of files whose names contain train, dev, valid or test.
+    """Reads a file of sentences, or a folder of files named after train, dev, valid or test.
 
-    A line is a word and its tag, with any columns between them; blank lines lie between sentences.
+    A line is a word and its tag, with any columns between them; blank lines separate sentences.
     Tags are O, B-TYPE and I-TYPE.
 
     Raises:
-      UserError: if there are no such files, or a line has no word or tag, naming it.
+      UserError: if there are no such files, or for a line without word or tag.
     """
     files = {"train": [path]}
     if os.path.isdir(os.path.expanduser(path)):
@@ -34,7 +35,7 @@ def read_conll(path: str) -> RawDataset:
     for split, paths in files.items():
         sentences = [sentence for file in paths for sentence in read_sentences(file)]
         if not sentences:
-            raise UserError(f"{shorten(paths[0])} holds no words with tags")
+            raise UserError(f"{shorten(paths[0])} has no words with tags")
         words, tags = zip(*sentences, strict=True)
         splits[split] = ColumnarExamples(words=words, tags=tags)
     return RawDataset(splits, kind="words")
@@ -64,8 +65,8 @@ def read_sentences(path: str) -> list[Sentence]:
     """The sentences of one file.
 
     A line that starts with '#' before a sentence is a comment unless it has as many columns as the
-    others and a tag in the last: in tweets '#' starts words. Lines of the word -DOCSTART- are left
-    out.
+    others and a tag in the last: in tweets '#' starts words. Lines of the word -DOCSTART- are
+    ignored.
 
     Raises:
       UserError: for a line without word or tag.
@@ -90,7 +91,7 @@ def read_sentences(path: str) -> list[Sentence]:
 
 
 def _width(path: str) -> int:
-    """How many columns the file has: those of its first line that can be no comment, or else 2."""
+    """Number of columns of the first line that cannot be a comment, else 2."""
     rows = (_cells(line) for _, line in read_lines(path) if line.strip())
     return next((len(r) for r in rows if not r[0].startswith(("#", "-DOCSTART-"))), 2)
 
@@ -116,7 +117,7 @@ def _complaint(cells: list[str], where: str) -> str:
 
 
 def check_sentence(words: Any, tags: Any, where: str) -> Sentence:
-    """A sentence of what JSON made of one; UserError names `where` it is none."""
+    """Checks an untrusted sentence; UserError names `where` if it is not one."""
     whole = isinstance(words, list) and isinstance(tags, list) and len(words) == len(tags) > 0
     if not whole or not all(isinstance(s, str) and s and is_unicode(s) for s in (*words, *tags)):
         raise UserError(f"{where} is not a list of words with as many tags")

@@ -29,12 +29,12 @@ CHUNK = 1 << 16  # tokens decoded at once
 
 @contextlib.contextmanager
 def checked() -> Iterator[None]:
-    """Turns whatever the library raises for what it cannot take into a ValueError."""
+    """Turns any exception of the library into a ValueError."""
     try:
         yield
     except Exception as e:
         raise ValueError(one_line(e)) from e
-    except BaseException as e:  # a panic in Rust is no Exception
+    except BaseException as e:  # a panic in Rust is not an Exception
         if type(e).__name__ != "PanicException":
             raise
         raise ValueError(one_line(e)) from e
@@ -42,7 +42,7 @@ def checked() -> Iterator[None]:
 
 @contextlib.contextmanager
 def usable(problem: str) -> Iterator[None]:
-    """Turns it into a UserError that says `problem`."""
+    """Turns any exception of the library into a UserError that begins with `problem`."""
     try:
         with checked():
             yield
@@ -51,7 +51,7 @@ def usable(problem: str) -> Iterator[None]:
 
 
 class LibraryTokenizer:
-    """A tokenizer of the library, with what its JSON does not say.
+    """A tokenizer of the library, with the special tokens that its JSON does not name.
 
     Args:
       library: the tokenizer; its settings for truncation, padding and dropout are switched off.
@@ -59,10 +59,10 @@ class LibraryTokenizer:
       stops: tokens that end a generation.
       prefix: tokens before a text.
       suffix: tokens after a text.
-      mask: the token that hides another.
+      mask: the mask token.
 
     Raises:
-      ValueError: for a token that is none, or a vocabulary without tokens or with too many.
+      ValueError: for a token outside the vocabulary, or an empty or absurdly large vocabulary.
     """
 
     name = "library"
@@ -77,7 +77,7 @@ class LibraryTokenizer:
         suffix: Sequence[int] = (),
         mask: int | None = None,
     ):
-        self._library = settled(library)
+        self._library = without_truncation(library)
         vocabulary = vocabulary_of(library)
         self.size = max(vocabulary.values()) + 1
         ids = [separator, *stops, *prefix, *suffix, *([] if mask is None else [mask])]
@@ -92,7 +92,7 @@ class LibraryTokenizer:
         added = library.get_added_tokens_decoder()
         self._added = {token.content: i for i, token in added.items()}
         self._hidden = frozenset([*ids, *(i for i, token in added.items() if token.special)])
-        self._never = self._hidden - {_unknown(library)}  # what no text may become
+        self._never = self._hidden - {_unknown(library)}  # tokens that no text is encoded as
         self.byte_tokens = frozenset(i for t, i in vocabulary.items() if BYTE_TOKEN.fullmatch(t))
         self.pieces = self._pieces(vocabulary)
 
@@ -110,7 +110,7 @@ class LibraryTokenizer:
 
         Args:
           documents: texts.
-          vocab_size: at most so many tokens; fewer if no more pairs occur twice.
+          vocab_size: the most tokens; there are fewer if no more pairs occur twice.
 
         Raises:
           UserError: if the bytes alone are more tokens than that.
@@ -172,11 +172,11 @@ class LibraryTokenizer:
             return self._library.decode(self.plain(tokens), skip_special_tokens=False)
 
     def plain(self, tokens: Iterable[int]) -> list[int]:
-        """The tokens that stand for text."""
+        """The tokens that are not special."""
         return [t for t in tokens if 0 <= t < self.size and t not in self._hidden]
 
     def byte_lengths(self) -> np.ndarray:
-        """How many bytes of text each token stands for between two others, (V,)."""
+        """Number of bytes of text of each token between two others, (V,)."""
         if self.pieces is not None:
             return np.array([len(piece) for piece in self.pieces])
         lengths = np.zeros(self.size, np.int64)
@@ -225,11 +225,11 @@ class LibraryTokenizer:
         """The inverse of `to_json`'s "library".
 
         Raises:
-          KeyError, TypeError, ValueError: if it describes no tokenizer.
+          KeyError, TypeError, ValueError: if it does not describe a tokenizer.
         """
         lists = {k: value[k] for k in ("stops", "prefix", "suffix")}
         if not all(isinstance(v, list) for v in lists.values()):
-            raise ValueError("special tokens that are no lists")
+            raise ValueError("special tokens that are not lists")
         return cls(parse(value["json"]), separator=value["separator"], mask=value["mask"], **lists)
 
     def to_library(self) -> tokenizers.Tokenizer:
@@ -237,13 +237,13 @@ class LibraryTokenizer:
 
 
 def parse(text: Any) -> tokenizers.Tokenizer:
-    """The tokenizer of a tokenizer.json from anywhere.
+    """Parses an untrusted tokenizer.json.
 
     Raises:
-      ValueError: if it is none.
+      ValueError: if it is not a tokenizer.
     """
     if not isinstance(text, str):
-        raise ValueError("a tokenizer that is no text")
+        raise ValueError("a tokenizer that is not text")
     with checked():
         return tokenizers.Tokenizer.from_str(text)
 
@@ -257,7 +257,7 @@ def vocabulary_of(library: tokenizers.Tokenizer) -> dict[str, int]:
 
 
 def _unknown(library: tokenizers.Tokenizer) -> int | None:
-    """The token for what the vocabulary lacks, which a text may well become."""
+    """The token for unknown text; it is special, but text may be encoded as it."""
     if isinstance(library.model, models.Unigram):
         return json.loads(library.to_str())["model"].get("unk_id")
     word = getattr(library.model, "unk_token", None)
@@ -265,7 +265,7 @@ def _unknown(library: tokenizers.Tokenizer) -> int | None:
 
 
 def put_in_front(library: tokenizers.Tokenizer, special: str) -> tokenizers.Tokenizer:
-    """Makes `special` a special token that stands before every text, as in training."""
+    """Makes `special` a special token that is added before every text, as in training."""
     library.add_special_tokens([AddedToken(special, normalized=False, special=True)])
     library.post_processor = processors.TemplateProcessing(
         single=f"{special} $A",
@@ -275,8 +275,8 @@ def put_in_front(library: tokenizers.Tokenizer, special: str) -> tokenizers.Toke
     return library
 
 
-def settled(library: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """Switches off what would make tokens depend on more than the text."""
+def without_truncation(library: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Disables truncation, padding and dropout, so that tokens depend on the text alone."""
     library.no_truncation()
     library.no_padding()
     library.encode_special_tokens = True

@@ -39,7 +39,7 @@ class SpecialTokenTemplate:
             )
 
     def apply(self, inner: np.ndarray) -> dict[str, np.ndarray]:
-        """An example's `tokens` and `segments`, (T+1,); 1 marks what is no padding."""
+        """An example's `tokens` and `segments`, (T+1,); 1 marks tokens that are not padding."""
         tokens = np.zeros(self.seq_len + 1, np.int32)
         segments = np.zeros(self.seq_len + 1, np.int32)
         whole = np.concatenate([self.before, inner, self.after])
@@ -99,8 +99,8 @@ class Tagged:
       tags: one per word, as numbers.
       tokenizer: text → tokens.
       seq_len: T.
-      inside: which tags go on with the word before (I-…).
-      outside: the tag of words that belong to nothing (O).
+      inside: tags that continue the entity of the word before (I-…).
+      outside: the tag of words outside all entities (O).
 
     Attributes:
       divided: number of sentences that became several examples.
@@ -140,9 +140,9 @@ class Tagged:
 
 
 def word_encoder(tokenizer: Tokenizer) -> Callable[[str, bool], np.ndarray]:
-    """(word, whether a space stands before it) → its tokens, at least one.
+    """Returns a function (word, whether a space precedes it) → its tokens, at least one.
 
-    A word of which the tokenizer makes nothing is the separator, so that it keeps its tag.
+    A word without tokens becomes the separator, so that it keeps its tag.
     """
     known: dict[tuple[str, bool], np.ndarray] = {}
     space = _space(tokenizer)
@@ -158,9 +158,9 @@ def word_encoder(tokenizer: Tokenizer) -> Callable[[str, bool], np.ndarray]:
 
 
 def _space(tokenizer: Tokenizer) -> str:
-    """What to put before a word, so that its tokens are those that it has inside of a sentence.
+    """The text to put before a word, so that it has the same tokens as within a sentence.
 
-    Tokenizers that write ▁ for spaces, such as Llama 2's, put one there by themselves.
+    Tokenizers that write ▁ for spaces, such as Llama 2's, add one by themselves.
     """
     if tokenizer.pieces is not None:
         return " "
@@ -175,14 +175,14 @@ def runs(
     inside: frozenset[int] = frozenset(),
     outside: int = 0,
 ) -> list[range]:
-    """A sentence as runs of words that fit, cut beside words outside of everything if it can be.
+    """Divides a sentence into runs of words that fit, if possible next to words outside entities.
 
     Args:
       sizes: tokens of each word, from 1 to `room`.
       tags: one per word.
       room: the most tokens of a run.
-      inside: the tags that go on with the word before.
-      outside: the tag of words that belong to nothing.
+      inside: tags that continue the entity of the word before.
+      outside: the tag of words outside all entities.
     """
     found, start = [], 0
     while start < len(sizes):
@@ -198,7 +198,7 @@ def runs(
 
 
 def _cut(start: int, end: int, tags: Sequence[int], inside: frozenset[int], outside: int) -> int:
-    """Where a run ends at best: beside a word outside of everything, else before one not inside."""
+    """The best end of a run: next to a word outside all entities, else between entities."""
     between = [i for i in range(end, start, -1) if tags[i] not in inside]
     beside = (i for i in between if outside in (tags[i - 1], tags[i]) and 2 * i > start + end)
     return next(beside, between[0] if between else end)

@@ -65,7 +65,7 @@ def fill_row(pieces: Iterable[Document], seq_len: int) -> dict[str, np.ndarray]:
         end = at + len(piece)
         tokens[at:end] = piece
         segments[at:end] = segment
-        # The piece's own first token is no target: what came before it is another document.
+        # A piece's first token is not a target: the token before it is of another document.
         weight[at : end - 1] = 1 if weights is None else weights[1:]
         at = end
     return {"tokens": tokens, "segments": segments, "weight": weight}

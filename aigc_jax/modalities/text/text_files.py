@@ -6,23 +6,17 @@ from typing import Any
 
 from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.core.files import check_memory, file_size, open_file
-from aigc_jax.data.raw_dataset import (
-    ColumnarExamples,
-    RawDataset,
-    decode,
-    is_unicode,
-    parse_json,
-    read_lines,
-)
+from aigc_jax.data.lines import decode, is_unicode, parse_json, read_lines
+from aigc_jax.data.raw_dataset import ColumnarExamples, RawDataset
 
 
 def read_text(pattern: str) -> RawDataset:
-    """Text files, one document each; `pattern` is a path with wildcards.
+    """Reads text files, one document each; `pattern` is a path with wildcards.
 
-    `**` is any number of folders, but hidden ones and links to folders, which may lead in circles.
+    `**` matches any number of folders, except hidden ones and links, which may be cyclic.
 
     Raises:
-      UserError: if nothing matches, or a file is no UTF-8 text.
+      UserError: if nothing matches, or a file is not UTF-8 text.
     """
     try:
         matches = _matching(os.path.expanduser(pattern))
@@ -41,7 +35,7 @@ def read_text(pattern: str) -> RawDataset:
 
 
 def _matching(pattern: str) -> set[str]:
-    """The paths that match; glob's own `**` would go round links in circles."""
+    """The paths that match; glob's own `**` follows links in circles."""
     parts = pattern.split(os.sep)
     if "**" not in parts:
         return set(glob.glob(pattern))
@@ -60,7 +54,7 @@ def _matching(pattern: str) -> set[str]:
 def read_jsonl(path: str, text_field: str = "text", label_field: str = "label") -> RawDataset:
     """One JSON object a line; its `text_field` is the document, its `label_field` the class.
 
-    Labels are texts, whole numbers or truths. Unless every document has one they are left out.
+    Labels are texts, whole numbers or booleans; they are ignored unless every document has one.
 
     Raises:
       UserError: for a line that is too long, not JSON or without text under `text_field`.
@@ -95,7 +89,7 @@ def read_jsonl(path: str, text_field: str = "text", label_field: str = "label") 
 
 
 def _text_of(record: Any, field: str, where: str) -> str:
-    """The text of one line; UserError names `where` it has none."""
+    """The text of one line; UserError names `where` if it has none."""
     text = record.get(field) if isinstance(record, dict) else None
     if not isinstance(text, str):
         raise UserError(
@@ -103,12 +97,12 @@ def _text_of(record: Any, field: str, where: str) -> str:
             " (data.text_field in a config)"
         )
     if not is_unicode(text):
-        raise UserError(f"{where} is not Unicode text: mend it")
+        raise UserError(f"{where} is not Unicode text: correct it")
     return text
 
 
 def _label_of(record: dict[str, Any], field: str) -> str | None:
-    """The class of one line, if it is one."""
+    """The class of one line; None if it has none."""
     value = record.get(field)
     if isinstance(value, (bool, int)):
         return str(value).lower()
@@ -118,5 +112,5 @@ def _label_of(record: dict[str, Any], field: str) -> str | None:
 def _text_content(documents: list[str], where: str, unlabelled: str = "") -> RawDataset:
     documents = [d for d in documents if d.strip()]
     if not documents:
-        raise UserError(f"{shorten(where)} holds no text")
+        raise UserError(f"{shorten(where)} has no text")
     return RawDataset({"train": ColumnarExamples(text=documents)}, unlabelled=unlabelled)

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from aigc_jax.core.errors import UserError, shorten
-from aigc_jax.data.raw_dataset import ColumnarExamples, RawDataset, is_unicode
+from aigc_jax.data.lines import is_unicode
+from aigc_jax.data.raw_dataset import ColumnarExamples, RawDataset
 from aigc_jax.modalities.text.chat_format import check_messages
 from aigc_jax.modalities.text.conll import check_sentence
 
@@ -24,7 +25,7 @@ def labelled_text_dataset(
         sorted.
 
     Raises:
-      UserError: for an item that is no text, or a label that is no class; it names the field.
+      UserError: for an item that is not text, or a label that is not a class; it names the field.
     """
     for split, (texts, _) in splits.items():
         for number, text in enumerate(texts):
@@ -56,7 +57,7 @@ def messages_dataset(splits: Mapping[str, Sequence[Any]]) -> RawDataset:
     """Conversations, each a list of `{"role": …, "content": …}`.
 
     Raises:
-      UserError: for an item that is no conversation.
+      UserError: for an item that is not a conversation.
     """
     found = {}
     for split, dialogues in splits.items():
@@ -74,7 +75,7 @@ def tagged_text_dataset(
     """Sentences as lists of words, with a list of tags (O, B-TYPE, I-TYPE) each.
 
     Raises:
-      UserError: for an item that is no such sentence.
+      UserError: for an item that is not such a sentence.
     """
     found = {}
     for split, (words, tags) in splits.items():

@@ -1,4 +1,4 @@
-"""What tokens stand for: bytes of text, cut anywhere, and the text that they make together."""
+"""The bytes of text that tokens represent; a character may be split over several tokens."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -24,14 +24,14 @@ def until(tokens: Iterable[int], stops: Collection[int]) -> list[int]:
 
 
 def bytes_of(pieces: Sequence[bytes], tokens: Iterable[int]) -> bytes:
-    """The bytes of all tokens; none for those that `pieces` lacks, as models may be wider."""
+    """The bytes of all tokens; those beyond `pieces` have none, as vocabularies may be padded."""
     return b"".join(pieces[t] for t in tokens if 0 <= t < len(pieces))
 
 
 def byte_alphabet() -> list[str]:
     """The character that byte-level BPE writes for each byte, (256,) (Radford et al. 2019).
 
-    Printable ones of Latin-1 stand for themselves, the others for code points from 256 on.
+    Printable bytes of Latin-1 are written as themselves, the others as code points from 256 on.
     """
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = (b for b in range(256) if b not in plain)
@@ -40,7 +40,7 @@ def byte_alphabet() -> list[str]:
 
 
 def byte_pieces(vocabulary: dict[str, int], size: int) -> list[bytes]:
-    """What each token of a byte-level vocabulary stands for, (V,).
+    """The bytes of each token of a byte-level vocabulary, (V,).
 
     A token with a character outside the alphabet was added as it is.
     """

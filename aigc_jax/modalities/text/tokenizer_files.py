@@ -1,6 +1,6 @@
-"""Reads a tokenizer from a tokenizer.json or from a Hugging Face folder, which need not be trusted.
+"""Reads a tokenizer from an untrusted tokenizer.json or Hugging Face folder.
 
-The folder's other files say which tokens end a text; nothing in them is run.
+The folder's other files name the tokens that end a text; no code in them is run.
 """
 
 import json
@@ -17,8 +17,8 @@ from aigc_jax.modalities.text.hf_tokenizer import (
     LibraryTokenizer,
     checked,
     parse,
-    settled,
     vocabulary_of,
+    without_truncation,
 )
 
 TOKENIZER = "tokenizer.json"
@@ -29,11 +29,11 @@ ROLES = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")  # of special tokens
 ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "[SEP]", IM_END)
 MASKS = ("[MASK]", "<mask>")
 
-Settings = dict[str, dict[str, Any]]  # what each file of the folder holds
+Settings = dict[str, dict[str, Any]]  # the content of each file of the folder
 
 
 def read(path: str) -> LibraryTokenizer:
-    """The tokenizer of a file or folder.
+    """Reads the tokenizer of a file or folder.
 
     Raises:
       UserError: if there is none, or it cannot be used.
@@ -43,7 +43,7 @@ def read(path: str) -> LibraryTokenizer:
     file = os.path.join(path, TOKENIZER) if folder else path
     if folder and not os.path.exists(file):
         raise UserError(
-            f"{shorten(path)} holds no {TOKENIZER}: save the model's fast tokenizer there with"
+            f"{shorten(path)} has no {TOKENIZER}: save the model's fast tokenizer there with"
             " save_pretrained of transformers"
         )
     text = _text(file)
@@ -58,7 +58,7 @@ def read(path: str) -> LibraryTokenizer:
 
 
 def with_settings(library: tokenizers.Tokenizer, settings: Settings) -> LibraryTokenizer:
-    """What the settings make of it; ValueError if it cannot be used."""
+    """Adds the special tokens of the settings; ValueError if there is no end of text."""
     size = max(vocabulary_of(library).values()) + 1
     names = [_name(settings.get(file, {}), "eos_token") for file in NAMED]
     ends = [i for name in names if name and (i := library.token_to_id(name)) is not None]
@@ -69,7 +69,7 @@ def with_settings(library: tokenizers.Tokenizer, settings: Settings) -> LibraryT
     separator = ends[0] if ends else known[0]
     turn, end = library.token_to_id(IM_END), library.token_to_id(END)
     if separator == turn and end is not None:
-        separator = end  # a model for chat: its "end" is that of a turn, not of a document
+        separator = end  # a chat model: its end token ends a turn, not a document
     masks = [*(_name(settings.get(file, {}), "mask_token") for file in NAMED), *MASKS]
     mask = [i for name in masks if name and (i := library.token_to_id(name)) is not None]
     prefix, suffix = _affixes(library)
@@ -96,9 +96,9 @@ def roles(folder: str, library: tokenizers.Tokenizer) -> dict[str, int]:
 
 
 def _affixes(library: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
-    """What the post-processor puts before and after a text."""
+    """The tokens that the post-processor adds before and after a text."""
     with checked():
-        settled(library)  # without padding, above all
+        without_truncation(library)  # without padding, above all
         for text in ("a", "0", ""):
             encoding = library.encode(text, add_special_tokens=True)
             ids, special = encoding.ids, encoding.special_tokens_mask
@@ -109,7 +109,7 @@ def _affixes(library: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def _start(library: tokenizers.Tokenizer, settings: Settings) -> list[int]:
-    """The token at the start of a text where only the settings ask for it."""
+    """The token at the start of a text, if only the settings ask for it."""
     asked = settings.get(NAMED[0], {}).get("add_bos_token") is True
     names = [_name(settings.get(file, {}), "bos_token") for file in NAMED] if asked else []
     found = [i for name in names if name and (i := library.token_to_id(name)) is not None]
@@ -117,7 +117,7 @@ def _start(library: tokenizers.Tokenizer, settings: Settings) -> list[int]:
 
 
 def _name(settings: dict[str, Any], key: str) -> str | None:
-    """A special token's text, which may stand inside of an object."""
+    """A special token's text, as a string or in an object with "content"."""
     value = settings.get(key)
     value = value.get("content") if isinstance(value, dict) else value
     if value is not None and not isinstance(value, str):
@@ -126,7 +126,7 @@ def _name(settings: dict[str, Any], key: str) -> str | None:
 
 
 def _ids(settings: dict[str, Any], key: str, size: int) -> list[int]:
-    """The tokens under the key, one or a list; those that the tokenizer lacks are left out."""
+    """The tokens under the key, one or a list; those outside the vocabulary are ignored."""
     value = settings.get(key)
     values = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(i) is int for i in values):
@@ -135,7 +135,7 @@ def _ids(settings: dict[str, Any], key: str, size: int) -> list[int]:
 
 
 def _settings(folder: str, name: str) -> dict[str, Any]:
-    """The object in a file of the folder; empty if there is no such file."""
+    """The JSON object in a file of the folder; empty if the file does not exist."""
     path = os.path.join(folder, name)
     if not os.path.exists(path):
         return {}

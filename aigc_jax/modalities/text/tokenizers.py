@@ -19,7 +19,7 @@ KINDS = ("byte", "char", "bpe", "file:PATH", "workdir:DIR")
 
 
 class Tokenizer(Protocol):
-    """What the rest of the package needs of a tokenizer.
+    """Text ↔ tokens.
 
     Attributes:
       name: byte, char or library.
@@ -28,7 +28,7 @@ class Tokenizer(Protocol):
       stops: tokens that end a generation, the separator among them.
       prefix: tokens before a prompt.
       suffix: tokens after a text, such as BERT's [SEP].
-      mask: the token that hides another, if there is one.
+      mask: the mask token, if there is one.
       pieces: the bytes of each token, (V,), empty for special ones; None if they depend on their
         neighbours.
     """
@@ -55,7 +55,7 @@ class Tokenizer(Protocol):
         ...
 
     def byte_lengths(self) -> np.ndarray:
-        """How many bytes of text each token stands for, (V,)."""
+        """Number of bytes of text of each token, (V,)."""
         ...
 
     def special(self, text: str) -> tuple[int, ...]:
@@ -63,16 +63,16 @@ class Tokenizer(Protocol):
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` makes the tokenizer of."""
+        """Plain JSON values; the inverse of `from_json`."""
         ...
 
     def to_library(self) -> tokenizers.Tokenizer:
-        """The same tokens for the `tokenizers` library, whose JSON others can read."""
+        """The same tokenizer for the `tokenizers` library, whose JSON other programs read."""
         ...
 
 
 class _Table:
-    """A tokenizer whose tokens are pieces of text, and a separator as the last one."""
+    """A tokenizer whose tokens are pieces of text; its last token is the separator."""
 
     suffix: tuple[int, ...] = ()
     mask: int | None = None
@@ -175,7 +175,7 @@ def make_tokenizer(name: str, documents: Sequence[str], vocab_size: int = 0) -> 
       vocab_size: the most tokens of a bpe tokenizer.
 
     Raises:
-      UserError: for another name, or a file or a size that will not do.
+      UserError: for an unknown name, or an unusable file or size.
     """
     kind, _, argument = name.partition(":")
     if kind == "file" and argument:
@@ -192,10 +192,10 @@ def make_tokenizer(name: str, documents: Sequence[str], vocab_size: int = 0) -> 
 
 
 def from_json(value: dict[str, Any]) -> Tokenizer:
-    """The inverse of `to_json`; the value may come from anywhere, and hold more.
+    """The inverse of `to_json`; the value is untrusted and may have other keys.
 
     Raises:
-      KeyError, TypeError, ValueError: if it describes no tokenizer.
+      KeyError, TypeError, ValueError: if it does not describe a tokenizer.
     """
     name, characters = value["tokenizer"], value.get("characters", [])
     if name == LibraryTokenizer.name:
@@ -206,16 +206,16 @@ def from_json(value: dict[str, Any]) -> Tokenizer:
         raise ValueError(f"the tokenizer {shorten(name, 40)}")
     strings = isinstance(characters, list) and all(isinstance(c, str) for c in characters)
     if not strings or any(len(c) != 1 for c in characters):
-        raise ValueError("characters that are none")
+        raise ValueError("characters that are not characters")
     if len(set(characters)) < len(characters):
         raise ValueError("a character twice")
     return CharTokenizer(characters)  # ValueError for half a surrogate pair
 
 
 class TextStream:
-    """Text as its tokens come: what `feed` and `finish` return makes up `decode` of all tokens.
+    """Decodes tokens as they come; `feed` and `finish` together return `decode` of all tokens.
 
-    A character whose bytes are not all there yet is held back.
+    A character is held back until all its bytes are there.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -233,7 +233,7 @@ class TextStream:
         return self._stream.feed(kept)
 
     def finish(self) -> str:
-        """What was held back."""
+        """The text that was held back."""
         self._ended = True
         return self._stream.feed([], final=True)
 
@@ -252,7 +252,7 @@ class _Bytes:
 class _Windows:
     """A stream of tokens whose text depends on the one before, such as '▁a' or '##ing'.
 
-    New tokens are decoded after the last ones that made text, whose own text is then cut off.
+    New tokens are decoded together with the last ones that made text, whose text is then removed.
     """
 
     def __init__(self, tokenizer: LibraryTokenizer):
@@ -262,7 +262,7 @@ class _Windows:
 
     def feed(self, tokens: list[int], final: bool = False) -> str:
         self._held += self._tokenizer.plain(tokens)
-        # A run of byte tokens is known only at its end: one wrong byte turns all of it into �.
+        # A run of byte tokens is decoded at its end: one wrong byte turns all of it into �.
         if not self._held or (self._held[-1] in self._tokenizer.byte_tokens and not final):
             return ""
         old = self._tokenizer.text(self._before)

@@ -156,7 +156,7 @@ def test_a_vocabulary_with_holes(tmp_path):
 def test_files_that_are_no_tokenizers(tmp_path):
     for path, said in (
         (tmp_path / "none", "cannot be read"),
-        (tmp_path, "holds no tokenizer.json"),
+        (tmp_path, "tokenizer.json"),
     ):
         assert said in refusal(tokenizer_files.read, str(path))
     file = tmp_path / "tokenizer.json"
