@@ -6,6 +6,7 @@ everything else, so that damage is found before it is trained on.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from aigc_jax.core.errors import StorageError, UserError, one_line
+from aigc_jax.core.state import TrainState
 from aigc_jax.core.workdir import (
     DAMAGED,
     SAVED,
@@ -81,7 +83,14 @@ class CheckpointReader:
             raise CorruptCheckpoint(f"it is that of step {contents['config'].get('step')}")
         return contents
 
-    def state(self, step: int, shapes: Any, sharding: Any, contents: Contents) -> Any:
+    def state(
+        self,
+        step: int,
+        shapes: TrainState,
+        sharding: Any,
+        contents: Contents,
+        optimizer: bool = True,
+    ) -> TrainState:
         """The arrays of a step, on this run's devices, checked against their checksums.
 
         All processes call it together.
@@ -91,14 +100,25 @@ class CheckpointReader:
           shapes: the state's shapes, as `jax.eval_shape` gives them.
           sharding: where its arrays go: one for all, or a tree of them.
           contents: those of the same step.
+          optimizer: whether to read the optimizers' state; False leaves `opt_state` empty, for
+            inference: adaptive optimizers have twice the size of the parameters.
 
         Raises:
           Damaged: if the checkpoint does not hold such a state, in any process's share.
         """
         abstract = with_shardings(shapes, sharding)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        state = _together(lambda: self._restore(step, items)["state"])
-        if checksums(state) != contents["config"]["checksums"]:
+        if optimizer:
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            state = _together(lambda: self._restore(step, items)["state"])
+        else:
+            fields = _nonempty_fields(abstract.replace(opt_state={}))
+            arguments = ocp.checkpoint_utils.construct_restore_args(fields)
+            part = ocp.args.PyTreeRestore(fields, restore_args=arguments, partial_restore=True)
+            items = ocp.args.Composite(state=part)
+            found = _together(lambda: self._restore(step, items)["state"])
+            state = TrainState(**{f.name: {} for f in dataclasses.fields(TrainState)} | found)
+        saved = contents["config"]["checksums"]
+        if any(saved.get(name) != sums for name, sums in field_checksums(state).items()):
             raise CorruptCheckpoint("its arrays have changed since they were saved")
         return state
 
@@ -173,7 +193,7 @@ class CheckpointWriter:
         Raises:
           StorageError: if this checkpoint, or the one before, could not be written.
         """
-        config = {**config, "step": step, "checksums": checksums(state)}
+        config = {**config, "step": step, "checksums": field_checksums(state)}
         digest = _digest({"data": data, "config": config})
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
@@ -248,6 +268,18 @@ def _together(read: Callable[[], T]) -> T:
     if not all_agree(error is None):
         raise error or CorruptCheckpoint("another process cannot read its share")
     return found
+
+
+def _nonempty_fields(state: TrainState) -> dict[str, Any]:
+    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+    return {name: tree for name, tree in fields.items() if jax.tree.leaves(tree)}
+
+
+def field_checksums(state: TrainState) -> dict[str, list[int]]:
+    """A checksum for each array of a state, by the state's fields, without those that are empty."""
+    fields = _nonempty_fields(state)
+    sums = iter(checksums(fields))
+    return {name: [next(sums) for _ in jax.tree.leaves(fields[name])] for name in sorted(fields)}
 
 
 def _digest(contents: Contents) -> str:

@@ -29,7 +29,6 @@ from aigc_jax.distributed.preemption import PreemptionHandler
 from aigc_jax.runs import api
 from aigc_jax.training import checkpoint, metric_log
 from aigc_jax.training.checkpoint import CheckpointReader, CheckpointWriter
-from aigc_jax.training.checksum import checksums
 
 # What Orbax leaves behind when it fails is none of ours.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -395,7 +394,7 @@ def test_arrays_are_the_same_on_other_devices(tmp_path, saved):
         "parts": jax.tree.map(in_parts, state),
     }
     kept = {k: v for k, v in contents["config"].items() if k != "checksums"}
-    wanted = checksums(state)
+    wanted = checkpoint.field_checksums(state)
     (tmp_path / "w").mkdir()
     for step, (name, arrays) in enumerate(placed.items(), 1):
         writer = CheckpointWriter(str(tmp_path / "w"), 9, step - 1)
