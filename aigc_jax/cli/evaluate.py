@@ -16,7 +16,7 @@ flags.DEFINE_float("sigma_rel", None, "Width of the power-function EMA; needs em
 
 def run() -> None:
     from aigc_jax.modalities.text.metrics.classification_report import Report
-    from aigc_jax.runs import api
+    from aigc_jax.runs.evaluate import evaluate
     from aigc_jax.training.metric_log import finite_json
 
     data_dir = FLAGS.data_dir if FLAGS["data_dir"].present else ""
@@ -28,21 +28,21 @@ def run() -> None:
             raise UserError("--out is for --images=…: other pictures are written to the workdir")
         options |= {k: FLAGS[k].value for k in ("sigma_rel", "mesh") if FLAGS[k].present}
         options |= {"seed": FLAGS.seed} if FLAGS["seed"].present else {}
-        metrics = api.evaluate(FLAGS.workdir, data_dir, FLAGS.source or "", **options)
+        metrics = evaluate(FLAGS.workdir, data_dir, FLAGS.source or "", **options)
     if "report" in metrics:
         print(Report.from_json(metrics["report"]).table(), end="\n\n")
     print(json.dumps(finite_json(metrics)))
 
 
 def _evaluate_images(data_dir: str, options: dict[str, Any]) -> dict[str, Any]:
-    from aigc_jax.runs import api
+    from aigc_jax.runs.evaluate_images import evaluate_images
 
     if "samples" in options or FLAGS["seed"].present:
         raise UserError(
             "--samples and --seed are for drawing: --images=… are evaluated as they are"
         )
     where = dict(workdir=FLAGS.workdir or "", data_dir=data_dir, out=FLAGS.out or "")
-    return api.judge_images(FLAGS.images, FLAGS.source or "", **where, **options)
+    return evaluate_images(FLAGS.images, FLAGS.source or "", **where, **options)
 
 
 COMMAND = Command(

@@ -17,7 +17,8 @@ flags.DEFINE_string("mask", None, "Image file of the same size: white is drawn a
 
 def run() -> None:
     from aigc_jax.modalities.text.sample_file import join_texts
-    from aigc_jax.runs import api
+    from aigc_jax.runs.report.samples import save
+    from aigc_jax.runs.sample import sample
 
     if FLAGS.stream and (FLAGS.num or 1) > 1:
         raise UserError("--stream shows one text: leave out --num")
@@ -31,7 +32,7 @@ def run() -> None:
         print(piece if begun else f"{prompt or ''}{piece}", end="", flush=True)
         begun.append(True)
 
-    samples = api.sample(
+    samples = sample(
         FLAGS.workdir,
         FLAGS.num,
         FLAGS.seed,
@@ -41,7 +42,7 @@ def run() -> None:
         **COMMAND.given_options(),
     )
     out = FLAGS.out or os.path.join(FLAGS.workdir, "samples", f"seed_{FLAGS.seed}")
-    path = api.save(samples, out)
+    path = save(samples, out)
     if FLAGS.stream:
         print()
     elif isinstance(samples, list):

@@ -13,10 +13,10 @@ PREEMPTION = PreemptionHandler()  # SIGTERM and Ctrl-C of this process
 
 
 def run() -> None:
-    from aigc_jax.runs import api
+    from aigc_jax.runs.train import train
 
     join_processes()
-    api.train(FLAGS.config, FLAGS.workdir, stop=PREEMPTION)
+    train(FLAGS.config, FLAGS.workdir, stop=PREEMPTION)
     if is_main_process():
         print(f"trained: {FLAGS.workdir}")
 

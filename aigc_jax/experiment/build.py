@@ -1,4 +1,4 @@
-"""Config → the parts of a run: with `families`, the only file that knows all the others."""
+"""Builds the parts of a run from its config and the spec of its data."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -20,6 +20,7 @@ from aigc_jax.core.state import TrainState
 from aigc_jax.distributed.logical_axes import with_mesh
 from aigc_jax.distributed.mesh import axis_size, check_batch, make_mesh
 from aigc_jax.distributed.sharding import is_state_sharded, replicated_state, state_shardings
+from aigc_jax.experiment.python_parts import Network, PythonParts
 from aigc_jax.families import registry
 from aigc_jax.families.latent.continuous import ContinuousLatentObjective
 from aigc_jax.families.latent.token_sequence import TokenSequenceObjective
@@ -107,9 +108,11 @@ class Run:
       init: seed → a fresh state; pure.
       step: the compiled train step.
       mesh: the devices.
-      shardings: where the state's arrays lie; one for a whole part of it is for all below.
+      shardings: a prefix pytree of shardings for the state; an entry applies to its whole subtree.
       optimizers: `{player: Optax transformation}`.
-      schedules: `{player: learning rate at a training step}`.
+      schedules: `{player: learning rate at a training step}`, without players whose optimizer was
+        given from Python.
+      parts: what was given from Python.
     """
 
     config: Config
@@ -121,25 +124,31 @@ class Run:
     shardings: TrainState
     optimizers: Optimizers
     schedules: Mapping[str, Callable[[jax.Array], jax.Array]]
+    parts: PythonParts
 
     def state_shapes(self) -> TrainState:
         """The state's shapes; nothing is computed."""
         return jax.eval_shape(self.init, jnp.int32(0))
 
     def fresh_state(self) -> TrainState:
-        """A state to begin with, each array made where it lies."""
+        """A fresh state, each array made on its own devices."""
         init = jax.jit(with_mesh(self.mesh, self.init), out_shardings=self.shardings)
         return init(jnp.int32(self.config.seed))
 
 
-def make_objective(config: Config, spec: Spec) -> Objective:
+def make_objective(config: Config, spec: Spec, network: Network | None = None) -> Objective:
     """The objective of a config for data like `spec`; with a first stage, in its latent space.
+
+    Args:
+      config: of the run.
+      spec: what its data looks like.
+      network: given from Python in place of that of the config.
 
     Raises:
       UserError: if the family cannot be trained on such data, or the first stage is no autoencoder.
     """
     if not config.first_stage.given:
-        return _make_objective(config, spec)
+        return _make_objective(config, spec, network)
     stage = make_objective(parse_config(config.first_stage.config), spec)
     if not isinstance(stage, SupportsFirstStage) or not isinstance(spec, ImageSpec):
         raise UserError(
@@ -147,10 +156,10 @@ def make_objective(config: Config, spec: Spec) -> Objective:
             " give the workdir of a run of configs/vae/kl.py, fsq.py or vq.py"
         )
     kind = TokenSequenceObjective if stage.num_codes else ContinuousLatentObjective
-    return kind(_make_objective(config, kind.latent_spec_of(stage, spec)), stage, spec)
+    return kind(_make_objective(config, kind.latent_spec_of(stage, spec), network), stage, spec)
 
 
-def _make_objective(config: Config, spec: Spec) -> Objective:
+def _make_objective(config: Config, spec: Spec, network: Network | None) -> Objective:
     family = family_of(config.raw)
     name, stage = config.raw["objective"]["name"], config.first_stage
     if task_of(spec) not in family.tasks:
@@ -162,11 +171,24 @@ def _make_objective(config: Config, spec: Spec) -> Objective:
             f" {task_of(spec)} to model: change one of them"
         )
     dtype = jnp.dtype(config.train.compute_dtype)
-    network = model_of(config.raw).network
-    return family.make(Parts(config.objective, config.model, network, spec, dtype))
+    made = model_of(config.raw).network if network is None else _as_constructor(network)
+    return family.make(Parts(config.objective, config.model, made, spec, dtype))
 
 
-def build(config: Config, spec: Spec, mesh: Mesh | None = None, trains: bool = True) -> Run:
+def _as_constructor(network: Network) -> Any:
+    """The network as families call it: functions that ignore what it would be built from."""
+    if isinstance(network, tuple):
+        return tuple(_as_constructor(part) for part in network)
+    return lambda *arguments: network
+
+
+def build(
+    config: Config,
+    spec: Spec,
+    mesh: Mesh | None = None,
+    trains: bool = True,
+    parts: PythonParts | None = None,
+) -> Run:
     """Everything that a run needs, from its config and what its data looks like.
 
     Args:
@@ -175,11 +197,13 @@ def build(config: Config, spec: Spec, mesh: Mesh | None = None, trains: bool = T
       mesh: the devices, which need not be there to lower the step for them; those that the config
         asks for if left out.
       trains: whether batches are to be trained on, so that their size has to fit.
+      parts: a network and optimizers given from Python.
 
     Raises:
       UserError: if the parts do not fit together, or not on the mesh.
     """
-    objective = make_objective(config, spec)
+    parts = parts or PythonParts()
+    objective = make_objective(config, spec, parts.network)
     players = tuple(dict.fromkeys(objective.turns))
     unknown = set(config.optim) - {"", *players}
     if unknown:
@@ -187,11 +211,15 @@ def build(config: Config, spec: Spec, mesh: Mesh | None = None, trains: bool = T
             f"optim.{sorted(unknown)[0]} is for a player that does not play:"
             f" {', '.join(players)} do"
         )
-    made = {
-        p: make_optimizer(config.optim_of(p), config.train.steps, objective.turns.count(p))
-        for p in players
-    }
-    optimizers = {p: chain for p, (chain, _) in made.items()}
+    optimizers, schedules = {}, {}
+    for p in players:
+        given = parts.optimizer_of(p)
+        if given is not None:
+            optimizers[p] = given
+            continue
+        optimizers[p], schedules[p] = make_optimizer(
+            config.optim_of(p), config.train.steps, objective.turns.count(p)
+        )
     mesh = make_mesh(config.mesh) if mesh is None else mesh
     if trains:
         check_batch(config.data.batch_size, mesh, config.train.accumulate, "data.batch_size")
@@ -221,7 +249,8 @@ def build(config: Config, spec: Spec, mesh: Mesh | None = None, trains: bool = T
         mesh=mesh,
         shardings=shardings,
         optimizers=optimizers,
-        schedules={p: schedule for p, (_, schedule) in made.items()},
+        schedules=schedules,
+        parts=parts,
     )
 
 

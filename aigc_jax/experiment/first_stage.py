@@ -68,7 +68,7 @@ def load_first_stage(
     Raises:
       UserError: if the workdir holds no checkpoint, or one of other sizes than the config says.
     """
-    _, state, _ = restore(workdir)
+    _, state, _ = restore(workdir, optimizer=False)
     examples = draw_examples(source, LATENT_STATS_IMAGES)
     batch = {k: np.stack([example[k] for example in examples]) for k in examples[0]}
     frozen = objective.init_frozen(state.sampling_params, state.mutables, batch)

@@ -102,7 +102,7 @@ def diagnose(run: Run, state: TrainState, batch: dict[str, np.ndarray]) -> Repor
             },
             "largest_parameter": largest(state.params[player]),
             "largest_update": largest(updates),
-            "lr": float(run.schedules[player](state.step)),
+            "lr": float(run.schedules[player](state.step)) if player in run.schedules else None,
         }
     return {"arrays": arrays, "batch": data, "turns": players}
 
@@ -189,8 +189,9 @@ def _explain(report: Report) -> list[str]:
                  + (" …" if len(report["examples"]) > 16 else ""))  # fmt: skip
     for turn, found in report["turns"].items():
         name, size = found["largest_parameter"]
-        lines.append(f"  turn {turn}: loss {found['loss']}, lr {found['lr']:.3g}, largest parameter"
-                     f" {name} ({float(size):.3g})")  # fmt: skip
+        rate = "" if found["lr"] is None else f" lr {found['lr']:.3g},"
+        lines.append(f"  turn {turn}: loss {found['loss']},{rate} largest parameter {name}"
+                     f" ({float(size):.3g})")  # fmt: skip
         for what in ("activations", "gradients", "updates"):
             if found[what]:
                 lines.append(f"    {what} not finite: {shorten_list(found[what])}")

@@ -16,7 +16,7 @@ from aigc_jax.modalities.image.metrics.fidelity import fidelity_of
 from aigc_jax.modalities.image.metrics.mode_coverage import mode_report
 
 
-def judge_images(
+def evaluate_images(
     images: str | np.ndarray,
     source: str = "",
     *,

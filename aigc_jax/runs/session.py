@@ -18,10 +18,13 @@ from aigc_jax.core.workdir import (
     has_run,
     storage_errors,
 )
+from aigc_jax.data.dataset import Dataset
 from aigc_jax.distributed.main_process import is_main_process, log_main
 from aigc_jax.distributed.preemption import PreemptionHandler
 from aigc_jax.distributed.processes import broadcast_from_main
 from aigc_jax.experiment import build
+from aigc_jax.experiment.python_parts import check_same_parts
+from aigc_jax.modalities.in_memory import check_fingerprint
 from aigc_jax.runs.diagnose import report_and_raise
 from aigc_jax.training import checkpoint, health_checks, metric_log, posthoc_ema
 from aigc_jax.training.anomaly import AnomalyDetector, TrainingAnomaly
@@ -37,6 +40,7 @@ class Session(RunCallbacks):
 
     Args:
       run: its parts.
+      dataset: its data.
       workdir: its folder.
       feed: where its batches come from.
       fresh: makes the state of a run that has no checkpoint yet.
@@ -56,6 +60,7 @@ class Session(RunCallbacks):
     def __init__(
         self,
         run: build.Run,
+        dataset: Dataset,
         workdir: str,
         feed: Feed,
         fresh: Callable[[], TrainState],
@@ -73,6 +78,8 @@ class Session(RunCallbacks):
         detector = AnomalyDetector(config.anomaly)
         self.metrics = MetricAccumulator(0, config.data.batch_size, detector)
         self._shapes = run.state_shapes()
+        self._dataset = dataset
+        self._python = {**run.parts.record(), "data": dataset.fingerprint}
 
     # Beginning and end -----------------------------------------------------------------------
 
@@ -125,6 +132,9 @@ class Session(RunCallbacks):
             saved, config = contents["config"], self.run.config
             check_config(self.workdir, saved["config"], config)
             check_spec(self.workdir, saved["spec"], self.run.spec, config.data.source)
+            python = saved.get("python", {})
+            check_same_parts(self.workdir, python, self._python)
+            check_fingerprint(python.get("data", ""), self._dataset)
             state = reader.state(step, self._shapes, self.run.shardings, contents)
             return state, contents["data"]
 
@@ -169,7 +179,11 @@ class Session(RunCallbacks):
     def save(self, step: int, state: TrainState, preempted: bool) -> None:
         self.heartbeat(f"the checkpoint of step {step}")
         position = {"feed": self.feed.position(), "metrics": self.metrics.position()}
-        contents = {"config": self.run.config.raw, "spec": self.run.spec.to_json()}
+        contents = {
+            "config": self.run.config.raw,
+            "spec": self.run.spec.to_json(),
+            "python": self._python,
+        }
         if self._lock:
             self._lock.check()
         with self.storage(retry=True):

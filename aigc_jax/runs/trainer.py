@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -27,10 +28,11 @@ from aigc_jax.distributed.sharding import per_device
 from aigc_jax.distributed.watchdog import Watchdog
 from aigc_jax.evaluation.evaluator import Evaluator, check_judging
 from aigc_jax.experiment import build
+from aigc_jax.experiment.dataset import load_dataset
 from aigc_jax.experiment.first_stage import load_first_stage, resolve_first_stage
 from aigc_jax.experiment.generate import check_sampling
-from aigc_jax.experiment.restore import tokenizer_of, warm_start
-from aigc_jax.modalities import sources
+from aigc_jax.experiment.python_parts import PythonParts
+from aigc_jax.experiment.warm_start import warm_start
 from aigc_jax.runs.hooks import recipe_callbacks
 from aigc_jax.runs.session import Session, check_config
 from aigc_jax.training import metric_log, oom
@@ -54,6 +56,8 @@ class Trainer:
       workdir: the folder for everything that the run writes.
       preemption: requests to stop.
       callbacks: observers, called after the recipe's own.
+      data: examples given from Python instead of `data.source`.
+      parts: a network and optimizers given from Python.
       make_feed: makes the feed of the run from its parts and its data.
     """
 
@@ -64,10 +68,13 @@ class Trainer:
         preemption: PreemptionHandler | None = None,
         *,
         callbacks: Sequence[Callback] = (),
+        data: Any = None,
+        parts: PythonParts | None = None,
         make_feed: MakeFeed = make_loader,
     ):
         self.config, self.preemption = config, preemption or PreemptionHandler()
         self.callbacks, self.make_feed = tuple(callbacks), make_feed
+        self.data, self.python_parts = data, parts or PythonParts()
         self.workdir = os.path.abspath(os.path.expanduser(workdir))
         kv_store.attach()
         self.watchdog = Watchdog(
@@ -113,10 +120,10 @@ class Trainer:
         if saved is not None:
             self.config = resolve_first_stage(self.config, saved=saved)
             check_config(self.workdir, saved, self.config)
-        self.dataset = sources.load(self.config.data, tokenizer_of(self.config.data))
+        self.dataset = load_dataset(self.config.data, self.data)
         c = self.config = resolve_first_stage(self.config, self.dataset.spec)
         check_judging(self.dataset, c.eval)
-        self.parts = build.build(c, self.dataset.spec)
+        self.parts = build.build(c, self.dataset.spec, parts=self.python_parts)
         self.shapes = shapes = self.parts.state_shapes()
         self.example = self.dataset.spec.example_batch(c.data.batch_size)
         oom.check_fits(per_device(shapes, self.parts.shardings), self.example)
@@ -130,6 +137,7 @@ class Trainer:
             self.lock = WorkdirLock(self.workdir)
         self.session = Session(
             self.parts,
+            self.dataset,
             self.workdir,
             self.make_feed(self.parts, self.dataset),
             self._fresh_state,

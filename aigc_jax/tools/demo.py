@@ -9,12 +9,16 @@ import numpy as np
 
 from aigc_jax.core.config import Data
 from aigc_jax.experiment.recipes import load_recipe
+from aigc_jax.experiment.restore import restore
 from aigc_jax.modalities import sources
 from aigc_jax.modalities.image.grid import save_images
-from aigc_jax.runs import api
+from aigc_jax.runs.evaluate import evaluate
 from aigc_jax.runs.report.curves import further, save_curves, side_by_side
 from aigc_jax.runs.report.page import Row, Section, write_page
+from aigc_jax.runs.report.samples import save
 from aigc_jax.runs.report.terminal import terminal_table
+from aigc_jax.runs.sample import sample
+from aigc_jax.runs.train import train
 from aigc_jax.training.health_checks import TriggeredCheck, health_checks_of, triggered_checks
 from aigc_jax.training.metric_log import read_metrics
 
@@ -84,15 +88,15 @@ def show(family: str, workdir: str) -> tuple[Section, float]:
     """One family's section of the page, and how long its training took."""
     recipe = load_recipe(f"{family}/quickstart")
     began = time.perf_counter()
-    api.train(recipe, workdir, name=f"{family:<9}")
+    train(recipe, workdir, name=f"{family:<9}")
     seconds = time.perf_counter() - began
-    metrics = api.evaluate(workdir)
-    samples = api.sample(workdir)
-    saved = api.save(samples, os.path.join(workdir, "samples", "demo"))
+    metrics = evaluate(workdir)
+    samples = sample(workdir)
+    saved = save(samples, os.path.join(workdir, "samples", "demo"))
     records = read_metrics(workdir)
     # The last evaluation belongs to the curves too.
     records.append({**metrics, "kind": "eval"})
-    trained = api.restore(workdir)[0]
+    trained = restore(workdir)[0]
     alarms = triggered_checks(health_checks_of(trained.objective), records)
     title, about = FAMILIES[family]
     section = Section(title, about, rows(metrics), alarms, facts=[

@@ -19,18 +19,18 @@ def init_state(
     objective: Objective,
     optimizers: Optimizers,
     batch: Any,
-    seed: jax.Array,
+    seed: jax.Array | int = 0,
     *,
-    ema: bool,
+    ema: bool = False,
     power_ema: Sequence[float] = (),
 ) -> TrainState:
-    """A fresh state; pure, so that it can be shaped by `eval_shape` and compiled.
+    """Returns a fresh state; pure, so that it can be compiled, or its shapes found by `eval_shape`.
 
     Args:
       objective: the game.
       optimizers: one per player that moves.
       batch: an example batch; only its shapes matter.
-      seed: int32 scalar.
+      seed: int32 scalar; of the parameters and of everything random in the run.
       ema: whether the run averages its parameters.
       power_ema: widths of the power-function averages that it keeps.
     """

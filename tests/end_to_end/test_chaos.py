@@ -14,8 +14,8 @@ import pytest
 from helpers import tiny
 from helpers.paths import LAUNCH, TESTS
 
+import aigc_jax
 from aigc_jax.core.workdir import checkpoint_steps
-from aigc_jax.runs import api
 
 CONFIG = """
 import sys
@@ -75,7 +75,7 @@ def test_a_run_killed_at_random_instants(chaos, config, tmp_path, capsys):
 def test_two_processes_of_which_one_is_killed(chaos, config, tmp_path):
     survives(chaos, config, tmp_path, "lm", kills=1, seed=5, processes=2, steps=120)
     # What two processes have saved, one goes on with. Its arrays are checked by fingerprint.
-    _, state, step = api.restore(str(tmp_path / "chaos" / "killed"))
+    _, state, step = aigc_jax.restore(str(tmp_path / "chaos" / "killed"))
     assert step == int(state.step) == 120
 
 
@@ -132,7 +132,7 @@ def test_one_process_of_two_is_asked_to_stop(start_two, config, tmp_path):
     processes[1].send_signal(signal.SIGTERM)
     codes, text = end(processes, log)
     assert codes == [75, 75], text
-    _, state, step = api.restore(str(tmp_path / "w"))
+    _, state, step = aigc_jax.restore(str(tmp_path / "w"))
     assert int(state.step) == step > 0
 
 

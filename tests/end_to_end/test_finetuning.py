@@ -17,7 +17,8 @@ from aigc_jax import interop
 from aigc_jax.core.config import Data
 from aigc_jax.distributed.preemption import PreemptionHandler
 from aigc_jax.experiment import build
-from aigc_jax.experiment.restore import restore, tokenizer_of, warm_start
+from aigc_jax.experiment.restore import restore, tokenizer_of
+from aigc_jax.experiment.warm_start import warm_start
 from aigc_jax.families.lm import lora
 from aigc_jax.families.lm.transformer import TransformerConfig
 from aigc_jax.interop import convert

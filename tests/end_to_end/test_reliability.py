@@ -26,7 +26,6 @@ from aigc_jax.core.errors import StorageError, UserError
 from aigc_jax.core.workdir import WorkdirLock, read_lock_holder
 from aigc_jax.distributed.mesh import make_mesh, replicated
 from aigc_jax.distributed.preemption import PreemptionHandler
-from aigc_jax.runs import api
 from aigc_jax.training import checkpoint, metric_log
 from aigc_jax.training.checkpoint import CheckpointReader, CheckpointWriter
 
@@ -378,7 +377,7 @@ def test_nothing_is_unpickled_from_training_to_sampling(tmp_path):
 @pytest.mark.slow
 def test_arrays_are_the_same_on_other_devices(tmp_path, saved):
     """Saved from one, two or four devices, whole or in parts; restored on one, two or four."""
-    state = api.restore(str(saved))[1].params
+    state = aigc_jax.restore(str(saved))[1].params
     shapes = jax.eval_shape(lambda: state)
     with contextlib.closing(CheckpointReader(str(saved))) as reader:
         contents = reader.contents(6)

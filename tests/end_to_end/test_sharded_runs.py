@@ -13,7 +13,6 @@ from helpers import sharded
 from helpers.paths import TESTS
 
 import aigc_jax
-from aigc_jax.runs import api
 from aigc_jax.training.metric_log import read_metrics
 
 ALL = "data=2,fsdp=2,tensor=2"
@@ -59,17 +58,17 @@ def train(workdir, mesh, steps):
 def test_a_run_moves_between_meshes(tmp_path):
     """Saved on one mesh, gone on with on another: what is restored is the same bit for bit."""
     train(tmp_path, ALL, 2)
-    _, alone, step = api.restore(str(tmp_path))
-    _, spread, _ = api.restore(str(tmp_path), "fsdp=4")
+    _, alone, step = aigc_jax.restore(str(tmp_path))
+    _, spread, _ = aigc_jax.restore(str(tmp_path), "fsdp=4")
     assert step == 2 and len(alone.step.sharding.device_set) == 1
     kernel = spread.ema["model"]["decoder"]["spread"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (4, 256)
     chex.assert_trees_all_equal(jax.device_get(alone), jax.device_get(spread))
     train(tmp_path, "tensor=2", 4)
-    losses = [api.evaluate(str(tmp_path), mesh=m)["loss"] for m in ("", "fsdp=4")]
+    losses = [aigc_jax.evaluate(str(tmp_path), mesh=m)["loss"] for m in ("", "fsdp=4")]
     np.testing.assert_allclose(*losses, rtol=1e-5)
     ways = (("", 0.15), ("tensor=2", 0.15), ("", None), ("fsdp=2", None))
-    images = [api.sample(str(tmp_path), 2, mesh=mesh, sigma_rel=width) for mesh, width in ways]
+    images = [aigc_jax.sample(str(tmp_path), 2, mesh=mesh, sigma_rel=width) for mesh, width in ways]
     # Bytes of images: a rounding may go the other way.
     for a, b in ((0, 1), (2, 3)):
         assert np.abs(images[a].astype(int) - images[b]).max() <= 1

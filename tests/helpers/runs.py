@@ -21,7 +21,6 @@ import aigc_jax
 from aigc_jax.data.loader import DataLoader
 from aigc_jax.evaluation import evaluator
 from aigc_jax.experiment import build
-from aigc_jax.runs import api
 from aigc_jax.training.metric_log import read_metrics
 from helpers import tiny
 
@@ -58,7 +57,7 @@ def train(family, workdir, stop=None, **changes):
 
 def final_state(workdir):
     """The newest state that is whole, on the host, and its step."""
-    _, state, step = api.restore(str(workdir))
+    _, state, step = aigc_jax.restore(str(workdir))
     return jax.device_get(state), step
 
 

@@ -13,7 +13,8 @@ from helpers.small_tokenizers import trained, wordpiece
 
 from aigc_jax import interop
 from aigc_jax.core.workdir import has_run
-from aigc_jax.experiment.restore import restore, warm_start
+from aigc_jax.experiment.restore import restore
+from aigc_jax.experiment.warm_start import warm_start
 from aigc_jax.families.lm import lora
 from aigc_jax.families.lm.transformer import Transformer, TransformerConfig
 from aigc_jax.interop import convert

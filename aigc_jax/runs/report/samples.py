@@ -49,7 +49,7 @@ def save_samples(run: Run, state: TrainState, path: str) -> str:
 
     Args:
       run: its parts.
-      state: from `for_sampling`, so that this process can draw from it alone.
+      state: from `sampling_state`, so that this process can draw from it alone.
       path: of the file.
     """
     options = run.config.sample

@@ -18,7 +18,7 @@ from aigc_jax.evaluation.heldout import HeldOut
 from aigc_jax.families.diffusion import meanflow
 from aigc_jax.families.diffusion.diffusion import Diffusion, DiffusionConfig
 from aigc_jax.modalities.image.init_images import load_init_images
-from aigc_jax.runs import api as run_lib
+from aigc_jax.runs import sample as run_lib
 
 KEY_B = jax.random.split(jax.random.key(3), 8)
 NUMBERS = dict(guidance=1.0, guidance_low=0.0, guidance_high=0.0)

@@ -9,7 +9,6 @@ from helpers import tiny
 import aigc_jax
 from aigc_jax.data.loader import DataLoader
 from aigc_jax.modalities import sources
-from aigc_jax.runs import api
 
 
 def train(workdir, steps, devices):
@@ -32,7 +31,7 @@ def watched():
 
 def test_arrays_saved_on_eight_devices_are_restored_on_fewer_and_back(tmp_path, monkeypatch):
     train(tmp_path, 3, 8)
-    _, saved, _ = api.restore(str(tmp_path))
+    _, saved, _ = aigc_jax.restore(str(tmp_path))
     saved = jax.device_get(saved)
     fit, seen = watched()
     monkeypatch.setattr("aigc_jax.runs.trainer.fit", fit)

@@ -313,10 +313,10 @@ def test_images_of_other_libraries_are_judged_by_the_same_code(untrained, tmp_pa
         Image.fromarray(image[..., 0]).save(folder / f"{i:03}.png")
     np.savez(tmp_path / "x.npz", images=images)
     out = str(tmp_path / "near.png")
-    found = aigc_jax.judge_images(images, "digits", out=out)
+    found = aigc_jax.evaluate_images(images, "digits", out=out)
     assert os.path.exists(out) and found["samples"] == found["floor_samples"] == 40
     for path in (str(folder), f"folder:{folder}", str(tmp_path / "x.npz")):
-        assert aigc_jax.judge_images(path, "digits") == found
+        assert aigc_jax.evaluate_images(path, "digits") == found
     for wrong, said in (
         (dict(images=images[:, :4]), r"uint8 \(40, 4, 8, 1\)"),
         (dict(images=images / 255), "float64"),
@@ -325,7 +325,7 @@ def test_images_of_other_libraries_are_judged_by_the_same_code(untrained, tmp_pa
         (dict(images=images, source="python_docs"), "no images to compare"),
     ):
         with pytest.raises(UserError, match=said):
-            aigc_jax.judge_images(**{"source": "digits", **wrong})
+            aigc_jax.evaluate_images(**{"source": "digits", **wrong})
 
 
 @pytest.mark.parametrize("shape", [(5, 9, 3), (13, 7, 1)])
@@ -334,7 +334,7 @@ def test_odd_sizes_and_colours(untrained, tmp_path, shape):
     path = str(tmp_path / "x.npz")
     np.savez(path, images=rng.integers(0, 256, (60, *shape)).astype(np.uint8))
     new = rng.integers(0, 256, (30, *shape)).astype(np.uint8)
-    found = aigc_jax.judge_images(new, f"npz:{path}", out=str(tmp_path / "n.png"))
+    found = aigc_jax.evaluate_images(new, f"npz:{path}", out=str(tmp_path / "n.png"))
     assert np.isfinite(found["frechet_classifier"]) and found["copying_pixels_high"] > 0.2
 
 

@@ -14,7 +14,7 @@ import aigc_jax
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.metrics import Mean
 from aigc_jax.data.loader import DataLoader
-from aigc_jax.runs import api
+from aigc_jax.runs.report.samples import save
 from aigc_jax.training.metric_log import read_metrics
 from aigc_jax.training.metric_window import MetricAccumulator
 
@@ -26,7 +26,7 @@ def train(family, workdir, **changes):
 
 
 def final_state(workdir):
-    _, state, step = api.restore(str(workdir))
+    _, state, step = aigc_jax.restore(str(workdir))
     return jax.device_get(state), step
 
 
@@ -67,7 +67,7 @@ def test_a_run_from_start_to_samples(family, tmp_path):
     assert len(samples) == 3
     again = aigc_jax.sample(str(workdir), num=3, seed=1)
     np.testing.assert_array_equal(samples, again)
-    path = api.save(samples, str(tmp_path / "out" / "picture"))
+    path = save(samples, str(tmp_path / "out" / "picture"))
     assert path.endswith(suffix) and os.path.getsize(path) > 0
 
 
@@ -111,7 +111,7 @@ def test_bfloat16_computes_and_float32_keeps(family, tmp_path):
     chex.assert_type(kept, np.float32)
     chex.assert_tree_all_finite(kept)
     assert int(state.skipped) == 0
-    run_parts, _, _ = api.restore(str(tmp_path))
+    run_parts, _, _ = aigc_jax.restore(str(tmp_path))
     batch = tiny.batch(family)
     loss, _ = jax.eval_shape(
         lambda p, k: run_parts.objective.loss(next(iter(p)), p, {}, batch, k, np.int32(0)),

@@ -1,104 +1,22 @@
-"""Train, evaluate and sample: what the command line and a notebook both call."""
+"""Draws samples from a trained workdir."""
 
-import dataclasses
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import ml_collections
 import numpy as np
 
 from aigc_jax.core.capabilities import SupportsInitImage, SupportsTextGeneration
-from aigc_jax.core.config import Eval
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.fields import check_value, parse
-from aigc_jax.core.modality import check_spec
+from aigc_jax.core.fields import check_value
 from aigc_jax.distributed.gather import sampling_state
-from aigc_jax.distributed.preemption import PreemptionHandler
-from aigc_jax.evaluation.evaluator import Evaluator
 from aigc_jax.experiment import build
 from aigc_jax.experiment.generate import generate, make_request
+from aigc_jax.experiment.python_parts import Network
 from aigc_jax.experiment.restore import guidance_model_of, restore
 from aigc_jax.inference.stop_strings import StopStringStreamer
-from aigc_jax.modalities import sources
 from aigc_jax.modalities.image.init_images import Picture, load_init_images
-from aigc_jax.modalities.text.spec import text_tokenizer
-from aigc_jax.runs.evaluate_images import judge_images
-from aigc_jax.runs.report.samples import decode, save
-from aigc_jax.runs.trainer import Trainer
+from aigc_jax.runs.report.samples import decode
 from aigc_jax.training.posthoc_ema import reconstruct_ema
-
-__all__ = ["evaluate", "judge_images", "restore", "sample", "save", "train"]
-
-Recipe = Mapping[str, Any] | ml_collections.ConfigDict
-
-
-def train(
-    config: Recipe,
-    workdir: str,
-    *,
-    name: str = "train",
-    progress: bool = True,
-    stop: PreemptionHandler | None = None,
-) -> dict[str, float]:
-    """Trains, or goes on where the workdir's newest checkpoint stands.
-
-    Args:
-      config: a recipe, such as `configs/lm/quickstart.py` returns.
-      workdir: the folder for everything that the run writes.
-      name: what the progress bar says.
-      progress: whether there is one.
-      stop: requests to stop; `aigc train` makes signals into such requests.
-
-    Returns:
-      The last evaluation, or the last training record if the recipe evaluates never.
-
-    Raises:
-      UserError: for a wrong config, missing data, or a workdir of another config or in use; its
-        subclasses in `errors.py` for a run that cannot go on.
-    """
-    return Trainer(build.parse_config(config), workdir, stop or PreemptionHandler()).run(
-        name, progress
-    )
-
-
-def evaluate(
-    workdir: str,
-    data_dir: str = "",
-    source: str = "",
-    *,
-    sigma_rel: float | None = None,
-    mesh: str = "",
-    **options: Any,
-) -> dict[str, Any]:
-    """The held-out metrics of a workdir's newest checkpoint, `loss` among them.
-
-    For classes and tags, `report` holds the scores of each. Samples of images are shown beside
-    their nearest training images in `samples/neighbours.png`.
-
-    Args:
-      workdir: a trained run's folder.
-      data_dir: where its prepared data set lies now; where it lay in training if left out.
-      source: other data to evaluate on, as in `data.source`.
-      sigma_rel: of the average of parameters to use; it needs the snapshots of `ema.sigma_rels`.
-      mesh: over which devices, as in a config; one if left out.
-      **options: fields of the section `eval`, such as `generations`.
-
-    Raises:
-      UserError: if there is no checkpoint, or its data cannot be found.
-    """
-    run, state, step = restore(workdir, mesh)
-    if sigma_rel is not None:
-        state = reconstruct_ema(workdir, state, sigma_rel)
-    section = parse(Eval, {**dataclasses.asdict(run.config.eval), **options}, "eval")
-    run = dataclasses.replace(run, config=dataclasses.replace(run.config, eval=section))
-    data = run.config.data
-    given = {"data_dir": data_dir, "source": source}
-    data = dataclasses.replace(data, **{k: v for k, v in given.items() if v})
-    dataset = sources.load(data, text_tokenizer(run.spec), run.spec if source else None)
-    check_spec(workdir, run.spec.to_json(), dataset.spec, data.source)
-    judge = Evaluator(run, dataset, source=data.source, folder=os.path.expanduser(workdir))
-    return {"step": step, **judge(state)}
 
 
 def sample(
@@ -112,28 +30,31 @@ def sample(
     mask: Picture | None = None,
     sigma_rel: float | None = None,
     mesh: str = "",
+    network: Network | None = None,
     **options: Any,
 ) -> np.ndarray | list[str]:
     """Samples from a workdir's newest checkpoint: uint8 images (N, H, W, C), or texts.
 
     Args:
       workdir: a trained run's folder.
-      num: how many; if left out, one for each of several prompts or images, or the recipe's
+      num: number of samples. Defaults to one per prompt or image if several are given, else
         `sample.num`.
       seed: of the samples.
       prompt: a text to continue, or several.
-      show: is given the pieces of a (single) text as they are drawn.
-      image: a file or array to begin with; `strength` (0…1) says how much of it is drawn anew.
-      mask: a file or array, white where the image is drawn anew; see `data.given`.
-      sigma_rel: of the average of parameters to use; it needs the snapshots of `ema.sigma_rels`.
+      show: receives the pieces of a (single) text while it is drawn.
+      image: a file or array to begin with; `strength` (0…1) is how much of it is replaced.
+      mask: a file or array, white where the image is drawn again; see `load_init_images`.
+      sigma_rel: relative width of the power-function average to use; needs `ema.sigma_rels`.
       mesh: over which devices, as in a config; one if left out.
+      network: that with which the run was trained, if it was given from Python and cannot be
+        imported.
       **options: fields of the family's `sample` section, such as `temperature` or `guidance`.
 
     Raises:
       UserError: if there is no checkpoint, or the family has no such option.
     """
     check_value(int, seed, "seed")
-    run, state, _ = restore(workdir, mesh)
+    run, state, _ = restore(workdir, mesh, network=network, optimizer=False)
     if sigma_rel is not None:
         state = reconstruct_ema(workdir, state, sigma_rel)
     if prompt is not None:

@@ -1,0 +1,26 @@
+"""The data set of a run: from its config, or given from Python."""
+
+from typing import Any
+
+from aigc_jax.core.config import Data
+from aigc_jax.data.dataset import Dataset
+from aigc_jax.experiment.restore import tokenizer_of
+from aigc_jax.modalities import sources
+from aigc_jax.modalities.in_memory import dataset_from_python
+
+
+def load_dataset(config: Data, data: Any = None) -> Dataset:
+    """The training and held-out examples of a run.
+
+    Args:
+      config: the section `data`.
+      data: examples given from Python instead of `config.source`, as `dataset_from_python` takes
+        them: arrays, lists, generators, Hugging Face data sets or data frames.
+
+    Raises:
+      UserError: if the data cannot be found or used.
+    """
+    tokenizer = tokenizer_of(config)
+    if data is None:
+        return sources.load(config, tokenizer)
+    return dataset_from_python(data, config, tokenizer)

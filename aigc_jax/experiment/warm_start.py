@@ -1,0 +1,71 @@
+"""Warm starts: fresh parameters replaced by those of a trained run."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from aigc_jax.core.capabilities import SupportsMergedAdapters
+from aigc_jax.core.config import Config, differences
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.fields import marked
+from aigc_jax.core.state import named_leaves
+from aigc_jax.distributed.main_process import log_main
+from aigc_jax.experiment.restore import restore
+
+
+def warm_start(
+    workdir: str, params: dict[str, Any], config: Config | None = None
+) -> dict[str, Any]:
+    """Returns fresh parameters, replaced by those of a trained run where it has them.
+
+    Parameters are matched by name. Adapters of the trained run are merged into its model, and a
+    frozen `base` of the new run gets the trained model. Parameters that the trained run does not
+    have, such as the head of a new task, stay fresh; they and model settings that differ, with
+    which the same parameters would mean something else, are logged.
+
+    Args:
+      workdir: the trained run.
+      params: `{player: parameters}` on the host or on devices.
+      config: of the new run.
+
+    Raises:
+      UserError: if it has no parameter of this model, or arrays of other sizes.
+    """
+    run, state, _ = restore(workdir, optimizer=False)
+    trained = state.sampling_params
+    if isinstance(run.objective, SupportsMergedAdapters):
+        trained = run.objective.merge_adapters(trained)
+    known = dict(named_leaves(jax.device_get(trained)))
+    taken, fresh = [], []
+
+    def place(path: tuple, leaf: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        player, _, rest = name.partition("/")
+        old = known.get(f"model/{rest}" if player == "base" else name)
+        if old is None:
+            fresh.append(name)
+            return leaf
+        if np.shape(old) != np.shape(leaf):
+            raise UserError(
+                f"train.init_from={workdir}: {name} is of shape {np.shape(old)} there and"
+                f" {np.shape(leaf)} here: give the model the same sizes"
+            )
+        taken.append(name)
+        return np.asarray(old, leaf.dtype)
+
+    placed = jax.tree_util.tree_map_with_path(place, params)
+    if not taken:
+        raise UserError(
+            f"train.init_from={workdir} has no parameter of this model: it is of another kind"
+        )
+    more = f" ({', '.join(fresh[:4])}{' …' if len(fresh) > 4 else ''})" if fresh else ""
+    log_main(f"begun with {len(taken)} arrays of {workdir}; {len(fresh)} are fresh{more}")
+    others: list[str] = []
+    if config is not None:
+        compatible = marked(type(config.model), "init_compatible", "model")
+        old, new = ({"model": c.raw["model"]} for c in (run.config, config))
+        others = differences(old, new, compatible)
+    if others:
+        log_main(f"the models differ: {', '.join(others)}")
+    return placed

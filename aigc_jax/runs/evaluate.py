@@ -1,0 +1,76 @@
+"""Evaluates a trained workdir on held-out data."""
+
+import dataclasses
+import os
+from typing import Any
+
+from aigc_jax.core.config import Data, Eval
+from aigc_jax.core.fields import parse
+from aigc_jax.core.modality import check_spec
+from aigc_jax.data.dataset import Dataset
+from aigc_jax.evaluation.evaluator import Evaluator
+from aigc_jax.experiment import build
+from aigc_jax.experiment.python_parts import Network
+from aigc_jax.experiment.restore import restore
+from aigc_jax.modalities import sources
+from aigc_jax.modalities.in_memory import dataset_from_python
+from aigc_jax.modalities.text.spec import text_tokenizer
+from aigc_jax.training.posthoc_ema import reconstruct_ema
+
+
+def evaluate(
+    workdir: str,
+    data_dir: str = "",
+    source: str = "",
+    *,
+    sigma_rel: float | None = None,
+    mesh: str = "",
+    data: Any = None,
+    network: Network | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Returns the held-out metrics of a workdir's newest checkpoint, `loss` among them.
+
+    For classes and tags, `report` holds the scores of each. Samples of images are shown beside
+    their nearest training images in `samples/neighbours.png`.
+
+    Args:
+      workdir: a trained run's folder.
+      data_dir: folder of prepared data sets; that of the training if left out.
+      source: other data to evaluate on, as in `data.source`.
+      sigma_rel: relative width of the power-function average to use; needs `ema.sigma_rels`.
+      mesh: over which devices, as in a config; one if left out.
+      data: examples given from Python to evaluate on, as for `train`.
+      network: that with which the run was trained, if it was given from Python and cannot be
+        imported.
+      **options: fields of the section `eval`, such as `num_generations`.
+
+    Raises:
+      UserError: if there is no checkpoint, or its data cannot be found.
+    """
+    run, state, step = restore(workdir, mesh, network=network, optimizer=False)
+    if sigma_rel is not None:
+        state = reconstruct_ema(workdir, state, sigma_rel)
+    section = parse(Eval, {**dataclasses.asdict(run.config.eval), **options}, "eval")
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, eval=section))
+    given = {k: v for k, v in {"data_dir": data_dir, "source": source}.items() if v}
+    config = dataclasses.replace(run.config.data, **given)
+    dataset = _dataset(run, config, data, bool(source))
+    check_spec(workdir, run.spec.to_json(), dataset.spec, config.source)
+    folder = os.path.expanduser(workdir)
+    return {"step": step, **Evaluator(run, dataset, source=config.source, folder=folder)(state)}
+
+
+def _dataset(run: build.Run, config: Data, data: Any, other: bool) -> Dataset:
+    """The data to evaluate on, with the tokenizer of the run.
+
+    Args:
+      run: the trained run.
+      config: the section `data`.
+      data: given from Python; None: those of `config.source`.
+      other: whether that is another source than the run was trained on.
+    """
+    tokenizer = text_tokenizer(run.spec)
+    if data is not None:
+        return dataset_from_python(data, config, tokenizer)
+    return sources.load(config, tokenizer, run.spec if other else None)
