@@ -1,16 +1,11 @@
-"""Files of named arrays, npz and safetensors: checked whole before an array takes memory.
+"""safetensors files: the header is checked against the file's size before memory is taken."""
 
-Nothing is unpickled. What a header claims is compared with what the file holds first.
-"""
-
-import io
 import json
 import math
 import os
 import struct
-import zipfile
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -25,75 +20,21 @@ ITEM_SIZES = {
 }  # fmt: skip
 
 
-def open_npz(path: str) -> dict[str, np.ndarray]:
-    """The arrays of an npz file.
-
-    Raises:
-      UserError: if it is no zip of whole .npy members without pickles, or one of them claims more
-        than the file or the machine's memory can hold.
-    """
-    arrays = {}
-    with open_file(path) as f:
-        size = file_size(f)
-        try:
-            with zipfile.ZipFile(f) as archive:
-                members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
-                total = sum(member.file_size for member in members)
-                check_memory(total, f"the content of {shorten(path)}")
-                for member in members:
-                    if member.compress_size > size:  # zipfile would take memory for it
-                        raise ValueError(f"{member.filename} claims {member.compress_size} bytes")
-                    name = member.filename.removesuffix(".npy")
-                    if name in arrays:
-                        raise ValueError(f"it has the array {name} twice")
-                    with archive.open(member) as data:
-                        try:
-                            arrays[name] = _read_npy(data, member.file_size)
-                        except ValueError as e:
-                            raise ValueError(f"{name}: {e}") from e
-        except UserError:
-            raise
-        except Exception as e:  # zipfile and numpy's header parser raise all kinds
-            raise UserError(f"{shorten(path)} is not an npz of plain arrays ({one_line(e)})") from e
-    return arrays
-
-
-def _read_npy(data: Any, size: int) -> np.ndarray:
-    """The array of one .npy stream of `size` bytes; ValueError if it is not plain or not whole."""
-    version = np.lib.format.read_magic(data)
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in readers:  # version 3 is for names of fields
-        raise ValueError(f"its .npy version is {version}")
-    shape, fortran_order, dtype = readers[version](data)
-    if dtype.kind not in "?biufcSU":
-        raise ValueError(f"it holds {dtype}, not plain numbers")
-    claim = _claim(shape, dtype.itemsize)
-    if claim != size - data.tell():
-        raise ValueError(f"its header claims {shorten(shape, 80)}, which is not what follows")
-    content = data.read(claim)
-    if len(content) != claim:
-        raise ValueError("it is cut off")
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran_order else "C")
-
-
-def _claim(shape: Iterable[Any], item_size: int) -> int:
-    """Bytes of an array; ValueError if the shape is none."""
+def array_bytes(shape: Iterable[Any], item_size: int) -> int:
+    """Returns the bytes of an array; ValueError if the shape is invalid."""
     shape = tuple(shape)
     if not all(type(n) is int and 0 <= n < 2**63 for n in shape) or len(shape) > 32:
-        raise ValueError(f"the shape {shorten(shape, 80)} cannot be")
+        raise ValueError(f"the shape {shorten(shape, 80)} is invalid")
     return math.prod(shape) * item_size
 
 
-def open_safetensors(path: str) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file; bfloat16 ones as `ml_dtypes.bfloat16`.
+def read_safetensors_file(path: str) -> dict[str, np.ndarray]:
+    """Returns the arrays of a safetensors file; bfloat16 ones as `ml_dtypes.bfloat16`.
 
-    Header, types, shapes and offsets are compared with the file's size before an array is read.
+    Types, shapes and offsets are checked against the file's size before an array is read.
 
     Raises:
-      UserError: if it is not a whole safetensors file, or of a type that numpy cannot hold.
+      UserError: if the file is damaged, or has a type that numpy does not have.
     """
     from safetensors import safe_open
 
@@ -109,12 +50,17 @@ def open_safetensors(path: str) -> dict[str, np.ndarray]:
         try:
             with safe_open(os.path.expanduser(path), framework="np") as tensors:
                 return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-        except Exception as e:  # whatever else the library finds wrong
+        except Exception as e:  # whatever else the library refuses
             raise UserError(f"{shorten(path)} is not a safetensors file ({one_line(e)})") from e
 
 
-def safetensors_header(f: io.BufferedIOBase, size: int) -> dict[str, Any]:
-    """`{name: {dtype, shape, data_offsets}}`, read no further than the file goes."""
+def safetensors_header(f: BinaryIO, size: int) -> dict[str, Any]:
+    """Returns `{name: {dtype, shape, data_offsets}}`; ValueError if it does not fit the file.
+
+    Args:
+      f: at its beginning; afterwards behind the header.
+      size: of the file, bytes.
+    """
     length_bytes = f.read(8)
     if len(length_bytes) < 8:
         raise ValueError("it is cut off")
@@ -128,10 +74,10 @@ def safetensors_header(f: io.BufferedIOBase, size: int) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; ValueError if a key stands in it twice."""
+    """Returns a JSON object; ValueError if it has a key twice."""
     record = dict(pairs)
     if len(record) != len(pairs):
-        raise ValueError("a name stands twice in its header")
+        raise ValueError("a name is twice in its header")
     return record
 
 
@@ -152,7 +98,7 @@ def check_tensors(header: dict[str, Any], data_size: int) -> None:
             )
         if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
             raise ValueError(f"the entry {shorten(name, 80)} is not a tensor")
-        claim = _claim(shape, ITEM_SIZES[dtype])
+        claim = array_bytes(shape, ITEM_SIZES[dtype])
         if not all(type(n) is int for n in offsets) or offsets[1] - offsets[0] != claim:
             raise ValueError(
                 f"{shorten(name, 80)} claims the shape {shorten(shape, 80)} at the bytes"

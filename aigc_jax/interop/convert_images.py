@@ -7,11 +7,11 @@ autoencoder as its frozen first stage.
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from aigc_jax.core.conditions import LABEL
+from aigc_jax.core.conditions import LABEL, ClassLabel
 from aigc_jax.core.config import Config
 from aigc_jax.core.errors import UserError, shorten
 from aigc_jax.distributed.main_process import log_main
@@ -114,9 +114,10 @@ def export_diffusers(
 ) -> None:
     """Writes a run's model as a folder of diffusers; a model of latents as a pipeline's folder."""
     dtype = dtype or read_origin(workdir).get("dtype", "float32")
-    label = run.objective.conditions.get(LABEL)
+    label = cast(ClassLabel | None, run.objective.conditions.get(LABEL))
     classes = label.num_classes if label else 0
-    shape = run.spec.shape
+    spec = cast(ImageSpec, run.spec)
+    shape = spec.shape
     if PLAYER not in params:
         _write(path, run.config, run.config.model, params["model"], shape, classes, dtype)
         return

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from aigc_jax.core.capabilities import SupportsMergedAdapters
 from aigc_jax.core.errors import UserError, shorten
@@ -133,10 +133,11 @@ def export_hf(
 ) -> None:
     """Writes a run's transformer, adapters merged, as a folder of transformers."""
     origin = _find_origin(run, workdir)
-    model = dict(run.objective.merge_adapters(params)["model"])
+    objective = cast(SupportsMergedAdapters, run.objective)  # as `convert` has checked
+    model = dict(objective.merge_adapters(dict(params))["model"])
     if model.pop("task_head", None) is not None:
         log_main("the task's head is left out: transformers has no equivalent")
-    tokenizer = run.spec.tokenizer
+    tokenizer = cast(TextSpec, run.spec).tokenizer
     write_hf_folder(
         path,
         _resolved(run, model),
@@ -155,7 +156,7 @@ def export_peft(
     """Writes a run's adapters as a folder of PEFT, in float32."""
     if "base" not in params:
         raise UserError(f"{workdir} has no adapters: export the model with --to=hf:DIR")
-    variables, origin = lora.join_variables(params), _find_origin(run, workdir)
+    variables, origin = lora.join_variables(dict(params)), _find_origin(run, workdir)
     write_peft_folder(
         path,
         _resolved(run, variables["params"]),
@@ -182,7 +183,7 @@ def _resolved(run: Run, params: Mapping[str, Any]) -> TransformerConfig:
     return dataclasses.replace(
         config,
         vocab_size=params["token_embedding"]["embedding"].shape[0],
-        context=config.context or run.spec.seq_len,
+        context=config.context or cast(TextSpec, run.spec).seq_len,
     )
 
 

@@ -109,7 +109,8 @@ def write_safetensors(
             room = max_bytes
         shards[-1].append(tensor)
         room -= size
-    total, files, stem = 0, {}, file.removesuffix(".safetensors")
+    total, stem = 0, file.removesuffix(".safetensors")
+    files: dict[str, str] = {}  # of the tensors
     for i, shard in enumerate(shards, 1):
         part = f"{stem}-{i:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else file
         arrays = {t.name: _cast(t.name, export_tensor(t, params), dtype) for t in shard}

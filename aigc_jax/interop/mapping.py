@@ -50,12 +50,12 @@ class TensorRule:
 
     @property
     def hf_module(self) -> str:
-        """The library's module that has this tensor as its weight."""
+        """Returns the library's module that has this tensor as its weight."""
         return self.hf.removesuffix(".weight")
 
     @property
     def aigc_modules(self) -> list[str]:
-        """Our modules that have these kernels."""
+        """Returns our modules that have these kernels."""
         return [path.removesuffix("/kernel") for path in self.aigc]
 
 
@@ -104,7 +104,7 @@ class ModelTable:
     """
 
     hf: str
-    config: type
+    config: type[Any]
     settings: tuple[Setting, ...]
     hf_fixed: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     no_op: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
@@ -134,7 +134,7 @@ def module(
     layer: int | None = None,
     part: tuple[int, int] | None = None,
 ) -> tuple[TensorRule, ...]:
-    """The rules for weight and bias of a module.
+    """Returns the rules for weight and bias of a module.
 
     Args:
       hf: the library's module, dots between names; `{layer}` as in `TensorRule`.
@@ -159,7 +159,7 @@ def module(
 def layer_modules(
     prefix: str, *rows: tuple[str, str], transposed: bool = True
 ) -> tuple[TensorRule, ...]:
-    """The rules of a transformer's layers.
+    """Returns the rules of a transformer's layers.
 
     Args:
       prefix: of the library's names, up to the layer's number.

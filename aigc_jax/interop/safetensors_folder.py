@@ -29,7 +29,7 @@ def read_json(path: str) -> dict[str, Any]:
     """Returns the object in a JSON file.
 
     Raises:
-      UserError: if it cannot be read, is too large, or holds something else.
+      UserError: if it cannot be read, is too large, or is not an object.
     """
     with open_file(path) as f:
         if file_size(f) > MAX_JSON:
@@ -50,7 +50,7 @@ def _parse_int(digits: str) -> int:
 
 
 class StoredTensors:
-    """The tensors of safetensors files, each read on demand.
+    """Tensors of safetensors files, each read on demand.
 
     Attributes:
       files: the file of each.

@@ -13,7 +13,9 @@ from aigc_jax.core.fields import check_range, check_value
 from aigc_jax.interop.mapping import IGNORED, REQUIRED, Fields, ModelTable, Setting
 
 
-def read_setting(row: Setting, config: Mapping[str, Any], field: str, of: type, where: str) -> Any:
+def read_setting(
+    row: Setting, config: Mapping[str, Any], field: str, of: type[Any], where: str
+) -> Any:
     """Returns the value of one of a row's fields.
 
     Args:
@@ -47,7 +49,7 @@ def read_setting(row: Setting, config: Mapping[str, Any], field: str, of: type, 
     return checked_value(field, value, of, where, row.hf)
 
 
-def checked_value(field: str, value: Any, of: type, where: str, key: str = "") -> Any:
+def checked_value(field: str, value: Any, of: type[Any], where: str, key: str = "") -> Any:
     """Returns `value` in the type of the field.
 
     Args:
@@ -62,7 +64,7 @@ def checked_value(field: str, value: Any, of: type, where: str, key: str = "") -
     """
     name = f"{where}: {key or field}"
     value = check_value(typing.get_type_hints(of)[field], value, name)
-    check_range(of.__dataclass_fields__[field], value, name)  # type: ignore[attr-defined]
+    check_range(of.__dataclass_fields__[field], value, name)
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name} must be finite, but it is {value}")
     return value

@@ -23,7 +23,7 @@ from aigc_jax.cli import main
 from aigc_jax.core import config, workdir
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.modality import spec_from_json
-from aigc_jax.core.safetensors_file import open_safetensors
+from aigc_jax.core.safetensors_file import read_safetensors_file
 from aigc_jax.experiment import build
 from aigc_jax.modalities import prepare, readers, sources
 
@@ -132,7 +132,7 @@ def loaded(data, folder):
     path = os.path.join(folder, "x.safetensors")
     with open(path, "wb") as f:
         f.write(data)
-    assert all(isinstance(array, np.ndarray) for array in open_safetensors(path).values())
+    assert all(isinstance(array, np.ndarray) for array in read_safetensors_file(path).values())
 
 
 INFO = {

@@ -32,7 +32,8 @@ from helpers.hostile import (
 from PIL import Image
 
 from aigc_jax.core.config import Data
-from aigc_jax.core.safetensors_file import open_npz, open_safetensors
+from aigc_jax.core.npz_file import read_npz_file
+from aigc_jax.core.safetensors_file import read_safetensors_file
 from aigc_jax.data import lines as lines_lib
 from aigc_jax.modalities import readers, sources
 from aigc_jax.modalities.prepare import prepare
@@ -221,7 +222,7 @@ def test_a_file_larger_than_memory_is_refused(tmp_path):
     with open(path, "r+b") as f:
         f.write(tensors_file({"a": entry([size - 4096])}, b""))
         f.truncate(f.tell() + size - 4096)
-    assert "memory" in refusal(open_safetensors, str(path))
+    assert "memory" in refusal(read_safetensors_file, str(path))
 
 
 # Images --------------------------------------------------------------------------------------
@@ -478,7 +479,7 @@ def test_a_bad_safetensors_file_is_refused(tmp_path, monkeypatch, name):
 
     monkeypatch.setattr(safetensors, "safe_open", watched)
     (tmp_path / "a").write_bytes(BAD_TENSORS[name])
-    message = refusal(open_safetensors, str(tmp_path / "a"))
+    message = refusal(read_safetensors_file, str(tmp_path / "a"))
     assert message.startswith(f"{tmp_path / 'a'} is not a safetensors file (")
     assert bool(seen) == (name == "metadata of numbers")
 
@@ -499,7 +500,7 @@ def test_safetensors_round_trip(tmp_path):
     arrays |= {"scalar": np.array(3), "none": np.zeros((0, 5))}
     arrays["bfloat16"] = np.arange(4).astype(ml_dtypes.bfloat16)
     safetensors.numpy.save_file(arrays, tmp_path / "a", metadata={"made": "here"})
-    got = open_safetensors(str(tmp_path / "a"))
+    got = read_safetensors_file(str(tmp_path / "a"))
     assert got.keys() == arrays.keys()
     for name, array in arrays.items():
         assert got[name].dtype == array.dtype
@@ -555,7 +556,7 @@ BAD_NPZ = {
 @pytest.mark.parametrize("name", BAD_NPZ)
 def test_a_bad_npz_is_refused(tmp_path, name):
     (tmp_path / "a").write_bytes(BAD_NPZ[name])
-    message = refusal(open_npz, str(tmp_path / "a"))
+    message = refusal(read_npz_file, str(tmp_path / "a"))
     assert message.startswith(f"{tmp_path / 'a'} is not an npz of plain arrays (")
 
 
@@ -570,7 +571,7 @@ def test_npz_of_all_kinds(tmp_path):
     }
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "a.npz", **arrays)
-        got = open_npz(str(tmp_path / "a.npz"))
+        got = read_npz_file(str(tmp_path / "a.npz"))
         assert got.keys() == arrays.keys()
         for name, array in arrays.items():
             assert got[name].dtype == array.dtype

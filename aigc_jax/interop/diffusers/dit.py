@@ -47,7 +47,7 @@ def _dit_rules(config: dit.DiTConfig) -> list[TensorRule]:
 def _read_dit(config: Mapping[str, Any]) -> Fields:
     heads, size = config.get("num_attention_heads", 16), config.get("attention_head_dim", 72)
     if type(heads) is not int or type(size) is not int or not 0 < heads * size < 2**31:
-        raise ValueError("must have whole numbers of num_attention_heads and attention_head_dim")
+        raise ValueError("must have integers num_attention_heads and attention_head_dim")
     return dict(width=heads * size)
 
 
@@ -55,10 +55,11 @@ def _embedders(config: dit.DiTConfig, get: GetTensor) -> Fields:
     """Returns `embedders`: blocks that were trained with a shared embedder have equal copies."""
     for name, _ in EMBEDDER:
         for leaf in ("weight", "bias"):
-            first, *others = (
+            copies = [
                 get(f"transformer_blocks.{i}.norm1.emb.{name}.{leaf}") for i in range(config.depth)
-            )
-            if any(not np.array_equal(first, other) for other in others):
+            ]
+            present = [copy for copy in copies if copy is not None]  # gaps are refused later
+            if any(not np.array_equal(present[0], copy) for copy in present[1:]):
                 return dict(embedders="per_block")
     return dict(embedders="shared")
 

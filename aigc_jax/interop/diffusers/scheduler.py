@@ -13,7 +13,9 @@ SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_c
 FLOW = "FlowMatchEulerDiscreteScheduler"
 DDPM = dict(prediction="epsilon", schedule="linear")  # of most models that have no file
 # Keys at which the schedule is that of its betas.
-EXPECTED = dict(num_train_timesteps=1000, trained_betas=None, rescale_betas_zero_snr=False)
+EXPECTED: dict[str, Any] = dict(
+    num_train_timesteps=1000, trained_betas=None, rescale_betas_zero_snr=False
+)
 
 
 def find_scheduler(folder: str) -> str:
@@ -46,13 +48,15 @@ def read_scheduler(folder: str) -> tuple[dict[str, Any], list[str]]:
 def _parse(content: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """Returns the fields, or the key and value that are not supported."""
     if content.get("_class_name") == FLOW:
-        plain = dict(num_train_timesteps=1000, shift=1.0, use_dynamic_shifting=False)
-        for key, value in plain.items():
-            if content.get(key, value) != value:
+        plain: dict[str, Any] = dict(
+            num_train_timesteps=1000, shift=1.0, use_dynamic_shifting=False
+        )
+        for key, expected in plain.items():
+            if content.get(key, expected) != expected:
                 return {}, f"{key}={shorten(content[key], 40)}"
         return dict(prediction="flow", schedule="flow"), ""
-    for key, value in EXPECTED.items():
-        if content.get(key, value) != value:
+    for key, expected in EXPECTED.items():
+        if content.get(key, expected) != expected:
             return {}, f"{key}={shorten(content[key], 40)}"
     found: dict[str, Any] = {}
     for key, name, known, default in (
@@ -64,8 +68,8 @@ def _parse(content: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
             return {}, f"{key}={shorten(value, 40)}"
         found[name] = known[value]
     if found["schedule"] != "cosine":
-        for key, default in (("beta_start", 1e-4), ("beta_end", 0.02)):
-            value = content.get(key, default)
+        for key, beta in (("beta_start", 1e-4), ("beta_end", 0.02)):
+            value = content.get(key, beta)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not 0 < value < 1:
                 return {}, f"{key}={shorten(value, 40)}"

@@ -58,7 +58,7 @@ class ImageModel(ModelTable):
 
     @property
     def has_scheduler(self) -> bool:
-        """Whether it denoises, and has a noise schedule beside it; otherwise an autoencoder."""
+        """Returns whether it denoises; otherwise it is an autoencoder."""
         return self.objective["name"] == "diffusion"
 
 

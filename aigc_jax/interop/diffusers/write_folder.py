@@ -80,7 +80,7 @@ def _config_json(
     table: ImageModel, fields: Fields, shape: tuple[int, int, int], classes: int
 ) -> dict[str, Any]:
     """Returns the content of config.json."""
-    config = {"_class_name": table.hf, "_diffusers_version": "0.40.0"}
+    config: dict[str, Any] = {"_class_name": table.hf, "_diffusers_version": "0.40.0"}
     config |= settings.write_settings(table, fields) | table.write(fields)
     height, width, channels = shape
     config["sample_size"] = height if height == width else [height, width]

@@ -114,7 +114,7 @@ TABLES = {
     "gpt2": GgufTable(GPT2_KEYS, GPT2_RULES),
 }
 FREQUENCIES = "rope_freqs.weight"  # divisors of the rotary frequencies, as Llama 3 has them
-LLAMA3 = dict(original_context=8192, low_freq_factor=1.0, high_freq_factor=4.0)
+LLAMA3: dict[str, Any] = dict(original_context=8192, low_freq_factor=1.0, high_freq_factor=4.0)
 
 
 def read_gguf_file(path: str) -> ImportedText:

@@ -90,7 +90,7 @@ def _build(tokens: list[str], merges: list[str], kinds: list[int], rule: str) ->
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import BPE
 
-    pairs = [tuple(merge.split(" ")) for merge in merges]
+    pairs: list[Any] = [tuple(merge.split(" ")) for merge in merges]
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError("a merge is not of two tokens")
     vocab = {token: i for i, token in enumerate(tokens)}

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ IGNORED = words(
 )
 READ = words("r lora_alpha rank_pattern alpha_pattern use_rslora")
 # Keys with an effect, at the values that are supported; any other key must be off.
-SUPPORTED = {
+SUPPORTED: Mapping[str, Sequence[Any]] = {
     "peft_type": ("LORA",), "bias": ("none",),
     "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
 }  # fmt: skip
@@ -149,7 +149,7 @@ def read_peft_folder(folder: str, model: TransformerConfig | None = None) -> Imp
 def _check_config(config: Mapping[str, Any], where: str) -> None:
     """Raises UserError for what is not a plain LoRA."""
     for key, value in config.items():
-        allowed = SUPPORTED.get(key, (None, False, {}, []))
+        allowed: Sequence[Any] = SUPPORTED.get(key, (None, False, {}, []))
         if key not in IGNORED and key not in READ and value not in allowed:
             raise UserError(
                 f"{where} sets {shorten(key, 60)}={shorten(value, 60)}, which is not supported:"
@@ -243,7 +243,8 @@ def _read_pair(stored: StoredTensors, pair: Mapping[str, str], folder: str) -> F
     """Returns the two factors of a module, float32."""
     if len(pair) < 2:
         raise UserError(
-            f"{shorten(folder)} has {shorten(*pair.values(), 150)}, but not its other factor"
+            f"{shorten(folder)} has {shorten(next(iter(pair.values())), 150)}, but not its"
+            " other factor"
         )
     for name in pair.values():
         if stored.dtypes[name] not in DTYPES or len(stored.shapes[name]) != 2:
@@ -295,8 +296,10 @@ def _stacked(pairs: list[Factors], path: str, folder: str) -> Factors:
     return a, b
 
 
-def _alpha(config: Mapping[str, Any], rule: TensorRule, whole: int, rank: int, where: str) -> float:
-    """Returns our alpha of a kernel of rank `rank`, whose module there has the rank `whole`."""
+def _alpha(
+    config: Mapping[str, Any], rule: TensorRule, module_rank: int, rank: int, where: str
+) -> float:
+    """Returns our alpha of a kernel of this rank in a module of PEFT of the rank `module_rank`."""
     module = "." + rule.hf_module.format(layer=0)
 
     def config_value(key: str, pattern: str) -> Any:
@@ -305,7 +308,9 @@ def _alpha(config: Mapping[str, Any], rule: TensorRule, whole: int, rank: int, w
                 return value
         return config[key]
 
-    if config_value("r", "rank_pattern") != whole:
-        raise UserError(f"{where} says another rank than {whole}, which is that of {module[1:]}")
+    if config_value("r", "rank_pattern") != module_rank:
+        raise UserError(f"{where} gives {module[1:]} another rank than its factors, {module_rank}")
     alpha = config_value("lora_alpha", "alpha_pattern")
-    return float(alpha * rank / (math.sqrt(whole) if config.get("use_rslora") else whole))
+    return float(
+        alpha * rank / (math.sqrt(module_rank) if config.get("use_rslora") else module_rank)
+    )

@@ -52,7 +52,7 @@ def read_config_json(arch: Architecture, config: Mapping[str, Any], where: str) 
     Raises:
       UserError: if a key is missing, unknown, or has a value that is not supported.
     """
-    fields = PLAIN | settings.read_settings(arch, config, where)
+    fields: Fields = PLAIN | settings.read_settings(arch, config, where)
     rope_keys = rope_scaling.KEYS if arch.rope_theta else ()
     settings.check_keys(arch, config, where, (*WINDOW_KEYS[arch.windows], *rope_keys))
     fields["kv_heads"] = fields.get("kv_heads") or fields["heads"]

@@ -1,4 +1,4 @@
-"""Llama and what descends from it: Mistral, Qwen 2 and 3, Gemma 1 and 2."""
+"""Llama and its descendants: Mistral, Qwen 2 and 3, Gemma 1 and 2."""
 
 import math
 from collections.abc import Mapping
@@ -104,7 +104,7 @@ QWEN3 = Architecture(
 
 
 def _scalar(scale: float, fields: Mapping[str, Any]) -> Any:
-    """Gemma's query_pre_attn_scalar for a scale of attention's logits: a whole number."""
+    """Returns Gemma's query_pre_attn_scalar, an integer, for a scale of attention's logits."""
     scalar = round(scale**-2) if scale else fields["head_dim"]
     said = scalar and (not scale or math.isclose(scalar**-0.5, scale, rel_tol=1e-6))
     return scalar if said else REQUIRED

@@ -11,7 +11,7 @@ from aigc_jax.core.errors import UserError, shorten
 from aigc_jax.interop.transformers.table import PLAIN
 
 KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
-# What each kind of scaling reads: their key and our field.
+# Kinds of scaling: key in the file and our field.
 KINDS: dict[str, dict[str, str]] = {
     "default": {},
     "linear": {"factor": "rope_factor"},
@@ -33,16 +33,16 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 def read_rope(config: Mapping[str, Any], theta: float, context: int, where: str) -> dict[str, Any]:
-    """The fields `rope_…` of `TransformerConfig`, unchecked for type and range.
+    """Returns the fields `rope_…` of `TransformerConfig`, unchecked for type and range.
 
     Args:
       config: the content of config.json.
-      theta: what transformers takes if the file names none.
-      context: the longest text, which some kinds take for that of pretraining.
+      theta: default of transformers.
+      context: the longest text, the default of that in pretraining.
       where: the file, for messages.
 
     Raises:
-      UserError: if the positions are of a kind that we lack, or are said twice and differently.
+      UserError: if the kind is not supported, or two settings contradict each other.
     """
     blocks = []
     for key in ("rope_scaling", "rope_parameters"):
@@ -58,13 +58,21 @@ def read_rope(config: Mapping[str, Any], theta: float, context: int, where: str)
             key = next(k for k in other if other[k] != read[0][k])
             raise UserError(
                 f"{where} gives two kinds of rotary positions ({key} is {shorten(read[0][key], 40)}"
-                f" and {shorten(other[key], 40)}), but all layers must turn alike"
+                f" and {shorten(other[key], 40)}), but all layers must have the same"
             )
     return read[0]
 
 
 def _read_block(block: Any, theta: Any, default: float, context: int, where: str) -> dict[str, Any]:
-    """The fields of one object that describes rotary positions, beside `theta` or none."""
+    """Returns the fields of one object that describes rotary positions.
+
+    Args:
+      block: the object.
+      theta: `rope_theta` outside of it; None: there is none.
+      default: of `rope_theta`.
+      context: the longest text.
+      where: the file, for messages.
+    """
     if not isinstance(block, Mapping):
         raise UserError(f"{where}: rotary positions must be an object, not {shorten(block, 60)}")
     kind = block.get("rope_type", block.get("type", "default"))
@@ -91,30 +99,30 @@ def _read_block(block: Any, theta: Any, default: float, context: int, where: str
             raise UserError(f"{where}: rotary positions of the kind {kind} lack {key}")
     known = {"rope_type", "type", "rope_theta", *KINDS[kind]}
     for key, value in block.items():
-        if key not in known and value is not None and not _harmless(key, value, block):
+        if key not in known and value is not None and not _has_no_effect(key, value, block):
             raise UserError(
                 f"{where} sets {shorten(key, 40)}={shorten(value, 40)} for rotary positions of"
-                " the kind"
-                f" {kind}, which is not supported"
+                f" the kind {kind}, which is not supported"
             )
     return fields
 
 
-def _harmless(key: str, value: Any, block: Mapping[str, Any]) -> bool:
-    """Whether a key that no field holds says what is so anyway."""
+def _has_no_effect(key: str, value: Any, block: Mapping[str, Any]) -> bool:
+    """Returns whether a key without a field has no effect at its value."""
     plain = {"partial_rotary_factor": 1, "truncate": True, "mrope_interleaved": False}
     if key in plain:
         return value == plain[key]
-    if key == "attention_factor":  # of yarn: field is the paper's
+    if key == "attention_factor":  # of yarn: ours is the paper's
         factor = block.get("factor")
-        numbers = isinstance(value, (int, float)) and isinstance(factor, (int, float))
-        paper = 0.1 * math.log(factor) + 1 if numbers and factor > 1 else 1.0
-        return numbers and math.isclose(value, paper, rel_tol=1e-6)
-    return key in ("finetuned", "original_max_position_embeddings")  # remarks
+        if not isinstance(value, (int, float)) or not isinstance(factor, (int, float)):
+            return False
+        paper = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+        return math.isclose(value, paper, rel_tol=1e-6)
+    return key in ("finetuned", "original_max_position_embeddings")  # for information
 
 
 def write_rope(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of config.json in both forms, so that transformers 4 and 5 read them."""
+    """Returns the keys of config.json in both forms, for transformers 4 and 5."""
     kind = "default" if fields["rope_scaling"] == "none" else fields["rope_scaling"]
     block = {"rope_type": kind} | {key: fields[field] for key, field in KINDS[kind].items()}
     theta = fields["rope_theta"]

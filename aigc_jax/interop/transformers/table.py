@@ -8,7 +8,7 @@ from aigc_jax.families.lm.transformer import TransformerConfig
 from aigc_jax.interop.mapping import ModelTable, TensorRule
 
 # Fields of TransformerConfig that change what a model computes, at the value most models have.
-PLAIN = dict(
+PLAIN: dict[str, Any] = dict(
     causal=True, positions="rotary", rope_theta=10_000.0, rope_scaling="none", rope_factor=1.0,
     rope_original_context=0, rope_low_freq_factor=1.0, rope_high_freq_factor=4.0,
     rope_beta_fast=32.0, rope_beta_slow=1.0, norm="rmsnorm", norm_position="pre", norm_eps=1e-6,
@@ -61,7 +61,7 @@ class Architecture(ModelTable):
     model: str
     prefix: str
     rules: tuple[TensorRule, ...]
-    config: type = TransformerConfig
+    config: type[Any] = TransformerConfig
     no_op: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=lambda: NO_OP)
     limits: Mapping[str, int] = dataclasses.field(default_factory=lambda: LIMITS)
     headless: str = ""

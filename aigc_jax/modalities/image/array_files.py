@@ -12,7 +12,8 @@ import numpy as np
 
 from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.core.files import check_memory, file_size, open_file
-from aigc_jax.core.safetensors_file import open_npz, open_safetensors
+from aigc_jax.core.npz_file import read_npz_file
+from aigc_jax.core.safetensors_file import read_safetensors_file
 from aigc_jax.data.raw_dataset import ColumnarExamples, RawDataset
 
 MAX_DEFLATE = 1032  # gzip makes nothing smaller than this many times
@@ -24,12 +25,12 @@ def read_npz(path: str) -> RawDataset:
     Keys: `images` and `labels`, or per split `x_train`, `y_train`, `x_test`, `y_test` (Keras), or
     `train_images`, `train_labels`, … (MedMNIST).
     """
-    return _named_content(open_npz(path), path)
+    return _named_content(read_npz_file(path), path)
 
 
 def read_safetensors(path: str) -> RawDataset:
     """Reads the same arrays as `read_npz`, of a safetensors file."""
-    return _named_content(open_safetensors(path), path)
+    return _named_content(read_safetensors_file(path), path)
 
 
 def _named_content(archive: dict[str, np.ndarray], path: str) -> RawDataset:

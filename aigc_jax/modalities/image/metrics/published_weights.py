@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from aigc_jax.core.errors import UserError, shorten
-from aigc_jax.core.safetensors_file import open_safetensors
+from aigc_jax.core.safetensors_file import read_safetensors_file
 from aigc_jax.modalities.image.metrics import efficientnet_lite, inception
 from aigc_jax.modalities.image.metrics.torch_file import read_torch
 
@@ -28,7 +28,7 @@ def read_weights(path: str) -> Tensors:
     Raises:
       UserError: if it is neither.
     """
-    return open_safetensors(path) if path.endswith(".safetensors") else read_torch(path)
+    return read_safetensors_file(path) if path.endswith(".safetensors") else read_torch(path)
 
 
 def inception_params(tensors: Tensors, where: str) -> Params:

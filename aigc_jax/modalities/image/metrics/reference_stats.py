@@ -16,7 +16,7 @@ import numpy as np
 from aigc_jax import __version__
 from aigc_jax.core.errors import StorageError, UserError, one_line, shorten
 from aigc_jax.core.files import atomic_path
-from aigc_jax.core.safetensors_file import open_npz
+from aigc_jax.core.npz_file import read_npz_file
 from aigc_jax.modalities.image.metrics.compare_features import Real
 from aigc_jax.modalities.image.metrics.distances import Moments
 
@@ -146,7 +146,7 @@ def load(path: str) -> Reference:
     Raises:
       UserError: if it is no such file, or damaged.
     """
-    arrays = open_npz(path)
+    arrays = read_npz_file(path)
     try:
         header = json.loads(str(arrays[HEADER]))
         provenance = _provenance(header)

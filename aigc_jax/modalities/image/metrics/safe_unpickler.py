@@ -41,7 +41,7 @@ class Storage(NamedTuple):
 
     key: str
     dtype: Any
-    count: int
+    length: int
 
 
 class TensorView(NamedTuple):
@@ -87,8 +87,9 @@ class _Dispatch(dict[int, Any]):
     """Methods by opcode; ValueError for the others."""
 
     def __missing__(self, code: int) -> Any:
-        op = pickletools.code2op.get(chr(code))
-        raise ValueError(f"its pickle has the opcode {op.name if op else code}, which is not run")
+        names = {op.code: op.name for op in pickletools.opcodes}
+        name = names.get(chr(code), code)
+        raise ValueError(f"its pickle has the opcode {name}, which is not run")
 
 
 # Python's own implementation: that in C has no table of opcodes, and takes memory for a memo as
@@ -111,15 +112,15 @@ class SafeUnpickler(pickle._Unpickler):
         """Returns the storage that `("storage", type, key, location, count)` refers to."""
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
             raise ValueError("its pickle refers to something other than a storage")
-        _, kind, key, _, count = pid[:5]
+        _, kind, key, _, length = pid[:5]
         if len(pid) > 5 and pid[5] is not None:
             raise ValueError("it has a storage that is a part of another")
         module, _, name = kind.name.rpartition(".") if isinstance(kind, Global) else ("", "", "")
         if module not in ("torch", "torch.storage") or name not in DTYPES:
             raise ValueError(f"it has a storage of the unknown type {shorten(name, 60)}")
-        if not isinstance(key, str) or not key.isalnum() or type(count) is not int or count < 0:
-            raise ValueError("it has a storage without a key or count")
-        storage = Storage(key, DTYPES[name], count)
+        if not isinstance(key, str) or not key.isalnum() or type(length) is not int or length < 0:
+            raise ValueError("it has a storage without a key or length")
+        storage = Storage(key, DTYPES[name], length)
         if self.storages.setdefault(key, storage) != storage:
             raise ValueError(f"storage {shorten(key, 40)} has two types")
         return storage

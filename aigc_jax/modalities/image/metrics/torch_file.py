@@ -32,9 +32,9 @@ def read_torch(path: str) -> dict[str, np.ndarray]:
         check_memory(file_size(f), f"the content of {shorten(path)}")
         try:
             content = f.read()
-            whole = io.BytesIO(content)
+            stream = io.BytesIO(content)
             zipped = content[:4] == b"PK\x03\x04"
-            found = _read_zip(whole) if zipped else _read_stream(whole, content)
+            found = _read_zip(stream) if zipped else _read_stream(stream, content)
         except UserError:
             raise
         except Exception as e:  # zipfile and pickle raise all kinds
@@ -66,7 +66,7 @@ def _read_zip(f: BinaryIO) -> dict[str, np.ndarray]:
         top_level = SafeUnpickler(io.BytesIO(read("data.pkl", MAX_PICKLE))).load()
 
         def numbers(storage: Storage) -> np.ndarray:
-            claim = storage.count * np.dtype(storage.dtype).itemsize
+            claim = storage.length * np.dtype(storage.dtype).itemsize
             data = read(f"data/{storage.key}", claim)
             if len(data) != claim:
                 raise ValueError(f"storage {storage.key} has {len(data)} bytes, not {claim}")
@@ -90,10 +90,10 @@ def _read_stream(f: BinaryIO, content: bytes) -> dict[str, np.ndarray]:
     for key in keys:
         storage = unpickler.storages[key]
         (count,) = np.frombuffer(f.read(8), np.int64)
-        claim = storage.count * np.dtype(storage.dtype).itemsize
-        if count != storage.count or f.tell() + claim > len(content):
+        claim = storage.length * np.dtype(storage.dtype).itemsize
+        if count != storage.length or f.tell() + claim > len(content):
             raise ValueError(f"storage {shorten(key, 40)} is cut off")
-        arrays[key] = np.frombuffer(content, storage.dtype, storage.count, f.tell())
+        arrays[key] = np.frombuffer(content, storage.dtype, storage.length, f.tell())
         f.seek(claim, io.SEEK_CUR)
     return _arrays(top_level, lambda storage: arrays[storage.key])
 
@@ -108,22 +108,22 @@ class _Once:
         if storage.key not in self._found:
             self._found[storage.key] = self._read(storage)
         array = self._found[storage.key]
-        if array.dtype != storage.dtype or len(array) != storage.count:
+        if array.dtype != storage.dtype or len(array) != storage.length:
             raise ValueError(f"storage {shorten(storage.key, 40)} has two types")
         return array
 
 
 def _arrays(top_level: object, numbers: Callable[[Storage], np.ndarray]) -> dict[str, np.ndarray]:
-    if isinstance(top_level, dict):
-        for name in WRAPPERS:
-            if isinstance(top_level.get(name), dict):
-                top_level = top_level[name]
-    if not isinstance(top_level, dict) or not top_level:
+    tensors = top_level
+    for name in WRAPPERS:
+        if isinstance(tensors, dict) and isinstance(tensors.get(name), dict):
+            tensors = tensors[name]
+    if not isinstance(tensors, dict) or not tensors:
         raise ValueError("it does not hold a dictionary of tensors")
-    for name, view in top_level.items():
+    for name, view in tensors.items():
         if not isinstance(name, str) or not isinstance(view, TensorView):
             raise ValueError(f"its entry {shorten(name, 60)} is not a tensor")
-    return {name: _array(view, numbers(view.storage)) for name, view in top_level.items()}
+    return {name: _array(view, numbers(view.storage)) for name, view in tensors.items()}
 
 
 def _array(view: TensorView, numbers: np.ndarray) -> np.ndarray:
