@@ -1,31 +1,36 @@
-"""Folders, GGUF files and adapters: there and back, and refused in one sentence if they are wrong.
+"""Folders of transformers: written and read again, and refused in one sentence if they are wrong.
 
-Whether the numbers are those of transformers is `test_parity`'s business; nothing here needs torch.
+The outputs are compared with those of transformers in `tests/parity`; nothing here needs PyTorch.
 """
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
-import struct
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 from helpers.hostile import damaged, refusal
 from helpers.model_folders import edit, put, weights
+from helpers.text_models import (
+    GEMMA,
+    GPT2,
+    LLAMA,
+    MODELS,
+    SIZE,
+    assert_same,
+    folder_of,
+    random_params,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aigc_jax import interop
 from aigc_jax.core.errors import StorageError, UserError
 from aigc_jax.families.lm.transformer import TransformerConfig
-from aigc_jax.interop.gguf.read_file import TABLES
-from aigc_jax.interop.parameters import bind, export_tensor
+from aigc_jax.interop.parameters import bind
 from aigc_jax.interop.settings import make_config
 from aigc_jax.interop.transformers.architectures import ARCHITECTURES
 from aigc_jax.interop.transformers.config_json import (
@@ -36,56 +41,11 @@ from aigc_jax.interop.transformers.config_json import (
 )
 from aigc_jax.interop.transformers.read_folder import transformer_shapes
 from aigc_jax.interop.transformers.table import PLAIN, SIZES
-from aigc_jax.ops.rope import rotary_frequencies
 
-SIZE = dict(layers=2, width=16, heads=4, context=32, vocab_size=19)
-LLAMA = SIZE | dict(kv_heads=2, gated=True, activation="silu", mlp_width=24)
-GPT2 = SIZE | dict(
-    norm="layernorm", positions="learned", activation="gelu", qkv_bias=True, out_bias=True,
-    mlp_bias=True,
-)  # fmt: skip
-GEMMA = LLAMA | dict(norm_offset=True, embedding_scale=4.0, activation="gelu")
-MODELS = {
-    "llama": LLAMA | dict(tie_embeddings=False),
-    "mistral": LLAMA | dict(sliding_window=5),
-    "qwen2": LLAMA | dict(qkv_bias=True, head_dim=6),
-    "qwen3": LLAMA | dict(qk_norm=True, sliding_window=4, full_attention_every=2),
-    "gpt2": GPT2,
-    "bert": GPT2 | dict(
-        causal=False, norm_position="post", embedding_norm=True, activation="gelu_exact",
-        token_types=2, head_transform=True, head_bias=True),
-    "gemma": GEMMA,
-    "gemma2": GEMMA | dict(
-        norm_position="both", logit_softcap=30.0, attention_softcap=50.0, sliding_window=8,
-        full_attention_every=2, attention_scale=12**-0.5),
-}  # fmt: skip
 ELSEWHERE = {  # fields that do not change what a model computes
     "init_std", "embedding_std", "zero_init", "dropout", "lora_rank", "lora_alpha", "lora_targets",
     "lora_dropout", "remat", "scan_unroll",
 }  # fmt: skip
-
-
-def random_params(config, seed=0):
-    rng = np.random.default_rng(seed)
-    shapes = transformer_shapes(config)
-    return unflatten_dict(
-        {k: rng.normal(0, 0.2, v).astype(np.float32) for k, v in shapes.items()}, sep="/"
-    )
-
-
-def assert_same(a, b):
-    a, b = flatten_dict(a, sep="/"), flatten_dict(b, sep="/")
-    assert a.keys() == b.keys()
-    for path in a:
-        np.testing.assert_array_equal(a[path], b[path], path)
-
-
-def folder_of(tmp_path, name="llama", **changes):
-    """A folder that `write_folder` has written, its config.json and its tensors."""
-    config = TransformerConfig(**MODELS[name] | changes)
-    folder = str(tmp_path / "model")
-    interop.write_hf_folder(folder, config, random_params(config))
-    return folder
 
 
 # There and back ------------------------------------------------------------------------------
@@ -513,306 +473,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert "bos" in refusal(interop.write_hf_folder, folder, config, params, specials=dict(end=3))
 
 
-# Adapters ------------------------------------------------------------------------------------
-
-
-def random_lora(config):
-    rng = np.random.default_rng(1)
-    shapes = transformer_shapes(config)
-    places = dict(
-        query="attention/query", value="attention/value", down="mlp/out", key="attention/key"
-    )
-    leaves = {}
-    for target in config.lora_targets:
-        layers, inputs, outputs = shapes[f"layers/{places[target]}/kernel"]
-        for name, shape in dict(lora_a=(inputs, 3), lora_b=(3, outputs)).items():
-            leaf = rng.normal(size=(layers, *shape)).astype(np.float32)
-            leaves[f"layers/{places[target]}/{name}"] = leaf
-    return unflatten_dict(leaves, sep="/")
-
-
-def adapter_of(tmp_path, name="llama", targets=("query", "value", "down")):
-    config = TransformerConfig(
-        **MODELS[name], lora_rank=3, lora_alpha=5.0, lora_targets=targets
-    )  # fmt: skip
-    lora = random_lora(config)
-    folder = str(tmp_path / "adapter")
-    interop.write_peft_folder(folder, config, lora, "some/base")
-    return folder, config, lora
-
-
-@pytest.mark.parametrize("name, targets", [
-    ("llama", ("query", "value", "down")), ("bert", ("key", "down")), ("gpt2", ("query", "key")),
-    ("gpt2", ("value",)), ("gemma2", ("query",)),
-])  # fmt: skip
-@pytest.mark.parametrize("zero", [False, True])
-def test_an_adapter_comes_back_as_it_was(name, targets, zero, tmp_path):
-    config = TransformerConfig(**MODELS[name], lora_rank=3, lora_alpha=5.0, lora_targets=targets)
-    lora = random_lora(config)
-    if zero:  # as it begins: nothing shows which rows are whose
-        for path, leaf in flatten_dict(lora, sep="/").items():
-            leaf *= path.endswith("lora_a")
-    interop.write_peft_folder(str(tmp_path / "adapter"), config, lora, "some/base")
-    back = interop.read_peft_folder(str(tmp_path / "adapter"), config)
-    assert (back.rank, back.alpha, back.base) == (3, 5.0, "some/base")
-    assert set(back.targets) == set(targets)
-    assert_same(back.lora, lora)
-
-
-@pytest.mark.parametrize("changes, word", [
-    (dict(peft_type="IA3"), "IA3"), (dict(use_dora=True), "use_dora"), (dict(bias="all"), "bias"),
-    (dict(modules_to_save=["lm_head"]), "modules_to_save"), (dict(mystery=3), "mystery"),
-    (dict(init_lora_weights="pissa"), "pissa"), (dict(r=0), "r must"), (dict(r="3"), "r must"),
-    (dict(lora_alpha=None), "lora_alpha"), (dict(r=4), "rank"),
-    (dict(alpha_pattern={"q_proj": 3}), "different ranks or scales"),
-    (dict(alpha_pattern={"layers.1.self_attn.q_proj": 3}), "layers.1"),
-    (dict(alpha_pattern={"(a+)+": 3}), "(a+)+"), (dict(rank_pattern=[3]), "rank_pattern"),
-    (dict(rank_pattern={"q_proj": 0}), "rank_pattern"),
-])  # fmt: skip
-def test_adapters_that_are_no_plain_lora_are_refused(changes, word, tmp_path):
-    folder, _, _ = adapter_of(tmp_path)
-    path = Path(folder, "adapter_config.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    assert word in refusal(interop.read_peft_folder, folder)
-
-
-A = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
-
-
-@pytest.mark.parametrize("change, word", [
-    (lambda a: a.pop(A), "layers.1.self_attn.q_proj"),
-    (lambda a: [a.pop(k) for k in list(a) if ".0.self_attn.q" in k], "lacks layers"),
-    (lambda a: a.update({A: a[A][:2]}), "ranks"),
-    (lambda a: a.update({A: a[A][:, :8]}), "differ in shape"),
-    (lambda a: a.update({A: a[A][0]}), "matrix"),
-    (lambda a: a.update({A: a[A].astype(np.int8)}), "matrix"),
-    (lambda a: a.update({"base_model.model.lm_head.lora_A.weight": a[A]}), "lm_head"),
-    (lambda a: a.update({A.replace("lora_A.weight", "lora_magnitude_vector"): a[A]}), "magnitude"),
-    (lambda a: a.clear(), "no factors"),
-])  # fmt: skip
-def test_factors_that_do_not_fit_are_refused(change, word, tmp_path):
-    folder, _, _ = adapter_of(tmp_path)
-    arrays = weights(folder, "adapter_model.safetensors")
-    change(arrays)
-    put(folder, arrays, "adapter_model.safetensors")
-    assert word in refusal(interop.read_peft_folder, folder)
-
-
-def test_adapters_for_another_model_or_elsewhere_are_refused(tmp_path):
-    folder, _, _ = adapter_of(tmp_path)
-    other = TransformerConfig(**MODELS["llama"] | dict(mlp_width=28))
-    assert "mlp/out" in refusal(interop.read_peft_folder, folder, other)
-    path = Path(folder, "adapter_model.safetensors")
-    path.rename(Path(folder, "adapter_model.bin"))
-    assert "pickle" in refusal(interop.read_peft_folder, folder)
-    assert "adapter_config.json" in refusal(interop.read_peft_folder, str(tmp_path))
-    plain = TransformerConfig(**MODELS["llama"])
-    assert "lora_rank" in refusal(interop.write_peft_folder, str(tmp_path / "x"), plain, {})
-
-
-def test_blocks_that_are_none_are_refused(tmp_path):
-    folder, _, _ = adapter_of(tmp_path, "gpt2", ("query", "value"))
-    path = Path(folder, "adapter_model.safetensors")
-    arrays = safetensors.numpy.load_file(path)
-    name = "base_model.model.transformer.h.0.attn.c_attn.lora_B.weight"
-    assert arrays[name].shape == (48, 6)
-    arrays[name][0, 5] = 1.0
-    joint = {"aigc_jax.joint": "layers/attention/query layers/attention/value"}
-    safetensors.numpy.save_file(arrays, path, metadata=joint)
-    assert "attn.c_attn" in refusal(interop.read_peft_folder, folder)
-    for words in ("layers/attention/query", "a b", "layers/attention/query " * 2):
-        safetensors.numpy.save_file(arrays, path, metadata={"aigc_jax.joint": words})
-        assert refusal(interop.read_peft_folder, folder)
-
-
-# GGUF ----------------------------------------------------------------------------------------
-
-
-def gguf_file(
-    path, name="llama", drop=(), kind="F32", rope_freqs=None, rope_freq_base=1e4, **metadata
-):
-    """A GGUF file of a small model, written by the package itself with llama.cpp's layout."""
-    gguf = pytest.importorskip("gguf")
-    config = TransformerConfig(**GGUF_MODELS[name])
-    params = random_params(config)
-    leaves = flatten_dict(params, sep="/")
-    # The order of a head's rows is written by hand below: reading must not agree by mistake.
-    rules = [dataclasses.replace(rule, rotary_heads="") for rule in TABLES[name].rules]
-    writer = gguf.GGUFWriter(path, name)
-    norm = "layer_norm_eps" if name == "gpt2" else "layer_norm_rms_eps"
-    tokens = ["<|end|>", *"abcdefghijklmn", "\u0120", "ab", "\u0120a", "<u>"]
-    sizes = dict(
-        block_count=2, context_length=32, embedding_length=32, feed_forward_length=64,
-        head_count=4, tokenizer_model="gpt2", tokenizer_pre="smollm", token_list=tokens,
-        token_types=[3, *[1] * 17, 4], token_merges=["a b", "\u0120 a"], eos_token_id=0,
-        chat_template="{{ x }}",
-    ) | {norm: 1e-6}  # fmt: skip
-    if name != "gpt2":
-        sizes |= dict(head_count_kv=config.key_heads, rope_freq_base=rope_freq_base)
-    if config.head_dim:
-        sizes |= dict(key_length=config.head_dim, value_length=config.head_dim)
-    for key, value in sizes.items():
-        if key not in drop:
-            getattr(writer, f"add_{key}")(value)
-    for key, value in metadata.items():
-        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
-        add[type(value)](key.replace("__", "."), value)
-    for tensor in bind(rules, transformer_shapes(config), name):
-        array = np.ascontiguousarray(export_tensor(tensor, leaves))
-        if name == "llama" and tensor.name.split(".")[-2] in ("attn_q", "attn_k"):
-            heads = config.heads if "attn_q" in tensor.name else config.key_heads
-            halves = array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:])
-            array = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(array.shape))
-        if tensor.name in drop:
-            continue
-        if kind == "F32" or array.ndim == 1:
-            writer.add_tensor(tensor.name, array)
-        else:
-            kind_of = gguf.GGMLQuantizationType[kind]
-            writer.add_tensor(tensor.name, gguf.quants.quantize(array, kind_of), raw_dtype=kind_of)
-    if rope_freqs is not None:
-        writer.add_tensor("rope_freqs.weight", rope_freqs.astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return str(path), params
-
-
-WIDE = dict(width=32, mlp_width=64, layers=2)
-GGUF_MODELS = {
-    "llama": LLAMA | WIDE | dict(tie_embeddings=False),
-    "qwen2": LLAMA | WIDE | dict(qkv_bias=True),
-    "qwen3": LLAMA | WIDE | dict(qk_norm=True, head_dim=16),
-    "gpt2": GPT2 | WIDE,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", GGUF_MODELS)
-def test_a_gguf_file_is_read_bit_by_bit(name, tmp_path):
-    path, params = gguf_file(tmp_path / "m.gguf", name)
-    read = interop.read_gguf_file(path)
-    assert read.architecture == name
-    config = TransformerConfig(**GGUF_MODELS[name])
-    assert resolved_fields(TransformerConfig(**read.model)) == resolved_fields(config)
-    assert_same(read.params, params)
-    assert read.notes == () and read.chat_template == "{{ x }}" and read.specials == dict(eos=0)
-    assert read.tokenizer.encode("ab a<u>ba<|end|>").ids == [16, 17, 18, 2, 1, 0]
-    assert read.tokenizer.decode([16, 17, 18]) == "ab a<u>"
-
-
-@pytest.mark.parametrize(
-    "kind, tolerance", [("F16", 1e-3), ("BF16", 4e-3), ("Q8_0", 5e-3), ("Q4_1", 6e-2)]
-)
-def test_rounded_weights_are_near(kind, tolerance, tmp_path):
-    path, params = gguf_file(tmp_path / "m.gguf", kind=kind)
-    read = interop.read_gguf_file(path)
-    want = flatten_dict(params, sep="/")
-    for leaf_path, leaf in flatten_dict(read.params, sep="/").items():
-        error = np.abs(leaf - want[leaf_path]).max()
-        assert error < tolerance, leaf_path
-        assert leaf.ndim == 1 or "norm" in leaf_path or error > 0
-    assert (kind in " ".join(read.notes)) == kind.startswith("Q")
-
-
-@pytest.mark.parametrize("drop, metadata, word", [
-    ((), dict(llama__expert_count=4), "expert_count"),
-    ((), dict(llama__logit_scale=0.5), "logit_scale"),
-    ((), dict(llama__rope__dimension_count=4), "rope.dimension_count"),
-    ((), dict(llama__rope__scaling__type="longrope"), "longrope"),
-    ((), dict(llama__rope__scaling__type="yarn"), "factor"),
-    ((), dict(split__count=2), "parts"),
-    (("blk.1.attn_q.weight",), {}, "blk.1.attn_q.weight"),
-    (("token_embd.weight",), {}, "token_embd.weight"),
-    (("head_count",), {}, "num_attention_heads"),
-    (("tokenizer_model",), {}, "tokenizer"),
-    (("tokenizer_pre",), dict(tokenizer__ggml__pre="chatglm"), "chatglm"),
-    (("token_merges",), dict(tokenizer__ggml__merges="x"), "merges"),
-    (("token_list",), {}, "vocabulary"),
-])  # fmt: skip
-def test_gguf_files_that_are_not_supported_are_refused(drop, metadata, word, tmp_path):
-    path, _ = gguf_file(tmp_path / "m.gguf", drop=drop, **metadata)
-    assert word in refusal(interop.read_gguf_file, path)
-
-
-@pytest.mark.parametrize("factor", [8.0, 32.0])
-def test_llama_3_is_recognised_by_what_it_divides_frequencies_by(factor, tmp_path):
-    theta = 5e5
-    plain, _ = rotary_frequencies(8, theta)
-    divided, _ = rotary_frequencies(
-        8, theta, scaling="llama3", factor=factor, original_context=8192
-    )
-    path, _ = gguf_file(tmp_path / "m.gguf", rope_freqs=plain / divided, rope_freq_base=theta)
-    read = interop.read_gguf_file(path).model
-    assert (read["rope_scaling"], read["rope_factor"]) == ("llama3", factor)
-    assert (read["rope_original_context"], read["rope_theta"]) == (8192, theta)
-    path, _ = gguf_file(tmp_path / "n.gguf", rope_freqs=np.ones(4), rope_freq_base=theta)
-    assert interop.read_gguf_file(path).model["rope_scaling"] == "none"
-    path, _ = gguf_file(tmp_path / "o.gguf", rope_freqs=np.arange(1, 5), rope_freq_base=theta)
-    assert "rope_freqs" in refusal(interop.read_gguf_file, path)
-
-
-def test_the_token_that_ends_a_turn_ends_a_generation_too(tmp_path):
-    path, _ = gguf_file(tmp_path / "m.gguf", tokenizer__ggml__eot_token_id=3)
-    assert interop.read_gguf_file(path).specials == dict(eos=[0, 3])
-
-
-def test_scaled_rotary_positions_of_a_gguf_file_are_read(tmp_path):
-    path, _ = gguf_file(
-        tmp_path / "m.gguf", llama__rope__scaling__type="yarn", llama__rope__scaling__factor=4.0,
-        llama__rope__scaling__original_context_length=16,
-    )  # fmt: skip
-    read = interop.read_gguf_file(path).model
-    assert (read["rope_scaling"], read["rope_factor"], read["rope_original_context"]) == (
-        "yarn",
-        4,
-        16,
-    )
-
-
-def test_a_broken_gguf_file_is_refused_wherever_it_ends(tmp_path):
-    path, _ = gguf_file(tmp_path / "m.gguf")
-    data = Path(path).read_bytes()
-    for size in [*range(0, 200), *range(200, len(data), 997), len(data) - 1]:
-        Path(path).write_bytes(data[:size])
-        refusal(interop.read_gguf_file, path)
-    for at, value in (
-        (0, b"X"),
-        (4, b"\x09"),
-        (8, b"\xff" * 8),
-        (16, b"\xff" * 8),
-        (24, b"\xff" * 8),
-    ):
-        broken = bytearray(data)
-        broken[at : at + len(value)] = value
-        Path(path).write_bytes(broken)
-        refusal(interop.read_gguf_file, path)
-    refusal(interop.read_gguf_file, str(tmp_path))
-    refusal(interop.read_gguf_file, str(tmp_path / "none"))
-
-
-def test_a_list_that_claims_more_than_there_is_takes_no_memory(tmp_path):
-    pytest.importorskip("gguf")
-    for item in (0, 4, 8, 9):
-        content = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
-        content += struct.pack("<Q1sIIQ", 1, b"k", 9, item, 2**62)
-        (tmp_path / "m.gguf").write_bytes(content)
-        assert "list of" in refusal(interop.read_gguf_file, str(tmp_path / "m.gguf"))
-    content = b"GGUF" + struct.pack("<IQQQ1sIQ", 3, 0, 1, 1, b"k", 8, 100) + b"abc"
-    (tmp_path / "m.gguf").write_bytes(content)
-    assert "cut off" in refusal(interop.read_gguf_file, str(tmp_path / "m.gguf"))
-    content = b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"k", 9, 4, 4_000_000) + b"abc"
-    (tmp_path / "m.gguf").write_bytes(content)
-    assert "GGUF file" in refusal(interop.read_gguf_file, str(tmp_path / "m.gguf"))
-
-
-def test_the_missing_package_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    assert "aigc-jax[gguf]" in refusal(interop.read_gguf_file, str(tmp_path / "m.gguf"))
-
-
-# Whatever stands in them ---------------------------------------------------------------------
+# Damaged and arbitrary files ----------------------------------------------------------------
 
 ANY = settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -864,16 +525,3 @@ def test_any_value_of_a_setting_is_read_or_refused(name, data, tmp_path):
             interop.read_hf_folder(str(folder))
     finally:
         Path(folder, "config.json").write_text(good)
-
-
-@ANY
-@given(data=st.data())
-def test_damaged_gguf_files_are_read_or_refused(data, tmp_path):
-    path = tmp_path / "m.gguf"
-    if not path.exists():
-        gguf_file(path)
-    good = path.read_bytes()
-    other = tmp_path / "damaged.gguf"
-    other.write_bytes(data.draw(damaged([good])))
-    with contextlib.suppress(UserError):
-        interop.read_gguf_file(str(other))
