@@ -101,12 +101,12 @@ def tokenizer_of(data: Data) -> Tokenizer | None:
 
 
 def guidance_model_of(run: build.Run, options: Any) -> Any:
-    """`SampleRequest.guidance_model` from the workdir `options.guide`; None without one.
+    """`SampleRequest.guidance_model` from the workdir `options.guidance_workdir`; None without one.
 
     Raises:
       UserError: if it holds no checkpoint, or its model cannot guide this one.
     """
-    workdir = dataclasses.asdict(options).get("guide", "")
+    workdir = dataclasses.asdict(options).get("guidance_workdir", "")
     if not workdir or not isinstance(run.objective, SupportsAutoguidance):
         return None
     other, state, _ = restore(os.path.expanduser(workdir), optimizer=False)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.core.conditions import Conditions
+from aigc_jax.core.errors import UserError
 from aigc_jax.nn.layers import Dense, Initializer, partitioned
 from aigc_jax.ops.dense import dense
 from aigc_jax.ops.per_example import expand_like
@@ -83,6 +84,33 @@ class Conditioner:
         return merged
 
 
+def with_picture(x: jax.Array, embedding: Embedding) -> jax.Array:
+    """`x` (B, *spatial, C) and the picture, if there is one, side by side in its channels.
+
+    Raises:
+      UserError: if their spatial sizes differ.
+    """
+    picture = embedding.picture
+    if picture is None:
+        return x
+    if picture.shape[1:-1] != x.shape[1:-1]:
+        sizes = ["×".join(map(str, y.shape[1:-1])) for y in (picture, x)]
+        raise UserError(
+            f"a condition of {sizes[0]} cannot be concatenated with an example of {sizes[1]}:"
+            " resize it to the example's size"
+        )
+    return jnp.concatenate([x, picture.astype(x.dtype)], -1)
+
+
+def check_no_sequence(embedding: Embedding, network: str) -> None:
+    """Raises UserError if conditions gave a sequence to a network without cross-attention."""
+    if embedding.sequence is not None:
+        raise UserError(
+            f"model.name={network} has no cross-attention, which a condition that is a sequence"
+            " needs: embed it as a vector"
+        )
+
+
 class ClassEmbedder(nn.Module):
     """A learned vector per class: labels (B,) → a vector (B, features).
 
@@ -90,20 +118,20 @@ class ClassEmbedder(nn.Module):
       num_classes: K; the label K is "no class", too.
       features: size of a vector.
       null: whether "no class" has a vector of its own; otherwise it is zero.
-      init: of the table (K + null, features).
+      table_init: of the table (K + null, features).
       dtype: of the vectors.
     """
 
     num_classes: int
     features: int
     null: bool = True
-    init: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
+    table_init: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, label_B: jax.Array, present_B: jax.Array) -> Embedding:
         shape = (self.num_classes + self.null, self.features)
-        table = self.param("embedding", partitioned(self.init, ("classes", "embed")), shape)
+        table = self.param("embedding", partitioned(self.table_init, ("classes", "embed")), shape)
         label_B = jnp.where(present_B, label_B, self.num_classes)
         known_B = label_B < len(table)
         vectors = jnp.take(table, jnp.where(known_B, label_B, 0), axis=0)

@@ -1,11 +1,12 @@
-"""Blocks of convolutional image networks: residual, attention, resizing.
+"""Blocks of convolutional networks of any number of spatial axes: residual, attention, resizing.
 
-Shapes: B batch, H height, W width, C channels, E embedding size.
+Shapes: B batch, … spatial axes, C channels, E embedding size.
 """
 
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from aigc_jax.core.errors import UserError
@@ -17,12 +18,17 @@ from aigc_jax.ops.convolution import downsample, upsample
 
 
 def check_norm_groups(channels: Sequence[int], groups: int) -> None:
-    """Raises UserError if a level's channels do not divide into so many groups; 0: any will do."""
+    """Raises UserError if a level's channels are not divisible by `groups`; 0: any are."""
     for level, width in enumerate(channels):
         if groups and width % groups:
             raise UserError(
                 f"model.channels[{level}]={width} must be divisible by model.norm_groups={groups}"
             )
+
+
+def window(x: jax.Array, size: int) -> tuple[int, ...]:
+    """The kernel size of `size` along each spatial axis of `x` (B, …, C)."""
+    return (size,) * (x.ndim - 2)
 
 
 class ResBlock(nn.Module):
@@ -50,18 +56,29 @@ class ResBlock(nn.Module):
     resample: str = ""
 
     @nn.compact
-    def __call__(self, x_BHWC, embedding_BE=None, key_B=None):
-        """`embedding_BE` has been through SiLU; none: the block has no condition."""
+    def __call__(
+        self,
+        x: jax.Array,
+        embedding_BE: jax.Array | None = None,
+        key_B: jax.Array | None = None,
+    ) -> jax.Array:
+        """(B, …, C) → (B, …', channels).
+
+        Args:
+          x: the input.
+          embedding_BE: what the block is conditioned on, through SiLU; None: nothing.
+          key_B: keys of dropout; None: no dropout.
+        """
 
         def norm(x, name):
             return group_norm(x.shape[-1], self.dtype, name, self.groups, self.eps)(x)
 
-        x_BHWC = with_logical_constraint(x_BHWC, "batch")
-
+        x = with_logical_constraint(x, "batch")
         resize = {"down": downsample, "up": upsample, "": lambda x: x}[self.resample]
-        skip, x = resize(x_BHWC), resize(silu(norm(x_BHWC, "norm_in")))
-        x = Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_in")(x)
-        shift = scale = None
+        skip, x = resize(x), resize(silu(norm(x, "norm_in")))
+        x = Conv(self.channels, window(x, 3), dtype=self.dtype, name="conv_in")(x)
+        shift: jax.Array | None = None
+        scale: jax.Array | None = None
         if embedding_BE is not None:
             both = self.condition == "scale_shift"
             condition = Dense(
@@ -70,29 +87,30 @@ class ResBlock(nn.Module):
                 kernel_axes=("embed", "conv_out"),
                 name="condition",
             )
-            shift = condition(embedding_BE)[:, None, None]
+            condition_BC = condition(embedding_BE)
+            shift = condition_BC.reshape(len(x), *[1] * (x.ndim - 2), -1)
             if both:
                 scale, shift = jnp.split(shift, 2, -1)
         if shift is not None and scale is None:
             x += shift
         x = norm(x, "norm_out")
-        if scale is not None:
+        if scale is not None and shift is not None:
             x = x * (1 + scale) + shift
         x = Dropout(self.dropout, name="dropout")(silu(x), key_B)
         x = Conv(
             self.channels,
-            (3, 3),
+            window(x, 3),
             kernel_init=nn.initializers.zeros,
             dtype=self.dtype,
             name="conv_out",
         )(x)
         if skip.shape[-1] != self.channels:
-            skip = Conv(self.channels, (1, 1), dtype=self.dtype, name="skip")(skip)
+            skip = Conv(self.channels, window(x, 1), dtype=self.dtype, name="skip")(skip)
         return (skip + x) * jnp.asarray(self.residual_scale, x.dtype)
 
 
 class SelfAttention(nn.Module):
-    """x + attention(norm(x)) over all pixels.
+    """x + attention(norm(x)) over all positions of all spatial axes.
 
     Attributes:
       heads: how many.
@@ -107,15 +125,15 @@ class SelfAttention(nn.Module):
     eps: float = 1e-5
 
     @nn.compact
-    def __call__(self, x_BHWC):
-        b, h, w, c = x_BHWC.shape
-        x = x_BHWC
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, …, C) → the same shape."""
+        (batch, *_, c), y = x.shape, x
         if self.groups >= 0:
-            x = group_norm(c, self.dtype, "norm", self.groups, self.eps)(x)
+            y = group_norm(c, self.dtype, "norm", self.groups, self.eps)(y)
         project = Dense(3 * c, dtype=self.dtype, kernel_axes=("embed", "heads"), name="qkv")
-        qkv = project(x.reshape(b, h * w, c))
-        q, k, v = jnp.split(qkv.reshape(b, h * w, 3 * self.heads, c // self.heads), 3, 2)
-        y = attention(q, k, v).reshape(b, h * w, c)
+        qkv = project(y.reshape(batch, -1, c))
+        q, k, v = jnp.split(qkv.reshape(batch, -1, 3 * self.heads, c // self.heads), 3, 2)
+        y = attention(q, k, v).reshape(batch, -1, c)
         out = Dense(
             c,
             kernel_init=nn.initializers.zeros,
@@ -123,34 +141,35 @@ class SelfAttention(nn.Module):
             kernel_axes=("heads", "embed"),
             name="out",
         )
-        y = out(y)
-        return x_BHWC + y.reshape(b, h, w, c)
+        return x + out(y).reshape(x.shape)
 
 
 class Down(nn.Module):
-    """A convolution of stride 2: half the sides.
+    """A convolution of stride 2: halves every spatial axis.
 
     Attributes:
       dtype: of the computation.
-      before: rows and columns of zeros before the image; with none there is one after it.
+      before: zeros before each spatial axis; with none there is one after it.
     """
 
     dtype: jnp.dtype
     before: int = 1
 
     @nn.compact
-    def __call__(self, x_BHWC):
-        pad = (self.before, 1 - self.before)  # as many as an even side has use for
-        conv = Conv(x_BHWC.shape[-1], (3, 3), (2, 2), (pad, pad), dtype=self.dtype, name="conv")
-        return conv(x_BHWC)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, …, C) → (B, … / 2, C)."""
+        pad = (self.before, 1 - self.before)  # as many as an even size has use for
+        pads = (pad,) * (x.ndim - 2)
+        conv = Conv(x.shape[-1], window(x, 3), window(x, 2), pads, dtype=self.dtype, name="conv")
+        return conv(x)
 
 
 class Up(nn.Module):
-    """Twice the sides: each pixel repeated, then a convolution."""
+    """Doubles every spatial axis: each pixel repeated, then a convolution."""
 
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BHWC):
-        conv = Conv(x_BHWC.shape[-1], (3, 3), dtype=self.dtype, name="conv")
-        return conv(upsample(x_BHWC))
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, …, C) → (B, 2 …, C)."""
+        return Conv(x.shape[-1], window(x, 3), dtype=self.dtype, name="conv")(upsample(x))

@@ -275,30 +275,6 @@ def time_embedding(
     return jnp.pad(jnp.concatenate(parts, -1), ((0, 0), (0, size % 2)))
 
 
-class ClassEmbedding(nn.Module):
-    """Vectors of K classes, (B,) → (B, features); the label K is "no class".
-
-    Attributes:
-      num_classes: K.
-      features: size of a vector.
-      null: whether "no class" has a vector of its own; otherwise it is zero.
-      init: of the table.
-    """
-
-    num_classes: int
-    features: int
-    null: bool = True
-    init: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
-
-    @nn.compact
-    def __call__(self, label_B: jax.Array) -> jax.Array:
-        shape = (self.num_classes + self.null, self.features)
-        table = self.param("embedding", partitioned(self.init, ("classes", "embed")), shape)
-        known_B = label_B < len(table)
-        vectors = jnp.take(table, jnp.where(known_B, label_B, 0), axis=0)
-        return jnp.where(known_B[:, None], vectors, 0)
-
-
 def label_one_hot(label_B: jax.Array | None, batch: int, num_classes: int) -> jax.Array:
     """(B, num_classes) float32; all zero for a label outside the range, which means "none"."""
     if label_B is None:

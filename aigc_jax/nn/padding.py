@@ -1,7 +1,9 @@
-"""Images whose sides cannot be halved evenly: made a little larger inside, and cut again.
+"""Padding of inputs whose spatial sizes cannot be halved evenly, and cropping of the outputs.
 
-Shapes: B batch, H height, W width, C channels.
+Shapes: B batch, … spatial axes, C channels.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,55 +12,55 @@ from aigc_jax.core.errors import UserError
 
 
 def coarse_size(
-    size: tuple[int, int], halvings: int, what: str, *, patch: int = 1
-) -> tuple[int, int]:
-    """The sides in patches after so many halvings, rounded up.
+    size: Sequence[int], halvings: int, fields: str, *, patch: int = 1
+) -> tuple[int, ...]:
+    """The spatial sizes in patches after a number of halvings, rounded up.
 
     Args:
-      size: (H, W) of the images.
+      size: spatial sizes of the inputs, such as (H, W).
       halvings: how often they are halved.
-      what: the config's fields that say so, for the message.
-      patch: the side of a patch in pixels, model.patch_size; 1: pixels are not cut into patches.
+      fields: the config fields that say so, for the message.
+      patch: the side of a patch, model.patch_size; 1: inputs are not cut into patches.
 
     Raises:
-      UserError: if a side is too short to be halved so often, or for a patch.
+      UserError: if a size is too small for the halvings, or for a patch.
     """
+    shape = "×".join(map(str, size))
     if min(size) < patch:
         raise UserError(
-            f"images of {size[0]}×{size[1]} are smaller than a patch: give model.patch_size"
-            f" {min(size)} at most, or prepare larger images with --image_size"
+            f"inputs of {shape} are smaller than model.patch_size={patch}: set model.patch_size"
+            f" to {min(size)} at most, or take larger inputs (images: --image_size of prepare)"
         )
     factor = patch * 2**halvings
     if min(size) < factor:
-        cut = f" after being cut into patches of {patch}×{patch}" if patch > 1 else ""
+        patches = f" after being cut into patches of side {patch}" if patch > 1 else ""
         raise UserError(
-            f"images of {size[0]}×{size[1]} cannot be halved {halvings} times{cut}: give {what}"
-            " fewer entries, or prepare the images with --image_size"
+            f"inputs of {shape} cannot be halved {halvings} times{patches}: give {fields} fewer"
+            " entries, or take larger inputs (images: --image_size of prepare)"
         )
-    return -(-size[0] // factor), -(-size[1] // factor)
+    return tuple(-(-n // factor) for n in size)
 
 
 def filled_size(
-    size: tuple[int, int], halvings: int, what: str, *, patch: int = 1
-) -> tuple[int, int]:
-    """The least sides, not below `size`, of which `coarse_size` is an even part; args as there."""
+    size: Sequence[int], halvings: int, fields: str, *, patch: int = 1
+) -> tuple[int, ...]:
+    """The smallest spatial sizes, not below `size`, that `coarse_size` divides; args as there."""
     factor = patch * 2**halvings
-    h, w = coarse_size(size, halvings, what, patch=patch)
-    return h * factor, w * factor
+    return tuple(n * factor for n in coarse_size(size, halvings, fields, patch=patch))
 
 
-def crop(x_BHWC: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """The middle of that size."""
-    if x_BHWC.shape[1:3] == tuple(size):
-        return x_BHWC
-    top, left = (x_BHWC.shape[1] - size[0]) // 2, (x_BHWC.shape[2] - size[1]) // 2
-    return x_BHWC[:, top : top + size[0], left : left + size[1]]
+def crop(x: jax.Array, size: Sequence[int]) -> jax.Array:
+    """The centre of `x` (B, …, C) with these spatial sizes."""
+    for axis, n in enumerate(size, 1):
+        start = (x.shape[axis] - n) // 2
+        x = jax.lax.slice_in_dim(x, start, start + n, axis=axis)
+    return x
 
 
-def fill(x_BHWC: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """As large as `size`, in the middle, by repeating the border; the inverse of `crop`."""
-    rows, columns = size[0] - x_BHWC.shape[1], size[1] - x_BHWC.shape[2]
-    if not rows and not columns:
-        return x_BHWC
-    sides = ((rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2))
-    return jnp.pad(x_BHWC, ((0, 0), *sides, (0, 0)), mode="edge")
+def fill(x: jax.Array, size: Sequence[int]) -> jax.Array:
+    """`x` (B, …, C) centred in these spatial sizes, its border repeated; `crop` undoes it."""
+    extra = [n - m for n, m in zip(size, x.shape[1:-1], strict=True)]
+    if not any(extra):
+        return x
+    sides = [(n // 2, n - n // 2) for n in extra]
+    return jnp.pad(x, [(0, 0), *sides, (0, 0)], mode="edge")

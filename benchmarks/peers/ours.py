@@ -128,7 +128,7 @@ def unet() -> build.Run:
         ),
         objective=dict(name="diffusion", prediction="epsilon", schedule="linear"),
         optim=dict(work.UNET_ADAMW, schedule="constant"),
-        sample=dict(sampler="ddim", grid="leading", steps=work.DDIM_STEPS),
+        sample=dict(sampler="ddim", sigma_schedule="leading", steps=work.DDIM_STEPS),
     )
 
 

@@ -5,14 +5,14 @@
  file_format='array_record').download_and_prepare()"
     aigc train --config=configs/diffusion/imagenet64.py --workdir=runs/imagenet64
     aigc train --config=configs/diffusion/imagenet64.py:dit --workdir=runs/imagenet64_dit
-    aigc sample --workdir=runs/imagenet64 --steps=32 --guidance=1.4 --guide=runs/worse
+    aigc sample --workdir=runs/imagenet64 --steps=32 --guidance=1.4 --guidance_workdir=runs/worse
 
 A U-Net of about the size of the ADM network with which EDM was trained at this resolution (Karras
 et al. 2022, table 7): 4 levels, 3 blocks each, attention at 32×32 and below, 64 channels a head,
 284 million parameters, batches of 4096 images. `:dit` is DiT-L/4 (Peebles & Xie 2023) trained by
-flow matching. Guidance by a run of fewer steps or of a smaller network (`--guide`) is that of
-Karras et al. (2024). The averages of parameters are power functions, whose width can be chosen
-afterwards (`--sigma_rel=0.05`).
+flow matching. Guidance by a run of fewer steps or of a smaller network (`--guidance_workdir`) is
+that of Karras et al. (2024). The averages of parameters are power functions, whose width can be
+chosen afterwards (`--sigma_rel=0.05`).
 """
 
 import aigc_jax

@@ -14,7 +14,7 @@ GOALS = {
 CHANGES = {
     "lm": dict(model=dict(width=32)),
     "vae": dict(model=dict(hidden=64)),
-    "diffusion": dict(model=dict(channels=(16,)), objective=dict(label_dropout=0.0)),
+    "diffusion": dict(model=dict(channels=(16,)), objective=dict(condition_dropout=0.0)),
 }
 
 

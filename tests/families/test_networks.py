@@ -88,7 +88,7 @@ def test_autoencoder(shape, config):
 def test_unet(shape, classes):
     config = UNetConfig((4, 8), 1, (1,), heads=2, embedding=8)
     x, time = jnp.ones((2, *shape)), jnp.ones(2)
-    check(UNet(config, classes), (2, *shape), x, time, LABEL, compute=False)
+    check(UNet(config, classes), (2, *shape), x, time, tiny.given(LABEL), compute=False)
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (7, 5, 3), (64, 64, 3)])
@@ -135,8 +135,9 @@ def sees_all(forward, params, shape):
 @pytest.mark.parametrize("name", slow_if(DENOISERS, "unet", "unet of patches"))
 def test_denoisers_of_odd_sizes(name, shape):
     model, args = DENOISERS[name], (jax.random.normal(KEY, (2, *shape)), jnp.array([3.0, 700.0]))
-    params = tiny.perturbed(jax.jit(model.init)(KEY, *args, LABEL))
-    sees_all(lambda params: model.apply(params, *args, LABEL % 3), params, (2, *shape))
+    params = tiny.perturbed(jax.jit(model.init)(KEY, *args, tiny.given(LABEL)))
+    conditions = tiny.given(LABEL % 3)
+    sees_all(lambda params: model.apply(params, *args, conditions), params, (2, *shape))
 
 
 @pytest.mark.parametrize("shape", ODD)
@@ -186,9 +187,9 @@ def test_sizes_are_filled_up_only_if_they_must_be(size, wanted):
 
 @pytest.mark.parametrize("config, words", [
     (UNetConfig((4, 4, 4)), "3×9 cannot be halved 2 times: give model.channels .*attention_levels"),
-    (UNetConfig((4, 4), patch_size=2), "halved 1 times after being cut into patches of 2×2"),
-    (UNetConfig((4, 4), patch_size=4), "smaller than a patch: give model.patch_size 3 at most"),
-    (DiTConfig(4), "smaller than a patch: give model.patch_size 3 at most"),
+    (UNetConfig((4, 4), patch_size=2), "halved 1 times after .*patches of side 2"),
+    (UNetConfig((4, 4), patch_size=4), "smaller than model.patch_size=4"),
+    (DiTConfig(4), "smaller than model.patch_size=4"),
     (ConvConfig(channels=(4, 4, 4)), "3×9 cannot be halved 2 times: give model.channels"),
     (KLConfig((4, 4, 4)), "3×9 cannot be halved 2 times: give model.channels"),
     (HierarchicalVAEConfig((4, 4, 4), (1, 1, 1)), "give model.channels and model.groups fewer"),

@@ -131,8 +131,13 @@ def perturbed(tree, seed=1, scale=0.1):
 
 def request(options, num, label=None, **init):
     """A request for `num` samples, of the classes `label` if they are given."""
-    conditions = {} if label is None else {"label": Condition.of(label)}
-    return SampleRequest(options, np.arange(num), conditions, init)
+    return SampleRequest(options, np.arange(num), given(label), init)
+
+
+def given(label=None, **others):
+    """Conditions of these values, which every example has."""
+    values = others if label is None else {"label": label, **others}
+    return {name: Condition.of(value) for name, value in values.items()}
 
 
 def draw(objective, params, mutables, options, num, seed=0, batch_size=256, **request):

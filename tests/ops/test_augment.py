@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aigc_jax.ops import augment as ops
-from aigc_jax.ops.augment import KINDS, augment, width
+from aigc_jax.core.errors import UserError
+from aigc_jax.ops import transforms
+from aigc_jax.ops.augment import AUGMENTATIONS, Augmentation, augment, check_dims, width
 
 KEY_B = jax.random.split(jax.random.key(0), 16)
 X = jax.random.uniform(jax.random.key(1), (16, 6, 6, 3), minval=-1)
+KINDS = tuple(AUGMENTATIONS)
 GEOMETRY = ("flip", "rotate90", "translate", "scale", "rotate", "anisotropy")
 
 
@@ -18,9 +20,9 @@ def run(kinds, x=X, p=1.0, key_B=KEY_B):
 
 
 def test_nothing_is_done_with_probability_zero():
-    x, label = run(tuple(KINDS), p=0.0)
+    x, label = run(KINDS, p=0.0)
     np.testing.assert_array_equal(x, X)
-    assert label.shape == (16, width(tuple(KINDS))) and not label.any()
+    assert label.shape == (16, width(KINDS)) and not label.any()
     assert run(())[1].shape == (16, 0)
 
 
@@ -44,11 +46,11 @@ def test_whole_pixels_move_as_numpy_moves_them():
 def test_affine_by_known_results():
     """A quarter turn is rot90; the identity is exact; twice as large and back is the middle."""
     quarter = jnp.broadcast_to(jnp.array([[0.0, -1], [1, 0]]), (16, 2, 2))
-    np.testing.assert_allclose(ops.affine(X, quarter), jnp.rot90(X, 1, (1, 2)), atol=1e-6)
+    np.testing.assert_allclose(transforms.affine(X, quarter), jnp.rot90(X, 1, (1, 2)), atol=1e-6)
     eye = jnp.broadcast_to(jnp.eye(2), (16, 2, 2))
-    np.testing.assert_array_equal(ops.affine(X, eye), X)
+    np.testing.assert_array_equal(transforms.affine(X, eye), X)
     odd = X[:, :5, :5]
-    large = ops.affine(odd, 2 * eye)
+    large = transforms.affine(odd, 2 * eye)
     np.testing.assert_allclose(large[:, ::2, ::2], odd[:, 1:4, 1:4], atol=1e-6)
     np.testing.assert_allclose(large[:, 1, 0], (odd[:, 1, 1] + odd[:, 2, 1]) / 2, atol=1e-6)
 
@@ -71,7 +73,7 @@ def test_what_is_said_undoes_a_smooth_image(kind):
         scale = 2 ** (0.2 * jnp.stack([n, other], -1))
         m = turn @ (scale[:, :, None] * jnp.swapaxes(turn, 1, 2))
     assert float(jnp.abs(m - jnp.eye(2)).max()) > 0.1
-    back = ops.affine(x, jnp.linalg.inv(m))
+    back = transforms.affine(x, jnp.linalg.inv(m))
     middle = slice(13, 20)
     np.testing.assert_allclose(back[:, middle, middle], jnp.broadcast_to(
         smooth[middle, middle], (16, 7, 7, 2)), atol=2e-5)  # fmt: skip
@@ -100,12 +102,12 @@ def test_cutout_covers_a_rectangle():
         rows, columns = (np.flatnonzero(covered[i].max(axis)) for axis in (1, 0))
         assert covered[i].sum() == len(rows) * len(columns) > 0  # a rectangle, cut by the border
         assert len(rows) <= 4 and len(columns) <= 6
-    centre = ops.cut_out(jnp.ones((1, 8, 8, 1)), jnp.array([True]), jnp.zeros((1, 2)))
+    centre = transforms.cut_out(jnp.ones((1, 8, 8, 1)), jnp.array([True]), jnp.zeros((1, 2)))
     assert centre.sum() == 48 and centre[0, 2:6, 2:6].sum() == 0
 
 
 def test_an_example_does_not_depend_on_its_neighbours():
-    kinds = tuple(KINDS)
+    kinds = KINDS
     whole, label = run(kinds, p=0.5)
     order = np.roll(np.arange(16), 5)
     others = jnp.where((order == 5)[:, None, None, None], X[order], 0.3)
@@ -137,3 +139,54 @@ def test_any_shape(shape):
     x, label = run(GEOMETRY, x=jnp.ones(shape))
     assert x.shape == shape and np.isfinite(label).all()
     np.testing.assert_allclose(x, 1, rtol=1e-5)  # what comes in from outside is like the inside
+
+
+ANY_RANK = tuple(kind for kind in KINDS if not AUGMENTATIONS[kind].spatial_dims)
+
+
+@pytest.mark.parametrize("shape", [(12, 2), (6, 4, 8, 3)])
+def test_other_numbers_of_spatial_axes(shape):
+    """Flips, translations, colours and cutout of sound and of video, as numpy moves them."""
+    dims = len(shape) - 1
+    x = jax.random.uniform(jax.random.key(1), (16, *shape), minval=-1)
+    out, label = run(ANY_RANK, x=x, p=0.5)
+    assert out.shape == x.shape and label.shape == (16, width(ANY_RANK, dims))
+    moved, shift = run(("translate",), x=x)
+    flipped, flips = run(("flip",), x=x)
+    limits = [max(round(n / 8), 1) for n in shape[:-1]]
+    for i in range(16):
+        padded = np.pad(x[i], [*((n, n) for n in limits), (0, 0)], mode="reflect")
+        steps = np.round(np.asarray(shift[i]) * limits).astype(int)
+        window = tuple(
+            slice(limit - step, limit - step + n)
+            for limit, step, n in zip(limits, steps, shape[:-1], strict=True)
+        )
+        np.testing.assert_allclose(moved[i], padded[window], rtol=1e-6)
+        np.testing.assert_array_equal(flipped[i], x[i][..., ::-1, :] if flips[i] else x[i])
+    assert len(np.unique(np.asarray(shift), axis=0)) > 1 and 0 < flips.sum() < 16
+    covered, _ = run(("cutout",), x=jnp.ones((16, *shape)))
+    assert ((covered == 0).any(tuple(range(1, dims + 2)))).all() and covered.any()
+
+
+def test_kinds_for_images_are_refused_elsewhere():
+    with pytest.raises(UserError, match=r"augment_kinds.*rotate90.*1 spatial axes"):
+        check_dims(("flip", "rotate90"), 1, "objective.augment_kinds")
+    check_dims(KINDS, 2, "objective.augment_kinds")
+
+
+class Invert(Augmentation):
+    def apply(self, x, draws):
+        return jnp.where(draws.on_B[:, None, None, None] > 0, -x, x), draws.on_B[:, None]
+
+
+INVERT = Invert()
+
+
+def test_an_augmentation_of_ones_own():
+    name = f"{__name__}:INVERT"
+    try:
+        x, label = run((name,), p=0.5)
+        np.testing.assert_array_equal(x, np.where(label[:, :, None, None] > 0, -X, X))
+        assert 0 < label.sum() < 16
+    finally:
+        AUGMENTATIONS._items.pop(name, None)

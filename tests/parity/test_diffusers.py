@@ -15,6 +15,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     diffusers = pytest.importorskip("diffusers")
 
+from aigc_jax.core.conditions import Condition  # noqa: E402
 from aigc_jax.experiment.restore import restore  # noqa: E402
 from aigc_jax.families.diffusion.dit import DiT  # noqa: E402
 from aigc_jax.families.diffusion.unet import UNet  # noqa: E402
@@ -90,6 +91,10 @@ def theirs(kind, config):
     return model
 
 
+def given(label):
+    return {"label": Condition.of(label)}
+
+
 def nchw(x):
     return torch.tensor(np.moveaxis(x, -1, 1))
 
@@ -110,7 +115,7 @@ def check_denoiser(network, kind, config, tmp_path):
     x, time = images(found), np.array(TIME)
     label = np.array([1, found.classes - 1])
     ours = network(found.table.config(**found.model), found.classes)
-    out = jax.jit(ours.apply)({"params": found.params}, x, time.astype(np.float32), label)
+    out = jax.jit(ours.apply)({"params": found.params}, x, time.astype(np.float32), given(label))
 
     def ask(model):
         told = {} if found.classes == 0 else {"class_labels": torch.tensor(label)}
@@ -161,7 +166,7 @@ def test_a_dit_whose_blocks_have_one_embedder_is_read_as_such(tmp_path):
     assert found.model["embedders"] == "shared" and "embedder" in found.params
     x, label = images(found), np.array([0, 5])  # the last is "no class"
     out = DiT(found.table.config(**found.model), found.classes).apply(
-        {"params": found.params}, x, np.array(TIME, np.float32), label
+        {"params": found.params}, x, np.array(TIME, np.float32), given(label)
     )
     with torch.no_grad():
         wanted = model(nchw(x), torch.tensor(TIME), torch.tensor(label)).sample
@@ -226,8 +231,8 @@ def test_a_converted_model_denoises_as_theirs_does(settings, tmp_path):
     ]
     alpha = scheduler.alphas_cumprod[time].numpy().astype(np.float64)[:, None, None, None]
     sigma = np.sqrt((1 - alpha) / alpha).astype(np.float32)
-    x = clean + sigma * noise
-    ours = jax.jit(run.objective.denoise)(state.params["model"], x, sigma, None)
+    x, sigma_B = clean + sigma * noise, sigma[:, 0, 0, 0]
+    ours = jax.jit(run.objective.denoise)(state.params["model"], x, sigma_B, {})
     np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
     convert.export_model(str(tmp_path / "w"), f"diffusers:{tmp_path}/ours")
     again = diffusers.DDPMScheduler.from_pretrained(tmp_path / "ours")

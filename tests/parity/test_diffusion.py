@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aigc_jax.families.diffusion.diffusion_config import DiffusionConfig, make_noise
+from aigc_jax.families.diffusion.diffusion_config import DiffusionConfig
 from aigc_jax.families.diffusion.noise_schedules import Karras
-from aigc_jax.families.diffusion.samplers import Churn, sample
-from aigc_jax.families.diffusion.sigma_schedules import make_sigma_schedule
+from aigc_jax.families.diffusion.preconditioning import make_preconditioning
+from aigc_jax.families.diffusion.sampler_steps import Churn
+from aigc_jax.families.diffusion.samplers import sample
+from aigc_jax.families.diffusion.sigma_schedules import make_sigmas
 from aigc_jax.ops.random import fold, normal
 
 torch = pytest.importorskip("torch")
@@ -33,20 +35,20 @@ def network(x, time):
     return 0.8 * np.tanh(np.asarray(x, np.float32) + ramp) + 0.2 * np.cos(float(time) / 300)
 
 
-def ours(sampler, steps, *, prediction="epsilon", schedule="linear", grid="auto", clip=False,
-         **kwargs):  # fmt: skip
+def ours(sampler, steps, *, prediction="epsilon", schedule="linear", sigma_schedule="auto",
+         clip=False, **kwargs):  # fmt: skip
     """The states at which the network is asked, (x, σ), and the last one."""
     config = DiffusionConfig(prediction=prediction, schedule=schedule)
-    noise, asked = make_noise(config), []
+    noise, asked = make_preconditioning(config), []
 
     def denoiser(x, sigma):
         asked.append((np.asarray(x), float(sigma)))
-        sigma_N = jnp.full((len(KEYS), 1, 1, 1), sigma)
+        sigma_N = jnp.full(len(KEYS), sigma)
         denoised = noise.denoise(lambda x, t: jnp.asarray(network(x, t[0])), x, sigma_N)
         return jnp.clip(denoised, -1, 1) if clip else denoised
 
     with jax.disable_jit():
-        made = make_sigma_schedule(grid, noise.schedule)
+        made = make_sigmas(sigma_schedule, noise.schedule)
         x = sample(denoiser, made, KEYS, SHAPE, steps, sampler=sampler, **kwargs)
     return asked, np.asarray(x)
 
@@ -88,7 +90,7 @@ def test_ddim(prediction, schedule):
             timestep_spacing=spacing,
         )  # fmt: skip
         asked, final = ours(
-            "ddim", 10, prediction=prediction, schedule=schedule, grid=spacing, eta=eta
+            "ddim", 10, prediction=prediction, schedule=schedule, sigma_schedule=spacing, eta=eta
         )
         given = dict(variance_noise=noise_of, eta=lambda i: eta) if eta else {}
         walk_vp(scheduler, 10, asked, final, **given)
@@ -96,7 +98,7 @@ def test_ddim(prediction, schedule):
 
 def test_ddim_with_clipping():
     scheduler = diffusers.DDIMScheduler(timestep_spacing="trailing")
-    asked, final = ours("ddim", 8, grid="trailing", clip=True)
+    asked, final = ours("ddim", 8, sigma_schedule="trailing", clip=True)
     # Ours takes the noise to be what is left of x by the clipped image.
     walk_vp(scheduler, 8, asked, final, use_clipped_model_output=lambda i: True)
 
@@ -113,7 +115,9 @@ def test_ddpm(prediction, monkeypatch):
         monkeypatch.setattr(
             scheduling_ddpm, "randn_tensor", lambda *args, **kwargs: noise_of(next(draws))
         )
-        asked, final = ours("ancestral", 20, prediction=prediction, grid=spacing, clip=clip)
+        asked, final = ours(
+            "ancestral", 20, prediction=prediction, sigma_schedule=spacing, clip=clip
+        )
         walk_vp(scheduler, 20, asked, final)
 
 
@@ -123,7 +127,7 @@ def test_dpm_solver(prediction):
         scheduler = diffusers.DPMSolverMultistepScheduler(
             prediction_type=PREDICTIONS[prediction], timestep_spacing="trailing"
         )
-        asked, final = ours("dpmpp_2m", steps, prediction=prediction, grid="trailing")
+        asked, final = ours("dpmpp_2m", steps, prediction=prediction, sigma_schedule="trailing")
         walk_vp(scheduler, steps, asked, final)
 
 
@@ -132,7 +136,7 @@ def test_heun():
     steps = 10  # 999 / 9 is whole: between timesteps diffusers interpolates σ, and we its logarithm
     scheduler = diffusers.HeunDiscreteScheduler(beta_start=1e-4, beta_end=0.02)
     scheduler.set_timesteps(steps)
-    asked, final = ours("heun", steps, grid="linspace")
+    asked, final = ours("heun", steps, sigma_schedule="linspace")
     assert len(scheduler.timesteps) == len(asked) == 2 * steps - 1
     x = torch.from_numpy(asked[0][0].copy())
     for (state, sigma), t in zip(asked, scheduler.timesteps, strict=True):
@@ -168,8 +172,8 @@ def test_edm_euler(monkeypatch):
             torch.from_numpy(answer), t, x, s_churn=CHURN.amount, s_tmin=CHURN.low,
             s_tmax=CHURN.high, s_noise=CHURN.noise,
         )  # fmt: skip
-        denoised = make_noise(DiffusionConfig()).denoise(
-            lambda x, t: answer, state, jnp.full((3, 1, 1, 1), raised)
+        denoised = make_preconditioning(DiffusionConfig()).denoise(
+            lambda x, t: answer, state, jnp.full(3, raised)
         )
         same(out.pred_original_sample.numpy(), np.asarray(denoised))
         x = out.prev_sample
@@ -182,9 +186,9 @@ def test_karras_ve():
 
     steps, scheduler = 7, KarrasVeScheduler()
     asked, final = ours("heun", steps, prediction="edm", schedule="edm", churn=CHURN)
-    grid = np.asarray(make_sigma_schedule("auto", Karras())(jnp.arange(steps + 1), steps))
+    grid = np.asarray(make_sigmas("auto", Karras())(jnp.arange(steps + 1), steps))
     x = 80.0 * np.asarray(normal(fold(KEYS, 0), SHAPE))
-    noise, k = make_noise(DiffusionConfig()), 0
+    noise, k = make_preconditioning(DiffusionConfig()), 0
 
     def answer(x, sigma):  # such that x + σ · answer is the denoised image
         nonlocal k
@@ -192,7 +196,7 @@ def test_karras_ve():
         k += 1
         same(np.asarray(x), state, np.sqrt(1 + sigma**2))
         np.testing.assert_allclose(sigma, ours_sigma, rtol=1e-5)
-        sigma_N = jnp.full((3, 1, 1, 1), sigma)
+        sigma_N = jnp.full(3, sigma)
         denoised = noise.denoise(lambda x, t: network(x, t[0]), jnp.asarray(x), sigma_N)
         return (np.asarray(denoised) - x) / sigma
 
@@ -222,14 +226,14 @@ def test_flow_matching_with_a_shift():
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     t = 0.999 * (1 - np.arange(steps) / steps)
     scheduler.set_timesteps(sigmas=t.tolist())
-    noise, asked = make_noise(DiffusionConfig(prediction="flow")), []
+    noise, asked = make_preconditioning(DiffusionConfig(prediction="flow")), []
 
     def denoiser(x, sigma):
         asked.append((np.asarray(x), float(sigma)))
-        sigma_N = jnp.full((3, 1, 1, 1), sigma)
+        sigma_N = jnp.full(3, sigma)
         return noise.denoise(lambda x, t: network(x, t[0]), x, sigma_N)
 
-    grid = make_sigma_schedule("auto", noise.schedule, shift=shift)
+    grid = make_sigmas("auto", noise.schedule, shift=shift)
     with jax.disable_jit():
         final = sample(denoiser, grid, KEYS, SHAPE, steps, sampler="euler")
     x = torch.from_numpy(asked[0][0] / (1 + asked[0][1]))

@@ -1,278 +1,338 @@
-"""Diffusion models: denoise images at every noise level, conditional on a class if asked.
+"""Diffusion models: denoise examples at every noise level, conditional on a class and more.
 
-Shapes: B batch, H height, W width, C channels, N samples, K classes, A numbers of augmentation.
+Shapes: B batch, N samples, … spatial axes and channels of an example, A numbers that describe an
+augmentation.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.core.conditions import class_conditions, label_of
+from aigc_jax.core.conditions import (
+    Condition,
+    Conditions,
+    ConditionSpec,
+    class_conditions,
+    conditions_of,
+    drop,
+)
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.metrics import Mean, Metrics
-from aigc_jax.core.objective import Batch, Objective
+from aigc_jax.core.objective import Batch, Mutables, Objective, Params
 from aigc_jax.core.request import SampleRequest
-from aigc_jax.families.diffusion import samplers, sigma_schedules
-from aigc_jax.families.diffusion.diffusion_config import (
-    DiffusionConfig,
-    DiffusionSample,
-    make_noise,
-)
+from aigc_jax.families.diffusion import sigma_schedules
+from aigc_jax.families.diffusion.diffusion_config import DiffusionConfig, DiffusionSample
+from aigc_jax.families.diffusion.guidance import Guidance, GuidanceModel, classifier_free
 from aigc_jax.families.diffusion.ode_likelihood import log_likelihood
-from aigc_jax.families.diffusion.preconditioning import Preconditioning
+from aigc_jax.families.diffusion.preconditioning import Preconditioning, make_preconditioning
+from aigc_jax.families.diffusion.sampler_steps import Churn, FlowMap, InitImage
+from aigc_jax.families.diffusion.samplers import sample
 from aigc_jax.ops import augment as augment_lib
 from aigc_jax.ops.image import to_bytes, to_signed
+from aigc_jax.ops.per_example import expand_like, mean_per_example
 from aigc_jax.ops.random import fold, normal, uniform
 
 __all__ = ["Diffusion", "DiffusionConfig", "DiffusionSample", "GuidanceModel"]
 
-
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["denoise"]
-)
-@dataclasses.dataclass(frozen=True)
-class GuidanceModel:
-    """Another model's denoiser: denoise(params, x, σ, label_N)."""
-
-    denoise: Callable[..., jax.Array]
-    params: Any
+# Options of sampling that are numbers and therefore traced.
+TRACED = ("guidance", "guidance_low", "guidance_high", "eta", "rho", "shift",
+          "churn", "churn_low", "churn_high", "churn_noise")  # fmt: skip
 
 
 class Diffusion(Objective):
-    """One player, `model`: the weighted squared error of the denoised image.
+    """One player, `model`: the weighted squared error of the denoised example.
 
     Args:
-      config: its constants.
-      model: the network.
-      shape: of one image, (H, W, C).
-      levels: how many values a pixel can have; 0: the data are floats such as latents, which are
-        neither clipped nor rounded.
+      config: a `DiffusionConfig`.
+      model: the network, called with (x, time_B, conditions, key_B).
+      shape: of one example: (T, C), (H, W, C), (T, H, W, C), ….
+      levels: how many values a number of the data can have; 0: the data are floats such as latents,
+        which are neither clipped nor rounded.
+      conditions: what the model is given; None: the class, if the network has classes.
+      field: the batch's field that is modelled.
+
+    Raises:
+      UserError: for augmentation that does not fit the shape.
     """
 
     turns = ("model",)
 
-    def __init__(self, config: Any, model: Any, shape: tuple[int, int, int], levels: int = 256):
+    def __init__(
+        self,
+        config: Any,
+        model: nn.Module,
+        shape: tuple[int, ...],
+        levels: int = 256,
+        conditions: dict[str, ConditionSpec] | None = None,
+        field: str = "image",
+    ):
         self.config, self.model, self.shape, self.levels = config, model, shape, levels
-        self.num_classes = model.num_classes
-        self.conditions = class_conditions(self.num_classes)
-        self.init_shape = shape
-        self.noise = self._noise()
-        self._sample = jax.jit(self._walk, static_argnames=("sampler", "grid", "clip"))
+        self.conditions = class_conditions(model.num_classes) if conditions is None else conditions
+        self.field, self.init_shape = field, shape
+        if config.augment:
+            dims = len(shape) - 1
+            augment_lib.check_dims(config.augment_kinds, dims, "objective.augment_kinds")
+        self.preconditioning = self._preconditioning()
+        static = ("sampler", "sigma_schedule", "clip")
+        self._sample = jax.jit(self._trajectory, static_argnames=static)
 
-    def _noise(self) -> Preconditioning:
-        return make_noise(self.config)
+    def _preconditioning(self) -> Preconditioning:
+        return make_preconditioning(self.config)
 
-    def init(self, rng: jax.Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
-        x = to_signed(batch["image"])
-        time_B = jnp.zeros(x.shape[0])
-        told = self._told(x.shape[0])
-        variables = self.model.init(rng, x, time_B, batch.get("label"), **told)
+    def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Mutables]:
+        x = to_signed(batch[self.field])
+        conditions = self._with_defaults(conditions_of(batch, self.conditions), x.shape[0])
+        variables = self.model.init(rng, x, jnp.zeros(x.shape[0]), conditions)
         return {"model": variables["params"]}, {}
 
-    def _told(self, size: int, augment_BA: jax.Array | None = None) -> dict[str, jax.Array]:
-        """What the network is told besides time and class."""
+    def _with_defaults(self, conditions: Conditions, size: int) -> Conditions:
+        """The conditions with those that are not given but have a value all the same."""
         if not self.config.augment:
-            return {}
-        width = augment_lib.width(self.config.augment_kinds)
-        return {"augment_BA": jnp.zeros((size, width)) if augment_BA is None else augment_BA}
+            return conditions
+        width = augment_lib.width(self.config.augment_kinds, len(self.shape) - 1)
+        return {"augmentation": Condition.of(jnp.zeros((size, width))), **conditions}
 
-    def denoise(self, params, x, sigma, label_B, key_B=None, augment_BA=None) -> jax.Array:
-        """D(x; σ) of the network; `label_B` = K means "no class"."""
-        told = self._told(x.shape[0], augment_BA)
+    def denoise(
+        self,
+        params: Any,
+        x: jax.Array,
+        sigma_B: jax.Array,
+        conditions: Conditions,
+        key_B: jax.Array | None = None,
+    ) -> jax.Array:
+        """D(x; σ) of the network; `key_B`: keys of its dropout."""
+        conditions = self._with_defaults(conditions, x.shape[0])
 
         def network(x, time_B):
-            return self.model.apply({"params": params}, x, time_B, label_B, key_B, **told)
+            return self.model.apply({"params": params}, x, time_B, conditions, key_B)
 
-        return self.noise.denoise(network, x, sigma)
+        return self.preconditioning.denoise(network, x, sigma_B)
 
-    def _images(self, batch, key_B):
-        """Clean images, those of training augmented, and what was done to them."""
-        y = to_signed(batch["image"])
+    def _examples(self, batch: Batch, key_B: jax.Array | None) -> tuple[jax.Array, Conditions]:
+        """Clean examples, augmented with these keys, and the condition that says how."""
+        y = to_signed(batch[self.field])
         if key_B is None or not self.config.augment:
-            return y, None
-        return augment_lib.augment(y, key_B, self.config.augment, self.config.augment_kinds)
+            return y, {}
+        y, label_BA = augment_lib.augment(y, key_B, self.config.augment, self.config.augment_kinds)
+        return y, {"augmentation": Condition.of(label_BA)}
 
-    def _error(self, params, batch, label_B, key_B, u_B, dropout_B=None, augment_B=None):
-        """Weighted squared error per image, averaged over its pixels; at the noise of u_B."""
-        y, augment_BA = self._images(batch, augment_B)
-        sigma = self.noise.draw(u_B)[:, None, None, None]
-        x = y + sigma * normal(fold(key_B, 1), self.shape)
-        denoised = self.denoise(params["model"], x, sigma, label_B, dropout_B, augment_BA)
-        return (self.noise.weight(sigma) * (denoised - y) ** 2).mean((1, 2, 3))
+    def _error(
+        self,
+        params: Any,
+        batch: Batch,
+        conditions: Conditions,
+        key_B: jax.Array,
+        u_B: jax.Array,
+        train_key_B: jax.Array | None = None,
+    ) -> jax.Array:
+        """Weighted squared error of each example (B,), averaged over its values.
 
-    def _labels(self, batch, key_B):
-        """Labels of which some are dropped at random, for guidance."""
-        label_B = batch.get("label")
-        if not self.num_classes:
-            return label_B
-        dropped_B = uniform(key_B) < self.config.label_dropout
-        return jnp.where(dropped_B, self.num_classes, label_B)
+        Args:
+          params: of the network.
+          batch: the examples.
+          conditions: those given.
+          key_B: of the noise.
+          u_B: quantiles of the noise level.
+          train_key_B: of dropout and augmentation; None: without.
+        """
+        dropout_B, augment_B = self._train_keys(train_key_B)
+        y, augmentation = self._examples(batch, augment_B)
+        sigma_B = self.preconditioning.sigma_quantile(u_B)
+        x = y + expand_like(sigma_B, y) * normal(fold(key_B, 1), self.shape)
+        denoised = self.denoise(params, x, sigma_B, conditions | augmentation, dropout_B)
+        weight = expand_like(self.preconditioning.weight(sigma_B), y)
+        return mean_per_example(weight * (denoised - y) ** 2)
+
+    def _train_keys(self, key_B: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
+        """Keys of dropout and of augmentation."""
+        return (None, None) if key_B is None else (fold(key_B, 3), fold(key_B, 4))
+
+    def _dropped(self, batch: Batch, key_B: jax.Array) -> Conditions:
+        """Conditions, all of an example dropped at random, for guidance."""
+        conditions = conditions_of(batch, self.conditions)
+        return drop(conditions, uniform(fold(key_B, 2)) < self.config.condition_dropout)
 
     def loss(self, player, params, mutables, batch, key_B, step):
-        """One noise level per image."""
-        label_B, u_B = self._labels(batch, fold(key_B, 2)), uniform(fold(key_B, 0))
-        keys = fold(key_B, 3), fold(key_B, 4)
-        error_B = self._error(params, batch, label_B, key_B, u_B, *keys)
+        """One noise level per example."""
+        conditions, u_B = self._dropped(batch, key_B), uniform(fold(key_B, 0))
+        error_B = self._error(params["model"], batch, conditions, key_B, u_B, key_B)
         return Mean.of(error_B, batch["weight"]), ({}, mutables)
 
     def evaluate(self, params, mutables, batch, key_B):
-        """`loss` as in training, with labels, and of each quarter of the noise levels, 1 the least.
+        """`loss` without dropout, and of each quarter of the noise levels, 1 the lowest.
 
-        The levels of an image are spread over all that training draws.
+        The noise levels of an example are spread over the distribution of training.
         """
-        draws = self.config.eval_draws
+        draws, conditions = self.config.eval_draws, conditions_of(batch, self.conditions)
 
         def draw(i):
             own_B = fold(key_B, 10 + i)
             u_B = (i + uniform(fold(own_B, 0))) / draws
-            return u_B, self._error(params, batch, batch.get("label"), own_B, u_B)
+            return u_B, self._error(params["model"], batch, conditions, own_B, u_B)
 
         u_DB, error_DB = jax.lax.map(draw, jnp.arange(draws))
-        found = {"loss": Mean.of(error_DB.mean(0), batch["weight"])}
+        metrics = {"loss": Mean.of(error_DB.mean(0), batch["weight"])}
         for quarter in range(4):
             weight_DB = batch["weight"] * (jnp.floor(4 * u_DB) == quarter)
-            found[f"loss_quarter_{quarter + 1}"] = Mean.of(error_DB, weight_DB)
-        return found
+            metrics[f"loss_quarter_{quarter + 1}"] = Mean.of(error_DB, weight_DB)
+        return metrics
 
-    def likelihood(self, params, mutables, batch, key_B) -> Metrics:
-        """`bits_per_dim` of the pixels, by the exact likelihood of uniformly dequantised images.
+    def likelihood(
+        self, params: Params, mutables: Mutables, batch: Batch, key_B: jax.Array
+    ) -> Metrics:
+        """`bits_per_dim` by the exact likelihood of uniformly dequantised data.
 
-        A pixel of L levels is taken to be anywhere in its bin of width 2 / (L − 1) in [−1, 1], so
-        the density's integral over the bin is bounded by Jensen's inequality, as usual.
+        A value of L levels is uniform in its bin of width 2 / (L − 1) in [−1, 1], so the density's
+        integral over the bin is bounded by Jensen's inequality.
 
         Raises:
-          UserError: if the data are no pixels.
+          UserError: if the data are floats.
         """
         if not self.levels:
-            raise UserError("eval.likelihood is of pixels, which this model does not draw: set it"
-                            " to 0")  # fmt: skip
+            raise UserError(
+                "eval.likelihood is of data with levels, such as pixels, but this model's are"
+                " floats: set it to 0"
+            )
         width = 2 / (self.levels - 1)
-        x = to_signed(batch["image"]) + (uniform(fold(key_B, 0), self.shape) - 0.5) * width
+        x = to_signed(batch[self.field])
+        x += (uniform(fold(key_B, 0), self.shape) - 0.5) * width
         probe = jnp.where(uniform(fold(key_B, 1), self.shape) < 0.5, -1.0, 1.0)
+        conditions = conditions_of(batch, self.conditions)
 
         def denoiser(x, sigma):
-            sigma_B = jnp.full((x.shape[0], 1, 1, 1), sigma)
-            return self.denoise(params["model"], x, sigma_B, batch.get("label"))
+            return self.denoise(params["model"], x, jnp.full(len(x), sigma), conditions)
 
-        schedule = self.noise.schedule
+        schedule = self.preconditioning.schedule
         ends = schedule.sigma_min, schedule.sigma_max
         nats_B = log_likelihood(denoiser, x, probe, *ends, self.config.likelihood_steps)
         bits_B = -(nats_B / x[0].size + jnp.log(width)) / jnp.log(2)
         return {"bits_per_dim": Mean.rows(bits_B, batch["weight"])}
 
-    def autoguidance(self, other: Any, params: dict[str, Any]) -> GuidanceModel:
+    def autoguidance(self, other: Any, params: Params) -> GuidanceModel:
         """`SampleRequest.guidance_model` from another run (Karras et al. 2024).
 
         Raises:
-          UserError: if it is no diffusion of the same images and classes.
+          UserError: if it is not a diffusion model of the same data and conditions.
         """
         if not isinstance(other, Diffusion):
-            raise UserError("sample.guide is a run of another family: name one of diffusion")
-        if other.shape != self.shape or other.num_classes not in (0, self.num_classes):
             raise UserError(
-                f"sample.guide draws images of {other.shape} in {other.num_classes} classes, this"
-                f" run of {self.shape} in {self.num_classes}: name a run on the same data"
+                "sample.guidance_workdir is a run of another family: name one of diffusion"
+            )
+        shared = all(self.conditions.get(name) == c for name, c in other.conditions.items())
+        if other.shape != self.shape or not shared:
+            raise UserError(
+                f"sample.guidance_workdir is a model of {other.shape} with the conditions"
+                f" {other.conditions}, this one of {self.shape} with {self.conditions}: name a run"
+                " on the same data"
             )
         return GuidanceModel(other.denoise, params["model"])
 
     def sample(self, params, mutables, key_N, request: SampleRequest) -> jax.Array:
-        """uint8 images (N, H, W, C); floats if the data are floats.
+        """uint8 examples (N, …); floats if the data are floats.
 
-        Nothing but the sampler, the grid and whether there is an image, a mask or a guide
-        recompiles.
+        Only the sampler, the sigma schedule, clipping and whether there is an init image, a mask or
+        a guidance model recompile.
         """
         o = request.options
-        sigma_schedules.check_sigma_schedule(o.grid, self.noise.schedule, o.steps)
-        given, mask_NHW = {}, request.init.get("inpaint_mask")
-        if "image" in request.init:
-            strength = o.strength
-            if strength < 0:
-                strength = 0.6 if mask_NHW is None else 1.0
-            given = dict(
-                image=to_signed(jnp.asarray(request.init["image"])),
-                strength=jnp.float32(strength),
-                redrawn=mask_NHW,
-                resample=jnp.int32(o.resample),
-            )
-        names = ("guidance", "guidance_low", "guidance_high", "eta", "rho", "shift",
-                 "churn", "churn_low", "churn_high", "churn_noise")  # fmt: skip
-        numbers = {name: jnp.float32(getattr(o, name)) for name in names}
+        sigma_schedules.check_sigma_schedule(
+            o.sigma_schedule, self.preconditioning.schedule, o.steps
+        )
         return self._sample(
             params["model"],
             key_N,
-            label_of(request.conditions),
+            request.conditions,
             jnp.int32(o.steps),
-            numbers,
+            {name: jnp.float32(getattr(o, name)) for name in TRACED},
             request.guidance_model,
-            given,
+            self._init_image(request),
             sampler=o.sampler,
-            grid=o.grid,
+            sigma_schedule=o.sigma_schedule,
             clip=o.clip and self.levels > 0,
         )
 
-    def _walk(self, params, key_N, label_N, steps, numbers, guide, given, *, sampler, grid, clip):
-        n = key_N.shape[0]
+    def _init_image(self, request: SampleRequest) -> dict[str, Any]:
+        """The fields of `InitImage`; empty without one."""
+        o, mask = request.options, request.init.get("inpaint_mask")
+        if self.field not in request.init:
+            return {}
+        strength = o.strength if o.strength >= 0 else 0.6 if mask is None else 1.0
+        return dict(
+            image=to_signed(jnp.asarray(request.init[self.field])),
+            strength=jnp.float32(strength),
+            inpaint_mask=mask,
+            resample=jnp.int32(o.resample),
+        )
+
+    def _trajectory(
+        self,
+        params: Any,
+        key_N: jax.Array,
+        conditions: Conditions,
+        steps: jax.Array,
+        numbers: dict[str, jax.Array],
+        guidance_model: GuidanceModel | None,
+        init_image: dict[str, Any],
+        *,
+        sampler: str,
+        sigma_schedule: str,
+        clip: bool,
+    ) -> jax.Array:
+        c, schedule = numbers, self.preconditioning.schedule
+        guidance = Guidance(c["guidance"], c["guidance_low"], c["guidance_high"])
 
         def denoiser(x, sigma):
-            sigma_N = jnp.full((n, 1, 1, 1), sigma)
-            denoised = self._guided(params, x, sigma_N, label_N, numbers, guide)
+            denoised = self._guided(params, x, sigma, conditions, guidance, guidance_model)
             return jnp.clip(denoised, -1, 1) if clip else denoised
 
-        c = numbers
-        x = samplers.sample(
+        x = sample(
             denoiser,
-            sigma_schedules.make_sigma_schedule(grid, self.noise.schedule, c["rho"], c["shift"]),
+            sigma_schedules.make_sigmas(sigma_schedule, schedule, c["rho"], c["shift"]),
             key_N,
             self.shape,
             steps,
             sampler=sampler,
             eta=c["eta"],
-            churn=samplers.Churn(c["churn"], c["churn_low"], c["churn_high"], c["churn_noise"]),
-            given=samplers.InitImage(**given) if given else None,
-            jump=self._jump(params, label_N, c["guidance"], sampler),
+            churn=Churn(c["churn"], c["churn_low"], c["churn_high"], c["churn_noise"]),
+            init_image=InitImage(**init_image) if init_image else None,
+            flow_map=self._flow_map(params, conditions, c["guidance"]),
         )
         return to_bytes(x) if self.levels else x
 
-    def _jump(self, params, label_N, guidance, sampler) -> samplers.FlowMap | None:
-        """A way to take steps of its own, if the sampler is it."""
+    def _flow_map(self, params: Any, conditions: Conditions, scale: jax.Array) -> FlowMap | None:
+        """The model's own way to take steps of any length, if it has one."""
         return None
 
-    def _guided(self, params, x, sigma, label_N, numbers, guide=None):
-        """D₀ + g (D − D₀), with D₀ the guide's, or the unconditional one of this model.
+    def _guided(
+        self,
+        params: Any,
+        x: jax.Array,
+        sigma: jax.Array,
+        conditions: Conditions,
+        guidance: Guidance,
+        guidance_model: GuidanceModel | None = None,
+    ) -> jax.Array:
+        """D₀ + g (D − D₀), with D₀ the guidance model's or this one's without conditions."""
+        sigma_N = jnp.full(len(x), sigma)
 
-        Classifier-free guidance (Ho & Salimans 2022) or autoguidance (Karras et al. 2024), in an
-        interval of noise levels if asked (Kynkäänniemi et al. 2024).
-        """
-        guidance, low, high = (numbers[f"guidance{end}"] for end in ("", "_low", "_high"))
+        def plain():
+            return self.denoise(params, x, sigma_N, conditions)
 
-        def alone(label):
-            return self.denoise(params, x, sigma, label)
+        def autoguided(weaker_model: GuidanceModel) -> jax.Array:
+            weaker = weaker_model.denoise(weaker_model.params, x, sigma_N, conditions)
+            return weaker + guidance.scale * (plain() - weaker)
 
-        def by_guide():
-            worse = guide.denoise(guide.params, x, sigma, label_N)
-            return worse + guidance * (alone(label_N) - worse)
+        def guided():
+            def network(x, sigma_N, conditions):
+                return self.denoise(params, x, sigma_N, conditions)
 
-        def by_class():
-            network = functools.partial(self.denoise, params)
-            return self._twice(network, (x, sigma), label_N, guidance)
+            return classifier_free(network, (x, sigma_N), conditions, guidance.scale)
 
-        if guide is None and (not self.num_classes or label_N is None):
-            return alone(label_N)
-        level = sigma[0, 0, 0, 0]
-        inside = (level >= low) & ((level <= high) | (high == 0))
-        # Guidance is traced; at 1 the second evaluation would be multiplied by nothing.
-        return jax.lax.cond(
-            (guidance == 1) | ~inside, lambda: alone(label_N), by_guide if guide else by_class
-        )
-
-    def _twice(self, network, arguments, label_N, guidance):
-        """Free + g (conditional − free), both in one call of `network(*arguments, label_N)`."""
-        none_N = jnp.full_like(label_N, self.num_classes)
-        twice = [jnp.concatenate([a, a]) for a in arguments]
-        both = network(*twice, jnp.concatenate([label_N, none_N]))
-        conditional, free = jnp.split(both, 2)
-        return free + guidance * (conditional - free)
+        if guidance_model is None and not conditions:
+            return plain()
+        # The scale is traced; at 1 the second evaluation would be multiplied by 0.
+        if guidance_model is not None:
+            guided = functools.partial(autoguided, guidance_model)
+        return jax.lax.cond(guidance.is_on(sigma), guided, plain)

@@ -1,12 +1,13 @@
-"""DiT: a diffusion transformer over patches (Peebles & Xie 2023).
+"""DiT: a diffusion transformer over patches (Peebles & Xie 2023), of any number of spatial axes.
 
 Every block is conditioned by adaptive layer norm whose gates begin at zero (adaLN-zero), so that a
 fresh block does nothing and a fresh network gives zeros.
-Shapes: B batch, H height, W width, C channels, P patch size, T patches, D model width, N heads,
-L layers, K classes, A augmentation labels.
+Shapes: B batch, … spatial axes, C channels, T patches, D model width, N heads, K classes.
 """
 
 import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,18 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aigc_jax.core.conditions import Condition, Conditions
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import option
 from aigc_jax.distributed.logical_axes import with_logical_constraint
-from aigc_jax.nn.layers import (
-    ClassEmbedding,
-    Conv,
-    Dense,
-    Dropout,
-    Norm,
-    scan_unroll,
-    time_embedding,
+from aigc_jax.nn.conditioner import (
+    ClassEmbedder,
+    Conditioner,
+    Embedder,
+    Embedding,
+    VectorEmbedder,
+    check_no_sequence,
+    with_picture,
 )
+from aigc_jax.nn.layers import Conv, Dense, Dropout, Norm, scan_unroll, time_embedding
 from aigc_jax.nn.padding import crop, fill, filled_size
 from aigc_jax.ops.activation import ACTIVATIONS, silu
 from aigc_jax.ops.attention import attention
@@ -53,28 +56,24 @@ class DiTConfig:
     mlp_norm_eps: float = option(1e-6, low=0.0)  # of the norm before the perceptron
     # Time and class have one embedding for all blocks, or every block its own, as diffusers' has.
     embedders: str = option("shared", choices=("shared", "per_block"))
-    learned_sigma: bool = False  # there are outputs for the variance, which are not used
-    remat: str = option(
-        "none", choices=("none", "full"), resumable=True
-    )  # full: keep each block's input only
-    scan_unroll: int = option(
-        0, low=0, resumable=True
-    )  # blocks in one turn of the loop; 0: by platform
+    learned_sigma: bool = False  # has outputs for the variance, which are not used
+    # full: keep each block's input only
+    remat: str = option("none", choices=("none", "full"), resumable=True)
+    scan_unroll: int = option(0, low=0, resumable=True)  # blocks per loop turn; 0: by platform
 
     def __post_init__(self):
         if self.width % (4 * self.heads):
             raise UserError(
                 f"model.width={self.width} must be divisible by 4 · model.heads={4 * self.heads}:"
-                " positions turn pairs of columns and of rows"
+                " rows and columns are each encoded by pairs of numbers"
             )
 
     def length_of(self, spec: Any) -> int:
-        """Patches of an image."""
-        height, width = self.filled(spec.shape[:2])
-        return (height // self.patch_size) * (width // self.patch_size)
+        """Patches of an example."""
+        return math.prod(n // self.patch_size for n in self.filled(spec.shape[:-1]))
 
-    def filled(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(H, W) of images as the network sees them; UserError if they are below a patch."""
+    def filled(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Spatial sizes after padding; raises UserError if `size` is smaller than a patch."""
         return filled_size(size, 0, "", patch=self.patch_size)
 
     @property
@@ -83,16 +82,41 @@ class DiTConfig:
         return round(self.mlp_ratio * self.width)
 
 
-def sincos_positions(height: int, width: int, size: int) -> jax.Array:
-    """Sines and cosines of the column, then of the row, of each patch: (height · width, size)."""
-    frequency = 10_000.0 ** (-np.arange(size // 4) / (size // 4))
+def split_evenly(size: int, parts: int) -> list[int]:
+    """Even numbers, as equal as possible, that add up to `size`: one per spatial axis.
 
-    def waves(position):
+    Raises:
+      UserError: if `size` has no pair of numbers for each axis.
+    """
+    pairs = size // 2
+    if pairs < parts:
+        raise UserError(
+            f"positions along {parts} spatial axes take at least {2 * parts} numbers, but there are"
+            f" {size}: raise model.width, or lower model.heads"
+        )
+    return [2 * (pairs // parts + (i < pairs % parts)) for i in range(parts)]
+
+
+def sincos_positions(sizes: Sequence[int], width: int) -> jax.Array:
+    """Sines and cosines of each patch's position along the last axis, then the one before, ….
+
+    Args:
+      sizes: patches along each spatial axis.
+      width: of a position's encoding.
+
+    Returns:
+      (T, width).
+    """
+
+    def waves(position: jax.Array, size: int) -> jax.Array:
+        frequency = 10_000.0 ** (-np.arange(size // 2) / (size // 2))
         angle = position.reshape(-1, 1) * frequency.astype(np.float32)
         return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
 
-    row, column = jnp.mgrid[:height, :width]
-    return jnp.concatenate([waves(column), waves(row)], -1)
+    positions = jnp.indices(sizes)[::-1]
+    parts = split_evenly(width, len(sizes))
+    encoded = jnp.concatenate([waves(*pair) for pair in zip(positions, parts, strict=True)], -1)
+    return jnp.pad(encoded, [(0, 0), (0, width % 2)])
 
 
 def dense(
@@ -103,49 +127,55 @@ def dense(
     init: Any = None,
     **kw: Any,
 ) -> Dense:
-    """Xavier's initialisation unless `init` says otherwise; `axes`: the kernel's logical axes."""
+    """A dense layer, by default with Xavier initialisation; `axes`: the kernel's logical axes."""
     init = init or nn.initializers.xavier_uniform()
     return Dense(features, kernel_init=init, dtype=dtype, kernel_axes=axes, name=name, **kw)
 
 
 def layer_norm(eps: float = 1e-6) -> Norm:
-    """Without a learned scale: the condition gives one."""
+    """Layer norm without a learned scale, which the condition gives."""
     return Norm("layernorm", eps, use_bias=False, learned=False)
 
 
 def modulate(x_BTD: jax.Array, shift_BD: jax.Array, scale_BD: jax.Array) -> jax.Array:
+    """Scales by 1 + scale and shifts, per example."""
     return x_BTD * (1 + scale_BD[:, None]) + shift_BD[:, None]
 
 
 class TimeEmbedder(nn.Module):
-    """Times → (B, D) by two dense layers."""
+    """Embeds times (B,), in units of 0…1000, as (B, D) by two dense layers."""
 
     config: DiTConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, time_B):
+    def __call__(self, time_B: jax.Array, present_B: jax.Array) -> Embedding:
         c, init = self.config, nn.initializers.normal(0.02)
+        time_B = jnp.where(present_B, time_B, 0)
         y = time_embedding(time_B, c.frequencies, shift=c.frequency_shift)
         y = silu(dense(c.width, self.dtype, "in", ("inputs", "stem"), init)(y))
-        return dense(c.width, self.dtype, "out", ("mlp", "embed"), init)(y)
+        return Embedding(vector=dense(c.width, self.dtype, "out", ("mlp", "embed"), init)(y))
 
 
-class Embedder(nn.Module):
-    """(time, label) → the condition (B, D)."""
+class TimeAndClassEmbedder(nn.Module):
+    """Embeds the time and the class as (B, D)."""
 
     config: DiTConfig
     num_classes: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, time_B, label_B):
-        condition = TimeEmbedder(self.config, self.dtype, name="time")(time_B)
-        if self.num_classes and label_B is not None:
+    def __call__(self, conditions: Conditions) -> jax.Array:
+        c = self.config
+        embedders: dict[str, Embedder] = {"time": TimeEmbedder(c, self.dtype, name="time")}
+        if self.num_classes:
             init = nn.initializers.normal(0.02)
-            table = ClassEmbedding(self.num_classes, self.config.width, init=init, name="class")
-            condition += table(label_B).astype(self.dtype)
-        return condition
+            embedders["label"] = ClassEmbedder(
+                self.num_classes, c.width, table_init=init, dtype=self.dtype, name="class"
+            )
+        vector = Conditioner(embedders)(conditions).vector
+        assert vector is not None  # the time is always there
+        return vector
 
 
 class Attention(nn.Module):
@@ -155,7 +185,7 @@ class Attention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BTD, place):
+    def __call__(self, x_BTD: jax.Array, positions: Sequence[jax.Array]) -> jax.Array:
         c, (batch, length, width) = self.config, x_BTD.shape
         project = dense(3 * width, self.dtype, "qkv", ("embed", "heads"), use_bias=c.qkv_bias)
         qkv = project(x_BTD)
@@ -166,7 +196,7 @@ class Attention(nn.Module):
                 for name, y in (("query", q), ("key", k))
             )
         if c.positions == "rotary":
-            q, k = turned(q, place), turned(k, place)
+            q, k = rotate_axes(q, positions), rotate_axes(k, positions)
         # Each device has queries of its patches, and the keys and values of all.
         q = with_logical_constraint(q, "batch", "length", "heads", None)
         k, v = (with_logical_constraint(y, "batch", None, "heads", None) for y in (k, v))
@@ -174,12 +204,20 @@ class Attention(nn.Module):
         return dense(width, self.dtype, "out", ("heads", "embed"))(y)
 
 
-def turned(x_BTND: jax.Array, place: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Half of each head turned by the patch's column, half by its row."""
-    halves = jnp.split(x_BTND, 2, -1)
-    frequencies, _ = rotary_frequencies(halves[0].shape[-1], ROTARY_BASE)
-    turns = [rotate(x, at, frequencies) for x, at in zip(halves, place, strict=True)]
-    return jnp.concatenate(turns, -1)
+def rotate_axes(x_BTND: jax.Array, positions: Sequence[jax.Array]) -> jax.Array:
+    """Rotary embedding: a part of each head rotated by the position along each spatial axis.
+
+    Args:
+      x_BTND: queries or keys.
+      positions: (1, T) of each axis, the last axis first.
+    """
+    sizes = split_evenly(x_BTND.shape[-1], len(positions))
+    parts = jnp.split(x_BTND, np.cumsum(sizes)[:-1], -1)
+    rotated = [
+        rotate(part, position, rotary_frequencies(size, ROTARY_BASE)[0])
+        for part, position, size in zip(parts, positions, sizes, strict=True)
+    ]
+    return jnp.concatenate(rotated, -1)
 
 
 class Block(nn.Module):
@@ -190,12 +228,20 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BTD, layer, condition_BD, time_B, label_B, key_B, place):
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        layer: jax.Array,
+        condition_BD: jax.Array,
+        conditions: Conditions,
+        key_B: jax.Array | None,
+        positions: Sequence[jax.Array],
+    ) -> tuple[jax.Array, jax.Array]:
         """One turn of the loop over layers: (x, the block's condition)."""
         c = self.config
         if c.embedders == "per_block":
-            embedder = Embedder(c, self.num_classes, self.dtype, name="embedder")
-            condition_BD = condition_BD + embedder(time_B, label_B)
+            embedder = TimeAndClassEmbedder(c, self.num_classes, self.dtype, name="embedder")
+            condition_BD = condition_BD + embedder(conditions)
         if key_B is not None:  # every layer drops its own
             key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, layer)
         zeros = nn.initializers.zeros
@@ -204,7 +250,7 @@ class Block(nn.Module):
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(modulation, 6, -1)
 
         y = modulate(layer_norm()(x_BTD), shift, scale)
-        y = Attention(c, self.dtype, name="attention")(y, place)
+        y = Attention(c, self.dtype, name="attention")(y, positions)
         y = Dropout(c.dropout, name="attention_dropout")(y, key_B)
         x_BTD = x_BTD + gate[:, None] * y
         y = modulate(layer_norm(c.mlp_norm_eps)(x_BTD), mlp_shift, mlp_scale)
@@ -216,57 +262,59 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """(noisy image, time, label) → an image-shaped float32 output.
+    """(noisy example, time, conditions) → a float32 output of the example's shape.
 
     Attributes:
       config: sizes.
-      num_classes: K; 0 for an unconditional model.
+      num_classes: K; 0 for a network without classes.
       dtype: of the computation.
+      embedders: of further conditions, by name; vectors of size model.width, or pictures.
     """
 
     config: DiTConfig
     num_classes: int
     dtype: jnp.dtype = jnp.float32
+    embedders: Mapping[str, Embedder] = dataclasses.field(default_factory=dict)
 
     @nn.compact
     def __call__(
         self,
-        x_BHWC: jax.Array,
+        x: jax.Array,
         time_B: jax.Array,
-        label_B: jax.Array | None = None,
+        conditions: Conditions | None = None,
         key_B: jax.Array | None = None,
-        span_B: jax.Array | None = None,
-        augment_BA: jax.Array | None = None,
     ) -> jax.Array:
-        """As `UNet`; images that cannot be cut into patches are filled up by their border."""
-        c, (batch, height, width, colours) = self.config, x_BHWC.shape
-        p, filled = c.patch_size, c.filled((height, width))
-        rows, columns = filled[0] // p, filled[1] // p
-        x = self._patches(fill(x_BHWC, filled))
+        """The network's output, of the shape of `x`; args as those of `UNet`."""
+        c, (batch, *size, channels) = self.config, x.shape
+        filled = c.filled(size)
+        sides = [n // c.patch_size for n in filled]
+        conditions = {**(conditions or {}), "time": Condition.of(time_B)}
+        condition, embedding = self._condition(batch, conditions)
+        x = self._patches(fill(with_picture(x, embedding), filled))
         if c.positions == "sincos":
-            x += sincos_positions(rows, columns, c.width).astype(self.dtype)
+            x += sincos_positions(sides, c.width).astype(self.dtype)
         x = with_logical_constraint(x, "batch", "length", None)
-        condition = self._condition(batch, time_B, label_B, span_B, augment_BA)
-        row, column = jnp.mgrid[:rows, :columns].reshape(2, 1, -1)
-        place = (column, row)
-        given = (condition, time_B, label_B, key_B, place)
-        x, conditions = self._layers()(x, jnp.arange(c.depth), *given)
-        condition = conditions[0]  # that of the first block also ends the network
+        positions = tuple(jnp.indices(sides).reshape(len(sides), 1, -1)[::-1])
+        layers = jnp.arange(c.depth)
+        x, per_layer = self._layers()(x, layers, condition, conditions, key_B, positions)
+        condition = per_layer[0]  # that of the first block also conditions the last layer
         zeros = nn.initializers.zeros
         last = dense(2 * c.width, self.dtype, "final_modulation", ("embed", "mlp"), zeros)(
             silu(condition)
         )
         x = modulate(layer_norm()(x), *jnp.split(last, 2, -1))
-        outputs = colours * (1 + c.learned_sigma)
-        x = dense(p * p * outputs, self.dtype, "final", ("embed", "outputs"), zeros)(x)
-        image = depth_to_space(x.reshape(batch, rows, columns, -1), p)
-        return crop(image[..., :colours], (height, width)).astype(jnp.float32)
+        outputs = c.patch_size ** len(sides) * channels * (1 + c.learned_sigma)
+        x = dense(outputs, self.dtype, "final", ("embed", "outputs"), zeros)(x)
+        x = depth_to_space(x.reshape(batch, *sides, -1), c.patch_size)
+        return crop(x[..., :channels], size).astype(jnp.float32)
 
-    def _patches(self, x_BHWC):
-        """(B, T, D); each patch by one dense layer, written as a convolution."""
-        c = self.config
-        init = nn.initializers.xavier_uniform(in_axis=(0, 1, 2), out_axis=3)
-        size = (c.patch_size, c.patch_size)
+    def _patches(self, x: jax.Array) -> jax.Array:
+        """(B, T, D): a dense layer of each patch, written as a convolution."""
+        c, spatial = self.config, x.ndim - 2
+        init = nn.initializers.xavier_uniform(
+            in_axis=tuple(range(spatial + 1)), out_axis=spatial + 1
+        )
+        size = (c.patch_size,) * spatial
         conv = Conv(
             c.width,
             size,
@@ -277,22 +325,27 @@ class DiT(nn.Module):
             kernel_axes=("inputs", "embed"),
             name="patch",
         )
-        return conv(x_BHWC).reshape(x_BHWC.shape[0], -1, c.width)
+        return conv(x).reshape(x.shape[0], -1, c.width)
 
-    def _condition(self, batch, time_B, label_B, span_B, augment_BA):
-        """What all blocks are conditioned on alike, (B, D)."""
+    def _condition(self, batch: int, conditions: Conditions) -> tuple[jax.Array, Embedding]:
+        """The vector (B, D) that conditions all blocks, and the embedding with its picture."""
         c, condition = self.config, jnp.zeros((batch, self.config.width), self.dtype)
         if c.embedders == "shared":
-            embedder = Embedder(c, self.num_classes, self.dtype, name="embedder")
-            condition += embedder(time_B, label_B)
-        if span_B is not None:
-            condition += TimeEmbedder(c, self.dtype, name="span")(span_B)
-        if augment_BA is not None:
-            augment = dense(c.width, self.dtype, "augment", ("inputs", "embed"), use_bias=False)
-            condition += augment(augment_BA)
-        return condition
+            embedder = TimeAndClassEmbedder(c, self.num_classes, self.dtype, name="embedder")
+            condition += embedder(conditions)
+        xavier = nn.initializers.xavier_uniform()
+        further: dict[str, Embedder] = {
+            "delta_t": TimeEmbedder(c, self.dtype, name="delta_t"),
+            "augmentation": VectorEmbedder(c.width, self.dtype, xavier, name="augment"),
+        }
+        embedding = Conditioner({**further, **self.embedders})(conditions)
+        check_no_sequence(embedding, "dit")
+        if embedding.vector is not None:
+            condition += embedding.vector
+        return condition, embedding
 
-    def _layers(self):
+    def _layers(self) -> nn.Module:
+        """All blocks, as one loop."""
         c, block = self.config, Block
         if c.remat == "full":
             block = nn.remat(Block, prevent_cse=False)
@@ -301,7 +354,7 @@ class DiT(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             metadata_params={nn.PARTITION_NAME: "layers"},
-            in_axes=(0, *[nn.broadcast] * 5),
+            in_axes=(0, *[nn.broadcast] * 4),
             length=c.depth,
             unroll=scan_unroll(c.scan_unroll, c.depth),
         )(c, self.num_classes, self.dtype, name="layers")

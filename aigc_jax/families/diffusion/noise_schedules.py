@@ -1,47 +1,53 @@
-"""Which noise levels a diffusion model knows, and what time its network is told at each.
+"""Noise schedules: the noise levels of a diffusion model, and the time that its network is given.
 
-σ is the deviation of the noise in x = y + σ n (Karras et al. 2022, EDM). Every process is this one
-rescaled: σ² = (1 − ᾱ) / ᾱ for DDPM, σ = t / (1 − t) for flow matching.
+σ is the standard deviation of the noise in x = y + σ n (Karras et al. 2022, EDM). Every process is
+this one rescaled: σ² = (1 − ᾱ) / ᾱ for DDPM, σ = t / (1 − t) for flow matching.
 """
 
 import dataclasses
 import functools
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.registry import Registry
+
 
 class Schedule(Protocol):
-    """Noise levels from the least to the most.
+    """Noise levels from the lowest to the highest.
 
     Attributes:
-      timesteps: how many levels there are; 0: any between the least and the most.
-      sigma_min: the least σ > 0.
-      sigma_max: the most, where sampling starts.
-      grid: the usual grid of a walk from the most to none (`sampling.grids`).
+      timesteps: number of levels; 0: any level between the lowest and the highest.
+      sigma_schedule: the default of `sigma_schedules.SIGMA_SCHEDULES` for sampling.
     """
 
     timesteps: int
-    grid: str
+    sigma_schedule: str
 
     @property
-    def sigma_min(self) -> float: ...
+    def sigma_min(self) -> float:
+        """The lowest σ > 0."""
+        ...
 
     @property
-    def sigma_max(self) -> float: ...
+    def sigma_max(self) -> float:
+        """The highest σ, at which sampling starts."""
+        ...
 
-    def at(self, share: jax.Array) -> jax.Array:
-        """σ where `share` of the time has passed: 0 the least, 1 the most."""
+    def sigma_at(self, fraction: jax.Array) -> jax.Array:
+        """σ at a fraction of the time: 0 the lowest, 1 the highest."""
         ...
 
     def time(self, sigma_B: jax.Array) -> jax.Array:
-        """What the network is told, about 0…1000."""
+        """The time that the network is given, about 0…1000."""
         ...
 
-    def within(self, sigma: jax.Array) -> jax.Array:
-        """The nearest σ for which the network can be asked."""
+    def clip(self, sigma: jax.Array) -> jax.Array:
+        """The nearest σ at which the network can be evaluated."""
         ...
 
 
@@ -53,16 +59,16 @@ class Karras:
     sigma_max: float = 80.0
 
     timesteps = 0
-    grid = "karras"
+    sigma_schedule = "karras"
 
-    def at(self, share: jax.Array) -> jax.Array:
+    def sigma_at(self, fraction: jax.Array) -> jax.Array:
         low, high = np.log(self.sigma_min), np.log(self.sigma_max)
-        return jnp.exp(low + share * (high - low))
+        return jnp.exp(low + fraction * (high - low))
 
     def time(self, sigma_B: jax.Array) -> jax.Array:
         return 250 * jnp.log(sigma_B)
 
-    def within(self, sigma: jax.Array) -> jax.Array:
+    def clip(self, sigma: jax.Array) -> jax.Array:
         return sigma
 
 
@@ -77,7 +83,7 @@ class Flow:
     t_max: float = 0.999
 
     timesteps = 0
-    grid = "flow"
+    sigma_schedule = "flow"
 
     @property
     def sigma_min(self) -> float:
@@ -87,29 +93,29 @@ class Flow:
     def sigma_max(self) -> float:
         return self.t_max / (1 - self.t_max)
 
-    def at(self, share: jax.Array) -> jax.Array:
-        t = self.t_min + share * (self.t_max - self.t_min)
+    def sigma_at(self, fraction: jax.Array) -> jax.Array:
+        t = self.t_min + fraction * (self.t_max - self.t_min)
         return t / (1 - t)
 
     def time(self, sigma_B: jax.Array) -> jax.Array:
         return 1000 * sigma_B / (1 + sigma_B)
 
-    def within(self, sigma: jax.Array) -> jax.Array:
+    def clip(self, sigma: jax.Array) -> jax.Array:
         return jnp.clip(sigma, self.sigma_min, self.sigma_max)
 
 
 @dataclasses.dataclass(frozen=True)
 class Timesteps:
-    """T levels given by how much noise each adds, β; the network is told which, 0…T − 1.
+    """T levels given by the noise β that each adds; the network is given the index, 0…T − 1.
 
     Attributes:
       betas: "linear" (Ho et al. 2020); "scaled_linear": √β is (Rombach et al. 2022); "cosine"
-        (Nichol & Dhariwal 2021), which has no ends to choose.
+        (Nichol & Dhariwal 2021), which has no ends to set.
       timesteps: T.
       beta_start: β of the first timestep, for T = 1000.
       beta_end: of the last.
 
-    Between two timesteps ln σ is interpolated, so that any σ has a time.
+    ln σ is interpolated between timesteps, so that any σ has a time.
     """
 
     betas: str = "linear"
@@ -117,7 +123,7 @@ class Timesteps:
     beta_start: float = 1e-4
     beta_end: float = 0.02
 
-    grid = "linspace"
+    sigma_schedule = "linspace"
 
     @property
     def sigma_min(self) -> float:
@@ -132,26 +138,26 @@ class Timesteps:
         """ln σ, increasing, (T,)."""
         return log_sigmas(self.betas, self.timesteps, self.beta_start, self.beta_end)
 
-    def at(self, share: jax.Array) -> jax.Array:
-        return self.of_index(share * (self.timesteps - 1))
+    def sigma_at(self, fraction: jax.Array) -> jax.Array:
+        return self.sigma_of_timestep(fraction * (self.timesteps - 1))
 
-    def of_index(self, index: jax.Array) -> jax.Array:
-        """σ of timesteps 0…T − 1, and between them."""
+    def sigma_of_timestep(self, index: jax.Array) -> jax.Array:
+        """σ of timesteps 0…T − 1, interpolated between them."""
         return jnp.exp(jnp.interp(index, jnp.arange(self.timesteps), self.log_sigmas))
 
     def time(self, sigma_B: jax.Array) -> jax.Array:
         index_B = jnp.interp(jnp.log(sigma_B), self.log_sigmas, jnp.arange(self.timesteps))
         return index_B * (1000 / self.timesteps)
 
-    def within(self, sigma: jax.Array) -> jax.Array:
+    def clip(self, sigma: jax.Array) -> jax.Array:
         return jnp.clip(sigma, self.sigma_min, self.sigma_max)
 
 
 @functools.cache
 def log_sigmas(betas: str, timesteps: int, start: float = 1e-4, end: float = 0.02) -> np.ndarray:
-    """ln σ of the timesteps, (T,); in double precision, for ᾱ is a long product."""
+    """ln σ of the timesteps, (T,); in double precision, since ᾱ is a long product."""
     if betas != "cosine":
-        # The published ends are those of T = 1000; other T add as much noise in all.
+        # The published ends are those of T = 1000; any other T adds the same noise in total.
         power = 2 if betas == "scaled_linear" else 1
         root = np.linspace(start ** (1 / power), end ** (1 / power), timesteps)
         beta = root**power * (1000 / timesteps)
@@ -164,4 +170,28 @@ def log_sigmas(betas: str, timesteps: int, start: float = 1e-4, end: float = 0.0
     return np.log(np.expm1(-log_alpha_bar)) / 2
 
 
-SCHEDULES = ("edm", "flow", "linear", "scaled_linear", "cosine")
+def _edm(config: Any) -> Karras:
+    if config.sigma_min >= config.sigma_max:
+        raise UserError(
+            f"objective.sigma_min={config.sigma_min} must be less than"
+            f" objective.sigma_max={config.sigma_max}"
+        )
+    return Karras(config.sigma_min, config.sigma_max)
+
+
+def _timesteps(betas: str) -> Callable[[Any], Schedule]:
+    return lambda c: Timesteps(betas, beta_start=c.beta_start, beta_end=c.beta_end)
+
+
+# Functions of the typed config section `objective`.
+NOISE_SCHEDULES: Registry[Callable[[Any], Schedule]] = Registry(
+    "noise_schedule",
+    "objective.schedule",
+    {
+        "edm": _edm,
+        "flow": lambda config: Flow(),
+        "linear": _timesteps("linear"),
+        "scaled_linear": _timesteps("scaled_linear"),
+        "cosine": _timesteps("cosine"),
+    },
+)

@@ -1,12 +1,13 @@
 """The exact log-likelihood of a diffusion model, by its probability-flow ODE.
 
-Shapes: N images, d their numbers of values.
+Shapes: N examples of any rank, d the number of values of one.
 """
 
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.families.diffusion.samplers import Denoiser
+from aigc_jax.families.diffusion.sampler_steps import Denoiser
+from aigc_jax.ops.per_example import sum_per_example
 
 
 def log_likelihood(
@@ -18,26 +19,25 @@ def log_likelihood(
     steps: int,
     scale: float = 0.5,
 ) -> jax.Array:
-    """log p(x) in nats, (N,), of the density that the ODE makes out of noise.
+    """log p(x) in nats, (N,), of the density that the ODE makes of noise.
 
     The ODE dx/dσ = (x − D(x; σ)) / σ carries x from σ_min to σ_max, where it is taken to be normal
     with deviation σ_max, and log p changes by the divergence along the way (Song et al. 2021,
-    section 4.3). The divergence is estimated by one probe per image (Hutchinson; Grathwohl et al.
+    section 4.3). The divergence is estimated by one probe per example (Hutchinson; Grathwohl et al.
     2019), the same one all the way: εᵀ (∂D/∂x) ε, whose mean is the trace. It is exact where D acts
-    on each value by itself.
+    on each value separately.
 
     Args:
       denoiser: D(x; σ); σ is a scalar.
-      x_N: images.
+      x_N: examples (N, …).
       probe_N: ε, random signs of the same shape.
-      sigma_min: where the images lie.
-      sigma_max: where they are noise.
-      steps: of the classical Runge-Kutta method of fourth order, even in ln σ; each evaluates the
+      sigma_min: noise level of the examples.
+      sigma_max: noise level at which they are taken to be normal.
+      steps: of the classical fourth-order Runge-Kutta method, equal in ln σ; each evaluates the
         denoiser and its derivative four times.
-      scale: deviation of the data; the ODE is solved for z = x / √(σ² + scale²), which hardly
-        moves. Only the error of the solution depends on it.
+      scale: standard deviation of the data; the ODE is solved for z = x / √(σ² + scale²), which
+        hardly changes. Only the error of the solution depends on it.
     """
-    axes = tuple(range(1, x_N.ndim))
     d = x_N[0].size
     low, high = jnp.log(sigma_min), jnp.log(sigma_max)
     h = (high - low) / steps
@@ -46,11 +46,11 @@ def log_likelihood(
         return jnp.sqrt(jnp.exp(2 * log_sigma) + scale**2)
 
     def slopes(log_sigma, z):
-        """dz / d ln σ, and the divergence of it."""
+        """dz / d ln σ, and its divergence."""
         c = size(log_sigma)
         share = jnp.exp(2 * log_sigma) / c**2  # d ln c / d ln σ
         denoised, pull = jax.vjp(lambda x: denoiser(x, jnp.exp(log_sigma)), c * z)
-        trace_N = (pull(probe_N)[0] * probe_N).sum(axes)
+        trace_N = sum_per_example(pull(probe_N)[0] * probe_N)
         return z - denoised / c - share * z, d - trace_N - d * share
 
     def body(i, carry):
@@ -67,5 +67,5 @@ def log_likelihood(
     z, change_N = jax.lax.fori_loop(0, steps, body, start)
     # log p is that of x; z's differs by d ln c at each end.
     noise = z * size(high) / sigma_max
-    prior_N = -(noise**2).sum(axes) / 2 - d * (jnp.log(2 * jnp.pi) / 2 + high)
+    prior_N = -sum_per_example(noise**2) / 2 - d * (jnp.log(2 * jnp.pi) / 2 + high)
     return prior_N + change_N + d * (jnp.log(size(high)) - jnp.log(size(low)))

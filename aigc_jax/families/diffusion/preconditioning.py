@@ -1,30 +1,36 @@
-"""How a network becomes a denoiser D(x; σ), at which noise it is trained, and what errors weigh.
+"""Preconditioning: the denoiser D(x; σ) that a network makes, its noise levels and its loss.
 
 Everything is written in the coordinates of Karras et al. (2022, EDM): x = y + σ n, with y the clean
-image and n standard normal. Four choices make a diffusion model, each independent of the others:
+example and n standard normal. Four choices make a diffusion model, each independent of the others:
 
-- the prediction: what the network answers, from which D follows by three coefficients;
-- the schedule (`schedules`): which σ there are, and what time the network is told;
-- the levels: how σ is drawn in training;
-- the weighting of errors of D at σ.
+- the prediction: what the network's output means; D follows from it by three coefficients;
+- the noise schedule: the noise levels σ, and the time that the network is given at each;
+- the noise distribution: that of σ in training;
+- the weighting of the squared error of D at σ.
 
-So every sampler works with all of them. σ has shape (B, 1, 1, 1).
+So every sampler works with all of them.
+Shapes: B batch; σ of a batch is (B,).
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.families.diffusion.noise_schedules import Schedule
+from aigc_jax.core.registry import Registry
+from aigc_jax.families.diffusion.noise_distributions import NOISE_DISTRIBUTIONS, NoiseDistribution
+from aigc_jax.families.diffusion.noise_schedules import NOISE_SCHEDULES, Schedule
+from aigc_jax.ops.per_example import expand_like
 
-Network = Callable[[jax.Array, jax.Array], jax.Array]  # (x_BHWC, time_B in 0…1000) → output
-Coefficients = tuple[jax.Array, jax.Array, jax.Array]
+Network = Callable[[jax.Array, jax.Array], jax.Array]  # (x (B, …), time_B in 0…1000) → output
+Coefficients = tuple[jax.Array, jax.Array, jax.Array]  # c_skip, c_out, c_in
+Prediction = Callable[[jax.Array, float], Coefficients]  # of σ and σ_data
 
 
 def _epsilon(sigma: jax.Array, sigma_data: float) -> Coefficients:
-    """The noise n, of √ᾱ y + √(1 − ᾱ) n (Ho et al. 2020)."""
+    """The noise n of √ᾱ y + √(1 − ᾱ) n (Ho et al. 2020)."""
     return jnp.ones_like(sigma), -sigma, 1 / jnp.sqrt(1 + sigma**2)
 
 
@@ -35,7 +41,7 @@ def _v(sigma: jax.Array, sigma_data: float) -> Coefficients:
 
 
 def _x(sigma: jax.Array, sigma_data: float) -> Coefficients:
-    """The clean image itself."""
+    """The clean example itself."""
     return jnp.zeros_like(sigma), jnp.ones_like(sigma), 1 / jnp.sqrt(1 + sigma**2)
 
 
@@ -51,41 +57,11 @@ def _flow(sigma: jax.Array, sigma_data: float) -> Coefficients:
 
 
 # c_skip, c_out, c_in of D = c_skip x + c_out F(c_in x, time), eq. 7 of EDM.
-PREDICTIONS: dict[str, Callable[[jax.Array, float], Coefficients]] = {
-    "edm": _edm,
-    "epsilon": _epsilon,
-    "v": _v,
-    "x": _x,
-    "flow": _flow,
-}
-WEIGHTINGS = ("uniform", "edm", "min_snr")
-
-
-@dataclasses.dataclass(frozen=True)
-class LogNormal:
-    """ln σ is normal (EDM, section 5).
-
-    So is the logit of flow matching's t = σ / (1 + σ), which is ln σ: the logit-normal t of Esser
-    et al. (2024) is the same distribution of noise, with a mean of 0 and a deviation of 1.
-    """
-
-    mean: float = -1.2
-    std: float = 1.2
-
-    def quantile(self, u: jax.Array, schedule: Schedule) -> jax.Array:
-        """The σ below which a share u of all draws lies."""
-        normal = jax.scipy.special.ndtri(jnp.clip(u, 1e-6, 1 - 1e-6))
-        return schedule.within(jnp.exp(self.mean + self.std * normal))
-
-
-@dataclasses.dataclass(frozen=True)
-class Uniform:
-    """Every time of the schedule is as likely as any other."""
-
-    def quantile(self, u: jax.Array, schedule: Schedule) -> jax.Array:
-        """The σ below which a share u of all draws lies."""
-        t = schedule.timesteps
-        return schedule.at(jnp.floor(u * t) / max(t - 1, 1) if t else u)
+PREDICTIONS: Registry[Prediction] = Registry(
+    "prediction",
+    "objective.prediction",
+    {"edm": _edm, "epsilon": _epsilon, "v": _v, "x": _x, "flow": _flow},
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,43 +70,63 @@ class Preconditioning:
 
     Attributes:
       prediction: one of `PREDICTIONS`.
-      schedule: which σ there are.
-      levels: how σ is drawn.
-      weighting: one of `WEIGHTINGS`. "uniform": every error of the network's own answer counts
-        alike, the "simple" loss. "edm": λ(σ) = (σ² + σ_data²) / (σ σ_data)², which for EDM's
-        prediction is the same. "min_snr": min(1 / σ², γ), in which the signal-to-noise ratio is
-        1 / σ² (Hang et al. 2023).
+      schedule: the noise levels.
+      noise_distribution: of σ in training.
+      weighting: one of `WEIGHTINGS`.
       sigma_data: the standard deviation of the data, for EDM's prediction and weighting.
       gamma: of min_snr.
     """
 
     prediction: str
     schedule: Schedule
-    levels: LogNormal | Uniform
+    noise_distribution: NoiseDistribution
     weighting: str = "uniform"
     sigma_data: float = 0.5
     gamma: float = 5.0
 
-    def draw(self, u: jax.Array) -> jax.Array:
+    def sigma_quantile(self, u: jax.Array) -> jax.Array:
         """σ from numbers u uniform in [0, 1): the larger u, the more noise."""
-        return self.levels.quantile(u, self.schedule)
+        return self.noise_distribution.quantile(u, self.schedule)
 
-    def denoise(self, network: Network, x: jax.Array, sigma: jax.Array) -> jax.Array:
-        """D(x; σ)."""
-        skip, out, scale = PREDICTIONS[self.prediction](sigma, self.sigma_data)
-        return skip * x + out * network(scale * x, self.schedule.time(sigma[:, 0, 0, 0]))
+    def coefficients(self, sigma: jax.Array) -> Coefficients:
+        """c_skip, c_out, c_in at σ."""
+        return PREDICTIONS[self.prediction](sigma, self.sigma_data)
+
+    def denoise(self, network: Network, x: jax.Array, sigma_B: jax.Array) -> jax.Array:
+        """D(x; σ), of the shape of `x` (B, …)."""
+        skip, out, scale = (expand_like(c_B, x) for c_B in self.coefficients(sigma_B))
+        return skip * x + out * network(scale * x, self.schedule.time(sigma_B))
 
     def weight(self, sigma: jax.Array) -> jax.Array:
-        """What the squared error of D counts at σ."""
-        if self.weighting == "edm":
-            return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
-        if self.weighting == "min_snr":
-            return jnp.minimum(1 / sigma**2, self.gamma)
-        _, out, _ = PREDICTIONS[self.prediction](sigma, self.sigma_data)
-        return 1 / out**2
+        """The weight of the squared error of D at σ."""
+        return WEIGHTINGS[self.weighting](sigma, self)
 
 
-# The schedule and the levels with which each prediction was published.
+Weighting = Callable[[jax.Array, Preconditioning], jax.Array]  # λ(σ)
+
+
+def _uniform_weight(sigma: jax.Array, p: Preconditioning) -> jax.Array:
+    """Equal weights of errors of the network's output, the "simple" loss."""
+    return 1 / p.coefficients(sigma)[1] ** 2
+
+
+def _edm_weight(sigma: jax.Array, p: Preconditioning) -> jax.Array:
+    """(σ² + σ_data²) / (σ σ_data)²; for EDM's prediction it equals "uniform"."""
+    return (sigma**2 + p.sigma_data**2) / (sigma * p.sigma_data) ** 2
+
+
+def _min_snr_weight(sigma: jax.Array, p: Preconditioning) -> jax.Array:
+    """min(SNR, γ) with the signal-to-noise ratio 1 / σ² (Hang et al. 2023)."""
+    return jnp.minimum(1 / sigma**2, p.gamma)
+
+
+WEIGHTINGS: Registry[Weighting] = Registry(
+    "weighting",
+    "objective.weighting",
+    {"uniform": _uniform_weight, "edm": _edm_weight, "min_snr": _min_snr_weight},
+)
+
+# The noise schedule and distribution with which each prediction was published.
 DEFAULTS = {
     "edm": ("edm", "log_normal"),
     "flow": ("flow", "logit_normal"),
@@ -138,3 +134,32 @@ DEFAULTS = {
     "v": ("cosine", "uniform"),
     "x": ("cosine", "uniform"),
 }
+
+
+def defaults_of(prediction: str) -> tuple[str, str]:
+    """The names of the noise schedule and distribution that "auto" means."""
+    return DEFAULTS.get(prediction, DEFAULTS["edm"])
+
+
+NOISE_SCHEDULES.register(
+    "auto", lambda config: NOISE_SCHEDULES[defaults_of(config.prediction)[0]](config)
+)
+NOISE_DISTRIBUTIONS.register(
+    "auto", lambda config: NOISE_DISTRIBUTIONS[defaults_of(config.prediction)[1]](config)
+)
+
+
+def make_preconditioning(config: Any) -> Preconditioning:
+    """The four choices of a `DiffusionConfig`.
+
+    Raises:
+      UserError: if its numbers contradict each other.
+    """
+    return Preconditioning(
+        config.prediction,
+        NOISE_SCHEDULES[config.schedule](config),
+        NOISE_DISTRIBUTIONS[config.noise_distribution](config),
+        config.weighting,
+        config.sigma_data,
+        config.min_snr_gamma,
+    )

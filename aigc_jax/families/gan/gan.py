@@ -21,7 +21,7 @@ from aigc_jax.core.metrics import Mean
 from aigc_jax.core.objective import Batch, HealthCheck, Objective
 from aigc_jax.core.request import SampleRequest
 from aigc_jax.families.gan import critic_state
-from aigc_jax.ops.augment import KINDS, augment
+from aigc_jax.ops.augment import AUGMENTATIONS, augment
 from aigc_jax.ops.image import to_bytes, to_signed
 from aigc_jax.ops.random import fold, normal, uniform
 from aigc_jax.ops.schedules import cosine_schedule
@@ -89,8 +89,9 @@ class GANConfig:
 
     def __post_init__(self):
         for kind in self.augment:
-            if kind not in KINDS:
-                raise UserError(f"objective.augment has '{kind}': {did_you_mean(kind, KINDS)}")
+            if kind not in AUGMENTATIONS:
+                near = did_you_mean(kind, AUGMENTATIONS)
+                raise UserError(f"objective.augment has '{kind}': {near}")
 
 
 @dataclasses.dataclass(frozen=True)

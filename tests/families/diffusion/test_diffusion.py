@@ -12,16 +12,19 @@ from helpers import tiny
 from PIL import Image
 
 import aigc_jax
+from aigc_jax.core.conditions import null
 from aigc_jax.core.errors import UserError
 from aigc_jax.distributed.mesh import make_mesh
 from aigc_jax.evaluation.heldout import HeldOut
+from aigc_jax.experiment import restore as restore_lib
 from aigc_jax.families.diffusion import meanflow
 from aigc_jax.families.diffusion.diffusion import Diffusion, DiffusionConfig
+from aigc_jax.families.diffusion.guidance import Guidance
 from aigc_jax.modalities.image.init_images import load_init_images
+from aigc_jax.ops.per_example import expand_like
 from aigc_jax.runs import sample as run_lib
 
 KEY_B = jax.random.split(jax.random.key(3), 8)
-NUMBERS = dict(guidance=1.0, guidance_low=0.0, guidance_high=0.0)
 MEANFLOW = dict(objective=dict(name="meanflow", eval_draws=2), sample=dict(num=3, steps=2))
 
 
@@ -38,23 +41,23 @@ def test_guidance_is_traced_and_linear():
     run, params = made()
     objective = run.objective
     denoise, guide = jax.jit(objective.denoise), jax.jit(objective._guided)
-    x, sigma = jnp.ones((2, 8, 8, 1)), jnp.full((2, 1, 1, 1), 0.7)
-    label, none = jnp.array([3, 4]), jnp.array([10, 10])
-    given, free = (denoise(params["model"], x, sigma, k) for k in (label, none))
+    x, sigma = jnp.ones((2, 8, 8, 1)), jnp.float32(0.7)
+    label = tiny.given(jnp.array([3, 4]))
+    sigma_B = jnp.full(2, sigma)
+    given, free = (denoise(params["model"], x, sigma_B, k) for k in (label, null(label)))
     assert not np.allclose(given, free, atol=1e-4)
     for scale in (0.0, 1.0, 2.5):
-        guided = guide(params["model"], x, sigma, label, {**NUMBERS, "guidance": scale})
+        guided = guide(params["model"], x, sigma, label, Guidance(scale))
         chex.assert_trees_all_close(guided, free + scale * (given - free), atol=1e-4)
     # Only where low ≤ σ ≤ high (Kynkäänniemi et al. 2024).
     for low, high, inside in ((0.5, 0.9, 1), (0.8, 0.0, 0), (0.0, 0.6, 0), (0.5, 0.0, 1)):
-        numbers = dict(guidance=2.5, guidance_low=low, guidance_high=high)
-        guided = guide(params["model"], x, sigma, label, numbers)
+        guided = guide(params["model"], x, sigma, label, Guidance(2.5, low, high))
         goal = free + 2.5 * (given - free) if inside else given
         chex.assert_trees_all_close(guided, goal, atol=1e-4)
     options = run.config.sample
     for steps, guidance in ((2, 1.0), (5, 1.0), (3, 4.0)):
         changed = dataclasses.replace(options, steps=steps, guidance=guidance, guidance_low=0.1)
-        objective.sample(params, {}, KEY_B[:2], tiny.request(changed, 2, label))
+        objective.sample(params, {}, KEY_B[:2], tiny.request(changed, 2, jnp.array([3, 4])))
     assert objective._sample._cache_size() == 1
 
 
@@ -65,13 +68,13 @@ def test_autoguidance_is_linear_in_the_worse_model():
     worse = tiny.make("diffusion", objective=dict(prediction="v"), model=dict(conditional=False))
     worse_params = tiny.params(worse, "diffusion", scale=0.2)
     guide = run.objective.autoguidance(worse.objective, worse_params)
-    x, sigma, label = jnp.ones((2, 8, 8, 1)), jnp.full((2, 1, 1, 1), 0.7), jnp.array([3, 4])
-    own = run.objective.denoise(params["model"], x, sigma, label)
-    other = worse.objective.denoise(worse_params["model"], x, sigma, label)
+    x, sigma, label = jnp.ones((2, 8, 8, 1)), jnp.float32(0.7), tiny.given(jnp.array([3, 4]))
+    own = run.objective.denoise(params["model"], x, jnp.full(2, sigma), label)
+    other = worse.objective.denoise(worse_params["model"], x, jnp.full(2, sigma), label)
     assert not np.allclose(own, other, atol=1e-3)
     for scale in (1.0, 2.0):
-        numbers = {**NUMBERS, "guidance": jnp.float32(scale)}
-        guided = run.objective._guided(params["model"], x, sigma, label, numbers, guide)
+        guidance = Guidance(jnp.float32(scale))
+        guided = run.objective._guided(params["model"], x, sigma, label, guidance, guide)
         chex.assert_trees_all_close(guided, other + scale * (own - other), atol=1e-4)
 
 
@@ -96,14 +99,14 @@ def test_augmented_training_tells_the_network_and_sampling_tells_it_nothing():
     batch, asked = tiny.batch("diffusion"), []
 
     class Asked:
-        def apply(self, variables, x, *args, augment_BA):
-            asked.append(augment_BA)
+        def apply(self, variables, x, time_B, conditions, key_B):
+            asked.append(conditions["augmentation"].value)
             return x
 
     run.objective.model = Asked()
     run.objective.loss("model", params, {}, batch, KEY_B, 0)
-    x, sigma = jnp.ones((2, 8, 8, 1)), jnp.ones((2, 1, 1, 1))
-    run.objective.denoise(params["model"], x, sigma, jnp.array([1, 2]))
+    x, label = jnp.ones((2, 8, 8, 1)), tiny.given(jnp.array([1, 2]))
+    run.objective.denoise(params["model"], x, jnp.ones(2), label)
     assert (asked[0] != 0).any(1).sum() >= 6 and (asked[1] == 0).all()
 
 
@@ -125,8 +128,9 @@ def test_the_likelihood_of_pixels_is_in_bits():
     values = jnp.linspace(-1, 1, 17)
     width = 2 / 16
 
-    def uniform_in_bins(params, x, sigma, label_B):
+    def uniform_in_bins(params, x, sigma_B, conditions):
         # The exact D of the uniform density on [−1 − w/2, 1 + w/2].
+        sigma = expand_like(sigma_B, x)
         low, high = -1 - width / 2, 1 + width / 2
         a, b = (low - x) / sigma, (high - x) / sigma
         pdf, cdf = jax.scipy.stats.norm.pdf, jax.scipy.stats.norm.cdf
@@ -167,6 +171,7 @@ def flow_map(z, t, r):
 
 
 def exact_average(z, t, span):
+    t, span = expand_like(t, z), expand_like(span, z)
     r = t - span
     # At r = t its limit: the derivative of the map.
     velocity = jax.jvp(lambda s: flow_map(z, t, s), (t,), (jnp.ones_like(t),))[1]
@@ -175,22 +180,22 @@ def exact_average(z, t, span):
 
 def test_the_exact_average_velocity_is_its_own_target():
     z = jax.random.normal(jax.random.key(0), (64, 2, 2, 1))
-    t, share = jax.random.uniform(jax.random.key(1), (2, 64, 1, 1, 1), minval=0.05, maxval=0.95)
+    t, share = jax.random.uniform(jax.random.key(1), (2, 64), minval=0.05, maxval=0.95)
     velocity = exact_average(z, t, jnp.zeros_like(t))
     for span in (t * share, jnp.zeros_like(t)):
-        here, goal = meanflow.target(exact_average, z, t, span, velocity)
+        here, goal = meanflow.output_and_target(exact_average, z, t, span, velocity)
         np.testing.assert_allclose(here, goal, rtol=1e-3, atol=1e-3)
     # And no other: half of it is not.
     half = lambda *a: exact_average(*a) / 2  # noqa: E731
-    here, goal = meanflow.target(half, z, t, t * share, velocity)
+    here, goal = meanflow.output_and_target(half, z, t, t * share, velocity)
     assert float(jnp.abs(here - goal).mean()) > 0.05
 
 
 def test_meanflow_samples_exactly_in_any_number_of_steps():
     run = tiny.make("diffusion", **MEANFLOW)
     objective = run.objective
-    objective.levels, objective.num_classes = 0, 0  # floats come out as they are
-    objective.average = lambda params, z, t, span, *rest: exact_average(z, t, span)
+    objective.levels = 0  # floats come out as they are
+    objective.average_velocity = lambda params, z, t, span, *rest: exact_average(z, t, span)
     t = 0.999
     noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), (8, 8, 1)))(KEY_B)
     goal = flow_map(t * noise, t, 0.0)
@@ -217,8 +222,9 @@ def test_meanflow_trains_on_the_same_step_and_is_a_flow_too():
             images = run.objective.sample(params, {}, KEY_B[:2], tiny.request(options, 2, label))
             assert images.shape == (2, 8, 8, 1) and images.dtype == np.uint8
     guide = run.objective.autoguidance(run.objective, params)
-    with pytest.raises(UserError, match="takes no guide"):
-        request = tiny.request(run.config.sample, 2, label)
+    with pytest.raises(UserError, match="guidance_workdir"):
+        options = dataclasses.replace(run.config.sample, sampler="meanflow")
+        request = tiny.request(options, 2, label)
         request = dataclasses.replace(request, guidance_model=guide)
         run.objective.sample(params, {}, KEY_B[:2], request)
 
@@ -274,12 +280,12 @@ def workdirs(monkeypatch):
     runs = {name: tiny.make(name) for name in ("diffusion", "gan")}
     runs["worse"] = tiny.make("diffusion", objective=dict(prediction="v"))
 
-    def restore(workdir, mesh=""):
+    def restore(workdir, mesh="", **kwargs):
         made = runs[workdir]
         params = tiny.params(made, "gan" if workdir == "gan" else "diffusion")
         return made, tiny.state(made).replace(params=params, ema={}), 0
 
-    for module in (run_lib, restore):
+    for module in (run_lib, restore_lib):
         monkeypatch.setattr(module, "restore", restore)
 
 
@@ -288,12 +294,12 @@ def test_a_run_inpaints_with_a_guide(workdirs):
     image = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
     mask = np.arange(64).reshape(8, 8) % 8 < 4
     draw = functools.partial(aigc_jax.sample, "diffusion", guidance=3.0)
-    drawn = draw(image=image, mask=mask, num=2, guide="worse", resample=2)
+    drawn = draw(image=image, mask=mask, num=2, guidance_workdir="worse", resample=2)
     np.testing.assert_array_equal(drawn[:, :, 4:, 0], np.stack([image[:, 4:]] * 2))
     assert (drawn[0] != drawn[1]).any() and (drawn[:, :, :4, 0] != image[:, :4]).any()
     pair = np.stack([image[:, :, None]] * 2)
     for options, message in (
-        (dict(guide="gan"), "another family"),
+        (dict(guidance_workdir="gan"), "another family"),
         (dict(mask=mask), "give the image too"),
         (dict(image=pair, num=3), "3 samples cannot begin with 2"),
         (dict(image=image, strength=1.5), "sample.strength must be at most 1"),
@@ -315,10 +321,10 @@ def test_a_trained_run_guides_varies_images_and_tells_their_likelihood(tmp_path)
     draw = functools.partial(aigc_jax.sample, workdir)
     np.testing.assert_array_equal(draw(image=image, strength=0.0)[0, :, :, 0], image)
     assert (draw(image=image)[0, :, :, 0] != image).any()
-    assert (draw(num=2, guide=worse, guidance=3.0) != draw(num=2)).any()
-    np.testing.assert_array_equal(draw(num=2, guide=worse), draw(num=2))
+    assert (draw(num=2, guidance_workdir=worse, guidance=3.0) != draw(num=2)).any()
+    np.testing.assert_array_equal(draw(num=2, guidance_workdir=worse), draw(num=2))
     with pytest.raises(UserError, match="no checkpoint"):
-        draw(guide=str(tmp_path / "none"))
+        draw(guidance_workdir=str(tmp_path / "none"))
     with pytest.raises(UserError, match="which 'gan' has not"):
         aigc_jax.evaluate(gan, likelihood=1)
     metrics = aigc_jax.evaluate(workdir, likelihood=3)

@@ -9,8 +9,9 @@ import pytest
 
 from aigc_jax.families.diffusion.noise_schedules import Flow, Karras, Timesteps
 from aigc_jax.families.diffusion.ode_likelihood import log_likelihood
-from aigc_jax.families.diffusion.samplers import Churn, InitImage, sample
-from aigc_jax.families.diffusion.sigma_schedules import make_sigma_schedule
+from aigc_jax.families.diffusion.sampler_steps import Churn, InitImage
+from aigc_jax.families.diffusion.samplers import sample
+from aigc_jax.families.diffusion.sigma_schedules import make_sigmas
 
 MEAN, STD = 0.3, 0.5
 KEYS = jax.random.split(jax.random.key(0), 4000)
@@ -27,15 +28,15 @@ def start_of(keys=KEYS, shape=(1, 1, 1)):
 
 def exact(schedule):
     """Where the probability-flow ODE takes each start: x − MEAN shrinks by STD / √(STD² + σ²)."""
-    sigma = make_sigma_schedule("auto", schedule)(jnp.int32(0), jnp.int32(1000))
+    sigma = make_sigmas("auto", schedule)(jnp.int32(0), jnp.int32(1000))
     return MEAN + (sigma * start_of() - MEAN) * STD / jnp.sqrt(STD**2 + sigma**2)
 
 
-@partial(jax.jit, static_argnames=("schedule", "sampler", "grid"))
-def draw(schedule, steps, grid="auto", churn=None, **kwargs):
-    grid = make_sigma_schedule(grid, schedule)
+@partial(jax.jit, static_argnames=("schedule", "sampler", "sigma_schedule"))
+def draw(schedule, steps, sigma_schedule="auto", churn=None, **kwargs):
+    sigmas = make_sigmas(sigma_schedule, schedule)
     churn = None if churn is None else Churn(*churn)
-    return sample(denoiser, grid, KEYS, (1, 1, 1), steps, churn=churn, **kwargs)
+    return sample(denoiser, sigmas, KEYS, (1, 1, 1), steps, churn=churn, **kwargs)
 
 
 SCHEDULES = [Karras(), Flow(), Timesteps("cosine")]
@@ -67,8 +68,8 @@ def test_dpm_solver_is_of_second_order_between_two_noise_levels():
     goal = MEAN + (20 * start_of() - MEAN) * jnp.sqrt((STD**2 + 0.02**2) / (STD**2 + 20.0**2))
     errors = []
     for steps in (32, 64, 128):
-        grid = lambda i, n: jnp.exp(ends[0] + i / n * (ends[1] - ends[0]))  # noqa: E731
-        x = sample(denoiser, grid, KEYS, (1, 1, 1), steps, sampler="dpmpp_2m")
+        sigmas = lambda i, n: jnp.exp(ends[0] + i / n * (ends[1] - ends[0]))  # noqa: E731
+        x = sample(denoiser, sigmas, KEYS, (1, 1, 1), steps, sampler="dpmpp_2m")
         errors.append(float(jnp.abs(x - goal).mean()))
     rates = np.log2(np.array(errors[:-1]) / errors[1:])
     assert (abs(rates - 2) < 0.2).all(), errors
@@ -101,8 +102,8 @@ def test_ddim_is_euler_and_ancestral_is_ddim_with_eta_one():
 
 def test_ancestral_step_is_the_posterior():
     """One step from σ=2 to σ=1 has the mean and variance of q(x_s | x_t, y)."""
-    grid = lambda i, steps: jnp.array([2.0, 1.0])[i]  # noqa: E731
-    x = sample(lambda x, s: jnp.full_like(x, 0.7), grid, KEYS, (1, 1, 1), 1, sampler="ancestral")
+    sigmas = lambda i, steps: jnp.array([2.0, 1.0])[i]  # noqa: E731
+    x = sample(lambda x, s: jnp.full_like(x, 0.7), sigmas, KEYS, (1, 1, 1), 1, sampler="ancestral")
     start = 2 * start_of()
     mean = 0.7 + (1 / 4) * (start - 0.7)
     np.testing.assert_allclose(np.std(x - mean), np.sqrt(1 * (4 - 1) / 4), rtol=0.04)
@@ -136,22 +137,24 @@ LEFT = jnp.zeros((64, 4, 4), bool).at[:, :, :2].set(True)
 
 
 @partial(jax.jit, static_argnames=("sampler",))
-def redraw(sampler, strength=1.0, redrawn=None, resample=1, steps=12, **kwargs):
-    given = InitImage(IMAGE, strength, redrawn, resample)
-    grid = make_sigma_schedule("auto", Karras())
-    return sample(denoiser, grid, FEW, (4, 4, 1), steps, sampler=sampler, given=given, **kwargs)
+def redraw(sampler, strength=1.0, inpaint_mask=None, resample=1, steps=12, **kwargs):
+    init_image = InitImage(IMAGE, strength, inpaint_mask, resample)
+    sigmas = make_sigmas("auto", Karras())
+    return sample(
+        denoiser, sigmas, FEW, (4, 4, 1), steps, sampler=sampler, init_image=init_image, **kwargs
+    )
 
 
 @pytest.mark.parametrize("sampler", ["heun", "ancestral", "dpmpp_2m"])
 def test_inpainting_keeps_what_is_known_and_draws_the_rest(sampler):
     for resample in (1, 4):
-        x = redraw(sampler, redrawn=LEFT, resample=resample, steps=60)
+        x = redraw(sampler, inpaint_mask=LEFT, resample=resample, steps=60)
         np.testing.assert_array_equal(x[:, :, 2:], IMAGE[:, :, 2:])
         assert (x[:, :, :2] != IMAGE[:, :, :2]).all()
         # 512 values: standard errors of 0.02 and 0.016, and few steps.
         drawn = np.asarray(x[:, :, :2])
         assert abs(drawn.mean() - MEAN) < 0.12 and abs(drawn.std() - STD) < 0.12
-    nothing = redraw(sampler, redrawn=jnp.zeros_like(LEFT))
+    nothing = redraw(sampler, inpaint_mask=jnp.zeros_like(LEFT))
     np.testing.assert_array_equal(nothing, IMAGE)
 
 
@@ -165,9 +168,9 @@ def test_what_is_known_is_seen_with_the_noise_of_each_level():
 
     @jax.jit
     def walk():
-        given = InitImage(IMAGE, 1.0, LEFT, 2)
-        grid = make_sigma_schedule("auto", Karras())
-        return sample(asked, grid, FEW, (4, 4, 1), 3, sampler="ancestral", given=given)
+        init_image = InitImage(IMAGE, 1.0, LEFT, 2)
+        sigmas = make_sigmas("auto", Karras())
+        return sample(asked, sigmas, FEW, (4, 4, 1), 3, sampler="ancestral", init_image=init_image)
 
     walk().block_until_ready()
     jax.effects_barrier()
@@ -181,9 +184,7 @@ def test_what_is_known_is_seen_with_the_noise_of_each_level():
 @pytest.mark.parametrize("sampler", ["heun", "ancestral", "dpmpp_2m"])
 def test_strength_says_how_much_of_an_image_is_kept(sampler):
     np.testing.assert_array_equal(redraw(sampler, strength=0.0), IMAGE)
-    whole = sample(
-        denoiser, make_sigma_schedule("auto", Karras()), FEW, (4, 4, 1), 12, sampler=sampler
-    )
+    whole = sample(denoiser, make_sigmas("auto", Karras()), FEW, (4, 4, 1), 12, sampler=sampler)
     # All of it: a sample like any other. (The compiler rounds another way.)
     np.testing.assert_allclose(redraw(sampler, strength=1.0), whole, rtol=1e-3, atol=1e-4)
     moved = [float(jnp.abs(redraw(sampler, strength=s) - IMAGE).mean()) for s in (0.25, 0.5, 0.9)]

@@ -10,17 +10,20 @@ import numpy as np
 import pytest
 from helpers import tiny
 
+from aigc_jax.core.conditions import null
 from aigc_jax.core.errors import UserError
 from aigc_jax.families.diffusion.unet import UNet, UNetConfig
 from aigc_jax.families.vae import kl_autoencoder
 from aigc_jax.families.vae.kl_autoencoder import KLConfig
+from aigc_jax.nn.conditioner import PictureEmbedder, SequenceEmbedder
 from aigc_jax.nn.layers import time_embedding
 from aigc_jax.ops.convolution import depth_to_space, space_to_depth
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (2, 4, 4, 3))
 TIME, LABEL = jnp.array([3.0, 700.0]), jnp.array([1, 3])
-MORE = (TIME, jnp.ones((2, 5)))  # a span, and labels of augmentation
+GIVEN = tiny.given(LABEL)
+MORE = tiny.given(LABEL, delta_t=TIME, augmentation=jnp.ones((2, 5)))
 SMALL = dict(channels=(6, 12), blocks=1, heads=2, embedding=8)
 DDPM = SMALL | dict(
     head_size=3, middle_blocks=2, middle_attention="always", resample="conv", condition="shift",
@@ -44,7 +47,7 @@ def shapes(config, *args):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_shapes_and_types(form, dtype):
     model = UNet(UNetConfig(**FORMS[form]), 3, dtype)
-    args = (X, TIME, LABEL, jax.random.split(KEY, 2), *MORE)
+    args = (X, TIME, MORE, jax.random.split(KEY, 2))
     variables = jax.eval_shape(model.init, KEY, *args)
     chex.assert_type(jax.tree.leaves(variables), jnp.float32)
     out = jax.eval_shape(model.apply, variables, *args)
@@ -53,27 +56,57 @@ def test_shapes_and_types(form, dtype):
 
 def test_a_fresh_network_gives_zeros_and_what_it_is_told_matters():
     model = UNet(UNetConfig(**DDPM), 3)
-    params = jax.jit(lambda: nn.unbox(model.init(KEY, X, TIME, LABEL, None, *MORE))["params"])()
+    params = jax.jit(lambda: nn.unbox(model.init(KEY, X, TIME, MORE))["params"])()
     apply = jax.jit(lambda params, *args: model.apply({"params": params}, *args))
-    nothing = jnp.zeros((2, 5))
-    assert not apply(params, X, TIME, LABEL, None, TIME, nothing).any()
+    base = tiny.given(LABEL, delta_t=TIME, augmentation=jnp.zeros((2, 5)))
+    assert not apply(params, X, TIME, base).any()
     params = tiny.perturbed(params)
-    plain = apply(params, X, TIME, LABEL, None, TIME, nothing)
-    for told in (
-        (TIME + 9, LABEL, None, TIME, nothing), (TIME, LABEL - 1, None, TIME, nothing),
-        (TIME, LABEL, None, TIME + 9, nothing), (TIME, LABEL, None, TIME, nothing + 1),
+    plain = apply(params, X, TIME, base)
+    assert np.abs(apply(params, X, TIME + 9, base) - plain).max() > 1e-3
+    for changed in (
+        tiny.given(LABEL - 1), tiny.given(delta_t=TIME + 9),
+        tiny.given(augmentation=jnp.ones((2, 5))),
     ):  # fmt: skip
-        assert np.abs(apply(params, X, *told) - plain).max() > 1e-3
+        assert np.abs(apply(params, X, TIME, base | changed) - plain).max() > 1e-3
     # Without a vector of its own, "no class" (here the second label) adds nothing.
     assert jnp.isfinite(plain).all()
-    free = apply(params, X, TIME, None, None, TIME, nothing)
+    free = apply(params, X, TIME, {name: base[name] for name in ("delta_t", "augmentation")})
     chex.assert_trees_all_close(free[1], plain[1], atol=1e-5)
+    absent = apply(params, X, TIME, base | null(tiny.given(LABEL)))
+    chex.assert_trees_all_close(absent, free, atol=1e-5)
 
 
-def test_span_and_augmentation_have_parameters_only_if_they_are_given():
-    plain, told = shapes(SMALL, X, TIME, LABEL), shapes(SMALL, X, TIME, LABEL, None, *MORE)
-    assert set(told) - set(plain) == {"span_in", "span_out", "augment"}
-    assert set(told["augment"]) == {"kernel"}
+def test_conditions_have_parameters_only_if_they_are_given():
+    plain, more = shapes(SMALL, X, TIME, GIVEN), shapes(SMALL, X, TIME, MORE)
+    assert set(more) - set(plain) == {"delta_t_in", "delta_t_out", "augment"}
+    assert set(more["augment"]) == {"kernel"}
+
+
+@pytest.mark.parametrize("size", [(6,), (5, 6), (3, 4, 5)])
+def test_any_number_of_spatial_axes(size):
+    """Sizes that must be filled up, a picture beside the example, patches and convolutions."""
+    x = jax.random.normal(KEY, (2, *size, 2))
+    for config in (SMALL | dict(resample="conv"), DDPM | dict(patch_size=2, channels=(6,),
+                   attention_levels=()), SMALL | dict(resample="block")):  # fmt: skip
+        model = UNet(UNetConfig(**config), 3, embedders={"sketch": PictureEmbedder()})
+        conditions = tiny.given(LABEL, sketch=jnp.ones((2, *size, 1)))
+        variables = jax.eval_shape(model.init, KEY, x, TIME, conditions)
+        out = jax.eval_shape(model.apply, variables, x, TIME, conditions)
+        assert out.shape == x.shape
+        conv_in = nn.unbox(variables)["params"]["conv_in"]["kernel"]
+        patch = config.get("patch_size", 1) ** len(size)
+        assert conv_in.shape == (*(3,) * len(size), 3 * patch, config["channels"][0])
+
+
+def test_conditions_that_do_not_fit_are_named():
+    model = UNet(UNetConfig(**SMALL), 0, embedders={"sketch": PictureEmbedder(),
+                                                    "words": SequenceEmbedder(8)})  # fmt: skip
+    for conditions, words in (
+        (tiny.given(sketch=jnp.ones((2, 8, 8, 1))), "8×8 .*4×4"),
+        (tiny.given(words=jnp.ones((2, 3, 5))), "cross-attention"),
+    ):
+        with pytest.raises(UserError, match=words):
+            jax.eval_shape(model.init, KEY, X, TIME, conditions)
 
 
 @pytest.mark.slow
@@ -81,12 +114,13 @@ def test_tangents_pass_through():
     """As MeanFlow needs them, agreeing with a difference quotient."""
     config = dict(channels=(4,), blocks=1, attention_levels=(0,), heads=1, embedding=4)
     model = UNet(UNetConfig(**config, remat="full"), 3)
-    params = jax.jit(lambda: nn.unbox(model.init(KEY, X, TIME, LABEL, None, TIME))["params"])()
+    given = lambda delta_t: tiny.given(LABEL, delta_t=delta_t)  # noqa: E731
+    params = jax.jit(lambda: nn.unbox(model.init(KEY, X, TIME, given(TIME)))["params"])()
     params = tiny.perturbed(params)
 
     @jax.jit
     def along(h):
-        return model.apply({"params": params}, X, TIME + h, LABEL, None, TIME / 2 + h)
+        return model.apply({"params": params}, X, TIME + h, given(TIME / 2 + h))
 
     slope = jax.jit(lambda: jax.jvp(along, (0.0,), (1.0,))[1])()
     quotient = (along(0.05) - along(-0.05)) / 0.1
@@ -135,7 +169,7 @@ def test_patches_are_places_of_the_finest_level():
     params = nn.unbox(jax.eval_shape(model.init, KEY, X, TIME))["params"]
     assert params["conv_in"]["kernel"].shape == (3, 3, 3 * 4, 6)
     assert params["conv_out"]["kernel"].shape == (3, 3, 6, 3 * 4)
-    with pytest.raises(UserError, match="patch_size 4 at most"):
+    with pytest.raises(UserError, match="patch_size=5"):
         UNet(UNetConfig(**config | dict(patch_size=5)), 0).init(KEY, X, TIME)
 
 
