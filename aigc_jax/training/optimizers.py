@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from aigc_jax.core.config import OPTIMIZERS, SCHEDULES, Optim
@@ -53,20 +52,21 @@ def warmup_stable_decay(config: Optim, steps: int) -> optax.Schedule:
     return optax.linear_schedule(config.lr, end, decaying, transition_begin=steps - decaying)
 
 
-def adam_with_b2(config: Optim, b2_at: optax.Schedule) -> optax.GradientTransformation:
-    """Adam's direction under a β₂ that changes with the moves.
+def adam_with_b2_schedule(config: Optim, b2: optax.Schedule) -> optax.GradientTransformation:
+    """Adam's direction with a scheduled β₂.
 
     As in PyTorch, where a change of `betas` acts at once: the moments are corrected for their start
-    with the β₂ of now.
+    with the current β₂. Only β₂ is injected: as an array in the state, β₁ would round 1 − β₁
+    otherwise than as a constant.
+
+    Args:
+      config: β₁ and ε.
+      b2: β₂ at an update, counted from 0.
     """
-
-    def at(count: jax.Array) -> optax.GradientTransformation:
-        return optax.scale_by_adam(b1=config.b1, b2=b2_at(count), eps=config.eps)
-
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return at(state.count).update(grads, state, params)
-
-    return optax.GradientTransformation(at(jnp.int32(0)).init, update)
+    inject = optax.inject_hyperparams(
+        optax.scale_by_adam, static_args=("b1", "eps", "eps_root", "mu_dtype", "nesterov")
+    )
+    return inject(b1=config.b1, b2=b2, eps=config.eps)
 
 
 def decay_mask(params: Any, embeddings: bool = False) -> Any:
@@ -179,7 +179,7 @@ def adam(args: OptimizerArgs) -> optax.GradientTransformation:
 def _adam_with_ramp(args: OptimizerArgs) -> optax.GradientTransformation:
     c = args.config
     ramp = cosine_schedule(c.b2_start, c.b2, c.b2_steps or args.steps)
-    return adam_with_b2(c, args.per_move(ramp))
+    return adam_with_b2_schedule(c, args.per_move(ramp))
 
 
 def _chain(

@@ -21,6 +21,7 @@ import aigc_jax
 from aigc_jax.data.loader import DataLoader
 from aigc_jax.evaluation import evaluator
 from aigc_jax.experiment import build
+from aigc_jax.experiment.python_parts import PythonParts
 from aigc_jax.training.metric_log import read_metrics
 from helpers import tiny
 
@@ -37,15 +38,17 @@ def shared_programs():
         yield
 
 
-def _build_once(config, spec, mesh=None, trains=True):
+def _build_once(config, spec, mesh=None, trains=True, parts=None):
+    if parts not in (None, PythonParts()):
+        return _build(config, spec, mesh, trains, parts)
     raw = config.raw
-    parts = {k: raw[k] for k in ("mesh", "model", "objective", "optim", "ema")}
-    parts["given"] = mesh and [[str(d) for d in mesh.devices.flat], dict(mesh.shape)]
-    parts["batch"] = [config.data.batch_size, spec.to_json()]
-    parts["train"] = {k: v for k, v in raw["train"].items() if k != "log_every"}
+    key = {k: raw[k] for k in ("mesh", "model", "objective", "optim", "ema")}
+    key["given"] = mesh and [[str(d) for d in mesh.devices.flat], dict(mesh.shape)]
+    key["batch"] = [config.data.batch_size, spec.to_json()]
+    key["train"] = {k: v for k, v in raw["train"].items() if k != "log_every"}
     if '"schedule": "constant"' in json.dumps(raw["optim"]):
-        del parts["train"]["steps"]
-    key = json.dumps(parts, sort_keys=True)
+        del key["train"]["steps"]
+    key = json.dumps(key, sort_keys=True)
     if key not in _built:
         _built[key] = _build(config, spec, mesh, trains)
     return dataclasses.replace(_built[key], config=config)
