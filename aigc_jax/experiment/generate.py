@@ -15,6 +15,7 @@ from aigc_jax.core.config import Sample
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.objective import Mutables, Objective, Params
 from aigc_jax.core.request import SampleRequest, TokenCallback
+from aigc_jax.data.fixed_batches import padded_indices
 from aigc_jax.ops.random import numbered_keys
 
 
@@ -90,15 +91,14 @@ def generate(
     size = min(num, batch_size)
     single = num <= size
     parts = []
-    bar = tqdm(range(0, num, size), desc="sampling", unit="batch", leave=False, disable=single)
-    for first in bar:
-        row_R = np.arange(first, first + size)  # the last batch is filled up and cut
-        own = request.rows(row_R % num)
+    looks = dict(desc="sampling", unit="batch", leave=False, disable=single)
+    for row_R, real_R in tqdm(padded_indices(num, size), total=-(-num // size), **looks):
+        own = request.rows(row_R)
         if not single:  # each batch has a callback that knows nothing of the rows before
             own = dataclasses.replace(own, token_callback=copy.copy(request.token_callback))
         key_N = numbered_keys(jax.random.key(seed), row_R)
-        parts.append(np.asarray(objective.sample(params, mutables, key_N, own)))
-    return np.concatenate(parts)[:num]
+        parts.append(np.asarray(objective.sample(params, mutables, key_N, own))[real_R])
+    return np.concatenate(parts)
 
 
 def check_sampling(objective: Objective, params: Any, mutables: Any, options: Sample) -> None:

@@ -303,3 +303,44 @@ def test_an_epoch_of_windows_sees_each_token_once_from_another_offset():
         assert starts[-1] == min(starts[-2] + 8, 152)
         offsets.append(starts[0])
     assert len(set(offsets)) > 2
+
+
+class Shifting:
+    """A source that declares that its examples differ between epochs."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        raise AssertionError("read one by one")
+
+    def epoch_batch(self, index_B, epoch_B, seed):
+        return {"x": index_B, "epoch": epoch_B, "seed": np.full(len(index_B), seed)}
+
+
+class InFiles:
+    """A source that declares that it is stored in files of 5 examples."""
+
+    file_ends = np.arange(5, 101, 5)
+    shuffle_window = 10
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        return {"x": np.int64(index)}
+
+
+def test_a_source_declares_what_it_can_do():
+    batches = take(DataLoader(Shifting(), 4, seed=9), 3)
+    assert np.concatenate([b["epoch"] for b in batches]).tolist() == [0] * 6 + [1] * 6
+    assert sorted(np.concatenate([b["x"] for b in batches])[:6]) == list(range(6))
+    assert batches[0]["seed"].tolist() == [9] * 4
+    windows = [set(b["x"] // 5) for b in take(DataLoader(InFiles(), 10, seed=0), 10)]
+    assert all(len(files) == 2 for files in windows)
+
+
+def test_the_loader_is_a_feed_that_ignores_the_state():
+    one, other = (DataLoader(images(10), 4, seed=1, threads=0) for _ in range(2))
+    assert_same([one.next("a state"), one.next(None)], take(other, 2))
+    assert one.taken == 2
