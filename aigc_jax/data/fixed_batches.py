@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,8 +10,6 @@ import numpy as np
 from aigc_jax.core.feed import HostBatch
 from aigc_jax.data.loader import local_size
 from aigc_jax.data.source import Source, read_batch
-
-T = TypeVar("T")
 
 
 def padded_indices(count: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -26,7 +24,7 @@ def padded_indices(count: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarr
         yield np.minimum(index_B, count - 1), index_B < count
 
 
-def map_batches(function: Callable[[np.ndarray, np.ndarray], T], count: int, size: int) -> T:
+def map_batches(function: Callable[[np.ndarray, np.ndarray], Any], count: int, size: int) -> Any:
     """Applies a function to the numbers below `count` in batches of one size.
 
     Args:

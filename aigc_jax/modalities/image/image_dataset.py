@@ -26,7 +26,7 @@ class ImageSource:
     def __init__(
         self,
         get: Callable[[int], tuple[np.ndarray, int | None]],
-        indices: Sequence[int],
+        indices: Sequence[int] | np.ndarray,
         file_ends: np.ndarray | None = None,
         shuffle_window: int = 0,
     ):
@@ -50,7 +50,7 @@ class InMemoryImages(ImageSource):
       indices: which of the N are the examples.
     """
 
-    def __init__(self, columns: Mapping[str, np.ndarray], indices: Sequence[int]):
+    def __init__(self, columns: Mapping[str, np.ndarray], indices: Sequence[int] | np.ndarray):
         self._image, self._label = columns["image"], columns.get("label")
         self._index = np.asarray(indices)
         super().__init__(self._one, indices)
