@@ -18,7 +18,7 @@ def test_sizes():
 
 @pytest.mark.parametrize("text", ["", "data", "data=x", "data=0", "data=-2", "data=9", "date=2"])
 def test_what_is_no_mesh(text):
-    with pytest.raises(UserError, match="mesh="):
+    with pytest.raises(UserError, match="mesh"):
         parse_mesh(text, 8)
 
 
