@@ -29,7 +29,7 @@ def test_what_is_no_mesh(text):
         ("data=3,fsdp=-1", "fsdp=-1, because 3 does not divide 8"),
         ("fsdp=16", "16 asked for, 8 here"),
         ("data=-1,tensor=16", "16 asked for, 8 here"),
-        ("data=0,fsdp=-1", "sizes from 1 on"),
+        ("data=0,fsdp=-1", "at least 1"),
     ],
 )
 def test_what_does_not_fit_says_why(text, message):
