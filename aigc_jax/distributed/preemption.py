@@ -48,7 +48,7 @@ class PreemptionHandler:
 
     @property
     def requested(self) -> bool:
-        """Whether this or another process has been asked to stop."""
+        """True if this or another process has been asked to stop."""
         return self._requested.is_set()
 
     def request(self) -> None:
