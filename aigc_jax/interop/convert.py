@@ -162,11 +162,16 @@ def export_model(workdir: str, target: str, dtype: str | None = None) -> str:
         )
     form = EXPORTERS[kind]
     run, state, _ = restore(workdir)
-    name = run.config.raw["model"]["name"]
-    if name not in form.models or not isinstance(run.objective, form.capability):
+    sections = run.config.raw
+    if sections["model"]["name"] not in form.models:
         raise UserError(
-            f"cannot export {workdir} to {kind}: its model.name is {name}, and only"
-            f" {', '.join(form.models)} has an equivalent there"
+            f"cannot export {workdir} to {kind}: model.name={sections['model']['name']} has no"
+            f" equivalent there, only {' and '.join(form.models)}"
+        )
+    if not isinstance(run.objective, form.capability):
+        raise UserError(
+            f"cannot export {workdir} to {kind}: objective.name={sections['objective']['name']}"
+            " with this data has no equivalent there"
         )
     params = jax.device_get(state.sampling_params)
     form.write(path, run, params, workdir=workdir, dtype=dtype)

@@ -1,6 +1,7 @@
 """Other libraries' models as workdirs and back: the same bytes, or one sentence why not."""
 
 import os
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -156,6 +157,11 @@ def test_workdirs_and_folders_in_use_are_left_alone(tmp_path):
 def test_only_transformers_over_text_are_given_out(monkeypatch):
     monkeypatch.setattr(convert, "restore", lambda workdir: (tiny.make("vae"), None, 0))
     assert "model.name" in refusal(convert.export_model, "w", "hf:somewhere")
+    # A transformer over the codes of images.
+    config = SimpleNamespace(raw=dict(model=dict(name="transformer"), objective=dict(name="lm")))
+    run = SimpleNamespace(config=config, objective=object())
+    monkeypatch.setattr(convert, "restore", lambda workdir: (run, None, 0))
+    assert "objective.name" in refusal(convert.export_model, "w", "hf:somewhere")
 
 
 # Adapters ------------------------------------------------------------------------------------
