@@ -129,7 +129,7 @@ def import_model(source: str, workdir: str, base: str = "") -> None:
     create_workdir(workdir)
     writer = CheckpointWriter(workdir, keep=1)
     contents = {"config": config.raw, "spec": converted.spec.to_json()}
-    writer.save(0, state, {"asked": False}, contents)
+    writer.save(0, state, {"preempted": False}, contents)
     writer.wait()
     writer.close()
     write_config(workdir, config.raw)
