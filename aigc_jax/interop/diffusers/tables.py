@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aigc_jax.core.conditions import LABEL, Condition
 from aigc_jax.interop.mapping import Fields, ModelTable, TensorRule, module
 from aigc_jax.interop.parameters import Shape, parameter_shapes
 
@@ -137,8 +138,9 @@ def denoiser_shapes(
         # The parameters do not depend on the image's sides, for which a file may claim any length.
         sides = (least_side(config),) * 2
         x = jax.ShapeDtypeStruct((1, *sides, channels), jnp.float32)
-        time, label = (jax.ShapeDtypeStruct((1,), t) for t in (jnp.float32, jnp.int32))
-        return parameter_shapes(network(config, classes).init, x, time, label)
+        time = jax.ShapeDtypeStruct((1,), jnp.float32)
+        conditions = {LABEL: Condition.of(np.zeros(1, np.int32))}
+        return parameter_shapes(network(config, classes).init, x, time, conditions)
 
     return shapes
 
