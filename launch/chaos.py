@@ -1,18 +1,19 @@
-"""Kills a training run at random instants, and checks that it ends bit for bit the same.
+"""Kills a training run again and again, and checks that it ends as if nothing had happened.
 
     python launch/chaos.py --config=configs/vae/quickstart.py --workdir=runs/chaos --kills=20
 
-It trains once without kills and once with `--kills` kills by SIGKILL (or those of `--signals`)
-at random instants of random phases: start, compilation, a step, a checkpoint, evaluation, sampling.
-Each kill point is printed; they depend on `--seed`. Then the killed run is resumed to its end, and
-both are compared: every array of the state bit for bit (parameters, optimizer, averages, random
-state), the data position, and metrics.jsonl record by record. A run that ends before all kills is
-compared too, and restarted from scratch.
+It trains once undisturbed and once disturbed, `--kills` times ended by SIGKILL (or the signals that
+`--signals` lists) at random instants of random phases: while it starts and compiles, in a step,
+while a checkpoint is being written, while it evaluates or samples. Each kill point is printed; they
+depend on `--seed`. Then the disturbed run is left to end, and both are compared: every array of the
+state bit for bit (parameters, optimizer, averages, random state), the place in the data, and
+metrics.jsonl record by record. A run that ends before its kills are used up is compared too, and
+begun afresh.
 
-With `--processes=2` the run has several processes, and one or all of them are killed. Flags of
-`aigc train`, such as `--config.train.steps=400`, are passed on.
+With `--processes=2` the run consists of several processes, and one or all of them are killed. Flags
+of `aigc train`, such as `--config.train.steps=400`, are passed on.
 
-Exit status: 0 if both runs are equal, 1 if not.
+Exit status: 0 if both runs end equally, 1 if not.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import local
 
-# Runs `aigc train` unchanged, and reports on a pipe when it enters a phase.
+# The victim runs `aigc train` as it is, and reports on a pipe when it enters a phase.
 VICTIM = """
 import dataclasses, os, sys
 from aigc_jax.cli import flags, main
@@ -38,7 +39,7 @@ pipe = int(os.environ["CHAOS_PIPE"])
 def report(phase):
     try:
         os.write(pipe, (phase + "\\n").encode())
-    except OSError:  # the reader is gone
+    except OSError:  # nobody is listening any more
         pass
 def around(owner, name, phase):
     inner = getattr(owner, name)
@@ -71,7 +72,7 @@ TIMES = {"time", "steps_per_second", "examples_per_second", "data_wait"}
 
 
 class Run:
-    """One start of the training command, in one process or several."""
+    """One start of the victim, in one process or several."""
 
     def __init__(self, command: list[str], processes: int, log):
         self.read, write = os.pipe()
@@ -86,7 +87,7 @@ class Run:
         self._rest = b""
 
     def phases(self) -> list[str]:
-        """Returns the phases that were entered since the last call."""
+        """The phases that were entered since the last call."""
         with contextlib.suppress(BlockingIOError):
             self._rest += os.read(self.read, 1 << 16)
         *lines, self._rest = self._rest.split(b"\n")
@@ -103,7 +104,7 @@ class Run:
 
 
 def disturb(run: Run, rng: random.Random, signals: list[signal.Signals]) -> str:
-    """Kills a run in a random phase; returns a description, or "" if it ended before."""
+    """Kills a run in a random phase; says where, or "" if it ended before."""
     phase = rng.choice(PHASES)
     count = rng.randint(1, {"step": 200, "save": 3, "wait": 3}.get(phase, 1))
     delay = rng.random() * SPREAD.get(phase, 0.02)
@@ -116,7 +117,7 @@ def disturb(run: Run, rng: random.Random, signals: list[signal.Signals]) -> str:
             time.sleep(0.0005)
     time.sleep(delay)
     victims = [p for p in run.processes if p.poll() is None]
-    # At the start processes wait minutes for a missing one, so all are killed.
+    # Those that wait for one to join them wait for minutes: its machine may be slow to boot.
     if len(victims) > 1 and rng.random() < 0.7 and phase != "start":
         victims = [rng.choice(victims)]
     which = "+".join(str(run.processes.index(p)) for p in victims)
@@ -127,7 +128,7 @@ def disturb(run: Run, rng: random.Random, signals: list[signal.Signals]) -> str:
 
 
 def final(workdir: str) -> tuple[dict, list[dict]]:
-    """Returns the newest checkpoint of a run as bytes, and its records."""
+    """What a run has come to: its newest checkpoint as bytes, and its records."""
     import jax
     import numpy as np
 
@@ -147,7 +148,7 @@ def final(workdir: str) -> tuple[dict, list[dict]]:
 
 
 def compare(whole: str, killed: str) -> list[str]:
-    """Returns the differences between two runs."""
+    """In what two runs differ."""
     (a, records_a), (b, records_b) = final(whole), final(killed)
     wrong = [f"{key} differs" for key in a.keys() | b.keys() if a.get(key) != b.get(key)]
     if records_a != records_b:

@@ -1,14 +1,13 @@
-"""Runs a command as several processes on this machine, as if each were a host of its own.
+"""Runs one training as several processes on this machine, as if each were a host of its own.
 
     python launch/local.py -n 4 -- aigc train --config=configs/lm/quickstart.py --workdir=runs/lm
     python launch/local.py -n 2 -- aigc doctor --distributed
 
-Each line of output is prefixed with the index of its process. If one process fails, the others have
-some time to exit by themselves (their watchdog names the process that is gone), then they are
-killed; the exit status is that of the first one that failed. SIGTERM, SIGINT and SIGHUP are
-forwarded to all.
+Each line of output begins with the number of its process. If one process fails, the others have a
+while to end by themselves (they find out, and say which one is gone), then they are ended; the exit
+status is that of the first one that failed. SIGTERM, SIGINT and SIGHUP go to all.
 
-GPUs are shared evenly. On a CPU, JAX_NUM_CPU_DEVICES=4 gives each process four devices.
+GPUs are shared out evenly. On a CPU, JAX_NUM_CPU_DEVICES=4 gives each process four devices.
 """
 
 import argparse
@@ -21,24 +20,24 @@ import sys
 import threading
 import time
 
-GRACE = 20  # seconds in which the others must exit after one has failed
-SAVING = 90  # seconds after one has stopped on request, as the others may still be writing
-STOPPED = 75  # exit status of a process that was asked to stop: see aigc_jax/core/errors.py
+GRACE = 20  # seconds in which the others must end when one has failed
+SAVING = 90  # … when one has stopped on request, and the others may still be writing
+STOPPED = 75  # how a process exits that was asked to stop: see aigc_jax/errors.py
 
 
 def free_port() -> int:
-    """Returns a free port."""
+    """A port that nobody listens on now."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         return s.getsockname()[1]
 
 
 def start(command: list[str], number: int, **options) -> list[subprocess.Popen]:
-    """Starts the processes of a run, with flags for the coordinator and their index.
+    """Starts the processes of a run, each told which one it is.
 
     Args:
       command: what each runs; it must know the flags `--coordinator`, … of `aigc train`.
-      number: number of processes.
+      number: how many.
       **options: for `subprocess.Popen`.
 
     Raises:
@@ -54,9 +53,9 @@ def start(command: list[str], number: int, **options) -> list[subprocess.Popen]:
                 f"--num_processes={number}",
                 f"--process_id={i}",
             ]
-            # From these it computes its share of the GPUs: see aigc_jax/distributed/cluster.py.
-            local = {"AIGC_LOCAL_PROCESS": str(i), "AIGC_LOCAL_PROCESSES": str(number)}
-            own = {**environment, **local}
+            # By this it knows which of the machine's GPUs are its own: see parallel/cluster.py.
+            beside = {"AIGC_LOCAL_PROCESS": str(i), "AIGC_LOCAL_PROCESSES": str(number)}
+            own = {**environment, **beside}
             started.append(subprocess.Popen([*command, *place], env=own, **options))
     except OSError:
         for process in started:

@@ -13,7 +13,7 @@
 #
 # It copies this repository to every host, installs it with JAX for TPUs, and starts `aigc train`
 # there. Each process finds the others in the metadata of the slice. The workdir must lie where all
-# hosts see it, so in the bucket. The same command resumes from the newest checkpoint.
+# hosts see it, so in the bucket. The same command goes on from the newest checkpoint.
 set -euo pipefail
 
 name="" zone="" project="" create="" version="v2-alpha-tpuv5-lite" bucket=""

@@ -143,16 +143,14 @@ class SupportsText(Protocol):
 
 @runtime_checkable
 class SupportsTextGeneration(SupportsText, Protocol):
-    """Writes text token by token: chats, streams, continuations.
+    """Writes text token by token: chat, streaming, continuations, serving, decoding speed.
 
     Attributes:
-      network: the network, as the decoding engine takes it.
       tokenizer: of its tokens.
-      context: tokens that it can read.
+      context: tokens that it attends to at most.
       bounded: whether prompt and new tokens together must fit into `context`.
     """
 
-    network: Any
     tokenizer: Any
     context: int
     bounded: bool
@@ -160,11 +158,36 @@ class SupportsTextGeneration(SupportsText, Protocol):
     def encode_tokens(
         self, prompts: Sequence[np.ndarray], max_new_tokens: int
     ) -> dict[str, np.ndarray]:
-        """`SampleRequest.init` for prompts of tokens, cut to what the context holds."""
+        """`SampleRequest.init` for prompts of tokens, cut to the end of what the context holds."""
         ...
 
-    def variables(self, params: Params) -> Any:
-        """The network's variables, as the decoding engine takes them."""
+    def engine(
+        self,
+        params: Params,
+        slots: int,
+        length: int,
+        max_new_tokens: int,
+        stops: Sequence[int] | None = None,
+    ) -> Any:
+        """The decoding engine (`inference/engine.py`) with these parameters.
+
+        Args:
+          params: `{player: parameters}`.
+          slots: requests that are written at once.
+          length: tokens of prompt and answer that a slot holds.
+          max_new_tokens: the most that a request may ask for.
+          stops: tokens that end a row; None: the tokenizer's.
+        """
+        ...
+
+    def decoding_bytes(self, params: Params, batch: int, length: int) -> float:
+        """The least bytes that a step of decoding reads: parameters, and the filled cache.
+
+        Args:
+          params: `{player: parameters}`.
+          batch: rows that are written at once.
+          length: tokens that each gets.
+        """
         ...
 
 

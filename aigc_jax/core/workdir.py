@@ -47,7 +47,7 @@ def read_config(workdir: str) -> dict[str, Any]:
             raise ValueError("not a config")
         return config
     except (OSError, ValueError, RecursionError) as e:
-        raise UserError(f"{path} cannot be read ({e}): repair or remove it") from e
+        raise UserError(f"{path} cannot be read ({e}): mend or remove it") from e
 
 
 def create_workdir(workdir: str) -> None:
@@ -82,11 +82,6 @@ class WorkdirLock:
 
     The operating system holds the lock as long as the process lives, so a dead process leaves none
     behind, however it died. Where the file system has no locks, the file's host and pid decide.
-
-    The package `filelock` also calls `flock`, but gives less (measured with 4.3): on file systems
-    whose `flock` fails with another error than ENOSYS it raises instead of falling back, without
-    locks it waits for ever for a marker file with damaged contents, and it does not notice that the
-    file was deleted, after which two runs hold it.
     """
 
     def __init__(self, workdir: str):

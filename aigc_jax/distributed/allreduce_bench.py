@@ -1,4 +1,4 @@
-"""Benchmark of all-reduces between the devices of a run.
+"""What the network between the devices of a run gives: all-reduces of many sizes, timed.
 
 With S bytes per device, n devices and t seconds, the algorithm bandwidth is S / t: how fast a
 gradient of that size is summed. The bus bandwidth is S / t · 2(n − 1) / n: what each device sends
@@ -28,9 +28,10 @@ AXIS = "device"
 
 
 def bench_allreduce(sizes: tuple[int, ...] = SIZES) -> int:
-    """Prints the processes and the bandwidth of each size; returns 1 if a sum is wrong.
+    """Prints who takes part and the bandwidth of each size; 1 if a sum came out wrong.
 
-    A collective operation; the main process prints. If a process dies, the others report it.
+    All processes call it together; the first one prints. A process that dies meanwhile is named by
+    the others.
 
     Args:
       sizes: bytes per device.
@@ -61,7 +62,7 @@ def bench_allreduce(sizes: tuple[int, ...] = SIZES) -> int:
 
 
 def describe_processes() -> list[str]:
-    """Returns a line for each process: its host and devices."""
+    """A line for each process: where it is and what it has."""
     me, count = kv_store.process_index(), kv_store.process_count()
     devices = jax.local_devices()
     mine = f"process {me}: pid {os.getpid()} on {socket.gethostname()}, {len(devices)} device(s)"
@@ -74,7 +75,7 @@ def describe_processes() -> list[str]:
 
 
 def time_allreduces(sizes: tuple[int, ...]) -> Iterator[tuple[int, float, bool]]:
-    """Yields (bytes per device, seconds of one sum, whether it is right) for each size."""
+    """(bytes per device, seconds of one sum, whether it was right) for each size."""
     n = jax.device_count()
     mesh = jax.make_mesh((n,), (AXIS,), axis_types=(AxisType.Auto,))
     split = NamedSharding(mesh, P(AXIS))
@@ -82,7 +83,7 @@ def time_allreduces(sizes: tuple[int, ...]) -> Iterator[tuple[int, float, bool]]
         jax.shard_map(lambda x: jax.lax.psum(x, AXIS), mesh=mesh, in_specs=P(AXIS), out_specs=P())
     )
     for size in sizes:
-        # Device i holds i + 1, so that omitted and repeated devices are noticed.
+        # Device i holds i + 1, so that a device that is left out or counted twice is noticed.
         values = jax.jit(
             lambda k=size // 4: jnp.repeat(jnp.arange(1.0, n + 1), k), out_shardings=split
         )()

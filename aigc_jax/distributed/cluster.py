@@ -1,7 +1,7 @@
-"""Resolves the index, number and coordinator of the processes of a run: by flags or detection.
+"""Which process of which run this is: from flags, or from what started it.
 
-JAX detects TPU pods (by metadata), SLURM (inside `srun`) and Open MPI; added here are indexed Jobs
-of Kubernetes with the coordinator in the environment.
+JAX knows TPU pods (their metadata), SLURM (inside `srun`) and Open MPI; this asks it, and adds
+indexed Jobs of Kubernetes that say their coordinator in the environment.
 """
 
 import dataclasses
@@ -14,22 +14,19 @@ from typing import Any, Protocol
 
 from aigc_jax.core.errors import UserError, one_line
 
-LOCAL = (
-    "AIGC_LOCAL_PROCESS",
-    "AIGC_LOCAL_PROCESSES",
-)  # set by launch/local.py: index and number on this machine
+LOCAL = ("AIGC_LOCAL_PROCESS", "AIGC_LOCAL_PROCESSES")  # launch/local.py: which one of how many
 FLAGS = "give --coordinator=HOST:PORT, --num_processes and --process_id"
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessInfo:
-    """Identity of a process in its run.
+    """A process's place among those of its run.
 
     Attributes:
       coordinator: HOST:PORT of process 0.
-      count: number of processes.
-      process: index of this process.
-      devices: indices of its own GPUs among the visible ones; None: all.
+      count: how many processes there are.
+      process: which of them this is, from 0.
+      devices: which of the GPUs it sees are its own; none: all.
     """
 
     coordinator: str
@@ -45,7 +42,7 @@ class ProcessInfo:
 
 
 class Cluster(Protocol):
-    """Common interface of JAX's `ClusterEnv` classes and ours."""
+    """What JAX's `ClusterEnv` classes and ours have in common."""
 
     name: str
 
@@ -61,14 +58,14 @@ class Cluster(Protocol):
 def resolve_process(
     coordinator: str | None, count: int | None, process: int | None, seconds: int
 ) -> ProcessInfo | None:
-    """Returns the identity of this process; None for a run of one process.
+    """This process's place; none if it is alone.
 
     Args:
-      coordinator: HOST:PORT, "auto" if a cluster must be detected, "none" to detect nothing; None:
-        detected where possible.
-      count: number of processes; None: detected.
-      process: index of this process; None: detected.
-      seconds: time to look for the coordinator's host.
+      coordinator: HOST:PORT, "auto" where something must be detected, "none" where nothing may be;
+        if left out, what is detected is used.
+      count: how many processes; detected if left out.
+      process: which one this is; detected if left out.
+      seconds: how long to look for the coordinator's host.
 
     Raises:
       UserError: if a part is missing or wrong.
@@ -86,7 +83,8 @@ def resolve_process(
             if coordinator is None and not given:
                 return None
             raise UserError(
-                f"the processes of the run cannot be joined: no cluster was detected: {FLAGS}"
+                "the processes of the run cannot be joined, because this one runs under nothing"
+                f" that tells its place: {FLAGS}"
             )
         try:
             count = cluster.get_process_count() if count is None else count
@@ -98,10 +96,10 @@ def resolve_process(
                 ) or cluster.get_coordinator_address(seconds, port)
         except UserError:
             raise
-        except Exception as e:  # JAX's detection raises errors of many types
+        except Exception as e:  # whatever JAX's detection comes upon
             raise UserError(
-                f"{cluster.name} was detected, but not the index of this process ({one_line(e)}):"
-                f" {FLAGS}, or --coordinator=none for a run of one process"
+                f"{cluster.name} seems to have started this process, but does not tell its place"
+                f" ({one_line(e)}): {FLAGS}, or --coordinator=none if it is to run alone"
             ) from e
     if count is None or count < 1 or process is None or not 0 <= process < count:
         raise UserError(f"there is no process {process} of {count}: {FLAGS}")
@@ -109,15 +107,15 @@ def resolve_process(
         return None
     if not re.fullmatch(r".+:\d{1,5}", address or ""):
         raise UserError(f"--coordinator={address} is not HOST:PORT: name the host of process 0")
-    launched = cluster is not None or os.environ.keys() >= set(LOCAL)
+    told = cluster is not None or os.environ.keys() >= set(LOCAL)
     return ProcessInfo(
-        address or "", count, process, local_device_ids(os.environ) if launched else None
+        address or "", count, process, local_device_ids(os.environ) if told else None
     )
 
 
 def detect_cluster(environment: Mapping[str, str]) -> Cluster | None:
-    """Returns the cluster that started this process; None if none is detected."""
-    # They have no public names; `jax.distributed.initialize` imports them from here too.
+    """What started this process as one of several, if anything that is known did."""
+    # There are no public names for them; `jax.distributed.initialize` takes them from here too.
     from jax._src import clusters
 
     if "OMPI_COMM_WORLD_SIZE" in environment and "OMPI_MCA_orte_hnp_uri" not in environment:
@@ -138,14 +136,14 @@ def detect_cluster(environment: Mapping[str, str]) -> Cluster | None:
 
 
 def as_cluster(cluster: Any) -> Cluster:
-    """Casts one of JAX's classes, whose methods are class methods."""
+    """JAX's classes are used without being instances."""
     return cluster
 
 
 class KubernetesIndex:
-    """Job with `completionMode: Indexed` and the rest in its manifest: `launch/gke_jobset.yaml`.
+    """A Job with `completionMode: Indexed`, whose manifest says the rest: `launch/gke_jobset.yaml`.
 
-    JAX can detect the rest by itself, but needs permissions for the Kubernetes API.
+    JAX can find the rest by itself, but needs the rights to ask Kubernetes for it.
     """
 
     name = "Kubernetes"
@@ -165,7 +163,7 @@ class KubernetesIndex:
 
 
 class OpenMpi5:
-    """Open MPI ≥ 5, which does not provide the host of process 0."""
+    """Open MPI from 5 on, which does not tell where its first process is."""
 
     name = "Open MPI"
 
@@ -174,8 +172,7 @@ class OpenMpi5:
 
     def get_coordinator_address(self, timeout_secs: int | None, port: str | None) -> str:
         raise UserError(
-            "Open MPI does not provide the host of process 0: give --coordinator=HOST:PORT, or"
-            " install"
+            "Open MPI does not tell where process 0 is: give --coordinator=HOST:PORT, or install"
             " mpi4py"
         )
 
@@ -187,29 +184,29 @@ class OpenMpi5:
 
 
 def local_device_ids(environment: Mapping[str, str]) -> tuple[int, ...] | None:
-    """Returns indices of the process's own GPUs among the visible ones; None: all.
+    """Which of the GPUs that this process sees are its own; none: all.
 
-    Processes on one machine share its GPUs evenly. (JAX would give each a single one, even a
-    process that is the only one on its machine.)
+    Processes side by side on a machine share its GPUs evenly. (JAX would give each a single one,
+    and so a process that is alone on its machine too.)
     """
-    index, count = _local_rank(environment)
-    if count == 1 or "JAX_LOCAL_DEVICE_IDS" in environment:
+    local, beside = _beside(environment)
+    if beside == 1 or "JAX_LOCAL_DEVICE_IDS" in environment:
         return None
-    if LOCAL[0] not in environment and _has_own_gpus(environment):
+    if LOCAL[0] not in environment and _bound(environment):
         return None
-    share = _visible(environment) // count
-    # Fewer GPUs than processes: the launcher has assigned them already, or there are none.
-    return tuple(range(index * share, (index + 1) * share)) or None
+    share = _visible(environment) // beside
+    # Fewer than processes: the launcher has given each its own already, or there are none.
+    return tuple(range(local * share, (local + 1) * share)) or None
 
 
 def _visible(environment: Mapping[str, str]) -> int:
-    """Returns the number of visible GPUs."""
+    """How many GPUs a process sees."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     return len(glob.glob("/dev/nvidia[0-9]*")) if visible is None else len(visible.split(","))
 
 
-def _has_own_gpus(environment: Mapping[str, str]) -> bool:
-    """Returns whether SLURM has assigned GPUs to this process alone."""
+def _bound(environment: Mapping[str, str]) -> bool:
+    """Whether SLURM has given this process GPUs of its own, among which nothing is to be shared."""
     binding = environment.get("SLURM_GPU_BIND", "none")
     if "SLURM_GPUS_PER_TASK" in environment or not binding.endswith("none"):
         return True
@@ -221,8 +218,8 @@ def _has_own_gpus(environment: Mapping[str, str]) -> bool:
     return _visible(environment) < number
 
 
-def _local_rank(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Returns (index, number) of this process among those on its machine."""
+def _beside(environment: Mapping[str, str]) -> tuple[int, int]:
+    """This process's number on its machine, and how many there are."""
     if environment.keys() >= set(LOCAL):
         number, count = LOCAL
         return int(environment[number]), int(environment[count])

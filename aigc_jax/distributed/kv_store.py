@@ -1,6 +1,6 @@
-"""Key-value store shared by the processes of a run: JAX's coordination service.
+"""JAX's coordination service: a small store of keys that the processes of a run share.
 
-Importing this does not import JAX, so that signals are handled before anything slow happens.
+Importing this does not import JAX, so that signals are listened for before anything slow happens.
 """
 
 import ctypes
@@ -14,9 +14,9 @@ _handler: Any = None
 
 
 def attach() -> None:
-    """Uses JAX's coordination client, if there is one; must be called after it is connected.
+    """Takes up JAX's connection between the processes, once it stands, if there is one.
 
-    A request before that would end the process.
+    A question asked before that would end the process.
     """
     global _service
     # There is no public name for it; `jax.experimental.multihost_utils` takes it from here too.
@@ -26,9 +26,9 @@ def attach() -> None:
 
 
 def on_abort(act: Callable[[], None]) -> None:
-    """Calls `act` instead of aborting when JAX's client loses the coordinator.
+    """Calls `act` instead of dying when JAX's client gives up because the coordinator is gone.
 
-    The client calls `abort` in a C++ thread, from which only a C signal handler can be called.
+    It calls `abort` in a thread of C++, from where only a C handler can be called.
     """
     global _handler
     _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: act())  # kept from collection
@@ -46,21 +46,21 @@ def process_count() -> int:
 
 
 def put(key: str, value: str) -> None:
-    """Sets a key, visible to all processes."""
+    """Sets a key, for all processes to see."""
     _service.client.key_value_set(PREFIX + key, value, allow_overwrite=True)
 
 
 def get(key: str) -> str | None:
-    """Returns the value of a key; None if it is not set."""
+    """A key's value; None if nobody has set it."""
     return get_all(key.rpartition("/")[0] + "/").get(key)
 
 
 def get_all(folder: str) -> dict[str, str]:
-    """Returns all keys that begin with `folder`, which ends in a slash, and their values."""
+    """The keys that begin with `folder`, which ends in a slash."""
     pairs = _service.client.key_value_dir_get(PREFIX + folder)
     return {key.removeprefix(PREFIX): value for key, value in pairs}
 
 
 def barrier(name: str, seconds: float) -> None:
-    """Waits for all processes; raises after `seconds`."""
+    """Waits for all processes; raises after so many seconds."""
     _service.client.wait_at_barrier(PREFIX + name, int(seconds * 1000))

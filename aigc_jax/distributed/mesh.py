@@ -1,8 +1,9 @@
-"""The device mesh of a config string, and the sharding of batches on it.
+"""The device mesh from its config string, and how batches lie on it.
 
-A mesh has up to four named axes, the outermost first: `data` (replicas of the state), `fsdp` (the
-state is sharded), `sequence` (activations are sharded by position) and `tensor` (layers are
-sharded). Rows of a batch are sharded over `data` and `fsdp`; see `logical_axes.py` for the others.
+A mesh has up to four named axes, the outermost first: `data` (whole copies of the state), `fsdp`
+(copies that share out the state among themselves), `sequence` (each device has a part of every
+text) and `tensor` (each device has a part of every layer). Rows of a batch are split over `data`
+and `fsdp`; `rules.py` says what the others split.
 """
 
 import functools
@@ -19,17 +20,17 @@ from jax.sharding import PartitionSpec as P
 from aigc_jax.core.errors import UserError, did_you_mean
 
 AXES = ("data", "fsdp", "sequence", "tensor")
-BATCH = ("data", "fsdp")  # the axes that shard the rows of a batch
+BATCH = ("data", "fsdp")  # the axes that split the rows of a batch
 
 
 def parse_mesh(text: str, devices: int) -> dict[str, int]:
-    """Parses `"data=2,fsdp=-1"` to `{"data": 2, "fsdp": 4}`; −1 stands for all devices left.
+    """`"data=2,fsdp=-1"` as `{"data": 2, "fsdp": 4}`; −1 stands for all devices that are left.
 
-    The result is in the order of `AXES`, whatever the order of `text`: outer axes may cross a slow
-    network, inner axes communicate most.
+    The axes come in the order of `AXES`, in whatever order they are written: the outer ones may lie
+    across a slow network, the inner ones talk most.
 
     Raises:
-      UserError: for an unknown axis, or sizes that do not fit the devices.
+      UserError: for an unknown axis or sizes that do not make up the devices.
     """
     sizes: dict[str, int] = {}
     for part in filter(None, text.replace(" ", "").split(",")):
@@ -49,7 +50,7 @@ def parse_mesh(text: str, devices: int) -> dict[str, int]:
         raise UserError(f"mesh='{text}': only one axis can be -1, which means all that are left")
     if not sizes or any(size < 1 and size != -1 for size in sizes.values()):
         raise UserError(
-            f"invalid mesh '{text}': give sizes of at least 1, or data=-1 for all devices"
+            f"mesh='{text}' is no mesh: give its axes sizes from 1 on, or data=-1 for all devices"
         )
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if fixed > devices:
@@ -69,16 +70,16 @@ def parse_mesh(text: str, devices: int) -> dict[str, int]:
 
 
 def make_mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns the mesh of `text` over the first of `devices`.
+    """The mesh over the first of `devices`, as many as `text` asks for.
 
     Args:
       text: axes and sizes.
-      devices: defaults to all devices of the run; may be those of `jax.experimental.topologies`,
-        which do not exist here.
+      devices: also those of a machine that is not there, as `jax.experimental.topologies` gives
+        them; all of this run if left out.
 
     Raises:
-      UserError: if the devices do not form such a mesh, or the processes cannot read equal parts of
-        its batches. Every process of a run raises the same error.
+      UserError: if the devices do not make up such a mesh, or its rows cannot be read by the
+        processes. Every process of a run has the same error.
     """
     seen = list(jax.devices() if devices is None else devices)
     sizes = parse_mesh(text, len(seen))
@@ -96,22 +97,22 @@ def make_mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def _check_boxes(text: str, count: int, seen: Sequence[Any]) -> None:
-    """Raises UserError unless the first `count` chips form a box in each TPU slice."""
+    """Raises UserError if the first `count` of the chips of TPU slices make no box in each."""
     if _boxes(seen[:count]):
         return
     near = [max((n for n in range(1, count) if _boxes(seen[:n])), default=0)]
     near += [min((n for n in range(count, len(seen)) if _boxes(seen[:n])), default=0)]
     fewer = " or ".join(str(n) for n in near if n)
     raise UserError(
-        f"mesh='{text}' takes {count} of {len(seen)} devices, which are not a box of the slice: use"
+        f"mesh='{text}' takes {count} of {len(seen)} devices, which make no box of the slice: use"
         f" all {len(seen)} devices" + (f", or a mesh whose product is {fewer}" if fewer else "")
     )
 
 
 def _boxes(devices: Sequence[Any]) -> bool:
-    """Returns whether TPU chips form one box without holes per slice, all of equal size.
+    """Whether these are boxes of chips without a hole, one in each slice and equally large.
 
-    True for other devices, which have no coordinates.
+    Devices other than TPUs have no place in a slice, and are never in the way.
     """
     if any(getattr(d, "coords", None) is None for d in devices):
         return True
@@ -124,13 +125,13 @@ def _boxes(devices: Sequence[Any]) -> bool:
 
 
 def arrange_devices(sizes: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
-    """Arranges devices in the shape of the mesh, so that neighbours in an axis are close.
+    """The devices in the shape of the mesh, neighbours in an axis near each other.
 
-    Slices, which a slow network connects, are arranged along `data`, so that a replica of the state
-    is within one slice.
+    Devices of several slices, which a slow network connects, lie along `data`: within a copy of the
+    state everything stays inside a slice.
 
     Raises:
-      UserError: if `data` is not a multiple of the number of slices.
+      UserError: if there are several slices and `data` cannot be shared out among them.
     """
     shape = tuple(sizes.values())
     slices = len({getattr(d, "slice_index", 0) for d in devices})
@@ -149,7 +150,7 @@ def arrange_devices(sizes: dict[str, int], devices: Sequence[Any]) -> np.ndarray
 
 
 def _within(create: Callable[[dict[str, bool]], np.ndarray]) -> np.ndarray:
-    """Creates a mesh that keeps physical axes whole if possible, else one that splits them."""
+    """The mesh that keeps the axes of the machine whole, or one that does not if there is none."""
     try:
         return create({})
     except NotImplementedError:
@@ -157,27 +158,27 @@ def _within(create: Callable[[dict[str, bool]], np.ndarray]) -> np.ndarray:
 
 
 def axis_size(mesh: Mesh, *axes: str) -> int:
-    """Returns the product of the sizes of some axes; a missing axis counts as 1."""
+    """The product of some axes; one that the mesh lacks counts as 1."""
     return int(np.prod([mesh.shape.get(axis, 1) for axis in axes]))
 
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:
-    """Returns the axes of this mesh that shard the rows of a batch."""
+    """The axes of this mesh that split the rows of a batch."""
     return tuple(axis for axis in BATCH if axis in mesh.shape)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of an array that is replicated on every device."""
+    """The same array on every device."""
     return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: rows over data and fsdp, replicated over other axes."""
+    """The rows of a batch split over data and fsdp, the same on the other axes."""
     return NamedSharding(mesh, P(batch_axes(mesh) or None))
 
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:
-    """Puts this process's rows into one global batch, sharded over data and fsdp."""
+    """This process's rows as part of one global batch, split over data and fsdp."""
     sharding, (_, parts) = batch_sharding(mesh), process_shard(mesh)
     if jax.process_count() == 1:  # all at once, in half the time
         return jax.device_put(batch, sharding)
@@ -190,9 +191,9 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
 
 
 def process_shard(mesh: Mesh) -> tuple[int, int]:
-    """Returns (index, count): the part of a batch that this process reads, of how many.
+    """Which part of a batch this process reads, and in how many parts it is read.
 
-    Processes whose devices hold the same rows, as with `tensor` or `sequence` across processes,
+    Processes whose devices hold the same rows, since they share out layers or texts among them,
     read the same part.
 
     Raises:
@@ -204,10 +205,10 @@ def process_shard(mesh: Mesh) -> tuple[int, int]:
 
 @functools.cache
 def _shares(mesh: Mesh) -> dict[int, tuple[int, int]]:
-    """Returns `process_shard` of every process, the same in each of them.
+    """What `share` is for each process, the same wherever it is asked.
 
-    The rows of a part need not be contiguous: on a TPU slice the devices of a process are a box,
-    whose rows interleave with those of its neighbours.
+    The rows of a part need not follow each other: on a slice of TPUs the devices of a process are
+    a box, and the rows of the box beside it lie between its own.
     """
     processes = np.vectorize(lambda d: d.process_index, otypes=[int])(mesh.devices)
     of_row = processes.reshape(axis_size(mesh, *BATCH), -1)
@@ -230,7 +231,7 @@ def _shares(mesh: Mesh) -> dict[int, tuple[int, int]]:
 
 
 def check_batch(size: int, mesh: Mesh, accumulate: int, what: str) -> None:
-    """Raises UserError unless microbatches are divisible among the devices."""
+    """Raises UserError unless microbatches can be shared out evenly."""
     devices = axis_size(mesh, *BATCH)
     parts = devices * accumulate
     if size % parts:
@@ -243,5 +244,5 @@ def check_batch(size: int, mesh: Mesh, accumulate: int, what: str) -> None:
 
 
 def local_mesh() -> Mesh:
-    """Returns a mesh of this process's first device."""
+    """A mesh of this process's first device, for work that one device does alone."""
     return make_mesh("data=1", jax.local_devices()[:1])

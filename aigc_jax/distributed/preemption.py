@@ -1,15 +1,16 @@
-"""Preemption: a run that is asked to stop saves its state and exits.
+"""Stopping on request: a run that is preempted saves where it stands and leaves.
 
-A thread reads signals from Python's wakeup file descriptor, so a signal is handled even while the
-main thread is inside the compiler. What follows depends on the phase of the run:
+A signal is noticed by a thread, through the file descriptor that Python's own handler writes to, so
+it is noticed even while the main thread is deep in the compiler. What follows depends on where the
+run is:
 
-- Interruptible: everything is saved (before the first step, in evaluation and sampling). The thread
-  waits for pending writes and exits the process.
+- *Free*: all that was done is saved (before the first step, in evaluation and sampling). The
+  watching thread has what is being written finished, and the process ended.
 - Otherwise the loop finishes its step, saves, and raises `Stopped`.
 
-A request to one process is a request to all. Processes vote on stopping after each step, so that
-all stop after the same one. A process that exits in an interruptible phase announces it; the others
-need not wait for it, because its progress is saved by all.
+Among several processes a request of one is a request of all. Whether to stop after a step is put to
+the vote with that step, so that all stop after the same one. A process that leaves while it is free
+says so; the others need not wait for it, because what it had reached is saved by all.
 """
 
 import contextlib
@@ -28,27 +29,27 @@ from aigc_jax.distributed import kv_store
 from aigc_jax.distributed.main_process import is_main_process
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-POLL = 0.25  # seconds between polls for requests of other processes
-LEAVE = 5.0  # seconds to wait for the other processes before exit
-AGAIN = 1.0  # seconds: signals within them are one request, as to a process and its group
+POLL = 0.25  # seconds between two looks at the other processes' requests
+LEAVE = 5.0  # seconds to wait for the other processes when leaving
+AGAIN = 1.0  # seconds: a launcher may signal a process and then its group, which is one request
 REQUEST, LEFT = "stop/request", "stop/left"
 
 
 class PreemptionHandler:
-    """Handles requests to stop: from signals, after `listen`, or from `request`."""
+    """A request to stop. Without `listen` nobody makes one."""
 
     def __init__(self):
         self._requested = threading.Event()
         self._lock, self._announced = threading.RLock(), threading.Lock()
         self._finish: Callable[[], None] | None = None
-        # Signals seen by the thread and by the main thread: their number, and the time of the last.
-        self._signals = {"thread": (0, -AGAIN), "main": (0, -AGAIN)}
+        # How many signals the thread and the main thread have heard, and when the last one.
+        self._heard = {"thread": (0, -AGAIN), "main": (0, -AGAIN)}
         self._listening = self._leaving = self._left = False
         self._vote: Any = None
 
     @property
     def requested(self) -> bool:
-        """True if this or another process has been asked to stop."""
+        """Whether this process has been asked to stop, or has heard of another that was."""
         return self._requested.is_set()
 
     def request(self) -> None:
@@ -56,7 +57,7 @@ class PreemptionHandler:
         self._requested.set()
 
     def agreed(self) -> bool:
-        """Returns whether to stop after this step, the same in all processes; a collective call."""
+        """Whether to stop after this step; the same in all processes, which all call it."""
         if not self._listening or kv_store.process_count() == 1:
             return self.requested
         if self._vote is None:
@@ -67,31 +68,31 @@ class PreemptionHandler:
 
     @contextlib.contextmanager
     def interruptible(self, finish: Callable[[], None]) -> Iterator[None]:
-        """Context in which the process may exit at any moment.
+        """A phase in which the process may leave at any moment.
 
         Args:
-          finish: waits for pending writes before the exit.
+          finish: what to wait for before leaving.
 
         Raises:
-          Stopped: if a stop was requested before.
+          Stopped: if the request came before.
         """
         if self.requested:
             finish()
             self.shutdown_barrier()
-            raise Stopped("stopped; all progress is saved")
+            raise Stopped("stopped; all that was done is saved")
         with self._lock:
             self._finish = finish
         try:
             yield
         finally:
-            with self._lock:  # never released by a thread that is about to exit the process
+            with self._lock:  # held for good by a thread that is about to end the process
                 self._finish = None
 
     @contextlib.contextmanager
     def listen(self) -> Iterator["PreemptionHandler"]:
-        """Handles SIGTERM and SIGINT as requests to stop; to be called in the main thread.
+        """Takes SIGTERM and SIGINT for requests; for the main thread of a program.
 
-        Until the first interruptible phase has ended, the process may exit at any moment.
+        Until the first free phase has ended, nothing is at stake, and the process may leave.
         """
         self._finish = lambda: None
         read, write = socket.socketpair()
@@ -99,11 +100,11 @@ class PreemptionHandler:
         self._listening = True
         threading.Thread(target=self._watch, args=(read,), daemon=True, name="stop").start()
         old_fd = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
-        # Signals that a shell ignores for a background job stay ignored.
+        # What a shell had ignored for a job in the background stays ignored.
         heard = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
         before = {s: signal.signal(s, self._handle) for s in heard}
         for s in heard:
-            signal.siginterrupt(s, False)  # pending reads and writes continue
+            signal.siginterrupt(s, False)  # what is being read or written goes on
         try:
             yield self
         finally:
@@ -123,63 +124,61 @@ class PreemptionHandler:
                 if number in SIGNALS:
                     self._signalled(number, "thread")
             if kv_store.process_count() > 1:
-                self._sync_requests()
+                self._hear()
             if self.requested and self._finish is not None and not self._leaving:
-                self._leaving = True  # in a thread of its own: a second signal must be handled
-                threading.Thread(
-                    target=self._exit_if_interruptible, daemon=True, name="leave"
-                ).start()
+                self._leaving = True  # in a thread of its own: a second signal must be heard
+                threading.Thread(target=self._leave_if_free, daemon=True, name="leave").start()
 
     def _handle(self, number: int, frame: Any) -> None:
-        """Handles a signal in the main thread, as Python calls it between bytecodes.
+        """Python's handler, in the main thread, when it comes to it.
 
-        The thread misses signals while an event loop in the main thread uses the wakeup file
-        descriptor.
+        It hears what the thread does not: an event loop in the main thread may for a while have
+        taken the file descriptor for its own.
         """
         self._signalled(number, "main")
 
-    def _signalled(self, number: int, thread: str) -> None:
+    def _signalled(self, number: int, ear: str) -> None:
         now = time.monotonic()
-        count, last = self._signals[thread]
-        self._signals[thread] = (count + (now - last >= AGAIN), now)
-        if self._signals[thread][0] > 1:
+        count, last = self._heard[ear]
+        self._heard[ear] = (count + (now - last >= AGAIN), now)
+        if self._heard[ear][0] > 1:
             os._exit(128 + number)
         self._announce(
-            f"{signal.Signals(number).name}: saving, then exiting; a second one exits at once"
+            f"{signal.Signals(number).name}: saving, then leaving; a second one leaves at once"
         )
         self._requested.set()
 
-    def _announce(self, message: str) -> None:
-        """Announces once, from the main process, that the run is about to stop."""
+    def _announce(self, what: str) -> None:
+        """Says once, and in process 0 only, that the run is about to end."""
         if self._announced.acquire(blocking=False) and is_main_process():
-            write_stderr(f"\naigc: {message}")
+            write_stderr(f"\naigc: {what}")
 
-    def _sync_requests(self) -> None:
-        """Shares a request with the other processes, and reads theirs."""
+    def _hear(self) -> None:
+        """Passes a request on to the other processes, and hears of theirs."""
         try:
             if self.requested:
                 kv_store.put(REQUEST, "1")
             elif kv_store.get(REQUEST):
-                self._announce("another process was asked to stop: saving, then exiting")
+                self._announce("another process is to stop: saving, then leaving")
                 self._requested.set()
             if kv_store.get(LEFT) and not self._left:
-                self._exit(lambda: None)
-        except Exception:  # the coordinator is gone, which `Watchdog` reports
+                self._leave(lambda: None)
+        except Exception:  # the coordinator is gone, which is for `Monitor` to say
             pass
 
-    def _exit_if_interruptible(self) -> None:
+    def _leave_if_free(self) -> None:
         with self._lock:
             if self._finish is not None:
-                self._exit(self._finish)
+                self._leave(self._finish)
         self._leaving = False
 
-    def _exit(self, finish: Callable[[], None]) -> None:
-        """Exits the process, whatever the main thread does."""
+    def _leave(self, finish: Callable[[], None]) -> None:
+        """Ends the process, whatever the main thread does."""
         code = Stopped.code
         try:
             finish()
             if is_main_process():
-                write_stderr("aigc: stopped; all progress is saved")
+                write_stderr("aigc: stopped; all that was done is saved")
         except UserError as e:
             write_stderr(f"aigc: error: {e}")
             code = e.code
@@ -190,12 +189,12 @@ class PreemptionHandler:
         os._exit(code)
 
     def shutdown_barrier(self) -> None:
-        """Announces the exit and waits until the other processes know, at most `LEAVE` seconds."""
+        """Tells the other processes, and waits a little for them to hear it."""
         if kv_store.process_count() == 1:
             return
         self._left = True
         with contextlib.suppress(Exception):
             kv_store.put(LEFT, "1")
             kv_store.barrier("leave", LEAVE)
-        if is_main_process():  # it holds the store: last to exit
+        if is_main_process():  # it holds the store: last to leave
             time.sleep(2 * POLL)

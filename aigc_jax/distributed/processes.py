@@ -1,4 +1,4 @@
-"""Processes of one run: joining them, and collective operations on host values."""
+"""Processes of one run: joining them, and agreeing among them."""
 
 import os
 from typing import Any
@@ -14,47 +14,47 @@ from aigc_jax.distributed import kv_store
 from aigc_jax.distributed.cluster import resolve_process
 from aigc_jax.distributed.rendezvous import wait_for_all
 
-JOINING = 60  # seconds in which JAX connects processes that have all started
+JOINING = 60  # seconds in which JAX connects processes that are all there
 
 
 def join(
     coordinator: str | None, num_processes: int | None, process_id: int | None, seconds: int
 ) -> None:
-    """Joins the processes of a run, if it has several; must be called before JAX is used.
+    """Joins the processes of a run, if it has several; must come before JAX is used.
 
     Args:
-      coordinator: HOST:PORT of process 0, "auto" if a cluster must be detected, "none" for a run of
-        one process; None: detected where possible.
-      num_processes: number of processes; None: detected.
-      process_id: index of this process; None: detected.
-      seconds: time to wait for the others.
+      coordinator: HOST:PORT of process 0, "auto" where the cluster must tell, "none" for a run of
+        one process; if left out, what the cluster tells is used where there is one.
+      num_processes: how many there are, if the cluster does not tell.
+      process_id: which one this is, if the cluster does not tell.
+      seconds: how long to wait for the others.
 
     Raises:
-      PeerLost: if some do not start; it names them.
+      PeerLost: if some do not come; it names them.
       UserError: if they cannot be joined.
     """
-    info = resolve_process(coordinator, num_processes, process_id, seconds)
-    if info is None:
+    place = resolve_process(coordinator, num_processes, process_id, seconds)
+    if place is None:
         return
-    wait_for_all(info, seconds)
+    wait_for_all(place, seconds)
 
     def give_up() -> None:
         write_stderr(
             "\naigc: error: another process of the run, or the coordinator at"
-            f" {info.coordinator}, was gone before all had joined: start all processes again"
+            f" {place.coordinator}, was gone before all had joined: start all processes again"
         )
         os._exit(PeerLost.code)
 
-    # `Watchdog` monitors the others: JAX's own heartbeat would end the process with a stack trace.
-    # And its preemption service would replace the SIGTERM handler of `PreemptionHandler`.
+    # Whether the others are alive is `Monitor`'s concern: JAX's own heartbeat would end the process
+    # with a stack trace. And its preemption service would take SIGTERM away from `Stop`.
     jax.config.update("jax_enable_preemption_service", False)
     kv_store.on_abort(give_up)
     try:
         jax.distributed.initialize(
-            coordinator_address=info.coordinator,
-            num_processes=info.count,
-            process_id=info.process,
-            local_device_ids=info.devices,
+            coordinator_address=place.coordinator,
+            num_processes=place.count,
+            process_id=place.process,
+            local_device_ids=place.devices,
             cluster_detection_method="deactivate",
             initialization_timeout=JOINING,
             heartbeat_timeout_seconds=24 * 3600,
@@ -65,7 +65,7 @@ def join(
 
 
 def all_agree(here: bool) -> bool:
-    """Returns whether `here` is true in every process; a collective operation and barrier."""
+    """Whether `here` is true in every process; all call it together, and wait for each other."""
     if jax.process_count() == 1:
         return here
     from jax.experimental import multihost_utils
@@ -74,7 +74,7 @@ def all_agree(here: bool) -> bool:
 
 
 def broadcast_from_main(value: Any) -> Any:
-    """Returns the main process's value, a number or an array, in every process."""
+    """Process 0's value, a number or an array of them, in every process."""
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils
@@ -83,21 +83,21 @@ def broadcast_from_main(value: Any) -> Any:
 
 
 def gather_rows(rows: np.ndarray, part: int) -> np.ndarray:
-    """Gathers the rows of all parts of a batch, of 32-bit types; a collective operation.
+    """The rows of all parts of a batch, 32 bits wide; all processes call it together.
 
     Args:
       rows: of this process's part.
-      part: index of the part; several processes may have the same.
+      part: which part that is; several processes can have the same one.
     """
     from jax.experimental import multihost_utils
 
-    parts, gathered = multihost_utils.process_allgather((np.int32(part), rows))
-    found = dict(zip(parts.tolist(), gathered, strict=True))
+    parts, all_of_them = multihost_utils.process_allgather((np.int32(part), rows))
+    found = dict(zip(parts.tolist(), all_of_them, strict=True))
     return np.concatenate([found[part] for part in sorted(found)])
 
 
 class DelayedVote:
-    """A logical or over processes whose result comes one step late, so that no step waits."""
+    """Whether any process wants something, told to all one step late, so that nobody waits."""
 
     def __init__(self):
         count = jax.process_count()
@@ -113,7 +113,7 @@ class DelayedVote:
         self._pending: jax.Array | None = None
 
     def __call__(self, here: bool) -> bool:
-        """Submits this step's vote; returns the result of the step before."""
+        """Hands in this step's vote; returns the verdict of the step before."""
         votes = jax.make_array_from_process_local_data(self._split, np.array([here], np.int32))
         verdict, self._pending = self._pending, self._any(votes)
         return verdict is not None and int(verdict) > 0

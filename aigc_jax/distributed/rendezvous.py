@@ -1,7 +1,7 @@
-"""Start-up barrier: the processes of a run report to process 0 before JAX connects them.
+"""The start-up barrier: the processes of a run meet at process 0 before JAX connects them.
 
-JAX's own initialisation does not name the processes it waits for, and ends the process with a stack
-trace on timeout. So each process first reports here, on the port that JAX's service uses later.
+JAX's own joining waits without saying for whom, and ends the process with a stack trace when it
+gives up. So each process first reports here, on the port that JAX's service takes over afterwards.
 """
 
 import contextlib
@@ -15,39 +15,39 @@ from aigc_jax.core.errors import PeerLost, UserError, one_line
 from aigc_jax.core.streams import write_stderr
 from aigc_jax.distributed.cluster import ProcessInfo
 
-AGAIN = 0.2  # seconds between attempts to reach process 0
-READ = 2.0  # seconds that a client may take to send its message
-PATIENCE = 10.0  # seconds after which process 0 logs the processes that it waits for
-LINE = 4096  # most bytes of a message
+AGAIN = 0.2  # seconds between two tries to reach process 0
+READ = 2.0  # seconds that a visitor may take to say who it is
+PATIENCE = 10.0  # seconds after which process 0 says for whom it waits
+LINE = 4096  # bytes of a message, at most
 
 
-def wait_for_all(info: ProcessInfo, seconds: float) -> None:
-    """Waits until all processes of the run have started.
+def wait_for_all(place: ProcessInfo, seconds: float) -> None:
+    """Returns when all processes of the run are there.
 
     Args:
-      info: of this process.
-      seconds: time to wait for the others.
+      place: this process's.
+      seconds: how long to wait for the others.
 
     Raises:
-      PeerLost: if some do not start; it names them.
-      UserError: if the port is in use, or the flags of a process contradict those of process 0.
+      PeerLost: if some do not come; it names them.
+      UserError: if the port is taken, or a process was told something else than process 0.
     """
-    if info.process == 0:
-        with contextlib.closing(_Host(info)) as host:
+    if place.process == 0:
+        with contextlib.closing(_Host(place)) as host:
             host.gather(seconds)
     else:
-        _report(info, seconds)
+        _report(place, seconds)
 
 
 class _Host:
-    """Server in process 0."""
+    """Process 0's side."""
 
-    def __init__(self, info: ProcessInfo):
-        self._info = info
+    def __init__(self, place: ProcessInfo):
+        self._place = place
         self._here: dict[int, socket.socket] = {}
         self._names: dict[int, str] = {}
         self._selector = selectors.DefaultSelector()
-        port = info.address[1]
+        port = place.address[1]
         try:
             self._server = _listen(port)
         except OSError as e:
@@ -58,29 +58,29 @@ class _Host:
         self._selector.register(self._server, selectors.EVENT_READ)
 
     def gather(self, seconds: float) -> None:
-        """Waits for all, then lets them continue."""
-        began, logged = time.monotonic(), False
+        """Waits for all, then lets them go on."""
+        began, told = time.monotonic(), False
         while absent := self._absent():
             waited = time.monotonic() - began
             if waited > seconds:
-                error = missing(absent, self._info.count, seconds)
+                error = missing(absent, self._place.count, seconds)
                 self._answer({"error": str(error), "code": error.code})
                 raise error
-            if waited > PATIENCE and not logged:
-                logged = True
-                write_stderr(f"aigc: waiting for {_names(absent)} of {self._info.count}")
+            if waited > PATIENCE and not told:
+                told = True
+                write_stderr(f"aigc: waiting for {_names(absent)} of {self._place.count}")
             for key, _ in self._selector.select(timeout=min(1.0, seconds)):
                 if key.fileobj is self._server:
-                    self._accept()
+                    self._welcome()
                 else:
-                    self._drop(key.data)
+                    self._dismiss(key.data)
         self._answer({"ready": True})
 
     def _absent(self) -> list[int]:
-        return [p for p in range(1, self._info.count) if p not in self._here]
+        return [p for p in range(1, self._place.count) if p not in self._here]
 
-    def _accept(self) -> None:
-        """Accepts one client; those that are not processes of the run get no answer."""
+    def _welcome(self) -> None:
+        """Takes in one visitor; whoever is none of the processes is not answered."""
         connection, _ = self._server.accept()
         connection.settimeout(READ)
         try:
@@ -90,9 +90,9 @@ class _Host:
             connection.close()
             return
         wrong = ""
-        if count != self._info.count or not 0 < process < count:
+        if count != self._place.count or not 0 < process < count:
             wrong = (
-                f"process 0 was started as one of {self._info.count}, but {name} as process"
+                f"process 0 was started as one of {self._place.count}, but {name} as process"
                 f" {process} of {count}: give all the same --num_processes"
             )
         elif process in self._here:
@@ -107,8 +107,8 @@ class _Host:
         self._here[process], self._names[process] = connection, name
         self._selector.register(connection, selectors.EVENT_READ, process)
 
-    def _drop(self, process: int) -> None:
-        """Marks a process as absent that has ended while it waited for the others."""
+    def _dismiss(self, process: int) -> None:
+        """A process that has ended while it waited for the others is absent again."""
         connection = self._here.pop(process)
         self._selector.unregister(connection)
         connection.close()
@@ -117,7 +117,7 @@ class _Host:
         for connection in self._here.values():
             _send(connection, message)
         for connection in self._here.values():
-            # The side that closes first keeps the port in TIME_WAIT: let it be the client.
+            # Those that hang up first keep the port busy at their end, not here.
             with contextlib.suppress(OSError):
                 connection.recv(1)
 
@@ -127,19 +127,19 @@ class _Host:
         self._selector.close()
 
 
-def _report(info: ProcessInfo, seconds: float) -> None:
-    """Client in the other processes."""
+def _report(place: ProcessInfo, seconds: float) -> None:
+    """The other processes' side."""
     until = time.monotonic() + seconds
     name = f"pid {os.getpid()} on {socket.gethostname()}"
-    hello = {"process": info.process, "count": info.count, "name": name}
+    hello = {"process": place.process, "count": place.count, "name": name}
     while True:
         answer = {}
         with (
             contextlib.suppress(OSError, ValueError),
-            socket.create_connection(info.address, timeout=READ) as connection,
+            socket.create_connection(place.address, timeout=READ) as connection,
         ):
             _send(connection, hello)
-            # Process 0 may have started later, and answers after its own timeout.
+            # Process 0 may have begun later, and says for whom it has waited.
             connection.settimeout(seconds + READ)
             answer = json.loads(_read_line(connection))
         if answer.get("ready"):
@@ -149,14 +149,14 @@ def _report(info: ProcessInfo, seconds: float) -> None:
             raise kind(str(answer["error"]))
         if time.monotonic() > until:
             raise PeerLost(
-                f"process 0 has not answered at {info.coordinator} within {seconds:g} s: see"
+                f"process 0 has not answered at {place.coordinator} within {seconds:g} s: see"
                 " whether it has started there and can be reached, then start all again"
             )
         time.sleep(AGAIN)
 
 
 def missing(absent: list[int], count: int, seconds: float) -> PeerLost:
-    """Returns the error for processes that did not start."""
+    """What to say of processes that did not come."""
     have, they = ("have", "they have") if len(absent) > 1 else ("has", "it has")
     return PeerLost(
         f"{_names(absent)} of {count} {have} not come within {seconds:g} s: see why {they} not"
@@ -165,7 +165,7 @@ def missing(absent: list[int], count: int, seconds: float) -> PeerLost:
 
 
 def _names(processes: list[int]) -> str:
-    """Returns text such as "process 3" or "processes 3, 4 and 5"."""
+    """Such as "process 3", or "processes 3, 4 and 5"."""
     if len(processes) == 1:
         return f"process {processes[0]}"
     shown = [str(p) for p in processes[:8]]

@@ -80,14 +80,14 @@ def state_shardings(shapes: TrainState, boxed: Any, mesh: Mesh) -> TrainState:
         def sharding_of(path: tuple, leaf: Any) -> NamedSharding:
             parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
             ends = ("/".join(parts[i:]) for i in range(len(parts)))
-            end = next((e for e in ends if e in own), "")
-            same = end in own and sizes[prefix + end] == leaf.shape
+            end = next((e for e in ends if e in own), None)
+            same = end is not None and sizes[prefix + end] == leaf.shape
             return NamedSharding(mesh, own[end] if same else P())
 
         return jax.tree_util.tree_map_with_path(sharding_of, tree)
 
-    return dataclasses.replace(
-        jax.tree.map(lambda _: replicated(mesh), shapes),
+    whole = jax.tree.map(lambda _: replicated(mesh), shapes)
+    return whole.replace(
         params=like_params("", shapes.params),
         opt_state={p: like_params(f"{p}/", tree) for p, tree in shapes.opt_state.items()},
         ema=like_params("", shapes.ema),
@@ -97,8 +97,8 @@ def state_shardings(shapes: TrainState, boxed: Any, mesh: Mesh) -> TrainState:
 
 def replicated_state(mesh: Mesh) -> TrainState:
     """Returns a prefix pytree of shardings that replicates a train state."""
-    fields: dict[str, Any] = {f.name: replicated(mesh) for f in dataclasses.fields(TrainState)}
-    return TrainState(**fields)
+    whole = replicated(mesh)
+    return TrainState(**{field.name: whole for field in dataclasses.fields(TrainState)})
 
 
 def is_state_sharded(mesh: Mesh) -> bool:

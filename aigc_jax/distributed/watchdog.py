@@ -1,8 +1,8 @@
-"""Watchdog: detects dead, frozen and stuck processes of a run.
+"""Noticing that another process of the run is dead, frozen or stuck.
 
-Every process writes a heartbeat to the coordination service twice a second, with the progress of
-its main thread. A process that misses another's heartbeat exits with a message that names it:
-otherwise a collective operation would wait for ever.
+Every process tells the coordination service twice a second that it is alive, and how far its main
+thread has come. A process that misses another ends with one sentence that names it: without that,
+a collective operation would wait for ever.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from aigc_jax.core.streams import write_stderr
 from aigc_jax.distributed import kv_store
 
 BEAT = 0.5  # seconds
-# In messages of collective operations and barriers in which a process does not take part.
+# What collective operations and barriers say when a process does not take part.
 SIGNS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "onnection", "barrier", "BARRIER")
 
 
 class Watchdog:
-    """Monitors the other processes in a thread; does nothing in a run of one process.
+    """Watches the other processes in a thread; does nothing in a run of one process.
 
     Args:
       config: its `peer_timeout` and `stuck_timeout`, in seconds.
@@ -41,22 +41,22 @@ class Watchdog:
             threading.Thread(target=self._watch, daemon=True, name="monitor").start()
 
     def heartbeat(self, where: str) -> None:
-        """Records that the main thread makes progress, and its phase."""
+        """Tells that the main thread moves, and where it is."""
         self._ticks, self._where = self._ticks + 1, where
 
     def close(self) -> None:
         self._running = False
 
     def failed(self, error: Exception) -> None:
-        """Reports the error of this process to the others, or waits for the report of theirs.
+        """Tells the others why this process ends, or finds out which of them made it fail.
 
-        A `UserError` that process 0 has too, such as a wrong config, is marked as reported.
+        What process 0 says too, such as that the config is wrong, is noted in a `UserError`.
         """
         if not self._running or isinstance(error, Stopped):
             return
         code = error.code if isinstance(error, UserError) else 1
         if any(sign in str(error) for sign in SIGNS):
-            # Another process is gone; `_watch` exits with a message that names it.
+            # It failed because another process is gone. `_watch` will know which.
             time.sleep(self._config.peer_timeout + 4 * BEAT)
             code = PeerLost.code
         last = json.dumps({"reason": one_line(error), "code": code})
@@ -65,7 +65,7 @@ class Watchdog:
             time.sleep(BEAT)
             if isinstance(error, UserError) and self._me > 0:
                 error.told = kv_store.get("last/0") == last
-            time.sleep(BEAT)  # the store ends with process 0
+            time.sleep(BEAT)  # process 0 takes the store with it
 
     def _watch(self) -> None:
         beats = 0
@@ -93,9 +93,9 @@ class Watchdog:
             time.sleep(BEAT)
 
     def _follow(self, name: str, reason: str, code: int) -> None:
-        """Exits with the exit status of another process that has failed.
+        """Ends this process with the exit status of another one that has failed.
 
-        An error is often the same in all processes: this one has a while to raise it by itself.
+        What is wrong in one is often wrong in all: each has a while to find out by itself.
         """
         time.sleep(3 * BEAT)
         if self._me == 0:
@@ -113,27 +113,27 @@ class Watchdog:
             slowest = min(self._seen, key=lambda p: self._seen[p].ticks)
             seen = self._seen[slowest]
             self._end(
-                f"no process has made progress for {self._config.stuck_timeout} s:"
-                f" process {slowest} ({seen}) is behind the others, in {seen.where}"
+                f"no process has moved for {self._config.stuck_timeout} s: process {slowest}"
+                f" ({seen}) is behind the others, in {seen.where}"
             )
 
     def _coordinator_gone(self) -> None:
         self._end(f"process 0 ({self._seen[0]}), which coordinates the run, is gone")
 
     def _end(self, message: str) -> None:
-        """Exits this process, whose main thread may be blocked in a collective operation."""
+        """Ends this process, whose main thread waits for what will not come."""
         write_stderr(f"\naigc: error: {message}; {ADVICE}")
         os._exit(PeerLost.code)
 
 
-ADVICE = "start all processes again to resume from the newest checkpoint"
+ADVICE = "start all processes again to go on from the newest checkpoint"
 
 
 class PeerStatus:
-    """Heartbeat and progress of a process."""
+    """What is known of a process."""
 
     def __init__(self):
-        self.beats, self.ticks, self.where, self._name = 0, 0, "start", "no heartbeat yet"
+        self.beats, self.ticks, self.where, self._name = 0, 0, "start", "not heard of yet"
         self._heard = self._moved = time.monotonic()
 
     def update(self, beat: dict[str, Any]) -> None:
@@ -147,12 +147,12 @@ class PeerStatus:
 
     @property
     def silent(self) -> float:
-        """Seconds since its last heartbeat."""
+        """Seconds without a sign of life."""
         return time.monotonic() - self._heard
 
     @property
     def still(self) -> float:
-        """Seconds since its main thread last made progress."""
+        """Seconds in which its main thread has not moved."""
         return time.monotonic() - self._moved
 
     def __str__(self) -> str:

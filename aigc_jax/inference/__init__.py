@@ -1,1 +1,1 @@
-"""Autoregressive decoding: the engine, its caches, stop strings."""
+"""Autoregressive decoding: the engine, its client `decode`, sampling parameters, stop strings."""

@@ -1,255 +1,340 @@
-"""Autoregressive decoding: one jitted prefill, then one jitted loop over a cache.
+"""The decoding engine: prefill prompts, insert them into slots, step all slots, free them.
 
-Shapes: N sequences, P prompt tokens, T new tokens, V vocabulary, Z stop tokens.
+The interface is JetStream's (Google 2024). Slots are rows of one compiled program; each has its own
+position, limit, random key and sampling parameters, so requests come and go while others are being
+written (continuous batching, Yu et al. 2022). A row's tokens depend on its own request only.
+
+Shapes: N slots, R requests to insert, P prompt tokens, T new tokens that a slot holds, V
+vocabulary, Z stop tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aigc_jax.core.conditions import Conditions
+from aigc_jax.inference.decoder_network import Cache, DecoderNetwork, Variables
+from aigc_jax.inference.prompts import bucket
+from aigc_jax.inference.sampling_params import SamplingParams, sample_tokens
 from aigc_jax.ops import dispatch
 
-CALLBACK_EVERY = 8  # tokens between two looks at what has been drawn
-SHORTEST = 16  # no bucket of prompts is shorter
-
-# Told the new tokens of all rows so far (N, t); returns the rows that need no more (N,).
-Watch = Callable[[np.ndarray], np.ndarray]
-
-
-class TextModel(Protocol):
-    """What decoding needs of a model: `models.transformer` and `models.lstm` have it."""
-
-    context: int
-
-    def apply(self, variables: Any, *args: Any, method: str, **kwargs: Any) -> Any: ...
-
-    def init_cache(self, batch: int, slots: int) -> Any: ...
-
-    def by_layer(self, variables: Any, cache: Any) -> tuple[Any, Any]: ...
+STOP_TOKENS = 8  # stop tokens are padded to as many, so that another model's compile nothing
+NO_TOKEN = -1  # of a slot that has written nothing in a step; padding of stop tokens
 
 
 @flax.struct.dataclass
-class SamplingParams:
-    """How a token is drawn from its logits; all scalars are traced.
+class Prefix:
+    """Prompts that the network has read, for `Engine.insert`.
 
     Attributes:
-      temperature: divides the logits; 0 takes the likeliest token.
-      top_k: draw among the k likeliest; 0: all.
-      top_p: draw among the likeliest tokens that together hold this probability; 1: all
-        (Holtzman et al. 2020).
-      min_p: leave out tokens less likely than this share of the likeliest one; 0: none
-        (Nguyen et al. 2024).
-      repetition_penalty: divides the logits of tokens that stand in the text already, or multiplies
-        them where they are negative (Keskar et al. 2019); 1: off.
+      cache: of R rows and P tokens.
+      logits_RV: of the first new token.
+      seen_RV: tokens that are in a prompt.
+      length_R: int32 tokens of each prompt.
     """
 
-    temperature: jax.Array | float = 1.0
-    top_k: jax.Array | int = 0
-    top_p: jax.Array | float = 1.0
-    min_p: jax.Array | float = 0.0
-    repetition_penalty: jax.Array | float = 1.0
-
-    def traced(self) -> "SamplingParams":
-        """With arrays of one type each, so that no value compiles anew."""
-        floats = (self.temperature, self.top_p, self.min_p, self.repetition_penalty)
-        t, p, m, r = (jnp.float32(x) for x in floats)
-        return SamplingParams(t, jnp.int32(self.top_k), p, m, r)
+    cache: Cache
+    logits_RV: jax.Array
+    seen_RV: jax.Array
+    length_R: jax.Array
 
 
 @flax.struct.dataclass
 class DecodeState:
-    """Where the loop stands.
+    """N slots while they are being written.
 
     Attributes:
-      t: int32 scalar, new tokens per row so far.
-      done_N: rows that have ended.
-      out_NT: the new tokens.
+      position_N: int32 position of the next token.
+      count_N: int32 new tokens so far.
+      limit_N: int32 new tokens at which a row ends.
+      done_N: rows that have ended, and free slots.
+      key_N: random key of each row; its token t is drawn with t folded in.
+      sampling: parameters of each row.
+      token_NT: int32 new tokens; behind them the first stop token.
       logits_NV: of the next token.
-      seen_NV: which tokens stand in a row's prompt or its new text.
-      length_N: tokens of each prompt.
-      cache: the model's.
+      seen_NV: tokens that are in a row's prompt or its new text.
+      cache: the network's.
     """
 
-    t: jax.Array
+    position_N: jax.Array
+    count_N: jax.Array
+    limit_N: jax.Array
     done_N: jax.Array
-    out_NT: jax.Array
+    key_N: jax.Array
+    sampling: SamplingParams
+    token_NT: jax.Array
     logits_NV: jax.Array
     seen_NV: jax.Array
-    length_N: jax.Array
-    cache: Any
+    cache: Cache
 
 
-def decode(
-    model: TextModel,
-    variables: Any,
-    key_N: jax.Array,
-    tokens_NP: np.ndarray,
-    length_N: np.ndarray,
-    *,
-    max_new_tokens: int,
-    stops: Sequence[int] = (),
-    choice: SamplingParams | None = None,
-    watch: Watch | None = None,
-) -> jax.Array:
-    """New tokens (N, max_new_tokens), each row from its own key.
+@flax.struct.dataclass
+class Requests:
+    """How the rows that are inserted go on; arrays (R,)."""
 
-    Lengths of prompts and numbers of new tokens are padded to powers of two, so few lengths
-    compile; everything else is traced. A row that has drawn one of `stops`, or that `watch` has
-    ended, is filled up with the first of them.
+    key_R: jax.Array
+    limit_R: jax.Array
+    sampling: SamplingParams
+
+
+class Engine:
+    """Continuous batching of one network, as pure functions of a `DecodeState`.
+
+    A state that is given to a method is consumed (its buffers are donated): use the one returned.
+    Prompts are padded to powers of two, so few lengths compile; nothing else of a request does.
 
     Args:
-      model: its `context` bounds the cache; models that are not `bounded` go on past it, with a
-        sliding window.
-      variables: its parameters, as `apply` takes them.
-      key_N: one random key per row.
-      tokens_NP: int32 prompts, padded; see `pad_prompts`.
-      length_N: tokens of each prompt, 1 to `context`.
-      max_new_tokens: how many tokens to draw.
+      network: its `context` bounds the cache. Past the length of the cache the oldest tokens are
+        forgotten: a sliding window.
+      variables: of the network.
+      slots: N.
+      length: tokens that the cache of a slot holds, prompt and new ones; padded to a power of two,
+        at most `network.context`.
+      max_new_tokens: the most that a request may ask for; padded likewise.
       stops: tokens that end a row.
-      choice: how to draw; None: from the whole distribution.
-      watch: looks at the new tokens after every few, to show them or to end rows.
     """
-    longest = int(length_N.max())
-    padded = min(bucket(longest), model.context)
-    prompts_NP = np.zeros((len(length_N), padded), np.int32)
-    prompts_NP[:, :longest] = tokens_NP[:, :longest]
-    slots = min(bucket(longest + max_new_tokens), model.context)
-    # Unused places of a fixed number: the stop tokens of another model compile nothing.
-    stops_Z = np.full(max(8, len(stops)), -1, np.int32)
-    stops_Z[: len(stops)] = stops
-    size = bucket(max_new_tokens)
-    state = _prefill(model, (slots, size), variables, prompts_NP, length_N, stops_Z)
-    if dispatch.implementation("decoding") == "by_layer":
-        variables, cache = _by_layer(model, variables, state.cache)
-        state = state.replace(cache=cache)
-    arguments = key_N, (choice or SamplingParams()).traced(), jnp.asarray(stops_Z)
-    if watch is None:
-        state = _loop(model, variables, state, *arguments, jnp.int32(max_new_tokens))
-        return state.out_NT[:, :max_new_tokens]
-    for upto in (*range(CALLBACK_EVERY, max_new_tokens, CALLBACK_EVERY), max_new_tokens):
-        state = _loop(model, variables, state, *arguments, jnp.int32(upto))
-        ended = watch(np.asarray(state.out_NT)[:, : int(state.t)])
-        state = state.replace(done_N=state.done_N | jnp.asarray(ended))
-        if bool(state.done_N.all()):
-            break
-    return state.out_NT[:, :max_new_tokens]
 
+    def __init__(
+        self,
+        network: DecoderNetwork,
+        variables: Variables,
+        *,
+        slots: int,
+        length: int,
+        max_new_tokens: int,
+        stops: Sequence[int] = (),
+    ):
+        self.network, self.slots = network, slots
+        self.length, self.capacity = min(bucket(length), network.context), bucket(max_new_tokens)
+        self._variables = self._per_layer = variables
+        self._shape = (slots, self.length, self.capacity, False)
+        if dispatch.implementation("decoding") == "by_layer":
+            self._per_layer = _per_layer_variables(network, variables)
+            self._shape = (slots, self.length, self.capacity, True)
+        stop_Z = np.full(max(STOP_TOKENS, len(stops)), NO_TOKEN, np.int32)
+        stop_Z[: len(stops)] = stops
+        self._stop_Z = jnp.asarray(stop_Z)
 
-def pad_prompts(prompts: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Prompts as arrays: int32 "tokens" (N, P), padded with 0, and "length" (N,)."""
-    length_N = np.array([len(prompt) for prompt in prompts], np.int32)
-    tokens_NP = np.zeros((len(prompts), length_N.max()), np.int32)
-    for row, prompt in zip(tokens_NP, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    return {"tokens": tokens_NP, "length": length_N}
+    def init_state(self) -> DecodeState:
+        """A state whose slots are all free."""
+        return _init_state(self.network, self._shape, self._stop_Z)
 
+    def prefill(
+        self, token_RP: np.ndarray, length_R: np.ndarray, conditions: Conditions | None = None
+    ) -> Prefix:
+        """Reads R prompts.
 
-def bucket(n: int) -> int:
-    """The smallest power of two that holds n."""
-    return max(1 << max(n - 1, 0).bit_length(), SHORTEST)
+        Args:
+          token_RP: int32 prompts, padded at their ends.
+          length_R: tokens of each, at least 1.
+          conditions: of the R rows, for a network that has any.
 
+        Raises:
+          ValueError: if a prompt is empty or longer than a slot.
+        """
+        shortest, longest = int(length_R.min()), int(length_R.max())
+        if shortest < 1 or longest > self.length:
+            raise ValueError(
+                f"prompts have {shortest} to {longest} tokens, but a slot takes 1 to {self.length}"
+            )
+        padded_RP = np.zeros((len(length_R), min(bucket(longest), self.length)), np.int32)
+        padded_RP[:, :longest] = token_RP[:, :longest]
+        return _prefill(self.network, self._variables, padded_RP, length_R, conditions)
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _prefill(model, sizes, variables, prompts_NP, length_N, stops_Z):
-    (slots, size), n = sizes, prompts_NP.shape[0]
-    index = jnp.arange(prompts_NP.shape[1])
-    position_NP = jnp.where(index < length_N[:, None], index, -1)
-    x_NPW, cache = model.apply(
-        variables, prompts_NP, position_NP, cache=model.init_cache(n, slots), method="hidden"
-    )
-    last_N1W = jnp.take_along_axis(x_NPW, (length_N - 1)[:, None, None], 1)
-    logits_NV = model.apply(variables, last_N1W, method="logits")[:, 0]
-    vocab = logits_NV.shape[-1]
-    in_prompt = jnp.where(position_NP >= 0, prompts_NP, vocab)
-    seen_NV = (
-        jnp.zeros((n, vocab), bool).at[jnp.arange(n)[:, None], in_prompt].set(True, mode="drop")
-    )
-    filler = jnp.maximum(stops_Z[0], 0)
-    return DecodeState(
-        t=jnp.int32(0),
-        done_N=jnp.zeros(n, bool),
-        out_NT=jnp.full((n, size), filler, jnp.int32),
-        logits_NV=logits_NV,
-        seen_NV=seen_NV,
-        length_N=length_N,
-        cache=cache,
-    )
+    def insert(
+        self,
+        prefix: Prefix,
+        state: DecodeState | None,
+        slot: int | Sequence[int] | np.ndarray,
+        *,
+        key: jax.Array,
+        max_new_tokens: int | np.ndarray,
+        sampling: SamplingParams | None = None,
+    ) -> DecodeState:
+        """Puts the R rows of a prefix into slots, whatever was there.
+
+        Args:
+          prefix: from `prefill`.
+          state: None: all slots are free, which saves making them first.
+          slot: the slot of each row; they differ.
+          key: random key of each row (R,), or one key for one row.
+          max_new_tokens: after how many each row ends, 1 to `max_new_tokens` of the engine.
+          sampling: how tokens are drawn, for all rows or each; None: from the whole distribution.
+        """
+        slot_R = np.atleast_1d(np.asarray(slot, np.int32))
+        rows = len(slot_R)
+        requests = Requests(
+            key_R=jnp.reshape(key, (rows,)),
+            limit_R=np.broadcast_to(np.asarray(max_new_tokens, np.int32), (rows,)),
+            sampling=(sampling or SamplingParams()).as_arrays(rows),
+        )
+        return _insert(self.network, self._shape, state, prefix, slot_R, requests, self._stop_Z)
+
+    def step(self, state: DecodeState) -> tuple[DecodeState, jax.Array]:
+        """Writes one token in every slot that is not done.
+
+        Returns:
+          The state, and int32 tokens (N,), `NO_TOKEN` for slots that were done before.
+        """
+        return _step(self.network, self._per_layer, state, self._stop_Z)
+
+    def advance(self, state: DecodeState, steps: int) -> DecodeState:
+        """`step` up to `steps` times in one loop on the device; fewer if all slots are done."""
+        return _advance(self.network, self._per_layer, state, self._stop_Z, np.int32(steps))
+
+    def free(
+        self, state: DecodeState, slot: int | Sequence[int] | np.ndarray | Sequence[bool]
+    ) -> DecodeState:
+        """Ends the rows in slots, given by their numbers or as a mask (N,)."""
+        free_N, slot = np.zeros(self.slots, bool), np.asarray(slot)
+        free_N[slot] = True
+        return _free(state, free_N)
 
 
 @partial(jax.jit, static_argnums=0)
-def _by_layer(model, variables, cache):
-    return model.by_layer(variables, cache)
+def _per_layer_variables(network: DecoderNetwork, variables: Variables) -> Variables:
+    return network.per_layer_variables(variables)
+
+
+@partial(jax.jit, static_argnums=0)
+def _prefill(
+    network: DecoderNetwork,
+    variables: Variables,
+    token_RP: jax.Array,
+    length_R: jax.Array,
+    conditions: Conditions | None,
+) -> Prefix:
+    rows, length = token_RP.shape
+    index_P = jnp.arange(length)
+    position_RP = jnp.where(index_P < length_R[:, None], index_P, -1)
+    cache = network.init_cache(rows, length)
+    x_RPW, cache = network.extend(variables, token_RP, position_RP, cache, conditions)
+    last_R1W = jnp.take_along_axis(x_RPW, (length_R - 1)[:, None, None], 1)
+    logits_RV = network.vocab_logits(variables, last_R1W)[:, 0]
+    vocab = logits_RV.shape[-1]
+    real_RP = jnp.where(position_RP >= 0, token_RP, vocab)
+    seen_RV = jnp.zeros((rows, vocab), bool)
+    seen_RV = seen_RV.at[jnp.arange(rows)[:, None], real_RP].set(True, mode="drop")
+    return Prefix(cache, logits_RV, seen_RV, length_R)
+
+
+def _filler(stop_Z: jax.Array) -> jax.Array:
+    """What is behind the tokens of a row that has ended."""
+    return jnp.maximum(stop_Z[0], 0)
+
+
+def _free_slots(
+    network: DecoderNetwork, shape: tuple[int, int, int, bool], stop_Z: jax.Array
+) -> DecodeState:
+    slots, length, capacity, per_layer = shape
+    cache, zero_N = network.init_cache(slots, length), jnp.zeros(slots, jnp.int32)
+    return DecodeState(
+        position_N=zero_N,
+        count_N=zero_N,
+        limit_N=zero_N,
+        done_N=jnp.ones(slots, bool),
+        key_N=jax.random.split(jax.random.key(0), slots),
+        sampling=SamplingParams().as_arrays(slots),
+        token_NT=jnp.full((slots, capacity), _filler(stop_Z), jnp.int32),
+        logits_NV=jnp.zeros((slots, network.vocab_size)),
+        seen_NV=jnp.zeros((slots, network.vocab_size), bool),
+        cache=network.per_layer_cache(cache) if per_layer else cache,
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _init_state(
+    network: DecoderNetwork, shape: tuple[int, int, int, bool], stop_Z: jax.Array
+) -> DecodeState:
+    return _free_slots(network, shape, stop_Z)
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _insert(
+    network: DecoderNetwork,
+    shape: tuple[int, int, int, bool],
+    state: DecodeState | None,
+    prefix: Prefix,
+    slot_R: jax.Array,
+    requests: Requests,
+    stop_Z: jax.Array,
+) -> DecodeState:
+    if state is None:
+        state = _free_slots(network, shape, stop_Z)
+
+    def put(old: jax.Array, new: Any) -> jax.Array:
+        return old.at[slot_R].set(new)
+
+    return DecodeState(
+        position_N=put(state.position_N, prefix.length_R),
+        count_N=put(state.count_N, 0),
+        limit_N=put(state.limit_N, jnp.minimum(requests.limit_R, state.token_NT.shape[1])),
+        done_N=put(state.done_N, requests.limit_R < 1),
+        key_N=put(state.key_N, requests.key_R),
+        sampling=jax.tree.map(put, state.sampling, requests.sampling),
+        token_NT=put(state.token_NT, _filler(stop_Z)),
+        logits_NV=put(state.logits_NV, prefix.logits_RV),
+        seen_NV=put(state.seen_NV, prefix.seen_RV),
+        cache=network.insert_rows(state.cache, prefix.cache, slot_R),
+    )
+
+
+def _next(
+    network: DecoderNetwork, variables: Variables, s: DecodeState, stop_Z: jax.Array
+) -> tuple[DecodeState, jax.Array]:
+    """One token for each row that is not done; rows that are keep all that they have."""
+    active_N, row_N = ~s.done_N, jnp.arange(s.done_N.shape[0])
+    key_N = jax.vmap(jax.random.fold_in)(s.key_N, s.count_N)
+    drawn_N = sample_tokens(key_N, s.logits_NV, s.seen_NV, s.sampling, active_N)
+    token_N = jnp.where(active_N, drawn_N, _filler(stop_Z))
+    position_N = jnp.where(active_N, s.position_N, -1)
+    x_N1W, cache = network.extend(variables, token_N[:, None], position_N[:, None], s.cache)
+    count_N = s.count_N + active_N
+    ended_N = (token_N[:, None] == stop_Z).any(-1) | (count_N >= s.limit_N)
+    # Indices past the end are dropped: nothing is written for rows that are done.
+    at_N = jnp.where(active_N, s.count_N, s.token_NT.shape[1])
+    entry_N = jnp.where(active_N, token_N, s.seen_NV.shape[1])
+    after = s.replace(
+        position_N=s.position_N + active_N,
+        count_N=count_N,
+        done_N=s.done_N | ended_N,
+        token_NT=s.token_NT.at[row_N, at_N].set(token_N, mode="drop"),
+        logits_NV=network.vocab_logits(variables, x_N1W)[:, 0],
+        seen_NV=s.seen_NV.at[row_N, entry_N].set(True, mode="drop"),
+        cache=cache,
+    )
+    return after, jnp.where(active_N, token_N, NO_TOKEN)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _loop(model, variables, state, key_N, choice, stops_Z, upto):
-    n = key_N.shape[0]
-    filler = jnp.maximum(stops_Z[0], 0)
-
-    def going(s: DecodeState) -> jax.Array:
-        return (s.t < upto) & ~s.done_N.all()
-
-    def body(s: DecodeState) -> DecodeState:
-        key = jax.vmap(jax.random.fold_in, (0, None))(key_N, s.t)
-        token_N = jnp.where(s.done_N, filler, draw(key, s.logits_NV, s.seen_NV, choice))
-        x_N1W, cache = model.apply(
-            variables,
-            token_N[:, None],
-            (s.length_N + s.t)[:, None],
-            cache=s.cache,
-            method="hidden",
-        )
-        return s.replace(
-            t=s.t + 1,
-            done_N=s.done_N | (token_N[:, None] == stops_Z).any(-1),
-            out_NT=s.out_NT.at[:, s.t].set(token_N),
-            logits_NV=model.apply(variables, x_N1W, method="logits")[:, 0],
-            seen_NV=s.seen_NV.at[jnp.arange(n), token_N].set(True),
-            cache=cache,
-        )
-
-    return jax.lax.while_loop(going, body, state)
+def _step(
+    network: DecoderNetwork, variables: Variables, state: DecodeState, stop_Z: jax.Array
+) -> tuple[DecodeState, jax.Array]:
+    return _next(network, variables, state, stop_Z)
 
 
-def draw(
-    key_N: jax.Array, logits_NV: jax.Array, seen_NV: jax.Array, choice: SamplingParams
-) -> jax.Array:
-    """One token per row, int32; what is switched off costs nothing."""
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _advance(
+    network: DecoderNetwork,
+    variables: Variables,
+    state: DecodeState,
+    stop_Z: jax.Array,
+    steps: jax.Array,
+) -> DecodeState:
+    def unfinished(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
+        return (carry[0] < steps) & ~carry[1].done_N.all()
 
-    def penalise(logits):
-        r = choice.repetition_penalty
-        return jnp.where(seen_NV, jnp.where(logits > 0, logits / r, logits * r), logits)
+    def body(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
+        return carry[0] + 1, _next(network, variables, carry[1], stop_Z)[0]
 
-    logits_NV = jax.lax.cond(choice.repetition_penalty != 1, penalise, lambda x: x, logits_NV)
-
-    def drawn(logits):
-        logits = logits / choice.temperature
-        short = (choice.top_k > 0) | (choice.top_p < 1)
-        logits = jax.lax.cond(short, lambda x: truncate(x, choice), lambda x: x, logits)
-        floor = logits.max(-1, keepdims=True) + jnp.log(choice.min_p)
-        logits = jnp.where(logits >= floor, logits, -jnp.inf)
-        return jax.vmap(jax.random.categorical)(key_N, logits)
-
-    warm = choice.temperature > 0
-    token_N = jax.lax.cond(warm, drawn, lambda x: x.argmax(-1), logits_NV)
-    return token_N.astype(jnp.int32)
+    return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
 
 
-def truncate(logits_NV: jax.Array, choice: SamplingParams) -> jax.Array:
-    """−∞ for all but the top k and the nucleus of top p."""
-    descending_NV = -jnp.sort(-logits_NV, axis=-1)
-    vocab = logits_NV.shape[-1]
-    k = jnp.where(choice.top_k > 0, jnp.minimum(choice.top_k, vocab), vocab)
-    first_NV = jnp.arange(vocab) < k
-    # The nucleus is of what the top k leave. Keep a token while the probability of those before it
-    # is below top_p; the likeliest one always stays.
-    probability_NV = jax.nn.softmax(jnp.where(first_NV, descending_NV, -jnp.inf), -1)
-    before_NV = jnp.cumsum(probability_NV, -1) - probability_NV
-    kept_NV = first_NV & ((before_NV < choice.top_p) | (jnp.arange(vocab) == 0))
-    threshold_N1 = jnp.where(kept_NV, descending_NV, jnp.inf).min(-1, keepdims=True)
-    return jnp.where(logits_NV >= threshold_N1, logits_NV, -jnp.inf)
+@partial(jax.jit, donate_argnums=0)
+def _free(state: DecodeState, free_N: jax.Array) -> DecodeState:
+    return state.replace(done_N=state.done_N | free_N)

@@ -129,7 +129,7 @@ def import_model(source: str, workdir: str, base: str = "") -> None:
     create_workdir(workdir)
     writer = CheckpointWriter(workdir, keep=1)
     contents = {"config": config.raw, "spec": converted.spec.to_json()}
-    writer.save(0, state, {"preempted": False}, contents)
+    writer.save(0, state, {"asked": False}, contents)
     writer.wait()
     writer.close()
     write_config(workdir, config.raw)
@@ -162,16 +162,11 @@ def export_model(workdir: str, target: str, dtype: str | None = None) -> str:
         )
     form = EXPORTERS[kind]
     run, state, _ = restore(workdir)
-    sections = run.config.raw
-    if sections["model"]["name"] not in form.models:
+    name = run.config.raw["model"]["name"]
+    if name not in form.models or not isinstance(run.objective, form.capability):
         raise UserError(
-            f"cannot export {workdir} to {kind}: model.name={sections['model']['name']} has no"
-            f" equivalent there, only {' and '.join(form.models)}"
-        )
-    if not isinstance(run.objective, form.capability):
-        raise UserError(
-            f"cannot export {workdir} to {kind}: objective.name={sections['objective']['name']}"
-            " with this data has no equivalent there"
+            f"cannot export {workdir} to {kind}: its model.name is {name}, and only"
+            f" {', '.join(form.models)} has an equivalent there"
         )
     params = jax.device_get(state.sampling_params)
     form.write(path, run, params, workdir=workdir, dtype=dtype)

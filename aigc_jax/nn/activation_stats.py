@@ -1,4 +1,4 @@
-"""Finds non-finite activations of Flax modules."""
+"""Looking into a model while it computes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,14 +9,14 @@ from flax import linen as nn
 
 
 def nonfinite_modules(compute: Callable[[], Any]) -> list[str]:
-    """Runs `compute` without `jit`; returns modules with non-finite outputs, in call order.
+    """Runs `compute` step by step; the modules whose outputs are not finite, in order of time.
 
     Args:
-      compute: calls Flax modules.
+      compute: calls Flax modules outside `jit`.
     """
     found: list[str] = []
 
-    def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    def look(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         out = call(*args, **kwargs)
         if any(not is_finite(x) for x in jax.tree.leaves(out)):
             path = "/".join(context.module.path) or type(context.module).__name__
@@ -24,14 +24,14 @@ def nonfinite_modules(compute: Callable[[], Any]) -> list[str]:
             found.append(path + method)
         return out
 
-    with jax.disable_jit(), nn.intercept_methods(intercept):
+    with jax.disable_jit(), nn.intercept_methods(look):
         compute()
     return list(dict.fromkeys(found))
 
 
 def is_finite(x: Any) -> bool:
-    """Returns whether all numbers of an array are finite; True for tracers and non-arrays."""
-    if not isinstance(x, (jax.Array, np.ndarray)) or isinstance(x, jax.core.Tracer):
+    """Whether an array holds only finite numbers; what is no array, or still abstract, passes."""
+    if isinstance(x, jax.core.Tracer) or not hasattr(x, "dtype"):
         return True
     if not jax.numpy.issubdtype(x.dtype, jax.numpy.inexact):
         return True

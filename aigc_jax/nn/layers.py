@@ -1,11 +1,7 @@
-"""Layers that several networks share, with the logical axes of their parameters.
-
-Shapes: B batch, … any axes, C channels.
-"""
+"""Layers that several models share."""
 
 import dataclasses
 import zlib
-from typing import cast
 
 import flax.linen as nn
 import jax
@@ -20,24 +16,19 @@ from aigc_jax.ops.norm import layer_norm, rms_norm
 
 Initializer = nn.initializers.Initializer
 Axes = tuple[str | None, ...]  # logical axes of a parameter: see distributed/logical_axes.py
+partitioned = nn.with_logical_partitioning
 
-
-MAX_UNROLLED = 8  # most layers of a scan that are unrolled where that is faster
-
-
-def partitioned(init: Initializer, axes: Axes) -> Initializer:
-    """Returns an initialiser that boxes its array with logical axes; `self.param` unboxes it."""
-    return cast(Initializer, nn.with_logical_partitioning(init, axes))
+MAX_UNROLLED = 8  # layers that one turn of a loop may have where that is faster
 
 
 class Dropout(nn.Module):
-    """Dropout with one key per example, so that it does not depend on how a batch is split."""
+    """Dropout with one key per example, so that it does not depend on how a batch is cut."""
 
     rate: float
 
     @nn.compact
     def __call__(self, x_B: jax.Array, key_B: jax.Array | None) -> jax.Array:
-        """Drops out; the identity without keys, as in evaluation and sampling."""
+        """Without keys (evaluation, sampling) it is the identity."""
         if key_B is None or self.rate == 0:
             return x_B
         site = zlib.crc32("/".join(map(str, self.path)).encode()) & 0x7FFFFFFF
@@ -50,7 +41,7 @@ class Dropout(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """Low-rank adapter of a frozen kernel (Hu et al. 2021): y += x a b · alpha / rank."""
+    """A low-rank change beside a frozen kernel (Hu et al. 2021): y += x a b · alpha / rank."""
 
     rank: int
     alpha: float
@@ -88,9 +79,9 @@ class Dense(nn.Module):
 
 
 class Linear(Dense):
-    """Dense layer with an optional low-rank adapter.
+    """A dense layer and, where there is one, a low-rank change of it.
 
-    The adapter's factors are the collection "lora", so that the kernel can stay frozen.
+    The change's factors are the collection "lora", so that the kernel can stay frozen.
     """
 
     use_bias: bool = False
@@ -110,7 +101,7 @@ class Linear(Dense):
         return y + (x @ a.astype(self.dtype)) @ b.astype(self.dtype) * (self.lora.alpha / rank)
 
     def _uniform(self, shape: tuple[int, int]) -> jax.Array:
-        limit = shape[0] ** -0.5  # a is random and b zero: the adapter begins as the identity
+        limit = shape[0] ** -0.5  # a is random and b is zero: the change begins as none
         return jax.random.uniform(self.make_rng("params"), shape, minval=-limit, maxval=limit)
 
 
@@ -158,7 +149,7 @@ class Bias(nn.Module):
 
 
 class Norm(nn.Module):
-    """RMS norm (Zhang & Sennrich 2019) or layer norm over the last axis, computed in float32.
+    """RMS norm (Zhang & Sennrich 2019) or layer norm over the last axis, in float32.
 
     Attributes:
       kind: "rmsnorm" or "layernorm".
@@ -178,7 +169,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape, scale = x.shape[-1:], jnp.float32(1)
+        shape, scale = x.shape[-1:], 1.0
         if self.learned:
             start = nn.initializers.zeros if self.offset else nn.initializers.ones
             scale = self.param("scale", partitioned(start, ("norm",)), shape) + float(self.offset)
@@ -189,10 +180,10 @@ class Norm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group norm with a learned scale and bias, computed in float32.
+    """Group norm with a learned scale and bias, in float32.
 
     Attributes:
-      groups: number of groups of neighbouring channels.
+      groups: of neighbouring channels.
       eps: added to the variance.
       dtype: of the result.
     """
@@ -250,16 +241,16 @@ class Residual(nn.Module):
 def group_norm(
     channels: int, dtype: jnp.dtype, name: str | None = None, groups: int = 0, eps: float = 1e-5
 ) -> GroupNorm:
-    """Returns a group norm; 0 groups: up to 32 of at least 4 channels that divide the channels."""
+    """Group norm; 0 groups: up to 32 of at least 4 channels, which divide the channels."""
     if not groups:
         groups = next(g for g in range(min(32, max(channels // 4, 1)), 0, -1) if channels % g == 0)
     return GroupNorm(groups, eps, dtype, name=name)
 
 
 def scan_unroll(given: int, layers: int) -> int:
-    """Returns how many layers of a scan to unroll: `given`, or by platform if that is 0.
+    """How many layers one turn of the loop over layers has: what is given, or by platform.
 
-    On a CPU the gradients of stacked parameters are slower when all layers are unrolled.
+    A CPU's compiler does worse with the gradients of stacked parameters when all are unrolled.
     """
     if given or dispatch.implementation("layers") == "rolled":
         return given or 1
@@ -269,11 +260,11 @@ def scan_unroll(given: int, layers: int) -> int:
 def time_embedding(
     time_B: jax.Array, size: int, *, shift: float = 0.0, sin_first: bool = False
 ) -> jax.Array:
-    """Returns cosines and sines of times at geometric frequencies, (B, size) float32.
+    """Cosines and sines of times at geometric frequencies, (B, size) float32.
 
     Args:
-      time_B: between 0 and 1000.
-      size: number of features; an odd one is padded with a zero.
+      time_B: in units of 0…1000.
+      size: an odd one ends with a zero.
       shift: frequency i is 10,000^(−i / (size / 2 − shift)).
       sin_first: sines before cosines.
     """
@@ -285,7 +276,7 @@ def time_embedding(
 
 
 def label_one_hot(label_B: jax.Array | None, batch: int, num_classes: int) -> jax.Array:
-    """Returns (B, num_classes) float32; all zero for "no class", a label outside the range."""
+    """(B, num_classes) float32; all zero for a label outside the range, which means "none"."""
     if label_B is None:
         return jnp.zeros((batch, num_classes))
     return jax.nn.one_hot(label_B, num_classes)

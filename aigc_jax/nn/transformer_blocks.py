@@ -1,9 +1,10 @@
-"""A transformer's block: attention, then a perceptron, each beside a residual path.
+"""A transformer's block: attention, then an MLP, each beside a residual path.
 
 Shapes: B batch, T tokens, S cache slots, H query heads, K key heads, D head size, W width, L
 layers.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -19,42 +20,63 @@ from aigc_jax.ops.attention import attention
 from aigc_jax.ops.attention_mask import AttentionMask
 from aigc_jax.ops.rope import rotary_frequencies, rotate
 
-# "k", "v" (L, B, K, S, D); "position" (B, S), −1: empty; the inputs of short convolutions
-# "attention_conv", "mlp_conv" (L, B, conv_width − 1, W), if there are any.
-Cache = dict[str, jax.Array]
+Cache = dict[str, jax.Array]  # of all layers: see families/lm/kv_cache.py
 
 
 @flax.struct.dataclass
 class AttentionContext:
-    """Positions, segments and cache slots of the tokens; the same for every layer.
+    """What attention needs to know of the tokens; the same for every layer.
 
     Attributes:
-      query_BT: positions of the tokens; −1: padding.
-      key_BS: positions of what they may attend to: themselves, or the cache's slots.
-      segments: segment ids of the tokens (B, T) and of the keys (B, S); None: one segment.
-      slot_BT: the cache's slots for the tokens; S for padding, which is not kept.
-      key_B: dropout keys; none: no dropout.
-      contiguous: see `AttentionMask`.
+      position_BT: positions of the tokens, the queries; −1: padding.
+      key_position_BS: positions of the keys: the tokens themselves, or the cache's slots.
+      segment_ids: documents of queries (B, T) and keys (B, S); None: one document.
+      slot_BT: the cache's slots for the tokens; S for padding, which is not kept; None: no cache.
+      dropout_key_B: dropout keys; None: no dropout.
+      contiguous: whether the keys are the tokens themselves, one document after another, in each of
+        which positions count up; see `AttentionMask`.
     """
 
-    query_BT: jax.Array
-    key_BS: jax.Array
-    segments: tuple[jax.Array, jax.Array] | None
+    position_BT: jax.Array
+    key_position_BS: jax.Array
+    segment_ids: tuple[jax.Array, jax.Array] | None
     slot_BT: jax.Array | None
-    key_B: jax.Array | None
+    dropout_key_B: jax.Array | None
     contiguous: bool = flax.struct.field(pytree_node=False, default=False)
 
     def mask(self, c: TransformerConfig, window: jax.Array) -> AttentionMask:
-        """Returns the mask of a layer whose tokens attend to `window` positions; 0: all."""
+        """The mask of a layer.
+
+        Args:
+          c: sizes and choices.
+          window: positions that a token attends to, itself included; 0: all. It is not used if all
+            layers have the same, which is static then.
+        """
         same = c.common_window
         span = dict(dynamic_window=window) if same is None else dict(window=same)
         return AttentionMask(
-            self.query_BT, self.key_BS, self.segments, c.causal, contiguous=self.contiguous, **span
+            self.position_BT,
+            self.key_position_BS,
+            self.segment_ids,
+            c.causal,
+            contiguous=self.contiguous,
+            **span,
         )
 
 
-def linear(c: TransformerConfig, dtype: jnp.dtype, target: str, features: int, bias: bool, **kw):
-    """A projection, with a low-rank change if the config names it."""
+def linear(
+    c: TransformerConfig, dtype: jnp.dtype, target: str, features: int, bias: bool, **kw: Any
+) -> Linear:
+    """A projection, with a low-rank adapter if the config has one for this target.
+
+    Args:
+      c: sizes and choices.
+      dtype: of the computation.
+      target: "query", "in" and so on (`PROJECTIONS`), "head" or "vocabulary".
+      features: outputs.
+      bias: whether there is one.
+      **kw: further attributes of `Linear`.
+    """
     std, last = c.init_std, target in ("out", "down")
     init = nn.initializers.normal(std) if std else nn.initializers.lecun_normal()
     if last:  # GPT-2's rule: the sum of 2L branches keeps its size
@@ -69,25 +91,30 @@ def linear(c: TransformerConfig, dtype: jnp.dtype, target: str, features: int, b
 
 
 def norm(c: TransformerConfig, dtype: jnp.dtype, **kw: Any) -> Norm:
+    """The config's norm."""
     return Norm(c.norm, c.norm_eps, c.norm_bias, c.norm_offset, dtype, c.norm_scale, **kw)
 
 
 class ShortConv(nn.Module):
-    """Adds to each token's vector those of the tokens before it, weighted channel by channel.
+    """Causal depthwise convolution beside a residual path; the kernel begins at zero.
 
-    A causal depthwise convolution beside a residual path, which begins as nothing.
+    Attributes:
+      width: tokens of the kernel, the current one included.
     """
 
-    width: int  # tokens, its own included
+    width: int
 
     @nn.compact
-    def __call__(self, x_BTW: jax.Array, position_BT: jax.Array, before: jax.Array | None):
-        """The mixed vectors, and the last inputs (B, width − 1, W) for the next call.
+    def __call__(
+        self, x_BTW: jax.Array, position_BT: jax.Array, before: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The outputs, and the last inputs (B, width − 1, W) for the next call.
 
         Args:
-          x_BTW: the inputs; padding only at the end of a row.
-          position_BT: positions; a token has as many before it in its document. −1: padding.
-          before: the inputs of the tokens before; none: there are none.
+          x_BTW: inputs; padding only at the end of a row.
+          position_BT: positions within a document, which limit how far back the kernel reaches;
+            −1: padding.
+          before: inputs of the last tokens before these; None: there are none.
         """
         batch, length, features = x_BTW.shape
         shape = (self.width, features)
@@ -107,15 +134,33 @@ class ShortConv(nn.Module):
 
 
 class Attention(nn.Module):
+    """Grouped-query self-attention, with rotary positions if the config has them."""
+
     config: TransformerConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BTW, context: AttentionContext, layer, window, kv):
-        c, key_B = self.config, context.key_B
+    def __call__(
+        self,
+        x_BTW: jax.Array,
+        context: AttentionContext,
+        layer: jax.Array | int,
+        window: jax.Array,
+        kv: Cache | None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """The outputs (B, T, W), and the cache with the tokens' keys and values in it.
+
+        Args:
+          x_BTW: inputs.
+          context: of the tokens.
+          layer: index of this layer in `kv`.
+          window: see `AttentionContext.mask`.
+          kv: the cache of all layers; None: no cache.
+        """
+        c, key_B = self.config, context.dropout_key_B
         batch, length = x_BTW.shape[:2]
 
-        def project(name, heads, axis):
+        def project(name: str, heads: int, axis: str) -> jax.Array:
             axes = dict(kernel_axes=("embed", axis), bias_axes=(axis,))
             dense = linear(c, self.dtype, name, heads * c.head_size, c.qkv_bias, name=name, **axes)
             return dense(x_BTW, key_B).reshape(batch, length, heads, c.head_size)
@@ -137,13 +182,13 @@ class Attention(nn.Module):
                 beta_fast=c.rope_beta_fast,
                 beta_slow=c.rope_beta_slow,
             )
-            q = rotate(q, context.query_BT, frequencies, scale)
-            k = rotate(k, context.query_BT, frequencies, scale)
-        # Each device has queries of its part of the text, and the keys and values of all of it.
+            q = rotate(q, context.position_BT, frequencies, scale)
+            k = rotate(k, context.position_BT, frequencies, scale)
+        # Sequence parallelism shards queries; keys and values are gathered.
         q = with_logical_constraint(q, "batch", "length", "heads", None)
         k, v = (with_logical_constraint(y, "batch", None, "kv", None) for y in (k, v))
         if kv is not None:
-            # Into the cache of all layers, in place: nothing but the new keys is written.
+            # Written into the cache of all layers in place: only the new keys move.
             at = (layer, jnp.arange(batch)[:, None], slice(None), context.slot_BT)
             kv |= {
                 name: kv[name].at[at].set(new.astype(kv[name].dtype), mode="drop")
@@ -165,18 +210,22 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """Two dense layers, or a gated linear unit (Shazeer 2020)."""
+
     config: TransformerConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BTW, key_B):
+    def __call__(self, x_BTW: jax.Array, key_B: jax.Array | None) -> jax.Array:
         c, act = self.config, ACTIVATIONS[self.config.activation]
 
-        def project(target, features, name, kernel_axes, **kw):
+        def project(
+            target: str, features: int, name: str, kernel_axes: tuple[str, str], **kw: Any
+        ) -> Linear:
             kw |= dict(kernel_axes=kernel_axes, name=name)
             return linear(c, self.dtype, target, features, c.mlp_bias, **kw)
 
-        def expand(name):
+        def expand(name: str) -> Linear:
             return project(name, c.hidden, name, ("embed", "mlp"), bias_axes=("mlp",))
 
         y = expand("in")(x_BTW, key_B)
@@ -192,46 +241,57 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, carry, each, context: AttentionContext):
-        """One layer of the loop.
+    def __call__(
+        self,
+        carry: tuple[jax.Array, Cache | None],
+        each: tuple[jax.Array | int, jax.Array],
+        context: AttentionContext,
+    ) -> tuple[tuple[jax.Array, Cache | None], None]:
+        """One layer, as the body of a scan.
 
         Args:
-          carry: x_BTW, and the keys and values of all layers or none.
-          each: the layer's number, and how many positions it sees.
-          context: positions, segments and cache slots of the tokens.
+          carry: x_BTW, and the cache of all layers or None.
+          each: the layer's index in that cache, and its attention window (0: none).
+          context: of the tokens.
         """
         c, (x_BTW, kv), (layer, window) = self.config, carry, each
-        if context.key_B is not None:  # every layer drops its own
-            keys = jax.vmap(jax.random.fold_in, (0, None))(context.key_B, layer)
-            context = context.replace(key_B=keys)
+        if context.dropout_key_B is not None:  # every layer drops its own
+            key_B = jax.vmap(jax.random.fold_in, (0, None))(context.dropout_key_B, layer)
+            context = context.replace(dropout_key_B=key_B)
 
-        def beside(x, name, branch):
-            """The residual path of a branch, with the norms where the config has them."""
+        def residual(
+            x: jax.Array, name: str, branch: Callable[[jax.Array], jax.Array]
+        ) -> jax.Array:
+            """x + branch(x), with the norms where the config has them."""
             post = c.norm_position == "post"
             y = x if post else norm(c, self.dtype, name=f"{name}_norm")(x)
             if c.conv_width > 1:
-                y = mix(name, y)
+                y = convolve(name, y)
             y = branch(y)
             if c.norm_position == "both":
                 y = norm(c, self.dtype, name=f"{name}_out_norm")(y)
-            y = Dropout(c.dropout, name=f"{name}_dropout")(y, context.key_B) * c.residual_scale
+            y = Dropout(c.dropout, name=f"{name}_dropout")(y, context.dropout_key_B)
+            y = y * c.residual_scale
             return norm(c, self.dtype, name=f"{name}_norm")(x + y) if post else x + y
 
-        def mix(name, y):
+        def convolve(name: str, y: jax.Array) -> jax.Array:
             nonlocal kv
-            held, at = f"{name}_conv", context.query_BT
-            before = None if kv is None else kv[held][layer]
-            y, last = ShortConv(c.conv_width, name=held)(y, at, before)
+            entry = f"{name}_conv"
+            before = None if kv is None else kv[entry][layer]
+            y, last = ShortConv(c.conv_width, name=entry)(y, context.position_BT, before)
             if kv is not None:
-                kv = kv | {held: kv[held].at[layer].set(last.astype(kv[held].dtype))}
+                kv = kv | {entry: kv[entry].at[layer].set(last.astype(kv[entry].dtype))}
             return y
 
-        def attend(y):
+        def attend(y: jax.Array) -> jax.Array:
             nonlocal kv
             y, kv = Attention(c, self.dtype, name="attention")(y, context, layer, window, kv)
             return y
 
-        x_BTW = beside(x_BTW, "attention", attend)
-        x_BTW = beside(x_BTW, "mlp", lambda y: MLP(c, self.dtype, name="mlp")(y, context.key_B))
+        def transform(y: jax.Array) -> jax.Array:
+            return MLP(c, self.dtype, name="mlp")(y, context.dropout_key_B)
+
+        x_BTW = residual(x_BTW, "attention", attend)
+        x_BTW = residual(x_BTW, "mlp", transform)
         x_BTW = with_logical_constraint(x_BTW, "batch", "length", None)
         return (x_BTW, kv), None

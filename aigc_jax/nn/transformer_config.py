@@ -1,4 +1,4 @@
-"""What a transformer can be: GPT-2, Llama, Qwen, Mistral, Gemma, BERT and others by config."""
+"""Configuration of transformers: GPT-2, Llama, Qwen, Mistral, Gemma, BERT and others."""
 
 import dataclasses
 from typing import Any
@@ -19,11 +19,10 @@ class TransformerConfig:
     kv_heads: int = option(0, low=0)  # heads of keys and values; 0: as many as heads
     head_dim: int = option(0, low=0, init_compatible=True)  # 0: width / heads
     mlp_width: int = option(0, low=0)  # 0: 4 · width
-    context: int = option(
-        0, low=0, init_compatible=True
-    )  # tokens of the longest text; 0: data.seq_len
+    # Tokens of the longest text; 0: data.seq_len.
+    context: int = option(0, low=0, init_compatible=True)
     vocab_size: int = option(0, low=0, init_compatible=True)  # 0: the tokenizer's
-    causal: bool = True  # False: every token sees the whole text, as masked language models need
+    causal: bool = True  # False: bidirectional attention, as masked language models need
 
     positions: str = option("rotary", choices=("rotary", "learned", "none"))
     rope_theta: float = option(10_000.0, low=1.0)
@@ -48,8 +47,7 @@ class TransformerConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
-    # Each branch reads its input and the ones of so many tokens in all, mixed channel by channel
-    # (short convolutions, Allen-Zhu 2025); 1: its own only.
+    # Kernel width in tokens of the short convolution before each branch (Allen-Zhu 2025); 1: none.
     conv_width: int = option(1, low=1)
     sliding_window: int = option(0, low=0)  # positions a token attends to, itself included; 0: all
     full_attention_every: int = option(0, low=0)  # every nth layer has no window; 0: none
@@ -66,7 +64,7 @@ class TransformerConfig:
 
     init_std: float = option(0.0, low=0.0, init_compatible=True)  # of kernels; 0: 1/√inputs
     embedding_std: float = option(0.0, low=0.0, init_compatible=True)  # 0: init_std, or 0.02
-    # Blocks begin by adding nothing, and an output of its own weights by finding all alike likely.
+    # Output projections of blocks, and of an untied head, begin at zero.
     zero_init: bool = option(True, init_compatible=True)
     dropout: float = option(0.0, low=0.0, high=0.99, init_compatible=True)
 
@@ -75,11 +73,11 @@ class TransformerConfig:
     lora_targets: tuple[str, ...] = option(("query", "value"), choices=(), init_compatible=True)
     lora_dropout: float = option(0.0, low=0.0, high=0.99, init_compatible=True)
 
-    # What the forward pass keeps for the backward one: all, each layer's input, or that and the
-    # results of its matrix products.
+    # Rematerialisation. none: all activations are saved; full: each layer's input only; dots: that
+    # and the results of matrix products.
     remat: str = option("none", choices=("none", "full", "dots"), resumable=True)
-    # Layers in one turn of the loop over layers: more compile longer. 0: by the platform, see
-    # ops/platform.py.
+    # Layers per iteration of the scan over layers: more compile longer. 0: by platform, see
+    # ops/dispatch.py.
     scan_unroll: int = option(0, low=0, resumable=True)
 
     def __post_init__(self):
@@ -90,7 +88,7 @@ class TransformerConfig:
             )
         if self.positions == "rotary" and self.head_size % 2:
             raise UserError(
-                f"a head of {self.head_size} is odd, but rotary positions turn pairs: change"
+                f"rotary positions need an even head size, but it is {self.head_size}: change"
                 " model.width, model.heads or model.head_dim"
             )
         if self.heads % self.key_heads:
@@ -118,7 +116,7 @@ class TransformerConfig:
         return self.head_dim or self.width // self.heads
 
     def length_of(self, spec: Any) -> int:
-        """Tokens that are read at once."""
+        """Tokens per example of a data spec."""
         return spec.seq_len
 
     @property
@@ -132,14 +130,14 @@ class TransformerConfig:
         return self.positions == "learned"
 
     def windows(self) -> list[int]:
-        """How many positions each layer sees; 0: all."""
+        """The attention window of each layer in positions; 0: none."""
         every = self.full_attention_every
         return [
             0 if every and (i + 1) % every == 0 else self.sliding_window for i in range(self.layers)
         ]
 
-    def seen(self, length: int) -> float:
-        """Of all pairs of so many tokens, the share that see each other, on average over layers."""
+    def attended_share(self, length: int) -> float:
+        """The share of the length² pairs of tokens that attend to each other; mean over layers."""
         before = np.arange(length)
         after = 0 if self.causal else before[::-1]
         reach = [(window or length) - 1 for window in self.windows()]
@@ -148,6 +146,6 @@ class TransformerConfig:
 
     @property
     def common_window(self) -> int | None:
-        """What all layers see; None if they differ."""
+        """The window of all layers; None if they differ."""
         windows = set(self.windows())
         return windows.pop() if len(windows) == 1 else None

@@ -1,7 +1,7 @@
-"""Activation functions by name, with custom derivatives.
+"""Activations by name, with their slopes written out.
 
-Automatic differentiation would save several intermediate results of the forward pass; these save
-the input alone.
+The slope of a plain form keeps intermediate results of the forward pass for the backward one; these
+keep the input alone.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Function = Callable[[jax.Array], jax.Array]
 
 
 def with_derivative(plain: Function, slope: Function) -> Function:
-    """Returns `plain` with the derivative `slope`, which is computed in float32."""
+    """`plain`, whose derivative is `slope`, computed in float32."""
 
     @jax.custom_jvp
     def custom(x: jax.Array) -> jax.Array:

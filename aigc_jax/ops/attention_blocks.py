@@ -1,4 +1,4 @@
-"""Attention for CPUs without materialising T × S logits: blocks whose logits fit the caches.
+"""Attention without all T × S logits at once, for a CPU: parts whose logits stay in its caches.
 
 Shapes: B batch, T queries (t of a block), S keys (s that a block may see), H query heads, K key
 heads (H = K · G), D head size.
@@ -15,14 +15,15 @@ import jax.numpy as jnp
 from aigc_jax.distributed import logical_axes
 from aigc_jax.ops.attention_mask import AttentionMask
 
-MASKED = -1e30  # finite, so that rows without a visible key give numbers instead of NaN
-# Most logits of a part; the backward pass has four arrays of that size.
+MASKED = -1e30  # finite: a query that sees nothing gets numbers, not NaN
+# Logits of a part at most, where examples and blocks of queries can be made fewer; the backward
+# pass has four arrays of their size.
 FORWARD, BACKWARD = 1 << 20, 1 << 18
-BLOCK, BLOCKS = 64, 8  # least queries of a block, and blocks of a causal row
-# Below this head size computing the weights twice, by queries and by keys, costs less than
-# transposing them.
+BLOCK, BLOCKS = 64, 8  # queries of a block at least, and blocks of a row that looks back
+# Below this head size it costs less to compute the weights twice, by queries and by keys, than to
+# transpose them.
 SMALL_HEAD = 48
-FLOAT32: dict[str, Any] = dict(preferred_element_type=jnp.float32)
+FLOAT32 = dict(preferred_element_type=jnp.float32)
 
 
 def blockwise_attention(
@@ -32,10 +33,10 @@ def blockwise_attention(
     mask: AttentionMask | None,
     scale: float,
 ) -> jax.Array:
-    """Computes attention for a part of the batch and a block of queries at a time.
+    """Some examples after others, and some queries of theirs, against the keys that they may see.
 
-    The backward pass does the same, and recomputes the weights from each query's log Σ exp(logits)
-    (Dao et al. 2022).
+    So does the backward pass, which computes the weights again from each query's
+    log Σ exp(logits) (Dao et al. 2022).
     """
     b, t, h, d = q_BTHD.shape
     k = k_BSKD.shape[2]
@@ -50,7 +51,7 @@ def _blockwise(q_BKGTD, k_BKSD, v_BKSD, mask):
 
 
 def _forward(q, k, v, mask):
-    y, end = _map_batch(_forward_part, FORWARD, mask, q, k, v)
+    y, end = _in_turn(_forward_some, FORWARD, mask, q, k, v)
     return y, (q, k, v, mask, y, end)
 
 
@@ -58,7 +59,7 @@ def _backward(kept, grad):
     q, k, v, mask, y, end = kept
     # The softmax: dlogits = weights · (dweights − Σ weights · dweights); the sum is grad · y.
     inner = (grad.astype(jnp.float32) * y.astype(jnp.float32)).sum(-1, keepdims=True)
-    parts = _map_batch(_backward_part, BACKWARD, mask, q, k, v, end, inner, grad)
+    parts = _in_turn(_backward_some, BACKWARD, mask, q, k, v, end, inner, grad)
     return *parts, None
 
 
@@ -68,12 +69,10 @@ _blockwise.defvjp(_forward, _backward)
 def _blocks(
     q: jax.Array, k: jax.Array, mask: AttentionMask | None, most: int
 ) -> list[tuple[slice, slice]]:
-    """Returns slices of the queries of each block and of the keys that they may attend to."""
+    """The queries of each block of `most` logits an example, and the keys that they may see."""
     heads, queries, keys = math.prod(q.shape[1:3]), q.shape[3], k.shape[2]
     if mask is not None and mask.contiguous and mask.causal:
-        size = (
-            -(-queries // (BLOCKS * BLOCK)) * BLOCK
-        )  # small, to skip keys that are masked for a whole block
+        size = -(-queries // (BLOCKS * BLOCK)) * BLOCK  # small: what they do not see is left out
     else:
         size = most // (heads * keys) // BLOCK * BLOCK
     size = max(BLOCK, size)
@@ -85,12 +84,12 @@ def _blocks(
     return blocks
 
 
-def _map_batch(
+def _in_turn(
     function: Callable[..., Any], most: int, mask: AttentionMask | None, *arrays: jax.Array
 ) -> Any:
-    """Runs `function(blocks, mask, *arrays)` on parts of the batch with at most `most` logits.
+    """`function(blocks, mask, *arrays)`, with as many examples at once as have `most` logits.
 
-    The compiler shards a batch, but not a loop over it: on several devices there is one part.
+    The compiler splits a batch among devices, but not a loop over it: with several it is one part.
     """
     q, k = arrays[:2]
     batch, blocks = len(q), _blocks(q, k, mask, most)
@@ -107,15 +106,15 @@ def _map_batch(
 
     def part(some: tuple[list[jax.Array], tuple[jax.Array, ...]]) -> Any:
         each = dict(zip(own, some[0], strict=True))
-        sliced = [each.get(i, leaf) for i, leaf in enumerate(leaves)]
-        return function(blocks, jax.tree.unflatten(form, sliced), *some[1])
+        told = [each.get(i, leaf) for i, leaf in enumerate(leaves)]
+        return function(blocks, jax.tree.unflatten(form, told), *some[1])
 
     given = ([leaves[i] for i in own], arrays)
     parts = jax.tree.map(lambda x: x.reshape(batch // size, size, *x.shape[1:]), given)
     return jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), jax.lax.map(part, parts))
 
 
-def _forward_part(blocks, mask, q, k, v):
+def _forward_some(blocks, mask, q, k, v):
     parts, ends = [], []
     for t, s in blocks:
         logits = _logits(q[:, :, :, t], k[:, :, s], mask, t, s)
@@ -128,7 +127,7 @@ def _forward_part(blocks, mask, q, k, v):
     return jnp.concatenate(parts, 3), jnp.concatenate(ends, 3)
 
 
-def _backward_part(blocks, mask, q, k, v, end, inner, grad):
+def _backward_some(blocks, mask, q, k, v, end, inner, grad):
     dq, dk, dv = [], jnp.zeros_like(k, jnp.float32), jnp.zeros_like(v, jnp.float32)
     for t, s in blocks:
         row = tuple(x[:, :, :, t] for x in (q, grad, end, inner))
@@ -139,7 +138,7 @@ def _backward_part(blocks, mask, q, k, v, end, inner, grad):
         dq.append(jnp.einsum("bkgts,bksd->bkgtd", dlogits.astype(q.dtype), some_k))
         axes = "bkgts"
         if q.shape[-1] < SMALL_HEAD:
-            weights, dlogits = _slopes_by_keys(row, (some_k, some_v), mask, t, s)
+            weights, dlogits = _slopes_by_keys(*row, some_k, some_v, mask, t, s)
             axes = "bksgt"
         add = functools.partial(jnp.einsum, f"{axes},bkgtd->bksd", **FLOAT32)
         dk = dk.at[:, :, s].add(add(dlogits.astype(q.dtype), row[0]))
@@ -148,25 +147,24 @@ def _backward_part(blocks, mask, q, k, v, end, inner, grad):
 
 
 def _slopes(logits, dweights, end, inner):
-    """Returns the weights and the gradients of their logits."""
+    """The weights, and the slopes of their logits."""
     weights = jnp.exp(logits - end)
     return weights, weights * (dweights - inner)
 
 
-def _slopes_by_keys(row, keys, mask, t, s):
-    """Recomputes `_slopes` with one row per key: (B, K, s, G, t)."""
-    (q, grad, end, inner), (k, v) = row, keys
-    order = (0, 1, 4, 2, 3)  # (B, K, G, t, 1) → (B, K, 1, G, t)
+def _slopes_by_keys(q, grad, end, inner, k, v, mask, t, s):
+    """`_slopes` anew, with a row for each key: (B, K, s, G, t)."""
+    lie = (0, 1, 4, 2, 3)  # (B, K, G, t, 1) → (B, K, 1, G, t)
     logits = jnp.einsum("bksd,bkgtd->bksgt", k, q, **FLOAT32)
     if mask is not None:
-        allowed = mask.dense(t, s).swapaxes(1, 2)[:, None, :, None]
-        logits = jnp.where(allowed, logits, MASKED)
+        seen = mask.dense(t, s).swapaxes(1, 2)[:, None, :, None]
+        logits = jnp.where(seen, logits, MASKED)
     dweights = jnp.einsum("bksd,bkgtd->bksgt", v, grad, **FLOAT32)
-    return _slopes(logits, dweights, end.transpose(order), inner.transpose(order))
+    return _slopes(logits, dweights, end.transpose(lie), inner.transpose(lie))
 
 
 def _logits(q_BKGtD: jax.Array, k_BKsD: jax.Array, mask: AttentionMask | None, t: slice, s: slice):
-    """Returns masked logits (B, K, G, t, s), float32, of a block of queries and keys."""
+    """(B, K, G, t, s) float32 of some queries and keys."""
     logits = jnp.einsum("bkgtd,bksd->bkgts", q_BKGtD, k_BKsD, **FLOAT32)
     if mask is None:
         return logits

@@ -97,8 +97,7 @@ def splash_attention(
         return jax.vmap(kernel)(q, k, v, *_segment_ids(segments)).swapaxes(1, 2)
 
     segments = () if mask is None else mask.segments or ()
-    axes: logical_axes.Axes = ("batch", None, "heads", None)
-    keys: logical_axes.Axes = ("batch", None, "kv", None)
+    axes, keys = ("batch", None, "heads", None), ("batch", None, "kv", None)
     given = [(q_BTHD, axes), (k_BSKD, keys), (v_BSKD, keys)]
     given += [(x, ("batch", None)) for x in segments]
     return logical_axes.shard_map_over(part, given, axes).astype(v_BSKD.dtype)
@@ -117,7 +116,7 @@ def _splash_kernel(
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
     if mask is None or not (mask.causal or mask.window):
-        kernel_mask: Any = library.FullMask((t, s))
+        kernel_mask = library.FullMask((t, s))
     elif mask.window:
         kernel_mask = library.LocalMask(
             (t, s), (mask.window - 1, 0 if mask.causal else mask.window - 1), 0
@@ -126,10 +125,10 @@ def _splash_kernel(
         kernel_mask = library.CausalMask((t, s))
     size = next(n for n in (512, 256, LANES) if t % n == 0 and s % n == 0)
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
-    blocks: dict[str, Any] = {f"block_{name}": size for name in names}
+    sizes = library.BlockSizes(**{f"block_{name}": size for name in names})
     return library.make_splash_mha(
         library.MultiHeadMask([kernel_mask] * heads),
-        block_sizes=library.BlockSizes(**blocks),
+        block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,

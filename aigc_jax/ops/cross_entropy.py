@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary without materialising all logits of a batch.
+"""Cross-entropy over a vocabulary, without all logits of a batch in memory at once.
 
 Shapes: B batch, T tokens, W width, V vocabulary.
 """
@@ -12,20 +12,20 @@ import jax.numpy as jnp
 from aigc_jax.distributed.logical_axes import num_shards
 from aigc_jax.ops import dispatch
 
-# Most float32 logits in a device's memory at once. 64 MiB are fastest on a CPU. Elsewhere 512 MiB:
-# where the vocabulary's matrix is sharded, every chunk gathers it again.
+# float32 logits that may be in a device's memory at once. 64 MiB of them come and go fastest on a
+# CPU. Elsewhere 512 MiB: where the vocabulary's matrix is shared out, each piece gathers it anew.
 LOGITS = {"small_chunks": 1 << 24, "reference": 1 << 27}
 
 
 @flax.struct.dataclass
 class TokenLosses:
-    """Per-token losses and accuracy; each (B, T) float32.
+    """What a batch's logits say of its targets; each (B, T) float32.
 
     Attributes:
       nats: −log p(target).
       log_z: log Σ exp(logits), for the z-loss.
       smooth: the mean of −log p over the vocabulary, for label smoothing.
-      correct: 1 where the target is the most likely token, else 0.
+      correct: whether the target is the likeliest token.
     """
 
     nats: jax.Array
@@ -41,40 +41,41 @@ def cross_entropy(
     vocab_size: int,
     limit: int = 0,
 ) -> TokenLosses:
-    """Computes exact losses of the targets, a chunk of the sequence at a time.
+    """The likelihood of the targets, exact, a piece of the sequence at a time.
 
-    The logits of a chunk are recomputed in the backward pass. The batch is not split, and a chunk
-    has tokens from all over the sequence, so that the sharding of both is kept.
+    Each piece's logits are computed, used and forgotten; the backward pass computes them again. The
+    batch is not cut, and a piece has tokens from all over the sequence, so that both stay spread
+    over the devices.
 
     Args:
       head: (B, t, W) → logits (B, t, V).
-      x_BTW: input of the head.
+      x_BTW: what the head reads.
       target_BT: int32 tokens.
       vocab_size: V.
-      limit: most logits in a device's memory at once; 0: by platform.
+      limit: logits that may be in a device's memory at once; 0: as many as the platform likes.
     """
     limit = limit or LOGITS[dispatch.implementation("cross_entropy")]
     b, t = target_BT.shape
-    chunks = min(-(-b * t * vocab_size // (limit * num_shards("batch", "length", "vocab"))), t)
+    pieces = min(-(-b * t * vocab_size // (limit * num_shards("batch", "length", "vocab"))), t)
 
-    def losses(x: jax.Array, target: jax.Array) -> TokenLosses:
+    def likelihood(x: jax.Array, target: jax.Array) -> TokenLosses:
         logits = head(x).astype(jnp.float32)
         log_z = jax.nn.logsumexp(logits, -1)
         picked = jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
         correct = (logits.argmax(-1) == target).astype(jnp.float32)
         return TokenLosses(log_z - picked, log_z, log_z - logits.mean(-1), correct)
 
-    if chunks <= 1:
-        return losses(x_BTW, target_BT)
-    size = -(-t // chunks)
-    padding = size * chunks - t
+    if pieces <= 1:
+        return likelihood(x_BTW, target_BT)
+    size = -(-t // pieces)
+    padding = size * pieces - t
 
-    def split(x: jax.Array) -> jax.Array:  # (B, T, …) → (chunks, B, size, …)
+    def cut(x: jax.Array) -> jax.Array:  # (B, T, …) → (pieces, B, size, …)
         x = jnp.pad(x, ((0, 0), (0, padding), *[(0, 0)] * (x.ndim - 2)))
-        return jnp.moveaxis(x.reshape(b, size, chunks, *x.shape[2:]), 2, 0)
+        return jnp.moveaxis(x.reshape(b, size, pieces, *x.shape[2:]), 2, 0)
 
-    def body(_: None, chunk: tuple[jax.Array, jax.Array]) -> tuple[None, TokenLosses]:
-        return None, jax.checkpoint(losses)(*chunk)
+    def body(_, piece):
+        return None, jax.checkpoint(likelihood)(*piece)
 
-    _, out = jax.lax.scan(body, None, (split(x_BTW), split(target_BT)))
+    _, out = jax.lax.scan(body, None, (cut(x_BTW), cut(target_BT)))
     return jax.tree.map(lambda y: jnp.moveaxis(y, 0, 2).reshape(b, -1)[:, :t], out)

@@ -1,6 +1,6 @@
-"""Spectral normalisation of kernels by power iteration (Miyato et al. 2018).
+"""Spectral norm: kernels divided by their largest singular value (Miyato et al. 2018).
 
-The vector of each kernel is kept from step to step.
+It is found by power iteration, from a vector per kernel that is kept from step to step.
 Shapes: N inputs, M outputs of a kernel as a matrix; a convolution's N is height · width · inputs.
 """
 
@@ -9,48 +9,46 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-INIT_ITERATIONS = 20  # for fresh kernels; one per step is enough afterwards
-MIN_NORM = 1e-6  # kernels of a smaller norm are left unchanged
+START = 20  # iterations for fresh kernels; one a step is enough afterwards
+SMALL = 1e-6  # a kernel whose norm is less stays as it is
 
 Vectors = dict[str, jax.Array]
 
 
 def init_vectors(params: Any, key: jax.Array) -> Vectors:
-    """Returns a unit vector (M,) per kernel, close to its first right singular vector."""
+    """A unit vector (M,) for each kernel, close to its first right singular vector."""
     vectors = {}
     for i, (name, kernel) in enumerate(_kernels(params)):
         u_M = jax.random.normal(jax.random.fold_in(key, i), kernel.shape[-1:])
         vectors[name] = u_M / jnp.linalg.norm(u_M)
-    for _ in range(INIT_ITERATIONS):
+    for _ in range(START):
         vectors = power_iteration(params, vectors)
     return vectors
 
 
 def power_iteration(params: Any, vectors: Vectors) -> Vectors:
-    """Runs one power iteration for each kernel."""
+    """One more iteration for each kernel."""
     new = {}
     for name, kernel in _kernels(jax.lax.stop_gradient(params)):
         matrix_NM = kernel.reshape(-1, kernel.shape[-1])
         u_M = matrix_NM.T @ (matrix_NM @ vectors[name])
         size = jnp.linalg.norm(u_M)
-        new[name] = jnp.where(
-            size > MIN_NORM**2, u_M / jnp.maximum(size, MIN_NORM**2), vectors[name]
-        )
+        new[name] = jnp.where(size > SMALL**2, u_M / jnp.maximum(size, SMALL**2), vectors[name])
     return new
 
 
 def spectral_normalize(params: Any, vectors: Vectors) -> Any:
-    """Divides each kernel W by σ = ‖W u‖, through which gradients flow.
+    """The parameters with each kernel W divided by σ = ‖W u‖, through which gradients flow.
 
-    For a unit vector u, σ is at most the largest singular value, and equal to it once the iteration
-    has converged. Arrays of fewer than two axes are returned unchanged.
+    For a unit vector u, σ is at most the largest singular value, and that value when the iteration
+    has converged. What is no kernel (fewer than two axes) stays as it is.
     """
 
     def divide(path: tuple, leaf: jax.Array) -> jax.Array:
         if leaf.ndim < 2:
             return leaf
         size = jnp.square(leaf.reshape(-1, leaf.shape[-1]) @ vectors[_name(path)]).sum()
-        large = size > MIN_NORM**2
+        large = size > SMALL**2
         return leaf / jnp.where(large, jnp.sqrt(jnp.where(large, size, 1)), 1)
 
     return jax.tree_util.tree_map_with_path(divide, params)

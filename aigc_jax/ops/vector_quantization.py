@@ -1,6 +1,6 @@
-"""Vector quantisation as pure functions: finite scalar, nearest code, k-means.
+"""Quantisation of vectors, as pure functions: finite scalar, nearest code, k-means.
 
-Shapes: N vectors, Z their size, K codes, M slots of a reservoir.
+Shapes: N vectors, Z their size, K codes, M slots of a pool.
 """
 
 import math
@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 SHRINK = 1e-3  # keeps tanh's limits inside the outermost levels
-FLOOR, STEEPNESS = 2.0**-14, 8  # of `reservoir`: the largest weight, 2¹¹², fits float32
+FLOOR, STEEPNESS = 2.0**-14, 8  # of `pool`: 2¹¹² is the heaviest weight, which float32 can hold
 
 
 def straight_through(z: jax.Array, q: jax.Array) -> jax.Array:
-    """Returns q with the gradient of z (Bengio et al. 2013)."""
+    """The value of `q` with the gradient of `z` (Bengio et al. 2013)."""
     return z + jax.lax.stop_gradient(q - z)
 
 
@@ -22,43 +22,42 @@ def straight_through(z: jax.Array, q: jax.Array) -> jax.Array:
 
 
 def fsq(z: jax.Array, levels: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Rounds each number to one of a few levels; there is no codebook to learn.
+    """Each number rounded to one of its own few levels; there is no codebook to learn.
 
     Args:
       z: (…, Z) of any size.
-      levels: number of levels L of each of the Z numbers.
+      levels: L of each of the Z numbers.
 
     Returns:
-      The quantised vectors (…, Z) between about −1 and 1, with straight-through gradients, and
-      their codes (…), 0…ΠL − 1.
+      The levels (…, Z) from about −1 to 1, straight through, and their code (…) of 0…ΠL − 1.
     """
     bounded = fsq_bound(z, levels)
     rounded = straight_through(bounded, jnp.round(bounded))
     half = jnp.asarray([count // 2 for count in levels], jnp.float32)
-    digits = jax.lax.stop_gradient(rounded + half).astype(jnp.int32)
-    return rounded / half, (digits * _basis(levels)).sum(-1)
+    place = jax.lax.stop_gradient(rounded + half).astype(jnp.int32)
+    return rounded / half, (place * _basis(levels)).sum(-1)
 
 
 def fsq_bound(z: jax.Array, levels: tuple[int, ...]) -> jax.Array:
-    """Bounds z so that rounding gives exactly L integers, and 0 stays 0.
+    """z squeezed so that rounding gives exactly L whole numbers, and 0 stays 0.
 
-    tanh · (L − 1)/2; for an even L the levels are −L/2 … L/2 − 1, so a half is subtracted and the
-    argument shifted to compensate at 0 (equation 3 of the paper and the offset of its code).
+    tanh · (L − 1)/2; for an even L the levels are −L/2 … L/2 − 1, so it is lowered by a half and
+    its argument moved to make up for it at 0 (equation 3 of the paper and its code's offset).
     """
     width = (np.asarray(levels, np.float64) - 1) * (1 - SHRINK) / 2
     offset = np.where(np.asarray(levels) % 2 == 0, 0.5, 0.0)
-    # With two levels the half would exceed tanh's range, and nothing would be rounded up.
+    # With two levels the half would be beyond tanh's reach, and nothing rounded up.
     width = np.maximum(width, offset + SHRINK)
     shift = np.arctanh(offset / width)
-    scale, half, at_zero = (jnp.asarray(x, jnp.float32) for x in (width, offset, shift))
-    return jnp.tanh(z + at_zero) * scale - half
+    width, offset, shift = (jnp.asarray(x, jnp.float32) for x in (width, offset, shift))
+    return jnp.tanh(z + shift) * width - offset
 
 
 def fsq_decode(code: jax.Array, levels: tuple[int, ...]) -> jax.Array:
-    """Returns the quantised vectors (…, Z) of codes (…); the inverse of `fsq`."""
-    digits = code[..., None] // _basis(levels) % jnp.asarray(levels)
+    """The inverse of `fsq`: codes (…) as levels (…, Z)."""
+    place = code[..., None] // _basis(levels) % jnp.asarray(levels)
     half = jnp.asarray([count // 2 for count in levels])
-    return ((digits - half) / half).astype(jnp.float32)
+    return ((place - half) / half).astype(jnp.float32)
 
 
 def _basis(levels: tuple[int, ...]) -> jax.Array:
@@ -69,18 +68,18 @@ def _basis(levels: tuple[int, ...]) -> jax.Array:
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:
-    """Scales vectors to length 1; the zero vector stays zero and has a finite gradient."""
+    """Vectors of length 1; the zero vector stays what it is, and has a gradient."""
     return x * jax.lax.rsqrt((x**2).sum(-1, keepdims=True) + 1e-12)
 
 
 def nearest_code(z_NZ: jax.Array, codebook_KZ: jax.Array) -> jax.Array:
-    """Returns the index of the nearest code of each vector (N,); the first of equals."""
+    """The number of the nearest code of each vector; of equals the first."""
     return ((codebook_KZ**2).sum(-1) - 2 * z_NZ @ codebook_KZ.T).argmin(-1).astype(jnp.int32)
 
 
 def segment_sums(z_NZ: jax.Array, code_N: jax.Array, weight_N: jax.Array, codes: int):
-    """Returns the total weight of the vectors of each code (K,) and their weighted sum (K, Z)."""
-    # A vector of weight 0 may be infinite.
+    """Of each code the weight of its vectors (K,) and their weighted sum (K, Z)."""
+    # A vector without weight may be anything, even infinite.
     part_NZ = jnp.where(weight_N[:, None] != 0, z_NZ * weight_N[:, None], 0)
     count_K = jax.ops.segment_sum(weight_N, code_N, codes)
     return count_K, jax.ops.segment_sum(part_NZ, code_N, codes)
@@ -89,18 +88,18 @@ def segment_sums(z_NZ: jax.Array, code_N: jax.Array, weight_N: jax.Array, codes:
 def kmeans(
     z_NZ: jax.Array, weight_N: jax.Array, codes: int, rounds: int, spherical: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs Lloyd's algorithm from the first vectors of positive weight.
+    """Lloyd's algorithm from the first vectors that have weight.
 
-    If there are fewer vectors than codes, the other codes are duplicates without members.
+    If there are fewer vectors than codes, the rest of the codes are copies without members.
 
     Args:
-      z_NZ, weight_N: the vectors in random order and their weights.
+      z_NZ, weight_N: the vectors in random order and what they count.
       codes: K.
-      rounds: number of iterations.
-      spherical: whether vectors and codes have length 1.
+      rounds: how often the codes move.
+      spherical: whether vectors and codes are of length 1.
 
     Returns:
-      The codes (K, Z) and the total weight of the members of each (K,).
+      The codes (K, Z), and the weight of the members of each (K,).
     """
     order_N = jnp.argsort(weight_N <= 0, stable=True)  # those with weight first
     real = jnp.maximum((weight_N > 0).sum(), 1)
@@ -120,19 +119,19 @@ def kmeans(
 def reservoir(
     z_NZ: jax.Array, weight_N: jax.Array, draw_N2: jax.Array, slots: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Draws M random vectors as ratios of two sums, which add up over microbatches and devices.
+    """Random vectors in slots, as ratios of two sums: pools add up.
 
-    Each vector is assigned to a random slot with a random heavy-tailed weight, so that the largest
-    weight of a slot dominates its weighted mean: `sums / weights` is about one vector drawn at
-    random. Being sums, the reservoirs of microbatches and devices add up to that of the batch.
+    Each vector falls into a random slot with a random weight of a very heavy tail, so that the
+    heaviest one there is nearly all of the weighted mean: `sums / weights` is about a vector drawn
+    at random. Being sums, the pools of microbatches and devices make the pool of the whole batch.
 
     Args:
       z_NZ, weight_N: the vectors; those of weight 0 are left out.
-      draw_N2: two uniform random numbers for each vector.
+      draw_N2: two uniform numbers for each.
       slots: M.
 
     Returns:
-      The sums (M, Z) and the weights (M,), 0 for an empty slot.
+      The sums (M, Z) and the weights (M,), 0 in an empty slot.
     """
     slot_N = jnp.minimum((draw_N2[:, 0] * slots).astype(jnp.int32), slots - 1)
     heavy_N = jnp.maximum(1 - draw_N2[:, 1], FLOOR) ** -STEEPNESS

@@ -12,8 +12,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.experiment import build
 from aigc_jax.experiment.generate import generate, make_request
 from aigc_jax.experiment.restore import restore
-from aigc_jax.families.lm.language_model import before
-from aigc_jax.inference.stop_strings import StopStringStreamer
+from aigc_jax.inference.stop_strings import StopStringStreamer, truncate_at_stop
 from aigc_jax.modalities.text.chat_format import ANSWER, Message, render, turn_end
 
 HELP = "say something; /reset begins anew, /exit or Ctrl-D ends the chat"
@@ -89,7 +88,7 @@ class Chat:
         seed = self._seed + len(self.messages)
         samples = generate(self._objective, self._params, self._mutables, request, seed)
         watch.close()
-        said = before(self._tokenizer.decode(samples[0]), self._options.stop)
+        said = truncate_at_stop(self._tokenizer.decode(samples[0]), self._options.stop)
         self.messages.append({"role": ANSWER, "content": said})
         return said
 

@@ -152,14 +152,9 @@ class Trainer:
         return start, state
 
     def _fresh_state(self) -> TrainState:
-        return self._with_pretrained(self.parts.fresh_state())
-
-    def _with_pretrained(self, state: TrainState) -> TrainState:
-        """A fresh state with the parameters that the config takes from other runs.
-
-        They are those of a frozen first stage, and of the run that training starts from.
-        """
-        params, c = state.params, self.config
+        """A fresh state with what the config takes from other runs: parameters, a first stage."""
+        state, c = self.parts.fresh_state(), self.config
+        params = state.params
         if c.first_stage.workdir and isinstance(self.parts.objective, UsesFirstStage):
             params = load_first_stage(
                 c.first_stage.workdir, self.parts.objective, params, self.dataset.train

@@ -18,7 +18,7 @@ def test_sizes():
 
 @pytest.mark.parametrize("text", ["", "data", "data=x", "data=0", "data=-2", "data=9", "date=2"])
 def test_what_is_no_mesh(text):
-    with pytest.raises(UserError, match="mesh"):
+    with pytest.raises(UserError, match="mesh="):
         parse_mesh(text, 8)
 
 
@@ -29,7 +29,7 @@ def test_what_is_no_mesh(text):
         ("data=3,fsdp=-1", "fsdp=-1, because 3 does not divide 8"),
         ("fsdp=16", "16 asked for, 8 here"),
         ("data=-1,tensor=16", "16 asked for, 8 here"),
-        ("data=0,fsdp=-1", "at least 1"),
+        ("data=0,fsdp=-1", "sizes from 1 on"),
     ],
 )
 def test_what_does_not_fit_says_why(text, message):

@@ -71,7 +71,7 @@ def pretend(workdir, config):
     state = tiny.perturbed(jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes), scale=0.3)
     writer = CheckpointWriter(workdir, keep=1)
     contents = {"config": config.raw, "spec": spec.to_json()}
-    writer.save(2, jax.device_put(state), {"preempted": False}, contents)
+    writer.save(2, jax.device_put(state), {"asked": False}, contents)
     writer.wait()
     writer.close()
 
@@ -155,10 +155,10 @@ def test_adapters_that_were_trained_are_merged_into_what_begins_with_them(made, 
     chex.assert_trees_all_equal(begun, {"model": merged})
     assert "0 are fresh" in runs.said(capsys)[0]
     assert run.objective.merge_adapters(state.params)["model"].keys() == merged.keys()
-    warm_start(task, blank(recipe, run.spec), build.parse_config(recipe))
+    same = build.parse_config(recipe).raw["model"]
+    warm_start(task, blank(recipe, run.spec), same)
     assert len(runs.said(capsys)) == 1
-    recipe.model.rope_theta = 500.0
-    warm_start(task, blank(recipe, run.spec), build.parse_config(recipe))
+    warm_start(task, blank(recipe, run.spec), {**same, "rope_theta": 500.0})
     assert runs.said(capsys)[1].endswith("differ: model.rope_theta was 10000.0 and is now 500.0")
 
 
@@ -169,8 +169,7 @@ def test_a_run_that_begins_with_another_begins_its_average_with_it_too(made):
     recipe.train.init_from = base
     training = Trainer(build.parse_config(recipe), "unused", PreemptionHandler())
     training.parts = run
-    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), run.state_shapes())
-    state = training._with_pretrained(zeros)
+    state = training._given(jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), run.state_shapes()))
     chex.assert_trees_all_equal(state.params, state.ema)
     chex.assert_trees_all_equal(jax.device_get(state.params), restored(base)[1].ema)
     assert int(state.step) == 0 and not any(np.any(x) for x in jax.tree.leaves(state.opt_state))
@@ -198,9 +197,8 @@ def test_the_tokenizer_of_a_workdir(made, monkeypatch):
     # A run that was given one has it for the next, though its recipe names where it came from.
     assert tokenizer_of(Data(tokenizer=f"workdir:{task}")).to_json() == tokenizer.to_json()
     assert base + "_" in refusal(tokenizer_of, Data(tokenizer=f"workdir:{base}_"))
-    images = ImageSpec((8, 8, 1))
-    monkeypatch.setattr("aigc_jax.experiment.restore.restore_latest", lambda *_: (0, images))
-    assert "data.tokenizer" in refusal(tokenizer_of, Data(tokenizer=f"workdir:{base}"))
+    monkeypatch.setattr("aigc_jax.experiment.restore.newest", lambda *_: (0, ImageSpec((8, 8, 1))))
+    assert "it models images" in refusal(tokenizer_of, Data(tokenizer=f"workdir:{base}"))
 
 
 # For other libraries -------------------------------------------------------------------------

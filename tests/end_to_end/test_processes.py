@@ -108,9 +108,9 @@ def test_open_mpi_5_needs_a_coordinator(environment, monkeypatch):
 @pytest.mark.parametrize(
     "given, message",
     [
-        (("auto", None, None), "no cluster was detected: give --coordinator"),
-        ((None, 2, None), "no cluster was detected"),
-        (("host:12", 2, None), "no cluster was detected"),
+        (("auto", None, None), "runs under nothing that tells its place: give --coordinator"),
+        ((None, 2, None), "runs under nothing"),
+        (("host:12", 2, None), "runs under nothing"),
         (("host:12", 2, 2), "no process 2 of 2"),
         (("host:12", 0, 0), "no process 0 of 0"),
         (("host", 2, 1), "--coordinator=host is not HOST:PORT"),
@@ -124,7 +124,7 @@ def test_what_cannot_be(given, message, environment):
 
 def test_a_cluster_that_says_nonsense_is_named(environment):
     environment(**{**SLURM, "SLURM_NTASKS": "many"})
-    with pytest.raises(UserError, match=r"slurm was detected.*--coordinator=none"):
+    with pytest.raises(UserError, match=r"slurm seems to have started.*--coordinator=none"):
         resolve_process(None, None, None, 1)
 
 

@@ -322,7 +322,7 @@ def test_one_kept_checkpoint_goes_only_when_the_next_is_whole(tmp_path, monkeypa
     def rmtree(path, *args, **kwargs):
         if os.path.basename(path) == "3":
             with contextlib.closing(CheckpointReader(str(tmp_path))) as reader:
-                seen.append(reader.contents(6)["data"]["feed"]["examples"])
+                seen.append(reader.contents(6)["data"]["batches"]["examples"])
             assert final_state(tmp_path)[1] == 6
         return original(path, *args, **kwargs)
 

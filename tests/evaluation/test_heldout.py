@@ -17,7 +17,7 @@ from aigc_jax.evaluation.evaluator import Evaluator
 from aigc_jax.evaluation.heldout import HeldOut
 from aigc_jax.families.lm.language_model import LanguageModel, LMConfig, LMSample
 from aigc_jax.families.lm.masked_lm import MaskedLMSample
-from aigc_jax.families.lm.text_task import TaskConfig, TextTask
+from aigc_jax.families.lm.text_task import TaskConfig, TokenTagging
 from aigc_jax.modalities.text.metrics.classification_report import entity_report, report
 from aigc_jax.modalities.text.metrics.text_generation import score_answers
 from aigc_jax.modalities.text.spec import TextSpec
@@ -48,7 +48,7 @@ def test_batches_and_devices_do_not_change_what_is_found(name):
     spec = TextSpec(BYTE, T, "tags", ("no", "yes", "maybe"))
     objective, rows = {
         "masked": (masked(mask_rate=0.5), MASKED),
-        "tags": (TextTask(TaskConfig(), Table(), spec), TAGGED),
+        "tags": (TokenTagging(TaskConfig(), Table(), spec), TAGGED),
     }[name]
     found = []
     for size, mesh in ((3, "data=1"), (8, "data=1"), (8, "data=4")):
@@ -105,7 +105,7 @@ def test_tags_that_mark_entities_are_judged_as_entities():
         run = types.SimpleNamespace(
             config=config,
             spec=spec,
-            objective=TextTask(TaskConfig(), Table(), spec),
+            objective=TokenTagging(TaskConfig(), Table(), spec),
             mesh=make_mesh("data=1"),
         )
         ticks = []

@@ -62,7 +62,7 @@ def test_lm_loss_is_cross_entropy_over_the_mask():
     run = tiny.make("lm")
     params, batch = tiny.params(run, "lm"), tiny.batch("lm")
     loss, _ = run.objective.loss("model", params, {}, batch, KEY_B, STEP)
-    logits, _ = run.objective.model.apply({"params": params["model"]}, batch["tokens"][:, :-1])
+    logits, _ = run.objective.network.apply({"params": params["model"]}, batch["tokens"][:, :-1])
     log_p = np.asarray(jax.nn.log_softmax(logits))
     total = 0.0
     for b in range(8):

@@ -25,10 +25,14 @@ class Table:
         self.config = types.SimpleNamespace(causal=causal, bounded=bounded, lora_rank=0)
         self._ahead = ahead
 
-    def apply(self, variables, x, segments_BT=None, key_B=None, method=""):
-        if method == "hidden":
-            return jax.nn.one_hot(jnp.roll(x, -self._ahead, axis=1), V), None
-        return x @ variables["params"][method]
+    def encode(self, variables, token_BT, segments_BT=None, key_B=None, conditions=None):
+        return jax.nn.one_hot(jnp.roll(token_BT, -self._ahead, axis=1), V)
+
+    def vocab_logits(self, variables, x_BTW):
+        return x_BTW @ variables["params"]["logits"]
+
+    def task_logits(self, variables, x_BTW):
+        return x_BTW @ variables["params"]["task_logits"]
 
 
 PARAMS = {"model": {

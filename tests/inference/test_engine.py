@@ -1,6 +1,7 @@
-"""Decoding from the KV cache against the full forward pass."""
+"""Continuous batching: rows come and go in the slots of one program, and none notices another."""
 
-import chex
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,236 +10,155 @@ from helpers import tiny
 
 from aigc_jax.families.lm.lstm import LSTM, LSTMConfig
 from aigc_jax.families.lm.transformer import Transformer, TransformerConfig
-from aigc_jax.inference import engine as decode_lib
-from aigc_jax.inference.engine import SamplingParams, decode, draw, pad_prompts
+from aigc_jax.inference import engine as engine_lib
+from aigc_jax.inference.engine import NO_TOKEN, Engine
+from aigc_jax.inference.prompts import pad_prompts
+from aigc_jax.inference.sampling_params import SamplingParams
+from aigc_jax.ops import dispatch
 
-V, CONTEXT = 13, 16
+V, CONTEXT, NEW = 13, 32, 12
 MODELS = {
-    "rotary": TransformerConfig(2, 16, 2),
-    "learned": TransformerConfig(2, 16, 2, positions="learned"),
-    "grouped": TransformerConfig(
-        2, 16, 4, kv_heads=2, sliding_window=4, full_attention_every=2, scan_unroll=0
-    ),
-    "convolutions": TransformerConfig(2, 16, 2, conv_width=3),
+    "windows": TransformerConfig(2, 16, 4, kv_heads=2, sliding_window=4, full_attention_every=2),
+    "convolutions": TransformerConfig(2, 16, 2, conv_width=3, positions="learned"),
     "lstm": LSTMConfig(2, 16),
 }
+# Prompt, new tokens and parameters of each request.
+REQUESTS = [
+    ([1, 2, 3, 4, 5], 9, dict(temperature=0.0)),
+    ([7, 8], 5, dict(top_p=0.9, repetition_penalty=1.3)),
+    ([9, 1, 2], 11, {}),
+    ([4] * 17, 7, dict(top_k=3, temperature=0.7)),
+    ([12], 3, dict(min_p=0.1)),
+]
+KEYS = jax.random.split(jax.random.key(5), len(REQUESTS))
 
 
-def decoded(model, variables, keys, prompts, **kw):
-    """New tokens after prompts of any lengths."""
-    return decode(model, variables, keys, *pad_prompts(prompts).values(), **kw)
-
-
-def model_and_params(which="rotary"):
-    config = MODELS[which] if isinstance(which, str) else which
+@functools.cache
+def network(which):
+    config = MODELS[which]
     model = (LSTM if isinstance(config, LSTMConfig) else Transformer)(config, V, CONTEXT)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), int))
     return model, tiny.perturbed(variables, scale=0.5)
 
 
-def forward(model):
-    return jax.jit(lambda variables, *args, **kwargs: model.apply(variables, *args, **kwargs))
+def make(which, slots=3, stops=()):
+    model, variables = network(which)
+    return Engine(model, variables, slots=slots, length=CONTEXT, max_new_tokens=NEW, stops=stops)
 
 
-PROMPTS = [np.array([1, 2, 3, 4, 5]), np.array([7, 8]), np.array([9, 1, 2])]
-KEYS = jax.random.split(jax.random.key(2), 3)
-GREEDY = SamplingParams(temperature=0.0)
+def insert(engine, state, slot, n):
+    prompt, new, sampling = REQUESTS[n]
+    prefix = engine.prefill(*pad_prompts([np.array(prompt)]).values())
+    given = dict(key=KEYS[n], max_new_tokens=new, sampling=SamplingParams(**sampling))
+    return engine.insert(prefix, state, slot, **given)
 
 
-@pytest.mark.parametrize("which", ["grouped", "convolutions", "lstm"])
-def test_cached_logits_equal_the_full_forward_pass(which):
-    model, params = model_and_params(which)
-    tokens = jax.random.randint(jax.random.key(3), (2, CONTEXT), 0, V)
-    apply = forward(model)
-    full, _ = apply(params, tokens)
-    prefix, cache = apply(params, tokens[:, :6], cache=model.init_cache(2, CONTEXT))
-    pieces = [prefix]
-    for t in range(6, CONTEXT):
-        position = jnp.full((2, 1), t)
-        piece, cache = apply(params, tokens[:, t : t + 1], position, cache=cache)
-        pieces.append(piece)
-    # The same sums in another order.
-    chex.assert_trees_all_close(jnp.concatenate(pieces, 1), full, rtol=1e-4, atol=1e-4)
+@functools.cache
+def alone(which, n):
+    """The tokens of a request that has the engine for itself."""
+    engine = make(which)
+    state = engine.advance(insert(engine, None, 0, n), NEW)
+    assert int(state.count_N[0]) == REQUESTS[n][1] and state.done_N.all()
+    return np.asarray(state.token_NT)[0, : REQUESTS[n][1]].tolist()
 
 
-@pytest.mark.parametrize("which", ["rotary", "learned", "convolutions", "lstm"])
-def test_greedy_text_equals_the_full_forward_pass(which):
-    """With prompts of different length in one batch."""
-    model, params = model_and_params(which)
-    out = decoded(model, params, KEYS, PROMPTS, max_new_tokens=7, choice=GREEDY)
-    apply = forward(model)
-    for row, prompt in enumerate(PROMPTS):
-        tokens = prompt.tolist()
-        for _ in range(7):
-            # Later positions cannot reach earlier ones: filling up keeps one shape.
-            logits, _ = apply(params, jnp.array([tokens + [0] * (CONTEXT - len(tokens))]))
-            tokens.append(int(logits[0, len(tokens) - 1].argmax()))
-        assert np.asarray(out[row]).tolist() == tokens[len(prompt) :]
+@pytest.mark.parametrize("form", ["by_layer", "reference"])
+@pytest.mark.parametrize("which", MODELS)
+def test_rows_do_not_depend_on_their_company(which, form):
+    """Inserted at different times, into slots that others have left, and freed before their end."""
+    if which == "lstm" and form == "reference":
+        pytest.skip("an LSTM has one form only")
+    with dispatch.override(decoding=form):
+        engine = make(which)
+        state, written = engine.init_state(), {n: [] for n in range(5)}
+        slots = {}
+
+        def step(state, times):
+            for _ in range(times):
+                state, token_N = engine.step(state)
+                for slot, token in enumerate(token_N.tolist()):
+                    if token != NO_TOKEN:
+                        written[slots[slot]].append(token)
+            return state
+
+        def start(state, slot, n):
+            slots[slot] = n
+            return insert(engine, state, slot, n)
+
+        state = step(start(state, 1, 0), 2)
+        state = step(start(state, 2, 1), 3)
+        state = step(start(state, 0, 2), 2)
+        assert state.done_N.tolist() == [False, False, True]  # the second request is complete
+        state = step(start(state, 2, 3), 2)
+        state = engine.free(state, 0)  # the third is not
+        state = step(start(state, 0, 4), 9)
+        assert state.done_N.all()
+    for n in (0, 1, 3, 4):
+        assert written[n] == alone(which, n), n
+    assert written[2] == alone(which, 2)[:4]
 
 
-@pytest.mark.parametrize("which", ["learned", "grouped", "convolutions"])
-def test_layer_by_layer_it_is_the_loop_over_layers(which):
-    model, params = model_and_params(which)
-    tokens = jax.random.randint(jax.random.key(3), (2, 8), 0, V)
-    apply = forward(model)
-    _, cache = apply(params, tokens[:, :6], cache=model.init_cache(2, CONTEXT))
-    apart, caches = model.by_layer(params, cache)
-    assert len(caches["layers"]) == model.config.layers
-    for t in (6, 7):
-        position = jnp.full((2, 1), t)
-        looped, cache = apply(params, tokens[:, t : t + 1], position, cache=cache)
-        single, caches = apply(apart, tokens[:, t : t + 1], position, cache=caches)
-        chex.assert_trees_all_close(single, looped, rtol=1e-5, atol=1e-5)
-    chex.assert_trees_all_close(model.by_layer(params, cache)[1], caches, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("which", ["grouped", "convolutions"])
-def test_by_layer_matrices_are_in_the_type_that_is_computed_in(which):
-    """No bit of the logits changes, as each layer would make them so itself."""
-    model, params = model_and_params(which)
-    halves = Transformer(MODELS[which], V, CONTEXT, dtype=jnp.bfloat16)
-    apart, caches = halves.by_layer(params, halves.init_cache(2, CONTEXT))
-    types = {(x.ndim > 1, x.dtype.name) for x in jax.tree.leaves(apart)}
-    assert types == {(True, "bfloat16"), (False, "float32")}
-    tokens, place = jnp.array([[1, 2, 3], [4, 5, 6]]), jnp.arange(3)[None].repeat(2, 0)
-    found, _ = halves.apply(apart, tokens, place, cache=caches)
-    whole, _ = model.by_layer(params, halves.init_cache(2, CONTEXT))
-    plain, _ = halves.apply(whole, tokens, place, cache=caches)
-    chex.assert_trees_all_equal(found, plain)
-
-
-@pytest.mark.parametrize("which", ["rotary", "lstm"])
-def test_a_row_does_not_depend_on_its_neighbours(which):
-    model, params = model_and_params(which)
-    choice = SamplingParams(top_p=0.9, repetition_penalty=1.3)
-    together = decoded(model, params, KEYS, PROMPTS, max_new_tokens=9, choice=choice)
-    alone = decoded(model, params, KEYS[1:2], PROMPTS[1:2], max_new_tokens=9, choice=choice)
-    np.testing.assert_array_equal(together[1], alone[0])
-
-
-def test_a_row_ends_at_a_stop_token():
-    model, params = model_and_params()
-    free = np.asarray(decoded(model, params, KEYS, PROMPTS, max_new_tokens=8))
-    stops = [int(free[0, 2]), int(free[1, 4])]
-    out = np.asarray(decoded(model, params, KEYS, PROMPTS, max_new_tokens=8, stops=stops))
-    for before, after in zip(free.tolist(), out.tolist(), strict=True):
-        end = min((i for i, t in enumerate(before) if t in stops), default=7)
-        assert after[: end + 1] == before[: end + 1]
-        assert set(after[end + 1 :]) <= {stops[0]}
-
-
-def test_a_watch_sees_all_tokens_and_ends_rows():
-    model, params = model_and_params()
-    free = np.asarray(decoded(model, params, KEYS, PROMPTS, max_new_tokens=30))
-    seen = []
-
-    def watch(token_NT):
-        seen.append(token_NT.copy())
-        return np.array([token_NT.shape[1] >= 10, False, False])
-
-    out = np.asarray(decoded(model, params, KEYS, PROMPTS, max_new_tokens=30, watch=watch))
-    assert [s.shape[1] for s in seen] == [8, 16, 24, 30]
-    np.testing.assert_array_equal(out[1:], free[1:])
-    np.testing.assert_array_equal(out[0, :16], free[0, :16])  # ended by the second look
-    assert (out[0, 16:] == 0).all()
-    np.testing.assert_array_equal(seen[-1], out)
-
-    seen.clear()
-    decoded(
-        model,
-        params,
-        KEYS,
-        PROMPTS,
-        max_new_tokens=30,
-        watch=lambda t: seen.append(t) or [True] * 3,
+@pytest.mark.parametrize("which", ["windows", "lstm"])
+def test_a_slot_remembers_nothing_of_the_row_before(which):
+    """Not even numbers that are none."""
+    engine = make(which, slots=1)
+    state = insert(engine, None, 0, 3)
+    broken = jax.tree.map(
+        lambda x: jnp.full_like(x, jnp.nan) if x.dtype == jnp.float32 else x, state.cache
     )
-    assert len(seen) == 1  # nobody waits for rows that have all ended
+    state = engine.advance(insert(engine, state.replace(cache=broken), 0, 1), NEW)
+    assert state.token_NT[0, :5].tolist() == alone(which, 1)
 
 
-@pytest.mark.parametrize("which", ["rotary", "lstm"])
-def test_models_without_learned_positions_go_on_past_their_context(which):
-    model, params = model_and_params(which)
-    out = decoded(model, params, KEYS, PROMPTS, max_new_tokens=3 * CONTEXT)
-    assert out.shape == (3, 3 * CONTEXT) and (np.asarray(out) >= 0).all()
+def test_several_rows_are_inserted_at_once():
+    engine = make("windows")
+    prompts = [np.array(REQUESTS[n][0]) for n in (3, 1)]
+    options = [REQUESTS[n][2] for n in (3, 1)]
+    sampling = SamplingParams(
+        temperature=np.array([0.7, 1.0]),
+        top_k=np.array([3, 0]),
+        top_p=np.array([1.0, 0.9]),
+        repetition_penalty=np.array([1.0, 1.3]),
+    )
+    assert [set(o) for o in options] == [{"top_k", "temperature"}, {"top_p", "repetition_penalty"}]
+    state = insert(engine, engine.init_state(), 1, 0)
+    prefix = engine.prefill(*pad_prompts(prompts).values())
+    given = dict(key=KEYS[jnp.array([3, 1])], max_new_tokens=np.array([7, 5]), sampling=sampling)
+    state = engine.advance(engine.insert(prefix, state, [2, 0], **given), NEW)
+    assert state.count_N.tolist() == [5, 9, 7]
+    for slot, n in ((0, 1), (1, 0), (2, 3)):
+        assert state.token_NT[slot, : REQUESTS[n][1]].tolist() == alone("windows", n)
 
 
-def test_past_the_context_the_cache_is_a_sliding_window():
-    """With one layer the window is exactly the last CONTEXT tokens."""
-    model, params = model_and_params(TransformerConfig(1, 16, 2))
-    apply = forward(model)
-    tokens = jax.random.randint(jax.random.key(3), (1, 2 * CONTEXT), 0, V)
-    cache = model.init_cache(1)
-    for t in range(2 * CONTEXT):
-        last, cache = apply(params, tokens[:, t : t + 1], jnp.array([[t]]), cache=cache)
-    window, _ = apply(params, tokens[:, -CONTEXT:])
-    chex.assert_trees_all_close(last[0, 0], window[0, -1], rtol=1e-4, atol=1e-4)
+def test_advancing_is_stepping():
+    engine = make("windows", stops=[int(alone("windows", 0)[4])])
+    first, second = (insert(engine, None, 2, 0) for _ in range(2))
+    first = engine.advance(first, 3)
+    for _ in range(3):
+        second, token_N = engine.step(second)
+        assert token_N.tolist()[:2] == [NO_TOKEN] * 2
+    np.testing.assert_array_equal(first.token_NT, second.token_NT)
+    np.testing.assert_array_equal(first.count_N, [0, 0, 3])
+    first = engine.advance(first, 100)  # which a stop token ends
+    end = alone("windows", 0).index(alone("windows", 0)[4]) + 1
+    assert first.count_N.tolist() == [0, 0, end] and first.done_N.all()
+    assert set(first.token_NT[2, end:].tolist()) <= {alone("windows", 0)[4]}
 
 
-def test_new_lengths_and_options_do_not_recompile():
-    model, params = model_and_params(TransformerConfig(1, 16, 2))
-    model = model.clone(context=256)
-    decode_lib._prefill.clear_cache()
-    decode_lib._loop.clear_cache()
-    choices = [
-        SamplingParams(),
-        SamplingParams(top_k=3),
-        SamplingParams(0.5, 0, 0.3, 0.1, 1.2),
-        GREEDY,
-    ]
-    for n, choice in enumerate(choices):
-        prompts = [np.arange(1, 2 + n + (n == 0)), np.array([1])]
-        stops = list(range(n))
-        for watch in (None, lambda t: [False, False]):
-            decoded(
-                model,
-                params,
-                KEYS[:2],
-                prompts,
-                max_new_tokens=9 + n,
-                stops=stops,
-                choice=choice,
-                watch=watch,
-            )
-    assert decode_lib._prefill._cache_size() == 1  # prompts to 16, new tokens to 16
-    assert decode_lib._loop._cache_size() == 1
-    for length in range(1, 200, 7):
-        decoded(model, params, KEYS[:1], [np.ones(length, int)], max_new_tokens=4)
-    assert decode_lib._prefill._cache_size() <= 10  # powers of two, of prompts and of caches
+def test_requests_do_not_recompile():
+    engine = make("windows")
+    functions = engine_lib._insert, engine_lib._step, engine_lib._advance, engine_lib._free
+    for function in functions:
+        function.clear_cache()
+    state = engine.init_state()
+    for n in (0, 1, 2, 4):
+        state, _ = engine.step(insert(engine, state, n % 3, n))
+        state = engine.free(engine.advance(state, n), n % 2)
+    assert [function._cache_size() for function in functions] == [1, 1, 1, 1]
 
 
-LOGITS = jnp.log(jnp.array([0.1, 0.4, 0.05, 0.25, 0.2]))
-
-
-def frequencies(**options):
-    keys = jax.random.split(jax.random.key(0), 20_000)
-    logits = jnp.broadcast_to(LOGITS, (20_000, 5))
-    seen = jnp.broadcast_to(jnp.arange(5) < 2, logits.shape)
-    tokens = jax.jit(draw)(keys, logits, seen, SamplingParams(**options).traced())
-    return np.bincount(np.asarray(tokens), minlength=5) / 20_000
-
-
-@pytest.mark.parametrize(
-    "options,expected",
-    [
-        ({}, [0.1, 0.4, 0.05, 0.25, 0.2]),
-        (dict(top_k=2), [0, 0.4 / 0.65, 0, 0.25 / 0.65, 0]),
-        (dict(top_k=9), [0.1, 0.4, 0.05, 0.25, 0.2]),
-        (dict(top_p=0.6), [0, 0.4 / 0.65, 0, 0.25 / 0.65, 0]),
-        (dict(top_p=0.0), [0, 1, 0, 0, 0]),
-        (dict(top_k=3, top_p=0.5), [0, 0.4 / 0.65, 0, 0.25 / 0.65, 0]),
-        (dict(temperature=0.0), [0, 1, 0, 0, 0]),
-        (dict(min_p=0.6), [0, 0.4 / 0.65, 0, 0.25 / 0.65, 0]),
-        (dict(min_p=0.2, temperature=0.5), np.array([0, 0.16, 0, 0.0625, 0.04]) / 0.2625),
-        (dict(repetition_penalty=2.0), np.array([0.01, 0.16, 0.05, 0.25, 0.2]) / 0.67),
-        (dict(temperature=0.5), np.array([0.01, 0.16, 0.0025, 0.0625, 0.04]) / 0.275),
-    ],
-)
-def test_draw_has_the_right_distribution(options, expected):
-    # 20,000 draws: a standard error of at most 0.0035.
-    np.testing.assert_allclose(frequencies(**options), expected, atol=0.015)
-
-
-def test_a_positive_logit_is_divided_by_the_repetition_penalty():
-    logits, seen = jnp.array([[3.0, 2.0, -1.0]]), jnp.array([[True, False, False]])
-    choice = SamplingParams(temperature=0.0, repetition_penalty=2.0).traced()
-    assert draw(KEYS[:1], logits, seen, choice).tolist() == [1]
+def test_a_prompt_that_does_not_fit_a_slot_is_refused():
+    engine = make("windows")
+    for length in (0, CONTEXT + 1):
+        with pytest.raises(ValueError, match="1 to 32"):
+            engine.prefill(np.ones((1, CONTEXT + 1), np.int32), np.array([length], np.int32))

@@ -110,7 +110,7 @@ def test_models_that_diffusers_lacks_are_refused(tmp_path):
     workdir = str(tmp_path / "w")
     write(tmp_path / "a", "unet", LINEAR)
     convert.import_model(f"diffusers:{tmp_path}/a", workdir)
-    assert "model.name=unet" in refusal(convert.export_model, workdir, f"hf:{tmp_path}/b")
+    assert "model.name is unet" in refusal(convert.export_model, workdir, f"hf:{tmp_path}/b")
     assert "not an empty folder" in refusal(
         convert.export_model, workdir, f"diffusers:{tmp_path}/a"
     )

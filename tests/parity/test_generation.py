@@ -7,7 +7,9 @@ from parity.test_transformers import CASES, theirs, torch  # skips without these
 
 from aigc_jax import interop
 from aigc_jax.families.lm.transformer import Transformer, TransformerConfig
-from aigc_jax.inference.engine import SamplingParams, decode, pad_prompts
+from aigc_jax.inference.decode import decode
+from aigc_jax.inference.prompts import pad_prompts
+from aigc_jax.inference.sampling_params import SamplingParams
 
 COUNT = 30
 CHOICES = (
@@ -45,7 +47,7 @@ def test_greedy_text_is_theirs(case, penalty, tmp_path):
         jax.random.split(jax.random.key(0), len(prompts)),
         prompts,
         max_new_tokens=COUNT,
-        choice=SamplingParams(temperature=0.0, repetition_penalty=penalty),
+        sampling=SamplingParams(temperature=0.0, repetition_penalty=penalty),
     )
     for prompt, row in zip(prompts, np.asarray(ours), strict=True):
         text = torch.as_tensor(prompt[None], dtype=torch.long)

@@ -271,7 +271,7 @@ def test_a_bert_without_its_head_gives_the_same_hidden_states(tmp_path):
     read = interop.read_hf_folder(str(tmp_path / "a"))
     ours = TransformerConfig(**read.model)
     module = Transformer(ours, ours.vocab_size, ours.context)
-    hidden, _ = module.apply({"params": read.params}, tokens(), method="hidden")
+    hidden = module.encode({"params": read.params}, tokens())
     with torch.no_grad():
         want = model(torch.as_tensor(tokens(), dtype=torch.long)).last_hidden_state.numpy()
     np.testing.assert_allclose(hidden, want, atol=1e-5)

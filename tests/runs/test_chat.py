@@ -18,10 +18,10 @@ from aigc_jax import interop
 from aigc_jax.core.config import Sample
 from aigc_jax.core.objective import Objective
 from aigc_jax.experiment.restore import restore
-from aigc_jax.families.lm.language_model import LMSample, before
+from aigc_jax.families.lm.language_model import LMSample
 from aigc_jax.families.lm.transformer import TransformerConfig
-from aigc_jax.inference.engine import pad_prompts
-from aigc_jax.inference.stop_strings import StopStringStreamer
+from aigc_jax.inference.prompts import pad_prompts
+from aigc_jax.inference.stop_strings import StopStringStreamer, truncate_at_stop
 from aigc_jax.interop import convert
 from aigc_jax.interop.transformers.read_folder import transformer_shapes
 from aigc_jax.modalities.text.chat_format import render
@@ -96,8 +96,8 @@ def test_what_is_shown_is_the_text_up_to_the_first_stop_string(name, text, stops
     tokens = tokenizer.encode(text).tolist()
     pieces, ended = watched(tokenizer, tokens, stops, piece)
     whole = tokenizer.decode(tokens)
-    assert "".join(pieces) == before(whole, stops)
-    assert not tokens or not ended[-1] or before(whole, stops) != whole
+    assert "".join(pieces) == truncate_at_stop(whole, stops)
+    assert not tokens or not ended[-1] or truncate_at_stop(whole, stops) != whole
 
 
 def test_each_batch_of_texts_is_watched_anew():
@@ -126,8 +126,6 @@ def test_each_batch_of_texts_is_watched_anew():
 class Talker(Objective):
     """What a chat needs of a language model."""
 
-    network = None
-
     def __init__(self, tokenizer, context, bounded):
         self.tokenizer, self.context, self.bounded = tokenizer, context, bounded
 
@@ -140,8 +138,11 @@ class Talker(Objective):
     def texts(self, samples, options):
         return [self.tokenizer.decode(row) for row in samples]
 
-    def variables(self, params):
-        return params
+    def engine(self, params, slots, length, max_new_tokens, stops=None):
+        raise AssertionError("a chat samples")
+
+    def decoding_bytes(self, params, batch, length):
+        raise AssertionError("a chat measures nothing")
 
 
 class Script:
@@ -243,7 +244,7 @@ def test_a_chat_needs_a_language_model_and_known_options(monkeypatch):
     assert "no option 'heat'" in refusal(Chat, "w", heat=2.0)
     assert "temperature" in refusal(Chat, "w", temperature=-1.0)
     image = types.SimpleNamespace(sample=None, raw={"objective": {"name": "gan"}})
-    run = types.SimpleNamespace(config=image)
+    run = types.SimpleNamespace(config=image, objective=object())
     monkeypatch.setattr(chat_lib, "restore", lambda workdir: (run, None, 0))
     assert "a run of 'gan': a chat needs a language model" in refusal(Chat, "w")
 
@@ -311,7 +312,7 @@ def test_what_a_model_says_is_what_is_shown(workdir):
     assert text == "the cat" + "".join(pieces) and len(pieces) > 1 and len(text) > 12
     stop = text[11:13]
     (short,) = aigc_jax.sample(workdir, stop=(stop,), **options)
-    assert short == "the cat" + before(text[7:], [stop]) and len(short) < len(text)
+    assert short == "the cat" + truncate_at_stop(text[7:], [stop]) and len(short) < len(text)
     chat, pieces = Chat(workdir, max_new_tokens=20, temperature=0.7), []
     said = chat.answer("the mat", pieces.append)
     assert said == "".join(pieces) and chat.messages[-1] == message("assistant", said)

@@ -18,7 +18,7 @@ from aigc_jax.core.objective import Batch, Mutables, Objective, Params
 from aigc_jax.core.request import SampleRequest
 from aigc_jax.families.latent.first_stage import LatentSpaceObjective
 from aigc_jax.families.latent.image_codec import ImageCodec
-from aigc_jax.inference.engine import pad_prompts
+from aigc_jax.inference.prompts import pad_prompts
 from aigc_jax.modalities.image.spec import ImageSpec
 from aigc_jax.modalities.text.spec import TextSpec
 

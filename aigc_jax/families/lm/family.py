@@ -1,7 +1,5 @@
 """Models of token sequences as families: causal, masked, classifying, tagging."""
 
-from typing import Any
-
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.modality import LABEL, TAGS, TOKENS
 from aigc_jax.core.objective import Objective
@@ -9,9 +7,10 @@ from aigc_jax.core.registry import Registry
 from aigc_jax.families.family import Family, Model, Parts
 from aigc_jax.families.lm import language_model, masked_lm, text_task
 from aigc_jax.families.lm.lstm import LSTM, LSTMConfig
+from aigc_jax.families.lm.text_network import TextNetwork
 from aigc_jax.families.lm.transformer import Transformer, TransformerConfig
 
-# Networks are called with (config, vocabulary size, context, dtype, number of task outputs).
+# Networks are `TextNetwork`s: (config, vocabulary size, context, dtype, number of task outputs).
 TEXT_MODELS: Registry[Model] = Registry(
     "text_model",
     "model.name",
@@ -22,7 +21,7 @@ TEXT_MODELS: Registry[Model] = Registry(
 )
 
 
-def _network(parts: Parts, entries: int, outputs: int = 0) -> Any:
+def _network(parts: Parts, entries: int, outputs: int = 0) -> TextNetwork:
     """The network for a tokenizer of `entries` entries, with `outputs` classes or tags."""
     model, spec = parts.model, parts.spec
     context, vocab_size = model.context or spec.seq_len, model.vocab_size or entries
@@ -53,10 +52,16 @@ def _masked_lm(parts: Parts) -> Objective:
     return masked_lm.MaskedLanguageModel(parts.objective, network, tokenizer, mask)
 
 
-def _text_task(parts: Parts) -> Objective:
-    spec = parts.spec
-    network = _network(parts, spec.tokenizer.size, len(spec.class_names))
-    return text_task.TextTask(parts.objective, network, spec)
+def _task_network(parts: Parts) -> TextNetwork:
+    return _network(parts, parts.spec.tokenizer.size, len(parts.spec.class_names))
+
+
+def _classification(parts: Parts) -> Objective:
+    return text_task.TextClassification(parts.objective, _task_network(parts), parts.spec)
+
+
+def _tagging(parts: Parts) -> Objective:
+    return text_task.TokenTagging(parts.objective, _task_network(parts), parts.spec)
 
 
 LM = Family(language_model.LMConfig, language_model.LMSample, TEXT_MODELS, _lm, (TOKENS,))
@@ -64,6 +69,6 @@ MASKED_LM = Family(
     masked_lm.MaskedLMConfig, masked_lm.MaskedLMSample, TEXT_MODELS, _masked_lm, (TOKENS,)
 )
 CLASSIFICATION = Family(
-    text_task.TaskConfig, text_task.TaskSample, TEXT_MODELS, _text_task, (LABEL,)
+    text_task.TaskConfig, text_task.TaskSample, TEXT_MODELS, _classification, (LABEL,)
 )
-TAGGING = Family(text_task.TaskConfig, text_task.TaskSample, TEXT_MODELS, _text_task, (TAGS,))
+TAGGING = Family(text_task.TaskConfig, text_task.TaskSample, TEXT_MODELS, _tagging, (TAGS,))

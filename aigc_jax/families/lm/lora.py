@@ -1,13 +1,13 @@
-"""A model's variables as players: with low-rank adapters, the model itself is a frozen player."""
+"""Low-rank adapters (Hu et al. 2021) as players: the adapters are trained, their base is frozen."""
 
 from typing import Any
 
 Params = dict[str, Any]
-UNFROZEN = ("task_head",)  # trained beside adapters, as it begins from nothing
+UNFROZEN = ("task_head",)  # trained beside adapters, as it has not been pretrained
 
 
 def split_variables(variables: dict[str, Any]) -> Params:
-    """`{player: parameters}`: what is trained is `model`; what adapters leave frozen is `base`."""
+    """Variables → `{player: parameters}`: `model` is trained; `base`, under adapters, is frozen."""
     params = variables["params"]
     if "lora" not in variables:
         return {"model": params}
@@ -17,7 +17,7 @@ def split_variables(variables: dict[str, Any]) -> Params:
 
 
 def join_variables(params: Params) -> dict[str, Any]:
-    """The inverse of `split`, as `apply` takes them."""
+    """The inverse of `split_variables`: variables as `apply` takes them."""
     if "base" not in params:
         return {"params": params["model"]}
     own = dict(params["model"])
@@ -25,7 +25,7 @@ def join_variables(params: Params) -> dict[str, Any]:
 
 
 def merge_adapters(params: Params, scale: float) -> Params:
-    """One player whose kernels have the adapters in them: kernel + a b · scale.
+    """One player whose kernels are kernel + a b · scale; unchanged without adapters.
 
     Args:
       params: `{player: parameters}`.

@@ -10,12 +10,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from aigc_jax.core.conditions import Conditions
 from aigc_jax.core.fields import option
+from aigc_jax.core.state import named_leaves
 from aigc_jax.distributed.logical_axes import with_logical_constraint
+from aigc_jax.families.lm.text_network import CONDITION, TextNetwork
 from aigc_jax.nn.layers import Dropout, Linear
 from aigc_jax.ops.attention_mask import segment_positions
 
-Cache = dict[str, jax.Array]  # "c", "h" (L, B, W)
+Cache = dict[str, jax.Array]  # "c", "h" (L, B, W); "condition" (B, W), if there are conditions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +32,7 @@ class LSTMConfig:
     causal = True
     bounded = False  # texts may be of any length
     context = 0
-    lora_rank = 0
+    lora_rank, lora_alpha = 0, 0.0
 
 
 class Step(nn.Module):
@@ -57,17 +60,13 @@ class Step(nn.Module):
         return jax.tree.map(lambda n, o: jnp.where(position_B1 < 0, o, n), new, carry), y_BW
 
 
-class LSTM(nn.Module):
+class LSTM(TextNetwork):
     """Next-token logits from LSTM layers (Hochreiter & Schmidhuber 1997), with residual paths.
 
-    Attributes and methods are those of `Transformer`; its cache is the layers' memory.
+    Attributes and methods are those of `TextNetwork`; its cache is the layers' memory.
     """
 
     config: LSTMConfig
-    vocab_size: int
-    context: int
-    dtype: jnp.dtype = jnp.float32
-    num_outputs: int = 0
 
     def setup(self):
         c = self.config
@@ -93,28 +92,16 @@ class LSTM(nn.Module):
                 self.num_outputs, True, dtype=self.dtype, kernel_axes=("embed", "outputs")
             )
 
-    def __call__(
+    def features(
         self,
         token_BT: jax.Array,
         position_BT: jax.Array | None = None,
         segments_BT: jax.Array | None = None,
         key_B: jax.Array | None = None,
         cache: Cache | None = None,
+        conditions: Conditions | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        x_BTW, cache = self.hidden(token_BT, position_BT, segments_BT, key_B, cache)
-        if self.is_initializing() and self.num_outputs:
-            self.task_logits(x_BTW)
-        return self.logits(x_BTW), cache
-
-    def hidden(
-        self,
-        token_BT: jax.Array,
-        position_BT: jax.Array | None = None,
-        segments_BT: jax.Array | None = None,
-        key_B: jax.Array | None = None,
-        cache: Cache | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """What the heads read, (B, T, W), and the memory after these tokens."""
+        """What the heads read, (B, T, W), and the memory after these tokens; see the base."""
         batch, length = token_BT.shape
         if position_BT is None:
             position_BT = jnp.arange(length)[None]
@@ -122,9 +109,8 @@ class LSTM(nn.Module):
                 position_BT = segment_positions(segments_BT)
         position_BT1 = jnp.broadcast_to(position_BT, (batch, length))[..., None]
         memory = self.init_cache(batch) if cache is None else cache
-        x_BTW = with_logical_constraint(
-            self.dropouts[0](self.token_embedding(token_BT), key_B), "batch"
-        )
+        x_BTW, cache = self.add_conditions(self.token_embedding(token_BT), conditions, cache)
+        x_BTW = with_logical_constraint(self.dropouts[0](x_BTW, key_B), "batch")
         after = []
         for i, layer in enumerate(self.layers):
             carry = (memory["c"][i], memory["h"][i])
@@ -132,23 +118,39 @@ class LSTM(nn.Module):
             after.append(carry)
             x_BTW = x_BTW + self.dropouts[i + 1](y_BTW, key_B)
         if cache is not None:
-            cache = {k: jnp.stack(m) for k, m in zip("ch", zip(*after, strict=True), strict=True)}
+            c, h = (jnp.stack(m) for m in zip(*after, strict=True))
+            cache = {**cache, "c": c, "h": h}
         return x_BTW, cache
 
-    def logits(self, x_BTW: jax.Array) -> jax.Array:
-        """Of the next token: (…, V) in float32."""
+    def head(self, x_BTW: jax.Array) -> jax.Array:
+        """Logits (…, V) of the next token in float32."""
         head = self.token_embedding.attend if self.config.tie_embeddings else self.head_embedding
         return head(x_BTW).astype(jnp.float32)
 
-    def task_logits(self, x_BTW: jax.Array) -> jax.Array:
+    def task_outputs(self, x_BTW: jax.Array) -> jax.Array:
         """A task's outputs (…, O) in float32."""
         return self.task_head(x_BTW).astype(jnp.float32)
 
-    def by_layer(self, variables: Any, cache: Cache) -> tuple[Any, Cache]:
-        """Both as they are: each layer has its own arrays already."""
-        return variables, cache
-
-    def init_cache(self, batch: int, slots: int = 0) -> Cache:
-        """An empty memory; it has no slots."""
+    @nn.nowrap
+    def init_cache(self, batch: int, length: int = 0) -> Cache:
+        """An empty memory of `batch` rows; its size does not depend on `length`."""
         shape = (self.config.layers, batch, self.config.width)
-        return {"c": jnp.zeros(shape, self.dtype), "h": jnp.zeros(shape, self.dtype)}
+        memory = {"c": jnp.zeros(shape, self.dtype), "h": jnp.zeros(shape, self.dtype)}
+        return {**memory, **self.condition_cache(batch)}
+
+    @nn.nowrap
+    def insert_rows(self, cache: Cache, prefix: Cache, row_R: jax.Array) -> Cache:
+        """The memory with rows replaced by those of another; see `DecoderNetwork`."""
+        after = {k: cache[k].at[:, row_R].set(prefix[k]) for k in ("c", "h")}
+        if CONDITION in cache:
+            after[CONDITION] = cache[CONDITION].at[row_R].set(prefix[CONDITION])
+        return after
+
+    @nn.nowrap
+    def decoding_bytes(self, variables: Any, batch: int, length: int) -> float:
+        """The least bytes that a step of decoding reads; see the base."""
+        lookup = set() if self.config.tie_embeddings else {"token_embedding"}
+        leaves = named_leaves(variables)
+        weights = sum(x.size for name, x in leaves if not lookup & {*name.split("/")})
+        memory = jax.tree.leaves(jax.eval_shape(lambda: self.init_cache(batch)))
+        return float((weights + sum(x.size for x in memory)) * jnp.dtype(self.dtype).itemsize)

@@ -1,21 +1,23 @@
-"""What the objectives of text share: one player, and adapters beside it if the model has them.
+"""Base class of objectives over tokens: one player, and low-rank adapters if the model has them.
 
 Shapes: B batch, T tokens, W width.
 """
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from aigc_jax.core.objective import Batch, Objective, Params
+from aigc_jax.core.conditions import Conditions
+from aigc_jax.core.objective import Batch, Mutables, Objective, Params
 from aigc_jax.families.lm import lora
+from aigc_jax.families.lm.text_network import TextNetworkConfig
+from aigc_jax.inference.decoder_network import Variables
 from aigc_jax.ops.cross_entropy import TokenLosses, cross_entropy
 
 
 class Tokenizer(Protocol):
-    """What an objective needs of a tokenizer (`data.tokenizers`)."""
+    """What objectives need of a tokenizer (`modalities/text/tokenizers.py`)."""
 
     size: int
     separator: int  # the token between documents
@@ -32,8 +34,37 @@ class Tokenizer(Protocol):
     def byte_lengths(self) -> np.ndarray: ...
 
 
+class EncoderNetwork(Protocol):
+    """What objectives need of a network: `TextNetwork`'s pure functions.
+
+    Attributes:
+      config: sizes and choices.
+      vocab_size: V.
+      context: tokens of the longest text.
+    """
+
+    config: TextNetworkConfig
+    vocab_size: int
+    context: int
+
+    def init(self, rng: jax.Array, token_BT: jax.Array) -> Variables: ...
+
+    def encode(
+        self,
+        variables: Variables,
+        token_BT: jax.Array,
+        segments_BT: jax.Array | None = None,
+        key_B: jax.Array | None = None,
+        conditions: Conditions | None = None,
+    ) -> jax.Array: ...
+
+    def vocab_logits(self, variables: Variables, x_BTW: jax.Array) -> jax.Array: ...
+
+    def task_logits(self, variables: Variables, x_BTW: jax.Array) -> jax.Array: ...
+
+
 def shift(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Inputs, targets and the inputs' documents, (B, T) each."""
+    """Inputs, targets (the next tokens) and the inputs' documents, (B, T) each."""
     tokens, segments = batch["tokens"], batch.get("segments")
     return tokens[:, :-1], tokens[:, 1:], None if segments is None else segments[:, :-1]
 
@@ -42,30 +73,33 @@ class TextObjective(Objective):
     """One player, `model`, and a frozen `base` if it is trained by low-rank adapters.
 
     Args:
-      model: a text model, `models.transformer` or `models.lstm`.
+      network: a text network, such as `Transformer` or `LSTM`.
     """
 
     turns = ("model",)
 
-    def __init__(self, model: Any):
-        self.model = model
+    def __init__(self, network: EncoderNetwork):
+        self.network = network
 
-    def init(self, rng: jax.Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
-        return lora.split_variables(self.model.init(rng, batch["tokens"][:1, :-1])), {}
+    def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Mutables]:
+        """Fresh parameters; there are no mutables."""
+        return lora.split_variables(self.network.init(rng, batch["tokens"][:1, :-1])), {}
 
-    def apply(self, params: Any) -> Callable[..., Any]:
-        """The model's methods with these parameters."""
-        variables = lora.join_variables(params)
-        return lambda *args, **kwargs: self.model.apply(variables, *args, **kwargs)
+    def variables(self, params: Params) -> Variables:
+        """The network's variables."""
+        return lora.join_variables(params)
 
-    def likelihood(self, params: Any, x_BTW: jax.Array, target_BT: jax.Array) -> TokenLosses:
-        """What the vocabulary's head, reading (B, T, W), says of the targets."""
-        apply = self.apply(params)
+    def likelihood(self, params: Params, x_BTW: jax.Array, target_BT: jax.Array) -> TokenLosses:
+        """The likelihood of targets (B, T) under the vocabulary's head."""
+        variables = self.variables(params)
         return cross_entropy(
-            lambda x: apply(x, method="logits"), x_BTW, target_BT, self.model.vocab_size
+            lambda x: self.network.vocab_logits(variables, x),
+            x_BTW,
+            target_BT,
+            self.network.vocab_size,
         )
 
     def merge_adapters(self, params: Params) -> Params:
         """The parameters of one player, the adapters merged into the model."""
-        c = self.model.config
+        c = self.network.config
         return lora.merge_adapters(params, c.lora_alpha / c.lora_rank) if c.lora_rank else params

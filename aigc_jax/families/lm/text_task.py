@@ -5,10 +5,10 @@ fine-tuning (Radford et al. 2018, equation 5).
 Shapes: B batch, T tokens, W width, K classes, N samples.
 """
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,12 @@ import optax
 from aigc_jax.core import config
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import option
-from aigc_jax.core.metrics import Mean
-from aigc_jax.core.objective import Batch
+from aigc_jax.core.metrics import Mean, Metrics
+from aigc_jax.core.objective import Batch, Mutables, Params
 from aigc_jax.core.request import SampleRequest
-from aigc_jax.families.lm.text_objective import TextObjective, shift
+from aigc_jax.families.lm.text_objective import EncoderNetwork, TextObjective, shift
+from aigc_jax.modalities.text.spec import TextSpec
+from aigc_jax.ops.per_example import expand_like
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,55 +39,73 @@ class TaskSample(config.Sample):
     prompts: tuple[str, ...] = option(("",), nonempty=True)  # texts to classify or to tag
 
 
-class TextTask(TextObjective):
-    """One player, `model`: cross-entropy of the classes, in nats.
+class TextTask(TextObjective, abc.ABC):
+    """One player, `model`: cross-entropy of the answers, in nats.
+
+    Subclasses say what is asked of a text: `TextClassification`, `TokenTagging`.
 
     Args:
-      config: the weights of the losses.
-      model: a text model with an output per class.
-      spec: what the data look like (`data.spec.TextSpec`): its `form` is "labels" or "tags".
+      config: weights of the losses.
+      network: a text network with an output per class.
+      spec: of the data.
+
+    Raises:
+      UserError: if the text's own likelihood is asked of a network that is not causal.
     """
 
-    def __init__(self, config: TaskConfig, model: Any, spec: Any):
-        if config.lm_weight and not model.config.causal:
+    def __init__(self, config: TaskConfig, network: EncoderNetwork, spec: TextSpec):
+        if config.lm_weight and not network.config.causal:
             raise UserError(
                 "objective.lm_weight needs the next token hidden: set model.causal=True or"
                 " objective.lm_weight=0"
             )
-        super().__init__(model)
+        super().__init__(network)
         self.config, self.spec = config, spec
 
-    def _outputs(self, params: Any, batch: Batch, key_B: jax.Array | None):
-        """What the heads read (B, T, W), and the task's logits: (B, K), or (B, T, K) for tags."""
+    @abc.abstractmethod
+    def task_features(self, x_BTW: jax.Array, real_BT: jax.Array) -> jax.Array:
+        """What the task's head reads, (B, W) or (B, T, W).
+
+        Args:
+          x_BTW: the network's features.
+          real_BT: False for padding.
+        """
+
+    @abc.abstractmethod
+    def answers(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """The true classes and which of them count, (B,) or (B, T)."""
+
+    @abc.abstractmethod
+    def describe(self, text: str, answer: np.ndarray) -> str:
+        """A prompt with what has been predicted of it."""
+
+    def _outputs(
+        self, params: Params, batch: Batch, key_B: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The network's features (B, T, W), and the task's logits (B, K) or (B, T, K)."""
         token_BT, _, segments_BT = shift(batch)
-        apply = self.apply(params)
-        x_BTW, _ = apply(token_BT, segments_BT=segments_BT, key_B=key_B, method="hidden")
-        if self.spec.format == "tags":
-            return x_BTW, apply(x_BTW, method="task_logits")
-        real_BT = segments_BT > 0
-        if self.model.config.causal:  # only the last token has read the whole text
-            last_B11 = jnp.maximum(real_BT.sum(1) - 1, 0)[:, None, None]
-            pooled_BW = jnp.take_along_axis(x_BTW, last_B11, 1)[:, 0]
-        else:
-            count_B1 = jnp.maximum(real_BT.sum(1, keepdims=True), 1)
-            pooled_BW = (x_BTW * real_BT[..., None]).sum(1) / count_B1
-        return x_BTW, apply(pooled_BW, method="task_logits")
+        variables = self.variables(params)
+        x_BTW = self.network.encode(variables, token_BT, segments_BT, key_B)
+        features = self.task_features(x_BTW, batch["segments"][:, :-1] > 0)
+        return x_BTW, self.network.task_logits(variables, features)
 
-    def _answers(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """The true classes and which count: (B,), or (B, T) for tags."""
-        if self.spec.format == "tags":
-            return jnp.maximum(batch["tags"], 0), batch["tags"] >= 0
-        return batch["label"], jnp.ones(batch["label"].shape, bool)
-
-    def _task(self, logits: jax.Array, batch: Batch, smoothing: float):
-        """Nats and hits per example (B,): means over its own answers; and whether it has any."""
-        answer, counts = self._answers(batch)
+    def _task(self, logits: jax.Array, batch: Batch, smoothing: float) -> tuple[jax.Array, Mean]:
+        """Nats per example (B,), the mean over its own answers; and its correct answers."""
+        answer, counts = self.answers(batch)
         target = optax.smooth_labels(jax.nn.one_hot(answer, logits.shape[-1]), smoothing)
         nats = Mean.rows(_flat(optax.softmax_cross_entropy(logits, target)), _flat(counts))
         hits = Mean.rows(_flat(logits.argmax(-1) == answer), _flat(counts))
         return nats.value(), hits
 
-    def loss(self, player, params, mutables, batch, key_B, step):
+    def loss(
+        self,
+        player: str,
+        params: Params,
+        mutables: Mutables,
+        batch: Batch,
+        key_B: jax.Array,
+        step: jax.Array,
+    ) -> tuple[Mean, tuple[Metrics, Mutables]]:
         """Nats per example; each example's losses are means over its own tokens."""
         c, weight_B = self.config, batch["weight"]
         x_BTW, logits = self._outputs(params, batch, key_B)
@@ -101,13 +121,15 @@ class TextTask(TextObjective):
             loss_B += c.lm_weight * lm_B
         return Mean.of(loss_B, weight_B), (metrics, mutables)
 
-    def _lm(self, params: Any, batch: Batch, x_BTW: jax.Array) -> jax.Array:
+    def _lm(self, params: Params, batch: Batch, x_BTW: jax.Array) -> jax.Array:
         """Nats per token of each example's own text, (B,)."""
         _, target_BT, _ = shift(batch)
         nats_BT = self.likelihood(params, x_BTW, target_BT).nats
         return Mean.rows(nats_BT, batch["segments"][:, 1:] > 0).value()
 
-    def evaluate(self, params, mutables, batch, key_B):
+    def evaluate(
+        self, params: Params, mutables: Mutables, batch: Batch, key_B: jax.Array
+    ) -> Metrics:
         """`loss` in nats per example, and `accuracy` over labels or words."""
         _, logits = self._outputs(params, batch, None)
         nats_B, hits = self._task(logits, batch, 0.0)
@@ -118,11 +140,11 @@ class TextTask(TextObjective):
             "accuracy": Mean(hits.total * real_B, hits.weight * real_B),
         }
 
-    def predict(self, params: Any, mutables: Any, batch: Batch) -> dict[str, jax.Array]:
+    def predict(self, params: Params, mutables: Mutables, batch: Batch) -> dict[str, jax.Array]:
         """The likeliest classes beside the true ones, (B,) or (B, T); −1 where there is none."""
         _, logits = self._outputs(params, batch, None)
-        answer, counts = self._answers(batch)
-        counts &= _like(batch["weight"] > 0, counts)
+        answer, counts = self.answers(batch)
+        counts &= expand_like(batch["weight"] > 0, counts)
         return {
             "predicted": jnp.where(counts, logits.argmax(-1), -1),
             "true": jnp.where(counts, answer, -1),
@@ -135,31 +157,58 @@ class TextTask(TextObjective):
 
     def texts(self, samples: np.ndarray, options: TaskSample) -> list[str]:
         """Each prompt with its class, or with a tag at each word."""
-        names, found = self.spec.class_names, []
-        for n, row in enumerate(samples):
-            text = options.prompts[n % len(options.prompts)]
-            if self.spec.format == "labels":
-                found.append(f"{names[int(row)]}: {text}")
-                continue
-            tags = [names[tag] for tag in row.tolist() if tag >= 0]
-            found.append(" ".join(f"{w}/{t}" for w, t in zip(text.split(), tags, strict=False)))
-        return found
+        prompts = options.prompts
+        return [self.describe(prompts[n % len(prompts)], row) for n, row in enumerate(samples)]
 
-    def sample(self, params, mutables, key_N, request: SampleRequest) -> jax.Array:
+    def sample(
+        self, params: Params, mutables: Mutables, key_N: jax.Array, request: SampleRequest
+    ) -> jax.Array:
         """The likeliest class of each prompt (N,), or the tags of its words (N, T), −1 between."""
         return _predict(self, params, mutables, jax.tree.map(jnp.asarray, request.init))
 
 
+class TextClassification(TextTask):
+    """A class for each text."""
+
+    def task_features(self, x_BTW: jax.Array, real_BT: jax.Array) -> jax.Array:
+        """(B, W): the last token's if the network is causal, otherwise the mean over tokens."""
+        if self.network.config.causal:  # only the last token has read the whole text
+            last_B11 = jnp.maximum(real_BT.sum(1) - 1, 0)[:, None, None]
+            return jnp.take_along_axis(x_BTW, last_B11, 1)[:, 0]
+        count_B1 = jnp.maximum(real_BT.sum(1, keepdims=True), 1)
+        return (x_BTW * real_BT[..., None]).sum(1) / count_B1
+
+    def answers(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """The class of each text (B,)."""
+        return batch["label"], jnp.ones(batch["label"].shape, bool)
+
+    def describe(self, text: str, answer: np.ndarray) -> str:
+        """`class: text`."""
+        return f"{self.spec.class_names[int(answer)]}: {text}"
+
+
+class TokenTagging(TextTask):
+    """A tag for each word, at its first token."""
+
+    def task_features(self, x_BTW: jax.Array, real_BT: jax.Array) -> jax.Array:
+        """(B, T, W): every token's."""
+        return x_BTW
+
+    def answers(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """The tags (B, T), which count at the first token of each word."""
+        return jnp.maximum(batch["tags"], 0), batch["tags"] >= 0
+
+    def describe(self, text: str, answer: np.ndarray) -> str:
+        """`word/tag word/tag …`."""
+        tags = [self.spec.class_names[tag] for tag in answer.tolist() if tag >= 0]
+        return " ".join(f"{w}/{t}" for w, t in zip(text.split(), tags, strict=False))
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _predict(task: TextTask, params: Any, mutables: Any, batch: Batch) -> jax.Array:
+def _predict(task: TextTask, params: Params, mutables: Mutables, batch: Batch) -> jax.Array:
     return task.predict(params, mutables, batch)["predicted"]
 
 
 def _flat(x: jax.Array) -> jax.Array:
     """(B,) as (B, 1); (B, T) as it is."""
     return x.reshape(x.shape[0], -1)
-
-
-def _like(x_B: jax.Array, other: jax.Array) -> jax.Array:
-    """(B,) spread over the shape of another."""
-    return x_B.reshape(-1, *[1] * (other.ndim - 1))

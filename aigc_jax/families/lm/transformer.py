@@ -1,7 +1,6 @@
 """A transformer over text: a decoder with a KV cache, or without the causal mask an encoder.
 
-Shapes: B batch, T tokens, S cache slots, K key heads, D head size, W width, V vocabulary, L layers,
-O outputs of a task.
+Shapes: B batch, T tokens, W width, V vocabulary, L layers, O outputs of a task.
 """
 
 from typing import Any
@@ -11,37 +10,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aigc_jax.core.conditions import Conditions
+from aigc_jax.core.state import named_leaves
 from aigc_jax.distributed.logical_axes import with_logical_constraint
+from aigc_jax.families.lm import kv_cache
+from aigc_jax.families.lm.kv_cache import Cache
+from aigc_jax.families.lm.layer_storage import LAYERS, apply_per_layer, per_layer_variables
+from aigc_jax.families.lm.text_network import TextNetwork
 from aigc_jax.nn.layers import Bias, Dropout, scan_unroll
-from aigc_jax.nn.transformer_blocks import AttentionContext, Block, Cache, linear, norm
+from aigc_jax.nn.transformer_blocks import Block, linear, norm
 from aigc_jax.nn.transformer_config import TransformerConfig
 from aigc_jax.ops.activation import gelu_exact
 from aigc_jax.ops.attention_mask import segment_positions
 
 __all__ = ["Cache", "Transformer", "TransformerConfig"]
 
-POLICIES = {  # what is kept for the backward pass, beside each layer's input
+REMAT_POLICIES = {  # saved for the backward pass, beside each layer's input
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 
-class Transformer(nn.Module):
-    """Logits over a vocabulary.
-
-    Attributes:
-      config: sizes and choices.
-      vocab_size: V.
-      context: tokens of the longest text (`config.bounded`), and the most that a cache holds.
-      dtype: of the computation; parameters and logits are float32.
-      num_outputs: O, of a task's head beside the vocabulary's; 0: none.
-    """
+class Transformer(TextNetwork):
+    """Logits over a vocabulary; attributes and methods are those of `TextNetwork`."""
 
     config: TransformerConfig
-    vocab_size: int
-    context: int
-    dtype: jnp.dtype = jnp.float32
-    num_outputs: int = 0
 
     def setup(self):
         c = self.config
@@ -61,7 +54,7 @@ class Transformer(nn.Module):
         self.embedding_dropout = Dropout(c.dropout)
         block = Block
         if c.remat != "none":
-            block = nn.remat(Block, prevent_cse=False, policy=POLICIES[c.remat])
+            block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[c.remat])
         self.layers = nn.scan(
             block,
             variable_axes={"params": 0, "lora": 0},
@@ -88,39 +81,16 @@ class Transformer(nn.Module):
             axes = ("embed", "outputs")
             self.task_head = linear(c, self.dtype, "head", self.num_outputs, True, kernel_axes=axes)
 
-    def __call__(
+    def features(
         self,
         token_BT: jax.Array,
         position_BT: jax.Array | None = None,
         segments_BT: jax.Array | None = None,
         key_B: jax.Array | None = None,
         cache: Cache | None = None,
+        conditions: Conditions | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        """Logits (B, T, V) in float32, and the cache with these tokens in it; see `hidden`."""
-        x_BTW, cache = self.hidden(token_BT, position_BT, segments_BT, key_B, cache)
-        if self.is_initializing() and self.num_outputs:
-            self.task_logits(x_BTW)
-        return self.logits(x_BTW), cache
-
-    def hidden(
-        self,
-        token_BT: jax.Array,
-        position_BT: jax.Array | None = None,
-        segments_BT: jax.Array | None = None,
-        key_B: jax.Array | None = None,
-        cache: Cache | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """What the heads read, (B, T, W), and the cache with these tokens in it.
-
-        Args:
-          token_BT: int32 tokens.
-          position_BT: their positions, −1 for padding; 0…T−1 if left out, or counted within each
-            document.
-          segments_BT: documents packed side by side, which do not see each other; 0: padding.
-          key_B: dropout keys; none: no dropout.
-          cache: keys and values of earlier tokens, from `init_cache`; none: the tokens attend to
-            themselves only.
-        """
+        """What the heads read, (B, T, W), and the cache with these tokens in it; see the base."""
         c = self.config
         contiguous = position_BT is None and cache is None
         if position_BT is None:
@@ -132,36 +102,32 @@ class Transformer(nn.Module):
             x_BTW += self.position_embedding(jnp.maximum(position_BT, 0))
         if c.token_types:
             x_BTW += self.type_embedding(jnp.zeros_like(token_BT))
+        x_BTW, cache = self.add_conditions(x_BTW, conditions, cache)
         if c.embedding_norm:
             x_BTW = self.embedding_norm(x_BTW)
         x_BTW = with_logical_constraint(
             self.embedding_dropout(x_BTW, key_B), "batch", "length", None
         )
-        cache, context = _attention_context(position_BT, segments_BT, key_B, cache, contiguous)
-        if cache is not None and "layers" in cache:
-            x_BTW, kv = self._one_by_one(x_BTW, cache["layers"], context)
+        cache, context = kv_cache.attention_context(
+            position_BT, segments_BT, key_B, cache, contiguous
+        )
+        if cache is not None and LAYERS in cache:
+            block = Block(c, self.dtype, parent=None)
+            x_BTW, layers = apply_per_layer(
+                block, self.variables, x_BTW, cache[LAYERS], c.windows(), context
+            )
+            cache = {**cache, LAYERS: layers}
         else:
-            kv = None if cache is None else _of_layers(cache)
+            kv = None if cache is None else kv_cache.of_layers(cache)
             each = (jnp.arange(c.layers), jnp.asarray(np.array(c.windows(), np.int32)))
             (x_BTW, kv), _ = self.layers((x_BTW, kv), each, context)
+            cache = None if cache is None else {**cache, **kv}
         if c.norm_position != "post":
             x_BTW = self.final_norm(x_BTW)
-        return x_BTW, None if cache is None else {**cache, **kv}
+        return x_BTW, cache
 
-    def _one_by_one(
-        self, x_BTW: jax.Array, caches: tuple[Cache, ...], context: AttentionContext
-    ) -> tuple[jax.Array, Cache]:
-        """All layers, without a loop, out of what `by_layer` has made."""
-        block, after = Block(self.config, self.dtype, parent=None), []
-        kinds = {kind: tree for kind, tree in self.variables.items() if "layers" in tree}
-        for i, (window, kv) in enumerate(zip(self.config.windows(), caches, strict=True)):
-            own = {kind: tree["layers"][str(i)] for kind, tree in kinds.items()}
-            (x_BTW, kv), _ = block.apply(own, (x_BTW, kv), (0, jnp.int32(window)), context)
-            after.append(kv)
-        return x_BTW, {"layers": tuple(after)}
-
-    def logits(self, x_BTW: jax.Array) -> jax.Array:
-        """Of the next token, or of the masked one: (…, V) in float32."""
+    def head(self, x_BTW: jax.Array) -> jax.Array:
+        """Logits (…, V) of the next token, or of the masked one, in float32."""
         c = self.config
         if c.head_transform:
             x_BTW = self.head_norm(gelu_exact(self.head_transform(x_BTW)))
@@ -180,62 +146,40 @@ class Transformer(nn.Module):
             logits_BTV = c.logit_softcap * jnp.tanh(logits_BTV / c.logit_softcap)
         return logits_BTV
 
-    def task_logits(self, x_BTW: jax.Array) -> jax.Array:
+    def task_outputs(self, x_BTW: jax.Array) -> jax.Array:
         """A task's outputs (…, O) in float32."""
         return self.task_head(x_BTW).astype(jnp.float32)
 
-    def init_cache(self, batch: int, slots: int = 0) -> Cache:
-        """An empty cache of so many slots, at most and by default `context`."""
-        c, slots = self.config, min(slots or self.context, self.context)
-        shape = (c.layers, batch, c.key_heads, slots, c.head_size)
-        kv = {"k": jnp.zeros(shape, self.dtype), "v": jnp.zeros(shape, self.dtype)}
-        if c.conv_width > 1:
-            last = jnp.zeros((c.layers, batch, c.conv_width - 1, c.width), self.dtype)
-            kv |= {"attention_conv": last, "mlp_conv": last}
-        return {**kv, "position": jnp.full((batch, slots), -1, jnp.int32)}
+    @nn.nowrap
+    def init_cache(self, batch: int, length: int = 0) -> Cache:
+        """An empty cache of `batch` rows for `length` tokens, at most and by default `context`."""
+        slots = min(length or self.context, self.context)
+        cache = kv_cache.init_cache(self.config, batch, slots, self.dtype)
+        return {**cache, **self.condition_cache(batch)}
 
-    def by_layer(self, variables: Any, cache: Cache) -> tuple[Any, Cache]:
-        """Variables and cache with each layer's arrays by themselves, for `hidden`.
+    @nn.nowrap
+    def insert_rows(self, cache: Cache, prefix: Cache, row_R: jax.Array) -> Cache:
+        """The cache with rows replaced by those of another; see `DecoderNetwork`."""
+        return kv_cache.insert_rows(cache, prefix, row_R)
 
-        A loop over layers copies what it takes out of their common arrays, each time it turns. And
-        matrices in the type that is computed in: each token reads all of them.
-        """
-        layers = range(self.config.layers)
+    @nn.nowrap
+    def per_layer_variables(self, variables: Any) -> Any:
+        """Variables with each layer's arrays by themselves; see `DecoderNetwork`."""
+        return per_layer_variables(variables, self.config.layers, self.dtype)
 
-        def cast(x: jax.Array) -> jax.Array:
-            return x.astype(self.dtype) if x.ndim > 1 else x
+    @nn.nowrap
+    def per_layer_cache(self, cache: Cache) -> Cache:
+        """A cache with each layer's arrays by themselves."""
+        return kv_cache.per_layer_cache(cache, self.config.layers)
 
-        def apart(tree: Any) -> Any:
-            if "layers" not in tree:
-                return tree
-            each = {str(i): jax.tree.map(lambda x, i=i: x[i], tree["layers"]) for i in layers}
-            return {**tree, "layers": each}
-
-        caches = tuple({k: x[i : i + 1] for k, x in _of_layers(cache).items()} for i in layers)
-        variables = {kind: jax.tree.map(cast, apart(tree)) for kind, tree in variables.items()}
-        return variables, {"position": cache["position"], "layers": caches}
-
-
-def _of_layers(cache: Cache) -> Cache:
-    """What each layer has its own of."""
-    return {name: x for name, x in cache.items() if name != "position"}
-
-
-def _attention_context(
-    position_BT: jax.Array,
-    segments_BT: jax.Array | None,
-    key_B: jax.Array | None,
-    cache: Cache | None,
-    contiguous: bool,
-) -> tuple[Cache | None, AttentionContext]:
-    """The cache with the tokens' positions in it, and where they stand."""
-    if cache is None:
-        segments = None if segments_BT is None else (segments_BT, segments_BT)
-        return None, AttentionContext(position_BT, position_BT, segments, None, key_B, contiguous)
-    batch, slots = cache["position"].shape
-    position_BT = jnp.broadcast_to(position_BT, (batch, position_BT.shape[1]))
-    # A ring: past the last slot the oldest key is overwritten.
-    slot_BT = jnp.where(position_BT >= 0, position_BT % slots, slots)
-    at = (jnp.arange(batch)[:, None], slot_BT)
-    held = cache["position"].at[at].set(position_BT, mode="drop")
-    return {**cache, "position": held}, AttentionContext(position_BT, held, None, slot_BT, key_B)
+    @nn.nowrap
+    def decoding_bytes(self, variables: Any, batch: int, length: int) -> float:
+        """The least bytes that a step of decoding reads; see the base."""
+        lookup = {"position_embedding", "type_embedding"}
+        if not self.config.tie_embeddings:
+            lookup.add("token_embedding")
+        leaves = named_leaves(variables)
+        weights = sum(x.size for name, x in leaves if not lookup & {*name.split("/")})
+        cache = jax.eval_shape(lambda: self.init_cache(batch, length))
+        filled = sum(cache[name].size for name in ("k", "v")) / 2
+        return float((weights + filled) * jnp.dtype(self.dtype).itemsize)

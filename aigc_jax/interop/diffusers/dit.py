@@ -88,7 +88,7 @@ DIT = ImageModel(
         ),
     ),
     rules=_dit_rules,
-    shapes=denoiser_shapes(dit.DiT, lambda config: config.patch_size),
+    shapes=denoiser_shapes(dit.DiT),
     hf_fixed={"norm_type": ("ada_norm_zero",), "norm_elementwise_affine": (False,)},
     aigc_fixed={
         "mlp_ratio": 4.0,

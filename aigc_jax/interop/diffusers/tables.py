@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.core.conditions import LABEL, Condition
 from aigc_jax.interop.mapping import Fields, ModelTable, TensorRule, module
 from aigc_jax.interop.parameters import Shape, parameter_shapes
 
@@ -123,24 +122,17 @@ def levels(count: int, down: int, up: int, hf: str = "", aigc: str = "") -> list
     return rules + submodules(f"{middle}resnets.1", f"{aigc}middle_out", RESNET)
 
 
-def denoiser_shapes(
-    network: Any, least_side: Callable[[Any], int]
-) -> Callable[[Any, int, int], dict[str, Shape]]:
-    """Returns the function `shapes` of a table whose network denoises.
-
-    Args:
-      network: its Flax module.
-      least_side: (config) → the side of the smallest image that it takes.
-    """
+def denoiser_shapes(network: Any) -> Callable[[Any, int, int], dict[str, Shape]]:
+    """Returns the function `shapes` of a table whose network denoises."""
 
     @functools.lru_cache(maxsize=8)
     def shapes(config: Any, channels: int, classes: int) -> dict[str, Shape]:
         # The parameters do not depend on the image's sides, for which a file may claim any length.
-        sides = (least_side(config),) * 2
-        x = jax.ShapeDtypeStruct((1, *sides, channels), jnp.float32)
-        time = jax.ShapeDtypeStruct((1,), jnp.float32)
-        conditions = {LABEL: Condition.of(np.zeros(1, np.int32))}
-        return parameter_shapes(network(config, classes).init, x, time, conditions)
+        levels = len(getattr(config, "channels", (0,)))
+        side = getattr(config, "patch_size", 1) * 2 ** (levels - 1)
+        x = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+        time, label = (jax.ShapeDtypeStruct((1,), t) for t in (jnp.float32, jnp.int32))
+        return parameter_shapes(network(config, classes).init, x, time, label)
 
     return shapes
 

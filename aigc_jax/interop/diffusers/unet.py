@@ -126,9 +126,7 @@ UNET = ImageModel(
         ),
     ),
     rules=_unet_rules,
-    shapes=denoiser_shapes(
-        unet.UNet, lambda config: config.patch_size * 2 ** (len(config.channels) - 1)
-    ),
+    shapes=denoiser_shapes(unet.UNet),
     hf_fixed={
         "time_embedding_type": ("positional",),
         "mid_block_scale_factor": (1,),

@@ -1,15 +1,13 @@
-"""How fast a language model writes, and how much memory it reads for that."""
+"""Speed of decoding: tokens per second, and the memory traffic that they need at least."""
 
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core.capabilities import SupportsTextGeneration
-from aigc_jax.core.state import TrainState, named_leaves
+from aigc_jax.core.state import TrainState
 from aigc_jax.experiment.build import Run
-from aigc_jax.inference.engine import decode
 from aigc_jax.ops.random import numbered_keys
 from aigc_jax.tools.bench.timing import Times, repeated
 
@@ -18,29 +16,33 @@ NEW_TOKENS = 128
 
 
 def can_decode(run: Run) -> bool:
-    """Whether samples are drawn token by token through a cache."""
+    """Whether samples are written token by token."""
     return isinstance(run.objective, SupportsTextGeneration)
 
 
 def decoding(run: Run, state: TrainState, batch: int, times: int = 5) -> dict[str, Any]:
-    """Tokens per second of a batch of texts, and the bytes that each step of them has to read.
+    """Tokens per second of a batch of texts, and the bytes that each step has to read.
 
     Args:
-      run: a language model's.
-      state: its parameters; what they are does not matter, as no token ends a text.
+      run: of an objective that `can_decode`.
+      state: its parameters; their values do not matter, as no token ends a text.
       batch: texts at once.
-      times: how often.
+      times: repetitions.
     """
-    model = run.objective.network
-    new = min(NEW_TOKENS, max(model.context - 1, 1))
-    variables = run.objective.variables(state.sampling_params)
+    objective, params = run.objective, state.sampling_params
+    new = min(NEW_TOKENS, max(objective.context - 1, 1))
     key_N = numbered_keys(jax.random.key(0), np.arange(batch))
     prompts = np.zeros((batch, 1), np.int32), np.ones(batch, np.int32)
-    taken: Times = repeated(
-        lambda: decode(model, variables, key_N, *prompts, max_new_tokens=new), times=times
-    )
+
+    def write() -> jax.Array:
+        engine = objective.engine(params, batch, 1 + new, new, stops=())
+        prefix = engine.prefill(*prompts)
+        state = engine.insert(prefix, None, np.arange(batch), key=key_N, max_new_tokens=new)
+        return engine.advance(state, new).token_NT
+
+    taken: Times = repeated(write, times=times)
     step = taken.median / new
-    read = step_bytes(run, variables, batch, new)
+    read = objective.decoding_bytes(params, batch, new)
     return {
         "batch": batch,
         "new_tokens": new,
@@ -50,25 +52,3 @@ def decoding(run: Run, state: TrainState, batch: int, times: int = 5) -> dict[st
         "bytes_per_step": read,
         "bytes_per_second": read / step,
     }
-
-
-def step_bytes(run: Run, variables: Any, batch: int, new: int) -> float:
-    """The least that a step for one token of each text reads.
-
-    Every parameter once, in the type that is computed in, and of the cache what has been written on
-    average. Of a table that is looked up only, rows are read: it does not count, unless the logits
-    are made with it.
-    """
-    model, config = run.objective.network, run.config.model
-    size = jnp.dtype(run.config.train.compute_dtype).itemsize
-    looked_up = {"position_embedding", "type_embedding"}
-    if not getattr(config, "tie_embeddings", False):
-        looked_up.add("token_embedding")
-    weights = sum(
-        x.size for name, x in named_leaves(variables) if not looked_up & {*name.split("/")}
-    )
-    cache = jax.eval_shape(lambda: model.init_cache(batch, new))
-    held = {k: x for k, x in cache.items() if k in ("k", "v")} if isinstance(cache, dict) else {}
-    half = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(held)) / 2
-    whole = 0 if held else sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
-    return weights * size + half + whole

@@ -151,7 +151,7 @@ def model_flops(config: Config, spec: Spec) -> float:
     made = jax.eval_shape(objective.init, jax.random.key(0), spec.example_batch(2))
     params, mutables = nn.unbox(made)
     model_spec = objective.latent_spec if isinstance(objective, UsesFirstStage) else spec
-    seen = getattr(config.model, "seen", lambda length: 1.0)
+    seen = getattr(config.model, "attended_share", lambda length: 1.0)
     length = MODALITIES[model_spec.modality].units_per_example(model_spec)
 
     def prepared(params: Any, mutables: Any, batch: Any) -> Any:

@@ -106,18 +106,18 @@ def test_texts_stand_behind_their_prompts_and_end_before_stop_strings():
 
 def test_prompts_get_what_the_tokenizer_puts_in_front_and_are_cut_to_the_context():
     objective = LanguageModel(LMConfig(), Table(), BYTE)
-    assert objective.encode("ab").tolist() == [256, 97, 98]
-    assert objective.encode("").tolist() == [256]
+    assert objective._encode("ab").tolist() == [256, 97, 98]
+    assert objective._encode("").tolist() == [256]
     bare = LibraryTokenizer(kind("trained").to_library(), separator=0)
     objective.tokenizer = bare
-    assert objective.encode("").tolist() == [0] and objective.encode("a").tolist() == [
+    assert objective._encode("").tolist() == [0] and objective._encode("a").tolist() == [
         *bare.encode("a")
     ]
     long = np.arange(100)
-    assert objective.fit(long, 500).tolist() == list(range(36, 100))
-    objective.model = Table(bounded=True)
-    assert objective.fit(long[:60], 4).tolist() == list(range(60))
-    message = refusal(objective.fit, long[:60], 5)
+    assert objective._fit(long, 500).tolist() == list(range(36, 100))
+    objective = LanguageModel(LMConfig(), Table(bounded=True), BYTE)
+    assert objective._fit(long[:60], 4).tolist() == list(range(60))
+    message = refusal(objective._fit, long[:60], 5)
     assert "65 tokens" in message and "end at 64" in message
 
 
@@ -137,7 +137,9 @@ NEIGHBOUR = Table(ahead=1, causal=False)
 def test_so_many_tokens_are_hidden_shown_or_changed():
     objective = masked(mask_rate=0.3, keep_rate=0.2, random_rate=0.3)
     tokens = np.full((4, 20_000), 65)
-    shown, chosen = map(np.asarray, objective.hide(tokens, jax.random.split(jax.random.key(1), 4)))
+    shown, chosen = map(
+        np.asarray, objective.mask_tokens(tokens, jax.random.split(jax.random.key(1), 4))
+    )
     assert (shown[~chosen] == 65).all()
     # 80,000 and 24,000 draws: standard errors of 0.002 and 0.003.
     assert abs(chosen.mean() - 0.3) < 0.01
@@ -146,14 +148,16 @@ def test_so_many_tokens_are_hidden_shown_or_changed():
     assert abs((inside == 65).mean() - (0.2 + 0.3 / 257)) < 0.015
     others = inside[(inside != HIDDEN) & (inside != 65)]
     assert others.min() == 0 and others.max() == 256 and len(np.unique(others)) == 256
-    plain, _ = masked(mask_rate=1.0, keep_rate=0.0, random_rate=0.0).hide(tokens[:, :50], KEYS[:4])
+    plain, _ = masked(mask_rate=1.0, keep_rate=0.0, random_rate=0.0).mask_tokens(
+        tokens[:, :50], KEYS[:4]
+    )
     assert (plain == HIDDEN).all()
 
 
 def test_what_is_hidden_belongs_to_the_example():
     objective = masked(mask_rate=0.5)
-    whole = objective.hide(TOKENS, KEYS)
-    part = objective.hide(TOKENS[2:4], KEYS[2:4])
+    whole = objective.mask_tokens(TOKENS, KEYS)
+    part = objective.mask_tokens(TOKENS[2:4], KEYS[2:4])
     chex.assert_trees_all_equal(jax.tree.map(lambda x: x[2:4], whole), part)
     assert len(np.unique(np.asarray(whole[1]), axis=0)) == B
 
@@ -162,7 +166,7 @@ def test_the_loss_of_a_masked_model_by_hand():
     """Of hidden tokens with weight, given what is shown; the first token of a text has none."""
     objective = masked(mask_rate=0.6, label_smoothing=0.1, z_loss=0.2)
     loss, metrics = loss_of(objective, {"tokens": TOKENS, "weight": WEIGHT})
-    shown, chosen = map(np.asarray, objective.hide(TOKENS[:, :-1], KEYS))
+    shown, chosen = map(np.asarray, objective.mask_tokens(TOKENS[:, :-1], KEYS))
     total = weight = hits = 0.0
     for b, t in np.ndindex(B, T):
         w = chosen[b, t] * (WEIGHT[b, t - 1] if t else 0)

@@ -23,7 +23,7 @@ from helpers.table_model import (
 )
 
 from aigc_jax.families.lm.language_model import LanguageModel, LMConfig
-from aigc_jax.families.lm.text_task import TaskConfig, TaskSample, TextTask
+from aigc_jax.families.lm.text_task import TaskConfig, TaskSample, TextClassification, TokenTagging
 from aigc_jax.modalities.text.spec import TextSpec
 from aigc_jax.training.step import gradients
 
@@ -46,9 +46,12 @@ TAGS["tags"][4] = -1  # a sentence without a tag
 BATCHES = {"labels": LABELS, "tags": TAGS}
 
 
+TASKS = {"labels": TextClassification, "tags": TokenTagging}
+
+
 def task(format="labels", causal=True, **config):
     spec = TextSpec(BYTE, T, format, CLASSES)
-    return TextTask(TaskConfig(**config), Table(causal=causal), spec)
+    return TASKS[format](TaskConfig(**config), Table(causal=causal), spec)
 
 
 def task_by_hand(form, causal, smoothing=0.0):
@@ -136,13 +139,14 @@ def test_samples_of_a_task_are_its_prompts_with_their_answers():
     table = np.zeros((V, 3), np.float32)
     table[[ord("a"), ord("b"), BYTE.separator], [1, 2, 0]] = 9
     params = {"model": {"task_logits": table}}
-    tags = TextTask(TaskConfig(), Table(), TextSpec(BYTE, 12, "tags", CLASSES))
+    tags = TokenTagging(TaskConfig(), Table(), TextSpec(BYTE, 12, "tags", CLASSES))
     options = TaskSample(prompts=("ax by cz", "b"))
     rows = tiny.draw(tags, params, {}, options, 3)
     texts = tags.texts(rows, options)
     # A word's tag is read off its first token: for all but the first one that is the space.
     assert texts == ["ax/yes by/no cz/no", "b/maybe", "ax/yes by/no cz/no"]
-    labels = TextTask(TaskConfig(), Table(causal=False), TextSpec(BYTE, 12, "labels", CLASSES))
+    spec = TextSpec(BYTE, 12, "labels", CLASSES)
+    labels = TextClassification(TaskConfig(), Table(causal=False), spec)
     options = TaskSample(prompts=("aaaa", "bbbb"))
     assert labels.texts(tiny.draw(labels, params, {}, options, 2), options) == [
         "yes: aaaa",

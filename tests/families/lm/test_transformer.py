@@ -276,7 +276,7 @@ def test_gradients_do_not_depend_on_what_is_kept_or_unrolled():
     "changes, named",
     [
         (dict(width=9), "model.width=9"),
-        (dict(width=6), "a head of 3"),
+        (dict(width=6), "head size"),
         (dict(kv_heads=3, heads=4), "model.kv_heads=3"),
         (dict(rope_scaling="yarn"), "model.rope_original_context"),
         (dict(lora_targets=("query", "head")), "'head'"),
@@ -301,7 +301,7 @@ def test_a_model_that_does_not_fit_its_data_is_refused(changes, named):
 
 
 def test_a_larger_vocabulary_or_context_than_the_data_need_is_kept():
-    network = tiny.make("lm", model=dict(vocab_size=300, context=20)).objective.model
+    network = tiny.make("lm", model=dict(vocab_size=300, context=20)).objective.network
     assert (network.vocab_size, network.context) == (300, 20)
-    network = tiny.make("lm").objective.model
+    network = tiny.make("lm").objective.network
     assert (network.vocab_size, network.context) == (257, 8)

@@ -137,7 +137,7 @@ def test_the_share_of_pairs_that_see_each_other(causal, window):
     for reach in config.windows():
         seen = np.abs(ahead) < (reach or 7)
         shares.append((seen & (ahead >= 0) if causal else seen).mean())
-    assert config.seen(7) == pytest.approx(np.mean(shares))
+    assert config.attended_share(7) == pytest.approx(np.mean(shares))
 
 
 # Times ---------------------------------------------------------------------------------------
@@ -266,15 +266,13 @@ def test_a_step_of_decoding_reads_the_weights_and_what_the_cache_holds():
     run = tiny.make("lm", model=dict(tie_embeddings=True))
     state = run.state_shapes()
     every = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
-    variables = {"params": state.params["model"]}
     cache = 2 * 2 * 3 * 6 * 16 * 4  # k and v, layers, texts, tokens, width, bytes
-    assert decoding.step_bytes(run, variables, 3, 6) == every * 4 + cache / 2
+    assert run.objective.decoding_bytes(state.params, 3, 6) == every * 4 + cache / 2
     run = tiny.make("lm", model=dict(tie_embeddings=False), train=dict(compute_dtype="bfloat16"))
     state = run.state_shapes()
     every = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
-    variables = {"params": state.params["model"]}
     expected = (every - 257 * 16) * 2 + cache / 4  # a table that is only looked up
-    assert decoding.step_bytes(run, variables, 3, 6) == expected
+    assert run.objective.decoding_bytes(state.params, 3, 6) == expected
 
 
 def test_own_times_are_without_what_is_inside():
