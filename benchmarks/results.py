@@ -45,7 +45,7 @@ flags.DEFINE_list("seeds", ["0"], "Seeds of training.")
 flags.DEFINE_list("recipes", list(RECIPES), "Recipes, as in configs/.")
 flags.DEFINE_string("data", "tfds:fashion", "As in data.source.")
 flags.DEFINE_string("data_folder", "data", "As in data.data_dir.")
-flags.DEFINE_integer("samples", 10_000, "Images to judge.")
+flags.DEFINE_integer("samples", 10_000, "Images to generate and compare.")
 flags.DEFINE_string("folder", "runs/results", "Where the runs go.")
 flags.DEFINE_string("page", "docs/results.md", "Whose table is replaced.")
 flags.DEFINE_enum("table", "images", ["images", "models"], "Which of the page's tables.")
@@ -59,7 +59,7 @@ def recipe_of(name: str, seed: int, stage: str) -> Any:
     recipe.seed = seed
     recipe.data.source, recipe.data.data_dir = FLAGS.data, FLAGS.data_folder
     recipe.first_stage.workdir = stage
-    recipe.eval.every, recipe.eval.samples = 0, FLAGS.samples
+    recipe.eval.every, recipe.eval.num_samples = 0, FLAGS.samples
     if FLAGS.table == "images" and "importance_samples" in recipe.objective:
         recipe.objective.importance_samples = 1  # the bound is not in the table, and takes long
     recipe.sample.every = 0
@@ -135,8 +135,8 @@ TABLES = {
     "images": (
         "results",
         {
-            "Fréchet": "frechet_classifier",
-            "kernel": "kernel_classifier",
+            "Fréchet": "frechet_distance_classifier",
+            "kernel": "kernel_distance_classifier",
             "precision": "precision_classifier",
             "recall": "recall_classifier",
             "density": "density_classifier",
@@ -150,7 +150,7 @@ TABLES = {
             "bits/dim": "bits_per_dim",
             "active units": "active_units",
             "PSNR, dB": "psnr",
-            "Fréchet of reconstructions": "reconstruction_frechet_classifier",
+            "Fréchet of reconstructions": "reconstruction_frechet_distance_classifier",
             "codes used": "codes_used",
             "code perplexity": "code_perplexity",
         },
@@ -186,9 +186,9 @@ def table(columns: dict[str, str]) -> str:
             lines.append(
                 f"| `{name}` | {len(runs)} | {minutes:g} | {steps:,} | {' | '.join(cells)} |"
             )
-    floors = [cell(everything[:1], f"{key}_floor") for key in columns.values()]
-    if set(floors) != {"–"}:
-        lines.append(f"| training images themselves | | | | {' | '.join(floors)} |")
+    real_data = [cell(everything[:1], f"{key}_real_data") for key in columns.values()]
+    if set(real_data) != {"–"}:
+        lines.append(f"| training images themselves | | | | {' | '.join(real_data)} |")
     return "\n".join(lines)
 
 

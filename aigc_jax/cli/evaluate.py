@@ -37,12 +37,20 @@ def run() -> None:
 def _evaluate_images(data_dir: str, options: dict[str, Any]) -> dict[str, Any]:
     from aigc_jax.runs.evaluate_images import evaluate_images
 
-    if "samples" in options or FLAGS["seed"].present:
+    if "num_samples" in options or FLAGS["seed"].present:
         raise UserError(
-            "--samples and --seed are for drawing: --images=… are evaluated as they are"
+            "--num_samples and --seed are for drawing: --images=… are evaluated as they are"
         )
     where = dict(workdir=FLAGS.workdir or "", data_dir=data_dir, out=FLAGS.out or "")
     return evaluate_images(FLAGS.images, FLAGS.source or "", **where, **options)
+
+
+def _options() -> list[type]:
+    """The section `eval` and the sections of all modalities."""
+    from aigc_jax.core.modality import MODALITIES
+
+    own = [MODALITIES[name].eval_options for name in MODALITIES.names()]
+    return [Eval, *(options for options in own if options is not None)]
 
 
 COMMAND = Command(
@@ -53,6 +61,6 @@ COMMAND = Command(
         *("data_dir", "source", "sigma_rel", "images", "out", "seed", "mesh", "deterministic"),
     ),
     instead={"workdir": ("images",)},
-    options=lambda: [Eval],
+    options=_options,
     hidden_options=("every", "seed"),
 )

@@ -111,21 +111,19 @@ class Ema:
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
+    """Evaluation. Options of a modality's metrics are in a section of its own: `eval.image`."""
+
     RESUMABLE: ClassVar[bool] = True  # all of its fields
 
     every: int = option(0, low=0)  # 0: only when asked
     batch_size: int = option(128, low=1)
     batches: int = option(0, low=0)  # at most this many held-out batches; 0: all
-    samples: int = option(0, low=0)  # images to judge; 0: as many as were trained on, ≤ 10,000
-    generations: int = option(0, low=0)  # text: held-out texts to continue; needs the extra eval
-    likelihood: int = option(0, low=0)  # diffusion: held-out images whose exact likelihood to find
-    fidelity: bool = True  # images: also how far samples are from real ones, and what they copy
-    # … in whose features: classifier · efficientnet-lite0 · inception:FILE (only then it is FID)
-    features: str = option("classifier", nonempty=True)
-    resize: str = option("clean-fid", choices=("clean-fid", "torch-fidelity"))  # not: classifier
-    split: str = option("held-out", choices=("held-out", "train"))  # which images are the reference
-    reference: str = ""  # file of a reference's features: read, or written if it is not there
+    # Samples that metrics draw; 0: as many as were trained on, at most 10,000.
+    num_samples: int = option(0, low=0)
+    likelihood_examples: int = option(0, low=0)  # diffusion: for their exact likelihood; 0: off
     seed: int = option(0, low=0)  # of the samples
+    # Metrics beside those of the data's modality: names in METRICS, or package.module:Class.
+    metrics: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +197,8 @@ class Config:
 
         Args:
           config: the recipe, as nested mappings.
-          types: the dataclasses of the sections `model`, `objective` and `sample`.
+          types: the dataclasses of the sections `model`, `objective`, `sample`, and of `eval`
+            with the options of modalities.
 
         Raises:
           UserError: for a key, type or value that cannot be, naming it in full.

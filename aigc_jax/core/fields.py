@@ -64,11 +64,14 @@ def marked(section: type, mark: str, where: str) -> list[str]:
       where: the name of the section.
     """
     everything = mark == "resumable" and any(c.__dict__.get("RESUMABLE") for c in section.__mro__)
-    return [
-        f"{where}.{field.name}"
-        for field in dataclasses.fields(section)
-        if everything or field.metadata.get(mark)
-    ]
+    found = []
+    for field in dataclasses.fields(section):
+        inner = field.default_factory
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            found += marked(inner, mark, f"{where}.{field.name}")
+        elif everything or field.metadata.get(mark):
+            found.append(f"{where}.{field.name}")
+    return found
 
 
 def parse(cls: type[T], values: Mapping[str, Any], where: str, *, named: bool = False) -> T:

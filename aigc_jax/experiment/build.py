@@ -20,6 +20,7 @@ from aigc_jax.core.state import TrainState
 from aigc_jax.distributed.logical_axes import with_mesh
 from aigc_jax.distributed.mesh import axis_size, check_batch, make_mesh
 from aigc_jax.distributed.sharding import is_state_sharded, replicated_state, state_shardings
+from aigc_jax.experiment.eval_options import eval_section
 from aigc_jax.experiment.python_parts import Network, PythonParts
 from aigc_jax.families import registry
 from aigc_jax.families.latent.continuous import ContinuousLatentObjective
@@ -65,7 +66,13 @@ def parse_config(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Confi
     import_plugins(plugins)
     family, model = family_of(plain), model_of(plain)
     plain["plugins"] = (*plugins, *_registered_by(plain, family, model))
-    types = dict(objective=family.objective, sample=family.sample, model=model.config)
+    mentioned = plain.get("eval")
+    types = dict(
+        objective=family.objective,
+        sample=family.sample,
+        model=model.config,
+        eval=eval_section(mentioned if isinstance(mentioned, Mapping) else ()),
+    )
     return Config.parse(plain, types)
 
 

@@ -4,12 +4,12 @@ import dataclasses
 import os
 from typing import Any
 
-from aigc_jax.core.config import Data, Eval
-from aigc_jax.core.fields import parse
+from aigc_jax.core.config import Data
 from aigc_jax.core.modality import check_spec
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.evaluation.evaluator import Evaluator
 from aigc_jax.experiment import build
+from aigc_jax.experiment.eval_options import override_eval
 from aigc_jax.experiment.python_parts import Network
 from aigc_jax.experiment.restore import restore
 from aigc_jax.modalities import sources
@@ -43,7 +43,8 @@ def evaluate(
       data: examples given from Python to evaluate on, as for `train`.
       network: that with which the run was trained, if it was given from Python and cannot be
         imported.
-      **options: fields of the section `eval`, such as `num_generations`.
+      **options: fields of the section `eval`, and of the modality's own, such as `eval.image`:
+        `num_samples=500, features="efficientnet-lite0"`.
 
     Raises:
       UserError: if there is no checkpoint, or its data cannot be found.
@@ -51,7 +52,7 @@ def evaluate(
     run, state, step = restore(workdir, mesh, network=network, optimizer=False)
     if sigma_rel is not None:
         state = reconstruct_ema(workdir, state, sigma_rel)
-    section = parse(Eval, {**dataclasses.asdict(run.config.eval), **options}, "eval")
+    section = override_eval(run.config.eval, run.spec.modality, options)
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, eval=section))
     given = {k: v for k, v in {"data_dir": data_dir, "source": source}.items() if v}
     config = dataclasses.replace(run.config.data, **given)

@@ -1,4 +1,4 @@
-"""Images that any library has made, judged by the measures of our own."""
+"""Evaluates images of any library with the metrics of generated images."""
 
 import dataclasses
 import os
@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from aigc_jax.core.config import Data, Eval
+from aigc_jax.core.config import Data
 from aigc_jax.core.errors import UserError, shorten
-from aigc_jax.core.fields import parse
 from aigc_jax.core.workdir import read_config
 from aigc_jax.experiment import build
+from aigc_jax.experiment.eval_options import eval_section, modality_options, override_eval
 from aigc_jax.modalities import readers, sources
 from aigc_jax.modalities.image.metrics.fidelity import fidelity_of
-from aigc_jax.modalities.image.metrics.mode_coverage import mode_report
+from aigc_jax.modalities.image.metrics.mode_coverage import mode_coverage
 
 
 def evaluate_images(
@@ -25,9 +25,9 @@ def evaluate_images(
     out: str = "",
     **options: Any,
 ) -> dict[str, Any]:
-    """How far given images are from a data set's, as `evaluate` says it of a model's samples.
+    """Compares given images with those of a data set, as `evaluate` does with a model's samples.
 
-    All of them are judged, and the floor is of as many real images: judge as many of each model.
+    All of them are used. The metrics depend on their number: use as many of each model.
 
     Args:
       images: uint8 (N, H, W, 1 or 3), or a folder of image files, or an npz or safetensors file
@@ -36,34 +36,36 @@ def evaluate_images(
       workdir: a run whose data they are compared with, if no source is given: split as there.
       data_dir: where a prepared data set lies.
       out: a PNG to write, of images beside their nearest training images; "": none.
-      **options: fields of the section `eval`, such as `features`.
+      **options: fields of the sections `eval` and `eval.image`, such as `features`.
 
     Raises:
       UserError: if there are no such images or data, or they differ in shape.
     """
-    data, terms = Data(), Eval()
+    data, section = Data(), eval_section()()
     if workdir:
         config = build.parse_config(read_config(os.path.expanduser(workdir)))
-        data, terms = config.data, config.eval
+        data, section = config.data, config.eval
     elif not source:
-        raise UserError("images are judged beside a data set: name it with --source or --workdir")
+        raise UserError("images are compared with a data set: name it with --source or --workdir")
     given = {"source": source, "data_dir": data_dir}
     data = dataclasses.replace(data, **{k: v for k, v in given.items() if v})
     generated = read_images(images) if isinstance(images, str) else np.asarray(images)
     dataset = sources.load(data)
-    if dataset.spec.modality != "image":
+    if "image" not in dataset.spec.fields:
         raise UserError(f"data.source='{shorten(data.source)}' has no images to compare with")
-    shape = tuple(dataset.spec.shape)
+    shape = dataset.spec.example_batch(1)["image"].shape[1:]
     if generated.dtype != np.uint8 or generated.shape[1:] != shape:
         raise UserError(
             f"the images are {generated.dtype} {generated.shape}, but those of"
             f" '{shorten(data.source)}' are uint8 of {shape}: make them the same"
         )
-    options["samples"] = len(generated)
-    terms = parse(Eval, {**dataclasses.asdict(terms), **options}, "eval")
-    judge = fidelity_of(dataset, data.source, terms, os.path.expanduser(workdir))
-    found = judge.report(generated, os.path.expanduser(out))
-    return found | mode_report(dataset, generated)
+    section = override_eval(section, "image", options)
+    image_options = modality_options(section, "image")
+    fidelity = fidelity_of(
+        dataset, data.source, image_options, len(generated), os.path.expanduser(workdir)
+    )
+    found = fidelity.report(generated, os.path.expanduser(out))
+    return found | mode_coverage(dataset, generated)
 
 
 def read_images(path: str) -> np.ndarray:

@@ -26,7 +26,7 @@ from aigc_jax.distributed.preemption import PreemptionHandler
 from aigc_jax.distributed.processes import all_agree
 from aigc_jax.distributed.sharding import per_device
 from aigc_jax.distributed.watchdog import Watchdog
-from aigc_jax.evaluation.evaluator import Evaluator, check_judging
+from aigc_jax.evaluation.evaluator import Evaluator
 from aigc_jax.experiment import build
 from aigc_jax.experiment.dataset import load_dataset
 from aigc_jax.experiment.first_stage import load_first_stage, resolve_first_stage
@@ -122,8 +122,12 @@ class Trainer:
             check_config(self.workdir, saved, self.config)
         self.dataset = load_dataset(self.config.data, self.data)
         c = self.config = resolve_first_stage(self.config, self.dataset.spec)
-        check_judging(self.dataset, c.eval)
         self.parts = build.build(c, self.dataset.spec, parts=self.python_parts)
+        self.evaluator = Evaluator(
+            self.parts, self.dataset, lambda: self.session.heartbeat("evaluation")
+        )
+        if c.eval.every:
+            self.evaluator.check()
         self.shapes = shapes = self.parts.state_shapes()
         self.example = self.dataset.spec.example_batch(c.data.batch_size)
         oom.check_fits(per_device(shapes, self.parts.shardings), self.example)
@@ -173,7 +177,6 @@ class Trainer:
 
     def _train(self, start: int, state: TrainState, name: str, progress: bool) -> TrainState:
         session, steps = self.session, self.config.train.steps
-        evaluator = Evaluator(self.parts, self.dataset, lambda: session.heartbeat("evaluation"))
         bar = (
             metric_log.progress_bar(steps, start, name) if progress and is_main_process() else None
         )
@@ -185,7 +188,7 @@ class Trainer:
                 start=start,
                 end=steps,
                 run=session,
-                callbacks=(*recipe_callbacks(session, evaluator), *self.callbacks),
+                callbacks=(*recipe_callbacks(session, self.evaluator), *self.callbacks),
                 metrics=session.metrics,
                 progress=bar,
             )

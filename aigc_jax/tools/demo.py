@@ -38,7 +38,7 @@ CURVES = (
     "bits_per_byte",
     "elbo",
     "iwae",
-    "frechet_classifier",
+    "frechet_distance_classifier",
 )
 
 
@@ -152,12 +152,12 @@ def rows(metrics: dict[str, Any]) -> list[Row]:
             "IWAE bound, nats per image", metrics["iwae"], "higher", {"ELBO": metrics["elbo"]}
         ),
         "bits_per_dim": lambda: Row("bits per dimension", metrics["bits_per_dim"]),
-        "frechet_classifier": lambda: Row(
+        "frechet_distance_classifier": lambda: Row(
             "Fréchet classifier distance",
-            metrics["frechet_classifier"],
+            metrics["frechet_distance_classifier"],
             references={
-                "floor": metrics["frechet_classifier_floor"],
-                "Gaussian per class": metrics["frechet_classifier_gaussian"],
+                "floor": metrics["frechet_distance_classifier_real_data"],
+                "Gaussian per class": metrics["frechet_distance_classifier_gaussian"],
             },
         ),
     }

@@ -9,7 +9,7 @@
 About the size, and the training, of EDM's DDPM++ network (Karras et al. 2022, table 7): 58 million
 parameters, 200 million images in batches of 512, augmented without leaking. With their network and
 18 steps of Heun's method its authors report a FID of 1.79.
-`--config.eval.likelihood=1000` adds the exact likelihood of 1,000 held-out images to evaluations.
+`--config.eval.likelihood_examples=1000` adds the exact likelihood of 1,000 held-out images.
 """
 
 import aigc_jax

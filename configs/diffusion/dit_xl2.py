@@ -26,7 +26,7 @@ def get_config():
         optim=dict(name="adamw", lr=1e-4, schedule="constant"),
         train=dict(steps=400_000, log_every=100, compute_dtype="bfloat16"),
         ema=dict(halflife=1_800_000.0, rampup=0.0),
-        eval=dict(every=25_000, batch_size=256, samples=10_000),
+        eval=dict(every=25_000, batch_size=256, num_samples=10_000),
         checkpoint=dict(every=2500),
         sample=dict(every=25_000, num=64, sampler="ddim", steps=250, guidance=1.5),
     )

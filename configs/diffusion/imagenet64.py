@@ -36,7 +36,7 @@ def get_config(network="unet"):
         optim=dict(name="adam", lr=1e-4, warmup_steps=2500, schedule="constant", b2=0.99),
         train=dict(steps=600_000, log_every=100, compute_dtype="bfloat16", accumulate=4),
         ema=dict(sigma_rels=(0.05, 0.1), snapshot_every=10_000),
-        eval=dict(every=25_000, batch_size=1024, samples=10_000),
+        eval=dict(every=25_000, batch_size=1024, num_samples=10_000),
         checkpoint=dict(every=2500),
         sample=dict(every=25_000, num=64, sampler="heun", steps=32),
     )

@@ -23,7 +23,7 @@ def get_config():
         optim=dict(lr=1e-3, warmup_steps=200, schedule="cosine", clip_norm=1.0),
         train=dict(steps=4000, log_every=50),
         ema=dict(halflife=50_000.0),
-        eval=dict(every=2000, samples=2000),
+        eval=dict(every=2000, num_samples=2000),
         checkpoint=dict(every=500),
         sample=dict(num=100),
     )

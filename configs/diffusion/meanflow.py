@@ -24,7 +24,7 @@ def get_config():
         optim=dict(lr=1e-3, warmup_steps=200, schedule="cosine", b2=0.95, clip_norm=1.0),
         train=dict(steps=1700, log_every=100),
         ema=dict(halflife=20_000.0),
-        eval=dict(samples=2000),
+        eval=dict(num_samples=2000),
         checkpoint=dict(every=500),
         sample=dict(num=100, steps=1),
     )

@@ -33,7 +33,7 @@ def get_config():
         optim=dict(critic=player, generator=player),
         train=dict(steps=1500, log_every=50),
         ema=dict(halflife=10_000.0),
-        eval=dict(every=1500, samples=10_000),
+        eval=dict(every=1500, num_samples=10_000),
         checkpoint=dict(every=500),
         sample=dict(num=100),
     )

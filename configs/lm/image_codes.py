@@ -33,7 +33,7 @@ def get_config():
         ),
         train=dict(steps=3000, log_every=50),
         ema=dict(halflife=20_000.0),
-        eval=dict(every=1500, samples=2000),
+        eval=dict(every=1500, num_samples=2000),
         checkpoint=dict(every=500),
         sample=dict(num=100),
     )

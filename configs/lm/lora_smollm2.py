@@ -6,7 +6,7 @@
     aigc chat --workdir=runs/smollm2
     aigc train --config=configs/lm/lora_smollm2.py --workdir=runs/lora \
         --config.data.source=messages:chats.jsonl
-    aigc eval --workdir=runs/lora --generations=20
+    aigc eval --workdir=runs/lora --num_generations=20
     aigc chat --workdir=runs/lora
     aigc convert --workdir=runs/lora --to=hf:smollm2_mine     # or --to=peft:adapters
 

@@ -2,7 +2,7 @@
 
     aigc train --config=configs/lm/sft.py --workdir=runs/sft \
         --config.data.source=messages:chats.jsonl
-    aigc eval --workdir=runs/sft --generations=20
+    aigc eval --workdir=runs/sft --num_generations=20
     aigc chat --workdir=runs/sft
 
 On 2 CPU cores that did other work beside, with pairs of speeches from tiny Shakespeare (docs/lm.md

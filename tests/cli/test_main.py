@@ -100,7 +100,7 @@ def get_config():
         model=dict(name="mlp", latent=20, hidden=(400,)),
         objective=dict(name="vae"),
         optim=dict(lr=1e-3),
-        eval=dict(fidelity=True),
+        eval=dict(image=dict(fidelity=True)),
     ))
 """
 
@@ -245,16 +245,19 @@ def test_flags_of_a_command(parse, command, words, given):
         (["--config.optim.lr=1e-4"], "optim", "lr", 1e-4),
         (["--config.model.hidden=(100, 50)"], "model", "hidden", (100, 50)),
         (["--config.model.hidden=100"], "model", "hidden", (100,)),
-        (["--config.eval.fidelity=false"], "eval", "fidelity", False),
-        (["--noconfig.eval.fidelity"], "eval", "fidelity", False),
+        (["--config.eval.image.fidelity=false"], "eval.image", "fidelity", False),
+        (["--noconfig.eval.image.fidelity"], "eval.image", "fidelity", False),
     ],
 )
 def test_an_override_changes_its_field_only(parse, recipe, words, section, key, value):
     _, plain = parse("train", f"--config={recipe}", "--workdir=w")
     command, given = parse("train", f"--config={recipe}", "--workdir=w", *words)
-    assert command == "train" and given["config"][section][key] == value
-    assert type(given["config"][section][key]) is type(value)
-    plain["config"][section][key] = value
+    found, expected = given["config"], plain["config"]
+    for name in section.split("."):
+        found, expected = found[name], expected[name]
+    assert command == "train" and found[key] == value
+    assert type(found[key]) is type(value)
+    expected[key] = value
     assert given == plain
 
 
@@ -278,7 +281,11 @@ def test_overrides_may_come_in_any_order_after_the_config(parse, recipe):
         ("--config.modle.latent=3", "'modle.latent'", "did you mean 'model.latent'?"),
         ("--config.sed=3", "'sed'", "did you mean 'seed'?"),
         ("--config.optim.qqqqqqqqqqqqqqqq=3", "'optim.qqqqqqqqqqqqqqqq'", "it knows: "),
-        ("--noconfig.eval.fidelty", "'eval.fidelty'", "did you mean 'eval.fidelity'?"),
+        (
+            "--noconfig.eval.image.fidelty",
+            "'eval.image.fidelty'",
+            "did you mean 'eval.image.fidelity'?",
+        ),
     ],
 )
 def test_an_override_of_an_unknown_key_names_the_nearest(refusal, recipe, word, culprit, hint):
@@ -293,7 +300,7 @@ def test_an_override_of_an_unknown_key_names_the_nearest(refusal, recipe, word, 
         ("--config.data.batch_size=1.5", "config.data.batch_size"),
         ("--config.data.batch_size=", "config.data.batch_size"),
         ("--config.optim.lr=fast", "config.optim.lr"),
-        ("--config.eval.fidelity=maybe", "config.eval.fidelity"),
+        ("--config.eval.image.fidelity=maybe", "config.eval.image.fidelity"),
         ("--config.data=3", "config.data"),
         ("--config.model.hidden[7]=3", "model.hidden[7]"),
         ("--config.data.source[0]=x", "data.source[0]"),

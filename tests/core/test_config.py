@@ -56,7 +56,7 @@ def test_defaults_are_filled_in():
     c = parse()
     assert (c.seed, c.mesh) == (0, "data=-1")
     assert (c.data, c.train, c.ema) == (Data(), Train(), Ema())
-    assert (c.eval, c.checkpoint) == (config.Eval(), config.Checkpoint())
+    assert (c.eval, c.checkpoint) == (eval_section()(), config.Checkpoint())
     assert (c.model, c.objective, c.sample) == (MLPConfig(), VAEConfig(), VAESample())
     assert c.optim_of("whoever plays") == Optim()
 
@@ -91,8 +91,8 @@ def test_raw_writes_out_every_field(family):
         ("data.validation_fraction", "0.2"),
         ("data.validation_fraction", False),
         ("train.steps", 1.5),
-        ("eval.fidelity", 1),
-        ("eval.fidelity", "true"),
+        ("eval.image.fidelity", 1),
+        ("eval.image.fidelity", "true"),
         ("optim.lr", "fast"),
         ("optim.lr", True),
         ("optim.name", 1),
@@ -344,7 +344,7 @@ def test_differences_name_keys_that_only_one_config_has():
         ("train.log_every", 5),
         ("eval.every", 5),
         ("eval.batch_size", 5),
-        ("eval.fidelity", False),
+        ("eval.image.fidelity", False),
         ("objective.importance_samples", 5),
         ("sample.num", 5),
         ("sample.temperature", 0.5),

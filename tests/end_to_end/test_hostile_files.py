@@ -104,12 +104,13 @@ def get_config():
         model=dict(name="mlp", latent=20, hidden=(400,)),
         objective=dict(name="vae"),
         optim=dict(lr=1e-3, name="adamw"),
-        eval=dict(fidelity=True),
+        eval=dict(image=dict(fidelity=True)),
         mesh="data=-1",
     ))
 """
 KEYS = ["seed", "mesh", "data", "data.source", "data.batch_size", "data.validation_fraction",
-        "model.name", "model.hidden", "objective.name", "optim.lr", "eval.fidelity"]  # fmt: skip
+        "model.name", "model.hidden", "objective.name", "optim.lr",
+        "eval.image.fidelity"]  # fmt: skip
 
 
 def described(value, folder):

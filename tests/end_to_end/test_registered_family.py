@@ -68,7 +68,7 @@ def test_a_fifth_family_trains_evaluates_and_samples(tmp_path, monkeypatch):
         objective=dict(name="pixels"),
         optim=dict(lr=0.05, schedule="cosine"),
         train=dict(steps=300, accumulate=2),
-        eval=dict(fidelity=False),
+        eval=dict(image=dict(fidelity=False)),
         mesh="data=4",
     )
     aigc_jax.train(recipe, str(tmp_path), progress=False)

@@ -8,18 +8,22 @@ from helpers.hostile import refusal
 from helpers.own_texts import chat
 from helpers.table_model import BYTE, PARAMS, Table, masked
 
-from aigc_jax.core.config import Data, Eval
+from aigc_jax.core.config import Data
 from aigc_jax.core.metrics import Mean
 from aigc_jax.core.objective import Objective
 from aigc_jax.data.fixed_batches import eval_batches
 from aigc_jax.distributed.mesh import make_mesh
 from aigc_jax.evaluation.evaluator import Evaluator
 from aigc_jax.evaluation.heldout import HeldOut
+from aigc_jax.evaluation.samples import SampleDrawer
+from aigc_jax.experiment.eval_options import eval_section
 from aigc_jax.families.lm.language_model import LanguageModel, LMConfig, LMSample
 from aigc_jax.families.lm.masked_lm import MaskedLMSample
 from aigc_jax.families.lm.text_task import TaskConfig, TokenTagging
+from aigc_jax.modalities.metric import EvaluatedModel, EvaluationContext
+from aigc_jax.modalities.text.eval_options import TextEval
 from aigc_jax.modalities.text.metrics.classification_report import entity_report, report
-from aigc_jax.modalities.text.metrics.text_generation import score_answers
+from aigc_jax.modalities.text.metrics.text_generation import TextGeneration
 from aigc_jax.modalities.text.spec import TextSpec
 
 RNG = np.random.default_rng(3)
@@ -101,7 +105,12 @@ def test_tags_that_mark_entities_are_judged_as_entities():
     state = types.SimpleNamespace(sampling_params=PARAMS, mutables={})
     for kind, classes in names.items():
         spec = TextSpec(BYTE, T, "tags", classes)
-        config = types.SimpleNamespace(eval=Eval(batch_size=8), data=Data())
+        config = types.SimpleNamespace(
+            eval=eval_section()(batch_size=8),
+            data=Data(),
+            sample=None,
+            raw={"objective": {"name": "tagging"}},
+        )
         run = types.SimpleNamespace(
             config=config,
             spec=spec,
@@ -133,13 +142,15 @@ def test_tags_that_mark_entities_are_judged_as_entities():
 def test_texts_cannot_be_asked_of_a_family_that_writes_none():
     config = types.SimpleNamespace(
         data=Data(),
-        eval=Eval(generations=3),
+        eval=eval_section()(text=TextEval(num_generations=3)),
         sample=MaskedLMSample(),
         raw={"objective": {"name": "masked_lm"}},
     )
-    run = types.SimpleNamespace(config=config, objective=masked())
-    message = refusal(Evaluator, run, None)
-    assert "eval.generations" in message and "'masked_lm' cannot" in message
+    run = types.SimpleNamespace(
+        config=config, objective=masked(), spec=TextSpec(BYTE, T), mesh=make_mesh("data=1")
+    )
+    message = refusal(Evaluator(run, None).check)
+    assert "eval.text.num_generations" in message and "'masked_lm'" in message
 
 
 # Answers -------------------------------------------------------------------------------------
@@ -165,11 +176,25 @@ class Parrot(LanguageModel):
 
 def scores(parrot, dataset, **sample):
     pytest.importorskip("sacrebleu", reason="needs the extra eval")
-    config = types.SimpleNamespace(sample=LMSample(**sample))
-    spec = types.SimpleNamespace(tokenizer=parrot.tokenizer)
-    run = types.SimpleNamespace(config=config, spec=spec, objective=parrot)
+    section = eval_section()(text=TextEval(num_generations=3))
+    config = types.SimpleNamespace(sample=LMSample(**sample), eval=section)
+    run = types.SimpleNamespace(config=config, objective=parrot)
     state = types.SimpleNamespace(sampling_params={}, mutables={})
-    return score_answers(run, dataset, state, 3)
+    draw = SampleDrawer(run, dataset).of(state)
+    context = EvaluationContext(
+        objective=parrot,
+        objective_name="lm",
+        spec=TextSpec(parrot.tokenizer, T),
+        dataset=dataset,
+        source="",
+        config=section,
+        options=section.text,
+        sample=config.sample,
+    )
+    metric = TextGeneration()
+    assert metric.supports(context)
+    metric.check(context)
+    return metric(context, EvaluatedModel({}, {}, {}, {}, draw, draw.shared))
 
 
 def test_the_last_answer_of_a_conversation_is_asked_for():

@@ -102,5 +102,5 @@ def small_run(mesh, steps=4):
         **{**changes, "train": dict(steps=steps, log_every=1)},
         ema=dict(halflife=20.0, sigma_rels=(0.1, 0.2), snapshot_every=2),
         sample=dict(every=4),
-        eval=dict(every=4, fidelity=False),
+        eval=dict(every=4, image=dict(fidelity=False)),
     )

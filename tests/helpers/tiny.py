@@ -53,7 +53,7 @@ def recipe(family, **changes):
         optim=dict(lr=1e-2, clip_norm=1.0, schedule="constant"),
         train=dict(steps=6, log_every=2),
         ema=dict(halflife=20.0),
-        eval=dict(batch_size=8, batches=2, fidelity=False),
+        eval=dict(batch_size=8, batches=2, image=dict(fidelity=False)),
         checkpoint=dict(every=3),
     )
     for name, block in {**SECTIONS[family]}.items():

@@ -193,7 +193,7 @@ class Diffusion(Objective):
         """
         if not self.levels:
             raise UserError(
-                "eval.likelihood is of data with levels, such as pixels, but this model's are"
+                "eval.likelihood_examples is of data with levels, such as pixels, but this model's are"
                 " floats: set it to 0"
             )
         width = 2 / (self.levels - 1)

@@ -36,7 +36,7 @@ class DiffusionConfig:
     augment: float = option(0.0, low=0.0, high=1.0)  # probability of each; a condition, too
     augment_kinds: tuple[str, ...] = option(GEOMETRY, choices=AUGMENTATIONS, nonempty=True)
     eval_draws: int = option(8, low=1, resumable=True)  # noise levels per held-out example
-    # Steps of the ODE for eval.likelihood.
+    # Steps of the ODE for eval.likelihood_examples.
     likelihood_steps: int = option(64, low=1, resumable=True)
 
 

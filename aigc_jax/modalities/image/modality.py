@@ -9,6 +9,7 @@ import numpy as np
 from aigc_jax.core.config import Config
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.modality import MODALITIES, Examples, Modality, Spec
+from aigc_jax.modalities.image.eval_options import ImageEval
 from aigc_jax.modalities.image.grid import save_images
 from aigc_jax.modalities.image.image_dataset import InMemoryImages
 from aigc_jax.modalities.image.spec import ImageSpec, image_spec_from_json
@@ -23,6 +24,8 @@ class ImageModality(Modality):
     name = "image"
     suffix = ".png"
     unit = "images"
+    metrics = ("aigc_jax.modalities.image.metrics.sample_quality:SampleQuality",)
+    eval_options = ImageEval
 
     def spec_from_json(self, value: Mapping[str, Any]) -> ImageSpec:
         return image_spec_from_json(value)

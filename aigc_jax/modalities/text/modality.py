@@ -10,6 +10,7 @@ import numpy as np
 from aigc_jax.core.config import Config
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.modality import MODALITIES, Examples, Modality, Spec
+from aigc_jax.modalities.text.eval_options import TextEval
 from aigc_jax.modalities.text.sample_file import save_texts
 from aigc_jax.modalities.text.spec import TASKS, TextSpec, text_spec_from_json
 from aigc_jax.modalities.text.token_windows import TokenWindows
@@ -25,6 +26,12 @@ class TextModality(Modality):
     name = "text"
     suffix = ".txt"
     unit = "tokens"
+    metrics = (
+        "aigc_jax.modalities.text.metrics.text_generation:TextGeneration",
+        "aigc_jax.modalities.text.metrics.perplexity:Perplexity",
+        "aigc_jax.modalities.text.metrics.classification:Classification",
+    )
+    eval_options = TextEval
 
     def spec_from_json(self, value: Mapping[str, Any]) -> TextSpec:
         return text_spec_from_json(value)

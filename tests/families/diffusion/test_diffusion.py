@@ -325,7 +325,7 @@ def test_a_trained_run_guides_varies_images_and_tells_their_likelihood(tmp_path)
     np.testing.assert_array_equal(draw(num=2, guidance_workdir=worse), draw(num=2))
     with pytest.raises(UserError, match="no checkpoint"):
         draw(guidance_workdir=str(tmp_path / "none"))
-    with pytest.raises(UserError, match="which 'gan' has not"):
-        aigc_jax.evaluate(gan, likelihood=1)
-    metrics = aigc_jax.evaluate(workdir, likelihood=3)
+    with pytest.raises(UserError, match="likelihood_examples"):
+        aigc_jax.evaluate(gan, likelihood_examples=1)
+    metrics = aigc_jax.evaluate(workdir, likelihood_examples=3)
     assert np.isfinite(metrics["bits_per_dim"]) and "loss_quarter_4" in metrics

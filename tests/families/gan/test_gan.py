@@ -417,7 +417,7 @@ def test_modes_are_counted():
     labels = np.array([data.validation[i]["label"] for i in range(300)])
     found = mode_coverage.mode_report(data, images)
     assert abs(found["modes"] - len(set(labels))) < 12  # held-out digits, nearly all recognised
-    assert found["modes_floor"] > 230 and found["modes_kl_floor"] > 0
+    assert found["modes_real_data"] > 230 and found["modes_kl_real_data"] > 0
     assert mode_coverage.mode_report(data, images[:1].repeat(300, 0))["modes"] == 1
     assert mode_coverage.mode_report(sources.load(Data(source="digits")), images) == {}
 

@@ -29,10 +29,10 @@ def get_config():
     return ml_collections.ConfigDict(dict(
         optim=dict(lr=1e-3, name="adam"),
         model=dict(width=8, channels=(4, 8)),
-        eval=dict(every=2, fidelity=True),
+        eval=dict(every=2, image=dict(fidelity=True)),
     ))
 """
-FIELDS = {"optim.lr": 1e-3, "optim.name": "adam", "model.width": 8, "eval.fidelity": True}
+FIELDS = {"optim.lr": 1e-3, "optim.name": "adam", "model.width": 8, "eval.image.fidelity": True}
 
 # What is searched ---------------------------------------------------------------------------------
 
@@ -45,7 +45,7 @@ FIELDS = {"optim.lr": 1e-3, "optim.name": "adam", "model.width": 8, "eval.fideli
         ("model.width=8..64", Range("model.width", 8, 64)),
         ("model.width=8,16,32", Range("model.width", choices=(8, 16, 32))),
         ("optim.name=adam,lion", Range("optim.name", choices=("adam", "lion"))),
-        ("eval.fidelity=true,false", Range("eval.fidelity", choices=(True, False))),
+        ("eval.image.fidelity=true,false", Range("eval.image.fidelity", choices=(True, False))),
     ],
 )
 def test_ranges(text, expected):
@@ -64,7 +64,7 @@ def test_ranges(text, expected):
         ("model.width=1.5..4", "is no range"),
         ("optim.name=a..b", "is no range"),
         ("model.width=8,8", "is no range"),
-        ("eval.fidelity=maybe,no", "is no range"),
+        ("eval.image.fidelity=maybe,no", "is no range"),
     ],
 )
 def test_what_is_no_range(text, message):

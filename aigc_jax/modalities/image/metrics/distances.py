@@ -53,8 +53,8 @@ def frechet_error(x_NF: np.ndarray, y_MF: np.ndarray, a: Moments, b: Moments) ->
     distance by 2 (μ_a − μ_b)ᵀ(x − μ_a) + (x − μ_a)ᵀ(I − T)(x − μ_a) with T the map that carries
     one Gaussian to the other, and the other way round; the error is the spread of these moves over
     √N and √M. It costs one singular value decomposition, where a bootstrap would cost hundreds.
-    It does not hold the bias, by which a distance of few vectors is too large: for that there is
-    the floor.
+    It does not hold the bias, by which a distance of few vectors is too large: compare with
+    that of as many real vectors.
 
     Args:
       x_NF, y_MF: the vectors, or a part of them.
@@ -173,7 +173,7 @@ def squared_radii(y_MF: np.ndarray, ks: tuple[int, ...]) -> dict[int, np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
-class Coverings:
+class PRDC:
     """How two sets of vectors lie in one another, per vector: the means are the metrics.
 
     Attributes:
@@ -191,9 +191,7 @@ class Coverings:
     coverage_M: np.ndarray
 
 
-def coverings(
-    x_NF: np.ndarray, y_MF: np.ndarray, real: dict[int, np.ndarray] | None = None
-) -> Coverings:
+def prdc(x_NF: np.ndarray, y_MF: np.ndarray, real: dict[int, np.ndarray] | None = None) -> PRDC:
     """Precision and recall, density and coverage of generated x beside real y.
 
     Args:
@@ -212,7 +210,7 @@ def coverings(
         dense.append(inside.sum(1) / DENSITY_K)
         coverage_M |= inside.any(0)
         recall_M |= (square <= own_N[i : i + ROWS, None]).any(0)
-    return Coverings(np.concatenate(precise), recall_M, np.concatenate(dense), coverage_M)
+    return PRDC(np.concatenate(precise), recall_M, np.concatenate(dense), coverage_M)
 
 
 def nearest(x_NF: np.ndarray, y_MF: np.ndarray, k: int = 1) -> tuple[np.ndarray, np.ndarray]:

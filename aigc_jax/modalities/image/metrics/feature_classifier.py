@@ -33,11 +33,11 @@ from aigc_jax.training.optimizers import make_optimizer
 from aigc_jax.training.step import make_step
 
 STEPS, BATCH = 600, 128
-LOOK = 500  # images looked at at once
+FEATURE_BATCH = 500  # images whose features are computed at once
 CLUSTERS = 10
 
 
-class Learned:
+class LearnedClassifier:
     """A `features.Network`: the classifier with its parameters.
 
     Args:
@@ -48,7 +48,7 @@ class Learned:
       UserError: if they are not those of a classifier of such images.
     """
 
-    name, resize, few, samples = CLASSIFIER, NATIVE, 10_000, 0
+    name, resize, max_images, default_samples = CLASSIFIER, NATIVE, 10_000, 0
 
     def __init__(self, arrays: dict[str, np.ndarray], shape: tuple[int, ...]):
         model = Classifier(arrays["logits/bias"].size if "logits/bias" in arrays else 1)
@@ -61,14 +61,14 @@ class Learned:
         self._outputs = jax.jit(lambda x: model.apply(variables, to_signed(x)))
 
     def __call__(self, images_NHWC: np.ndarray) -> np.ndarray:
-        return batched(self._outputs, images_NHWC, LOOK)[0]
+        return batched(self._outputs, images_NHWC, FEATURE_BATCH)[0]
 
     def predict(self, images_NHWC: np.ndarray) -> np.ndarray:
         """The class (N,) of each image."""
-        return batched(self._outputs, images_NHWC, LOOK)[1].argmax(-1)
+        return batched(self._outputs, images_NHWC, FEATURE_BATCH)[1].argmax(-1)
 
 
-def train_classifier(images: np.ndarray, labels: np.ndarray) -> Learned:
+def train_classifier(images: np.ndarray, labels: np.ndarray) -> LearnedClassifier:
     """A classifier of uint8 images (N, H, W, C) with labels (N,)."""
     objective = Classification(Classifier(int(labels.max()) + 1))
     optimizer, _ = make_optimizer(Optim(lr=2e-3, weight_decay=1e-3), STEPS)
@@ -76,11 +76,11 @@ def train_classifier(images: np.ndarray, labels: np.ndarray) -> Learned:
     example = {"image": images[:1], "label": labels[:1], "weight": np.ones(1, np.float32)}
     state = init_state(objective, {"model": optimizer}, example, jax.numpy.int32(0), ema=False)
     batches = DataLoader(_Labelled(images, labels), BATCH, seed=0, threads=1, shard=(0, 1))
-    with tqdm(total=STEPS, desc="judge", unit="step", leave=False, delay=2) as bar:
+    with tqdm(total=STEPS, desc="feature classifier", unit="step", leave=False, delay=2) as bar:
         state = fit(step, step.put_state(state), batches, start=0, end=STEPS, progress=bar)
     params = jax.device_get(state.params["model"])
     arrays = {name: np.asarray(x) for name, x in flatten_dict(params, sep="/").items()}
-    return Learned(arrays, images.shape[1:])
+    return LearnedClassifier(arrays, images.shape[1:])
 
 
 class _Labelled:

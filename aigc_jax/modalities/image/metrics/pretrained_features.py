@@ -34,7 +34,7 @@ class Published:
       size: pixels a side that it looks at.
       centre: the pixel value that becomes 0; 128 more becomes 1.
       rule: how images are brought to that size.
-      few, samples: see `features.Network`.
+      max_images, default_samples: see `feature_networks.Network`.
     """
 
     def __init__(
@@ -45,10 +45,11 @@ class Published:
         size: int,
         centre: float,
         rule: str,
-        few: int,
-        samples: int = 0,
+        max_images: int,
+        default_samples: int = 0,
     ):
-        self.name, self.resize, self.few, self.samples = name, rule, few, samples
+        self.name, self.resize = name, rule
+        self.max_images, self.default_samples = max_images, default_samples
         self.digest = digest_of(flatten_dict(params, sep="/"))
         self._size, self._params = size, params
         self._features = jax.jit(lambda params, x: apply(params, (x - centre) / 128))

@@ -17,7 +17,7 @@ from aigc_jax import __version__
 from aigc_jax.core.errors import StorageError, UserError, one_line, shorten
 from aigc_jax.core.files import atomic_path
 from aigc_jax.core.npz_file import read_npz_file
-from aigc_jax.modalities.image.metrics.compare_features import Real
+from aigc_jax.modalities.image.metrics.compare_features import RealFeatures
 from aigc_jax.modalities.image.metrics.distances import Moments
 
 FORMAT = 1
@@ -34,7 +34,7 @@ class Provenance:
       split: whose images are the reference: "held-out" or "train".
       shape: (H, W, C) of them.
       count: how many of them.
-      samples: how many generated images they are compared with; the floor is of as many.
+      samples: how many generated images they are compared with; `real_data` is of as many.
       features: the network's name.
       weights: the digest of its weights.
       resize: the rule by which images were brought to its size.
@@ -74,14 +74,14 @@ class Reference:
       provenance: where it comes from.
       real: the features.
       train_PF: features of training images, for neighbours.
-      floor: the metrics of real images of the other split.
+      real_data: the metrics of real images of the other split.
       network: the arrays of a network that was trained for this data set; empty for others.
     """
 
     provenance: Provenance
-    real: Real
+    real: RealFeatures
     train_PF: np.ndarray
-    floor: dict[str, float]
+    real_data: dict[str, float]
     network: dict[str, np.ndarray]
 
 
@@ -119,7 +119,7 @@ def save(reference: Reference, path: str) -> str:
     """
     header = dataclasses.asdict(reference.provenance) | {
         "format": FORMAT,
-        "floor": reference.floor,
+        "real_data": reference.real_data,
         "moments_of": reference.real.moments.count,
     }
     arrays = {
@@ -160,7 +160,7 @@ def load(path: str) -> Reference:
             raise ValueError("its counts do not go together")
         if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
             raise ValueError("its moments are not finite")
-        floor = {str(k): float(v) for k, v in header["floor"].items()}
+        real_data = {str(k): float(v) for k, v in header["real_data"].items()}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
         raise UserError(
             f"{shorten(path)} is not a reference file ({one_line(e)}): write one with aigc eval"
@@ -169,8 +169,8 @@ def load(path: str) -> Reference:
     network = {
         name.removeprefix(NETWORK): x for name, x in arrays.items() if name.startswith(NETWORK)
     }
-    real = Real(features, Moments(mean, cov, counted))
-    return Reference(provenance, real, train_PF, floor, network)
+    real = RealFeatures(features, Moments(mean, cov, counted))
+    return Reference(provenance, real, train_PF, real_data, network)
 
 
 def _provenance(header: dict[str, Any]) -> Provenance:

@@ -1,63 +1,77 @@
-"""What a language model writes, beside what stands in the held-out text."""
+"""Compares texts that a language model writes with the held-out ones."""
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
-import jax
 import numpy as np
 
-from aigc_jax.core.state import TrainState
-from aigc_jax.data.dataset import Dataset
+from aigc_jax.core.capabilities import SupportsTextGeneration
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.modality import TOKENS, task_of
 from aigc_jax.data.source import Source
-from aigc_jax.experiment.build import Run
-from aigc_jax.experiment.generate import generate, make_request
 from aigc_jax.inference.stop_strings import StopStringStreamer
+from aigc_jax.modalities.metric import EvaluatedModel, EvaluationContext, Metric
 from aigc_jax.modalities.text.chat_format import ANSWER, Message, render, turn_end
+from aigc_jax.modalities.text.eval_options import TextEval
 from aigc_jax.modalities.text.metrics.text_metrics import diversity, score
 from aigc_jax.modalities.text.tokenizers import Tokenizer
 
 BATCH = 32  # texts written at once
 
 
-def score_answers(run: Run, dataset: Dataset, state: TrainState, count: int) -> dict[str, float]:
+class TextGeneration(Metric):
     """BLEU, chrF and ROUGE of generated against held-out texts, distinct-n and repetition.
 
-    Of a conversation the last answer is written anew; of other text the second half of a window,
-    given the first. How tokens are drawn is the recipe's `sample` section.
-
-    Args:
-      run: its parts; the family continues prompts.
-      dataset: its data.
-      state: what to evaluate.
-      count: how many texts, spread over the held-out ones.
-
-    Raises:
-      UserError: without the extra `eval`.
+    Of a conversation the last answer is generated; of other text the second half of a window, given
+    the first. Tokens are drawn as the config's section `sample` says. Measured for
+    `eval.text.num_generations` texts, spread over the held-out ones; 0: not at all.
     """
-    score([], [])  # without the libraries it is of no use to write anything
-    options, tokenizer = run.config.sample, run.spec.tokenizer
-    if dataset.dialogues:
-        prompts, references = _answers(dataset.dialogues, tokenizer, count)
-        stop = (*options.stop, *turn_end(tokenizer))
-        limit = options.max_new_tokens
-    else:
-        prompts, references = _continuations(dataset.validation, tokenizer, count)
-        stop, limit = options.stop, max(1, *(len(tokenizer.encode(text)) for text in references))
-    context = run.objective.context
-    if run.objective.bounded:  # prompt and answer share what the positions reach
-        limit = min(limit, max(context // 2, 1))
-        prompts = [prompt[limit - context :] for prompt in prompts]
-    options = dataclasses.replace(options, max_new_tokens=limit, stop=stop, prompts=("",))
-    params, mutables = jax.device_get((state.sampling_params, state.mutables))
-    written = []
-    for first in range(0, len(prompts), BATCH):
-        batch = prompts[first : first + BATCH]
-        watch = StopStringStreamer(tokenizer, stop) if stop else None
-        init = run.objective.encode_tokens(batch, limit)
-        request = make_request(run.objective, options, len(batch), init=init, token_callback=watch)
-        samples = generate(run.objective, params, mutables, request, first)
-        written += run.objective.texts(samples, options)
-    return {**score(written, references), **diversity(written)}
+
+    def supports(self, context: EvaluationContext) -> bool:
+        return task_of(context.spec) == TOKENS and _count(context) > 0
+
+    def check(self, context: EvaluationContext) -> None:
+        if not isinstance(context.objective, SupportsTextGeneration):
+            raise UserError(
+                f"objective '{context.objective_name}' does not generate text: set"
+                " eval.text.num_generations=0"
+            )
+        score([], [])  # raises UserError without the libraries
+
+    def __call__(self, context: EvaluationContext, model: EvaluatedModel) -> dict[str, Any]:
+        objective, dataset, options = context.objective, context.dataset, context.sample
+        assert isinstance(objective, SupportsTextGeneration)
+        tokenizer = objective.tokenizer
+        if dataset.dialogues:
+            prompts, references = _answers(dataset.dialogues, tokenizer, _count(context))
+            stop = (*options.stop, *turn_end(tokenizer))
+            limit = options.max_new_tokens
+        else:
+            prompts, references = _continuations(dataset.validation, tokenizer, _count(context))
+            stop = options.stop
+            limit = max(1, *(len(tokenizer.encode(text)) for text in references))
+        if objective.bounded:  # prompt and answer share the positions
+            limit = min(limit, max(objective.context // 2, 1))
+            prompts = [prompt[limit - objective.context :] for prompt in prompts]
+        options = dataclasses.replace(options, max_new_tokens=limit, stop=stop, prompts=("",))
+        written: list[str] = []
+        for first in range(0, len(prompts), BATCH):
+            batch = prompts[first : first + BATCH]
+            samples = model.generate(
+                len(batch),
+                options=options,
+                init=objective.encode_tokens(batch, limit),
+                token_callback=StopStringStreamer(tokenizer, stop) if stop else None,
+                seed=first,
+            )
+            written += objective.texts(samples, options)
+        return {**score(written, references), **diversity(written)}
+
+
+def _count(context: EvaluationContext) -> int:
+    assert isinstance(context.options, TextEval)
+    return context.options.num_generations
 
 
 def _spread(count: int, total: int) -> list[int]:

@@ -109,7 +109,7 @@ def test_torch_fidelity_says_the_same():
         distances.frechet(distances.moments(x), distances.moments(y)), fid, rtol=1e-6
     )
     prc = metric_prc.prc_features_to_metric(*both, verbose=False)
-    found = distances.coverings(x, y)
+    found = distances.prdc(x, y)
     np.testing.assert_allclose(found.precision_N.mean(), prc["precision"], rtol=1e-6)
     np.testing.assert_allclose(found.recall_M.mean(), prc["recall"], rtol=1e-6)
 
@@ -121,7 +121,7 @@ def test_coverings_by_hand():
     np.testing.assert_allclose(np.sqrt(radii[3]), [3, 2, 2, 3, 9, 18])
     np.testing.assert_allclose(np.sqrt(radii[5]), [20, 19, 18, 17, 10, 20])
     generated = np.array([-3.5, 2.5, 2.6, 2.7, 50.0])[:, None]
-    found = distances.coverings(generated, real)
+    found = distances.prdc(generated, real)
     # −3.5 is 3.5 from 0; the others but 50 lie in several balls.
     np.testing.assert_array_equal(found.precision_N, [0, 1, 1, 1, 0])
     # Balls of the generated, to the 3rd nearest other: 6.2, 6.0, 6.1, 6.2, 47.4.
@@ -129,25 +129,25 @@ def test_coverings_by_hand():
     # −3.5 lies within 20 of 0, 19 of 1, 18 of 2 and 17 of 3.
     np.testing.assert_allclose(found.density_N, [4 / 5, 6 / 5, 6 / 5, 6 / 5, 0])
     np.testing.assert_array_equal(found.coverage_M, [1, 1, 1, 1, 1, 1])
-    far = distances.coverings(generated + 1000, real)
+    far = distances.prdc(generated + 1000, real)
     assert not far.precision_N.any() and not far.coverage_M.any() and not far.density_N.any()
     few = np.array([0.1, 0.2, 0.3, 0.4])[:, None]
-    np.testing.assert_array_equal(distances.coverings(few, real).recall_M, [1, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(distances.prdc(few, real).recall_M, [1, 0, 0, 0, 0, 0])
 
 
 def test_copies_lie_in_the_smallest_balls():
     rng = np.random.default_rng(0)
     real = np.repeat(rng.normal(size=(5, 30)) * 100, 6, 0)  # each six times: all radii are 0
-    found = distances.coverings(real, real)
+    found = distances.prdc(real, real)
     assert found.precision_N.all() and found.recall_M.all() and found.coverage_M.all()
     np.testing.assert_allclose(found.density_N, 6 / 5)
 
 
 def test_chunks_change_nothing(monkeypatch):
     x, y = gaussian(30, 5, 1), gaussian(25, 5, 2, shift=0.3)
-    whole = distances.coverings(x, y), distances.nearest(x, y, 3), distances.kernel_error(x, y)
+    whole = distances.prdc(x, y), distances.nearest(x, y, 3), distances.kernel_error(x, y)
     monkeypatch.setattr(distances, "ROWS", 7)
-    cut = distances.coverings(x, y), distances.nearest(x, y, 3), distances.kernel_error(x, y)
+    cut = distances.prdc(x, y), distances.nearest(x, y, 3), distances.kernel_error(x, y)
     for name in ("precision_N", "recall_M", "density_N", "coverage_M"):
         np.testing.assert_array_equal(getattr(whole[0], name), getattr(cut[0], name))
     np.testing.assert_array_equal(whole[1][0], cut[1][0])

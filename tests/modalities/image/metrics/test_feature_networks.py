@@ -246,7 +246,7 @@ def test_a_published_network_sees_resized_and_centred_images():
         return x.mean((1, 2)) * params["w"]
 
     network = pretrained_features.Published(
-        "toy", apply, {"w": np.float32(2)}, 16, 127, "clean-fid", few=9, samples=5
+        "toy", apply, {"w": np.float32(2)}, 16, 127, "clean-fid", max_images=9, default_samples=5
     )
     images = np.random.default_rng(0).integers(0, 256, (40, 5, 9, 1)).astype(np.uint8)
     found = network(images)

@@ -13,27 +13,29 @@ from helpers import tiny
 from PIL import Image
 
 import aigc_jax
-from aigc_jax.core.config import Data, Eval
+from aigc_jax.core.config import Data
 from aigc_jax.core.errors import UserError
 from aigc_jax.modalities import sources
+from aigc_jax.modalities.image.eval_options import ImageEval
 from aigc_jax.modalities.image.image_dataset import InMemoryImages
 from aigc_jax.modalities.image.metrics import (
     compare_features,
     feature_classifier,
     fidelity,
+    real_images,
     reconstruction,
     reference_stats,
 )
 from aigc_jax.modalities.image.metrics.classifier_network import Classifier
 
-METRICS = ("frechet", "kernel", "precision", "recall", "density", "coverage")
+METRICS = ("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage")
 
 
 @pytest.fixture(scope="module")
 def patched():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(feature_classifier, "STEPS", 60)
-        patch.setattr(fidelity, "_judges", {})
+        patch.setattr(fidelity, "_cache", {})
         patch.setattr(compare_features.distances, "SUBSETS", 10)
         yield patch
 
@@ -45,7 +47,7 @@ def digits(patched):
 
 @pytest.fixture(scope="module")
 def real(digits):
-    return fidelity.fidelity_of(digits, "digits", Eval())
+    return fidelity.fidelity_of(digits, "digits", ImageEval())
 
 
 @pytest.fixture
@@ -57,10 +59,10 @@ def untrained(patched, monkeypatch):
         model = Classifier(int(labels.max()) + 1)
         params = nn.unbox(model.init(jax.random.key(0), images[:1] / 255)["params"])
         arrays = {k: np.asarray(x) for k, x in flatten_dict(params, sep="/").items()}
-        return feature_classifier.Learned(arrays, images.shape[1:])
+        return feature_classifier.LearnedClassifier(arrays, images.shape[1:])
 
     monkeypatch.setattr(fidelity, "train_classifier", make)
-    monkeypatch.setattr(fidelity, "_judges", {})
+    monkeypatch.setattr(fidelity, "_cache", {})
 
 
 def noisy(images, size=60, seed=0):
@@ -74,7 +76,7 @@ def test_gaussian_samples_have_each_class_moments():
     mixing = rng.normal(size=(4, 4)) * 8
     flat = rng.normal(size=(6000, 4)) @ mixing + np.where(labels, 100, 150)[:, None]
     images = np.clip(flat, 0, 255).round().astype(np.uint8).reshape(6000, 2, 2, 1)
-    drawn = fidelity.gaussian_samples(images, labels)
+    drawn = real_images.gaussian_samples(images, labels)
     for label in (0, 1):
         x, y = (v[labels == label].reshape(-1, 4).astype(float) for v in (images, drawn))
         np.testing.assert_allclose(x.mean(0), y.mean(0), atol=2.0)
@@ -90,7 +92,7 @@ def test_images_are_gathered_from_all_classes():
         def __getitem__(self, i):
             return {"image": np.full((2, 2, 1), i, np.uint8), "label": np.int32(i // 30)}
 
-    images, labels = fidelity.gather(Sorted(), 12)
+    images, labels = real_images.gather(Sorted(), 12)
     assert len(images) == 12 and set(labels.tolist()) == {0, 1, 2}
     np.testing.assert_array_equal(labels, images[:, 0, 0, 0] // 30)
 
@@ -104,12 +106,14 @@ def test_the_judge_ranks_real_noisy_and_random_images(real):
     found = [real.report(x) for x in (train, noisy(train), random, one)]
     copies, blurred, other, single = found
     assert copies["classifier_accuracy"] > 0.8
-    for name in ("frechet", "kernel"):
+    for name in ("frechet_distance", "kernel_distance"):
         values = [f[f"{name}_classifier"] for f in found]
         assert values[0] < values[1] < values[2]
-        assert copies[f"{name}_classifier_floor"] == values[0]
+        assert copies[f"{name}_classifier_real_data"] == values[0]
     # One image again and again is far away, however good it looks.
-    assert single["frechet_classifier"] > 3 * copies["frechet_classifier_gaussian"]
+    assert (
+        single["frechet_distance_classifier"] > 3 * copies["frechet_distance_classifier_gaussian"]
+    )
     assert single["precision_classifier"] in (0, 1) and single["recall_classifier"] < 0.1
     assert copies["precision_classifier"] > blurred["precision_classifier"]
     assert other["coverage_classifier"] < 0.5 < copies["coverage_classifier"]
@@ -118,48 +122,50 @@ def test_the_judge_ranks_real_noisy_and_random_images(real):
     assert blurred["copying_pixels"] < 0.5
 
 
-def test_each_metric_has_an_interval_and_a_floor(real):
+def test_each_metric_has_an_interval_and_that_of_real_data(real):
     found = real.report(noisy(real.images.train[:300], 30))
     for name in METRICS:
-        value, low, high, floor = (
-            found[f"{name}_classifier{end}"] for end in ("", "_low", "_high", "_floor")
+        value, low, high, real_data = (
+            found[f"{name}_classifier{end}"] for end in ("", "_low", "_high", "_real_data")
         )
-        assert low <= value <= high and low < high and np.isfinite(floor), name
-        assert all(type(x) is float for x in (value, low, high, floor))
-    assert found["kernel_classifier_std"] > 0
-    expected = dict(samples=300, floor_samples=500, reference_samples=359, features="classifier",
-                    reference_split="held-out", resize="native")  # fmt: skip
+        assert low <= value <= high and low < high and np.isfinite(real_data), name
+        assert all(type(x) is float for x in (value, low, high, real_data))
+    assert found["kernel_distance_classifier_std"] > 0
+    expected = dict(num_samples=300, real_data_samples=500, reference_samples=359,
+                    features="classifier", reference_split="held-out", resize="native")  # fmt: skip
     assert {k: found[k] for k in expected} == expected
     assert len(found["dataset_fingerprint"]) == len(found["features_weights"]) == 16
 
 
 def test_only_inceptions_metrics_are_fid_and_kid():
     names = compare_features.metric_names("inception")
-    assert names["frechet"] == "fid" and names["kernel"] == "kid"
+    assert names["frechet_distance"] == "fid" and names["kernel_distance"] == "kid"
     assert names["recall"] == "recall_inception"
     for other in ("classifier", "efficientnet_lite0"):
-        assert compare_features.metric_names(other)["frechet"] == f"frechet_{other}"
+        assert (
+            compare_features.metric_names(other)["frechet_distance"] == f"frechet_distance_{other}"
+        )
 
 
 def test_intervals_hold_what_other_samples_give(real):
     train = real.images.train
-    held = compare_features.Real.of(real._network(real.images.held_out))
+    held = compare_features.RealFeatures.of(real._network(real.images.held_out))
     x = real._network(noisy(train, 40))
-    figures, _ = compare_features.compare(x[:250], held)
+    estimates, _ = compare_features.compare(x[:250], held)
     others, _ = compare_features.compare(x[250:], held)
     for name in METRICS:
-        width = figures[name].high - figures[name].low
-        assert abs(figures[name].value - others[name].value) < 1.5 * width, name
+        width = estimates[name].high - estimates[name].low
+        assert abs(estimates[name].value - others[name].value) < 1.5 * width, name
 
 
 def test_the_reference_may_be_the_training_images(digits, untrained):
-    judged = fidelity.fidelity_of(digits, "digits", Eval(split="train", samples=100))
+    judged = fidelity.fidelity_of(digits, "digits", ImageEval(split="train"), 100)
     assert judged.provenance.count == 500 and judged.num == 100
     found = judged.report(judged.images.held_out[:100])
-    assert found["frechet_classifier"] == found["frechet_classifier_floor"]
-    assert found["reference_split"] == "train" and found["floor_samples"] == 100
+    assert found["frechet_distance_classifier"] == found["frechet_distance_classifier_real_data"]
+    assert found["reference_split"] == "train" and found["real_data_samples"] == 100
     back = judged.report_reconstructions(judged.images.held_out)
-    assert back["reconstruction_frechet_classifier"] < 1e-6
+    assert back["reconstruction_frechet_distance_classifier"] < 1e-6
 
 
 def test_images_without_labels_are_grouped(untrained):
@@ -167,22 +173,22 @@ def test_images_without_labels_are_grouped(untrained):
     for part in (dataset.train, dataset.validation):
         get = part._get
         part._get = lambda i, get=get: (get(i)[0], None)
-    judged = fidelity.fidelity_of(dataset, "x", Eval(samples=50))
-    assert judged.label_N is None
-    assert np.isfinite(judged.report(judged.images.train[:50])["frechet_classifier"])
+    judged = fidelity.fidelity_of(dataset, "x", ImageEval(), 50)
+    assert judged.images.train_labels is None
+    assert np.isfinite(judged.report(judged.images.train[:50])["frechet_distance_classifier"])
 
 
 def test_few_images_are_refused(digits):
     few = dataclasses.replace(digits, validation=fidelity_source(digits.validation, 4))
     with pytest.raises(UserError, match="4 held-out images"):
-        fidelity.fidelity_of(few, "digits", Eval())
+        fidelity.fidelity_of(few, "digits", ImageEval())
     with pytest.raises(UserError, match="3 samples are too few"):
-        fidelity.fidelity_of(digits, "digits", Eval(samples=3))
+        fidelity.fidelity_of(digits, "digits", ImageEval(), 3)
 
 
 def test_a_run_that_could_not_be_judged_does_not_begin(tmp_path):
     data = dict(source="digits", batch_size=4, max_train_examples=4)
-    recipe = tiny.recipe("gan", data=data, eval=dict(every=3, fidelity=True))
+    recipe = tiny.recipe("gan", data=data, eval=dict(every=3, image=dict(fidelity=True)))
     with pytest.raises(UserError, match="too few to compare"):
         aigc_jax.train(recipe, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
@@ -198,7 +204,7 @@ def fidelity_source(source, count):
 @pytest.fixture(scope="module")
 def written(digits, tmp_path_factory):
     path = str(tmp_path_factory.mktemp("refs") / "new" / "digits.npz")
-    judged = fidelity.fidelity_of(digits, "digits", Eval(samples=200, reference=path))
+    judged = fidelity.fidelity_of(digits, "digits", ImageEval(reference=path), 200)
     return path, judged
 
 
@@ -207,8 +213,8 @@ def saved(written, tmp_path):
     """A copy of a reference file, the terms that name it, and the judge that wrote it."""
     path, judged = written
     copy = shutil.copy(path, tmp_path / "digits.npz")
-    fidelity._judges.clear()
-    return str(copy), Eval(samples=200, reference=str(copy)), judged
+    fidelity._cache.clear()
+    return str(copy), ImageEval(reference=str(copy)), judged
 
 
 def test_a_reference_file_measures_as_its_writer_did(digits, saved, monkeypatch):
@@ -221,7 +227,7 @@ def test_a_reference_file_measures_as_its_writer_did(digits, saved, monkeypatch)
 
     monkeypatch.setattr(fidelity, "train_classifier", never)
     before = os.stat(path).st_mtime_ns
-    reader = fidelity.fidelity_of(digits, "the same digits", terms)
+    reader = fidelity.fidelity_of(digits, "the same digits", terms, 200)
     assert reader.report(images) == expected and os.stat(path).st_mtime_ns == before
     header = reference_stats.load(path).provenance
     assert header.dataset == "digits" and header.library == aigc_jax.__version__
@@ -257,11 +263,11 @@ def test_a_reference_of_other_data_or_samples_is_refused_by_the_judge(digits, sa
     path, terms, _ = saved
     other = dataclasses.replace(digits, train=fidelity_source(digits.train, 400))
     with pytest.raises(UserError, match="the data set is digits"):
-        fidelity.fidelity_of(other, "digits", terms)
+        fidelity.fidelity_of(other, "digits", terms, 200)
     with pytest.raises(UserError, match="the number of samples is 200 there and 300 here"):
-        fidelity.fidelity_of(digits, "digits", dataclasses.replace(terms, samples=300))
+        fidelity.fidelity_of(digits, "digits", terms, 300)
     with pytest.raises(UserError, match="the split is held-out there"):
-        fidelity.fidelity_of(digits, "digits", dataclasses.replace(terms, split="train"))
+        fidelity.fidelity_of(digits, "digits", dataclasses.replace(terms, split="train"), 200)
     assert os.path.exists(path)
 
 
@@ -297,7 +303,7 @@ def test_damaged_reference_files_are_refused(digits, saved, change):
     path, terms, _ = saved
     changed(path, **change)
     with pytest.raises(UserError) as caught:
-        fidelity.fidelity_of(digits, "digits", terms)
+        fidelity.fidelity_of(digits, "digits", terms, 200)
     assert "\n" not in str(caught.value)
 
 
@@ -314,7 +320,7 @@ def test_images_of_other_libraries_are_judged_by_the_same_code(untrained, tmp_pa
     np.savez(tmp_path / "x.npz", images=images)
     out = str(tmp_path / "near.png")
     found = aigc_jax.evaluate_images(images, "digits", out=out)
-    assert os.path.exists(out) and found["samples"] == found["floor_samples"] == 40
+    assert os.path.exists(out) and found["num_samples"] == found["real_data_samples"] == 40
     for path in (str(folder), f"folder:{folder}", str(tmp_path / "x.npz")):
         assert aigc_jax.evaluate_images(path, "digits") == found
     for wrong, said in (
@@ -335,7 +341,7 @@ def test_odd_sizes_and_colours(untrained, tmp_path, shape):
     np.savez(path, images=rng.integers(0, 256, (60, *shape)).astype(np.uint8))
     new = rng.integers(0, 256, (30, *shape)).astype(np.uint8)
     found = aigc_jax.evaluate_images(new, f"npz:{path}", out=str(tmp_path / "n.png"))
-    assert np.isfinite(found["frechet_classifier"]) and found["copying_pixels_high"] > 0.2
+    assert np.isfinite(found["frechet_distance_classifier"]) and found["copying_pixels_high"] > 0.2
 
 
 # Reconstructions -----------------------------------------------------------------------------
@@ -351,13 +357,13 @@ class Dimming:
 
 def test_reconstructions_are_of_the_held_out_images(real):
     images, labels = real.images.held_out[:50], real.images.held_out_labels[:50]
-    made = reconstruction.reconstructed(Dimming(), {}, {}, images, labels, size=32)
+    made = reconstruction.reconstruct(Dimming(), {}, {}, images, labels, size=32)
     expected = images // 2
     expected[:, 0, 0, 0] = labels
     np.testing.assert_array_equal(made, expected)
     good = real.report_reconstructions(real.images.held_out)
     bad = real.report_reconstructions(real.images.held_out // 2)
     names = {f"reconstruction_{m}_classifier{e}" for m in METRICS for e in ("", "_low", "_high")}
-    assert good.keys() == names | {"reconstruction_kernel_classifier_std"}
-    key = "reconstruction_frechet_classifier"
+    assert good.keys() == names | {"reconstruction_kernel_distance_classifier_std"}
+    key = "reconstruction_frechet_distance_classifier"
     assert good[key] < 1e-6 < bad[key]

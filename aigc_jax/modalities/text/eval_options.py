@@ -1,0 +1,16 @@
+"""The config section `eval.text`: options of the metrics of text."""
+
+import dataclasses
+from typing import ClassVar
+
+from aigc_jax.core.fields import option
+
+
+@dataclasses.dataclass(frozen=True)
+class TextEval:
+    """Options of the metrics of text."""
+
+    RESUMABLE: ClassVar[bool] = True  # all of its fields
+
+    # Held-out texts to continue and to compare with their references; needs the extra `eval`.
+    num_generations: int = option(0, low=0, flag="Held-out texts to continue and compare.")
