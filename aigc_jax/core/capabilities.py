@@ -55,7 +55,7 @@ class SupportsReconstruction(Protocol):
 class SupportsLikelihood(Protocol):
     """Computes exact likelihoods."""
 
-    def likelihood(
+    def exact_likelihood(
         self, params: Params, mutables: Mutables, batch: Batch, key_B: jax.Array
     ) -> Metrics:
         """Likelihoods as metrics, `bits_per_dim` among them."""

@@ -47,7 +47,7 @@ class LikelihoodMetric:
         self._examples = First(dataset.validation, count)
         self._batch_size = min(config.batch_size, -(-count // devices) * devices)
         self._shard = process_shard(run.mesh)
-        self._held_out = HeldOut(run.objective, run.mesh, run.objective.likelihood)
+        self._held_out = HeldOut(run.objective, run.mesh, run.objective.exact_likelihood)
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """`bits_per_dim` among other metrics, with their intervals."""

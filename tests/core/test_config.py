@@ -12,6 +12,7 @@ from aigc_jax.core import config
 from aigc_jax.core.config import Data, Ema, Optim, Train, differences
 from aigc_jax.core.errors import UserError
 from aigc_jax.experiment import build
+from aigc_jax.experiment.eval_options import eval_section
 from aigc_jax.families.vae.autoencoder import MLPConfig
 from aigc_jax.families.vae.vae import VAEConfig, VAESample
 

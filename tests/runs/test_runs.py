@@ -209,7 +209,7 @@ def test_fields_that_an_older_config_lacks_have_their_defaults(tmp_path):
 @pytest.mark.parametrize(
     "family,changes,message",
     [
-        ("lm", dict(data=dict(source="digits")), "text"),
+        ("lm", dict(data=dict(source="digits")), "models tokens"),
         ("lm", dict(data=dict(seq_len=10**6)), "data.seq_len"),
         ("lm", dict(data=dict(source="tfds:none", data_dir="/nonexistent")), "/nonexistent"),
         ("vae", dict(data=dict(source="digit")), "did you mean 'digits'"),

@@ -180,7 +180,7 @@ class Diffusion(Objective):
             metrics[f"loss_quarter_{quarter + 1}"] = Mean.of(error_DB, weight_DB)
         return metrics
 
-    def likelihood(
+    def exact_likelihood(
         self, params: Params, mutables: Mutables, batch: Batch, key_B: jax.Array
     ) -> Metrics:
         """`bits_per_dim` by the exact likelihood of uniformly dequantised data.
@@ -193,8 +193,8 @@ class Diffusion(Objective):
         """
         if not self.levels:
             raise UserError(
-                "eval.likelihood_examples is of data with levels, such as pixels, but this model's are"
-                " floats: set it to 0"
+                "eval.likelihood_examples is of data with levels, such as pixels, but this"
+                " model's are floats: set it to 0"
             )
         width = 2 / (self.levels - 1)
         x = to_signed(batch[self.field])
