@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aigc_jax.core.conditions import LABEL, Condition
 from aigc_jax.interop.mapping import Fields, ModelTable, TensorRule, module
 from aigc_jax.interop.parameters import Shape, parameter_shapes
 
@@ -131,8 +132,11 @@ def denoiser_shapes(network: Any) -> Callable[[Any, int, int], dict[str, Shape]]
         levels = len(getattr(config, "channels", (0,)))
         side = getattr(config, "patch_size", 1) * 2 ** (levels - 1)
         x = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
-        time, label = (jax.ShapeDtypeStruct((1,), t) for t in (jnp.float32, jnp.int32))
-        return parameter_shapes(network(config, classes).init, x, time, label)
+        time, label, present = (
+            jax.ShapeDtypeStruct((1,), dtype) for dtype in (jnp.float32, jnp.int32, jnp.bool_)
+        )
+        conditions = {LABEL: Condition(label, present)}
+        return parameter_shapes(network(config, classes).init, x, time, conditions)
 
     return shapes
 
