@@ -15,21 +15,13 @@ from aigc_jax.core.errors import UserError, shorten
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.raw_dataset import RawDataset
 from aigc_jax.modalities.dataset_builders import build_dataset
-from aigc_jax.modalities.image.array_files import array_dataset
-from aigc_jax.modalities.text.text_records import (
-    labelled_text_dataset,
-    messages_dataset,
-    tagged_text_dataset,
-)
+from aigc_jax.modalities.registries import FIELD_READERS, Columns
 from aigc_jax.modalities.text.tokenizers import Tokenizer
 
 IN_MEMORY = "in_memory"  # `data.source` of a run whose data were given from Python
 SPLITS = ("train", "validation", "test")
-FIELDS = ("image", "text", "messages", "words", "tags", "label")
 PLURALS = {"images": "image", "labels": "label", "texts": "text"}
 FINGERPRINTED = 64  # examples of each split that the fingerprint reads
-
-Columns = dict[str, Any]
 
 
 @runtime_checkable
@@ -100,19 +92,9 @@ def raw_dataset_from_python(data: Any) -> RawDataset:
         missing = fields - set(columns) - {"label"}
         if missing:
             raise UserError(f"data['{split}'] has no field '{min(missing)}', but data['train'] has")
-    if "image" in fields:
-        return array_dataset(
-            {s: (_images(c["image"], s), _array(c.get("label"))) for s, c in splits.items()},
-            "data",
-            class_names,
-        )
-    if "messages" in fields:
-        return messages_dataset({s: c["messages"] for s, c in splits.items()})
-    if {"words", "tags"} <= fields:
-        return tagged_text_dataset({s: (c["words"], c["tags"]) for s, c in splits.items()})
-    if "text" in fields:
-        texts = {s: (c["text"], c.get("label")) for s, c in splits.items()}
-        return labelled_text_dataset(texts, class_names)
+    for name, reader in FIELD_READERS.items():
+        if {name, *reader.required} <= fields:
+            return reader.read(splits, class_names)
     raise UserError(
         f"data has the fields {shorten(sorted(fields), 200)}: name them image and label, text and"
         " label, messages, or words and tags"
@@ -185,7 +167,7 @@ def _columns(data: Any, where: str) -> Columns:
     elif isinstance(data, DataFrame):
         found = data.to_dict("list")
     elif isinstance(data, ColumnarTable) and data.column_names:
-        found = {name: data[name][:] for name in data.column_names if _field(name) in FIELDS}
+        found = {name: data[name][:] for name in data.column_names if _field(name) in _fields()}
     elif isinstance(data, Iterable) and not isinstance(data, (str, bytes)):
         found = _from_items(list(data), where)
     else:
@@ -193,7 +175,7 @@ def _columns(data: Any, where: str) -> Columns:
             f"{where} is {shorten(type(data).__name__, 80)}: give a dict of arrays, a list, a"
             " generator, a Hugging Face Dataset or a DataFrame"
         )
-    known = {_field(name): values for name, values in found.items() if _field(name) in FIELDS}
+    known = {_field(name): values for name, values in found.items() if _field(name) in _fields()}
     if not known:
         raise UserError(
             f"{where} has the fields {shorten(list(found), 200)}: one of image, text, messages or"
@@ -205,6 +187,15 @@ def _columns(data: Any, where: str) -> Columns:
     if not min(lengths.values()):
         raise UserError(f"{where} is empty")
     return known
+
+
+def _fields() -> set[str]:
+    """All fields that some modality uses."""
+    return {
+        field
+        for name, reader in FIELD_READERS.items()
+        for field in (name, *reader.required, *reader.optional)
+    }
 
 
 def _field(name: Any) -> str:
@@ -236,25 +227,6 @@ def _from_items(items: list[Any], where: str) -> Columns:
         f"item 0 of {where} is {shorten(type(first).__name__, 80)}: it must be a text, a dict of"
         " fields or a list of messages"
     )
-
-
-def _images(values: Any, split: str) -> np.ndarray:
-    """Images as one array; those of a list must have one shape."""
-    if not isinstance(values, (list, tuple)):
-        return np.asarray(values)
-    arrays = [np.asarray(value) for value in values]
-    shapes = [array.shape for array in arrays]
-    other = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
-    if other is not None:
-        raise UserError(
-            f"field 'image' of data['{split}']: image {other} has the shape {shapes[other]}, but"
-            f" image 0 has {shapes[0]}: resize them"
-        )
-    return np.stack(arrays)
-
-
-def _array(values: Any) -> np.ndarray | None:
-    return None if values is None else np.asarray(values)
 
 
 def _class_names(train: Any) -> tuple[str, ...]:

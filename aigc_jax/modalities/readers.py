@@ -1,54 +1,14 @@
-"""Readers of people's own files: image folders, text, JSONL, CoNLL, npz, safetensors and IDX.
+"""Reads people's own files: image folders, text, JSONL, CoNLL, npz, safetensors and IDX.
 
 Each reader checks what it reads; a file that it cannot take is named in a `UserError`. A reader of
 another package is registered in `READERS` under the KIND of `KIND:PATH`.
 """
 
-import dataclasses
-import os
-from collections.abc import Callable
-
 from aigc_jax.core.errors import UserError, shorten
-from aigc_jax.core.registry import Registry
 from aigc_jax.data.raw_dataset import RawDataset
-from aigc_jax.modalities.image.array_files import read_idx, read_npz, read_safetensors
-from aigc_jax.modalities.image.image_folder import read_folder
-from aigc_jax.modalities.text.conll import read_conll
-from aigc_jax.modalities.text.messages import read_messages
-from aigc_jax.modalities.text.text_files import read_jsonl, read_text
+from aigc_jax.modalities.registries import READERS, ReaderOptions, import_readers
 
-
-@dataclasses.dataclass(frozen=True)
-class ReaderOptions:
-    """Options of readers; each uses those that concern it.
-
-    Attributes:
-      image_size: resize and centre-crop images to this many pixels a side; 0: leave them.
-      text_field: the field of a JSONL record that has its text.
-      label_field: the field that has its class.
-    """
-
-    image_size: int = 0
-    text_field: str = "text"
-    label_field: str = "label"
-
-
-Reader = Callable[[str, ReaderOptions], RawDataset]
-
-READERS: Registry[Reader] = Registry(
-    "reader",
-    "data.source",
-    {
-        "folder": lambda path, options: read_folder(os.path.expanduser(path), options.image_size),
-        "text": lambda path, _: read_text(path),
-        "jsonl": lambda path, options: read_jsonl(path, options.text_field, options.label_field),
-        "messages": lambda path, _: read_messages(path),
-        "conll": lambda path, _: read_conll(path),
-        "npz": lambda path, _: read_npz(path),
-        "safetensors": lambda path, _: read_safetensors(path),
-        "idx": lambda path, _: read_idx(os.path.expanduser(path)),
-    },
-)
+import_readers()
 
 
 def read(

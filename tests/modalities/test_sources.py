@@ -7,8 +7,10 @@ import pytest
 from helpers.hostile import refusal
 
 from aigc_jax.core.config import Data
-from aigc_jax.modalities import sources
-from aigc_jax.modalities.readers import READERS
+from aigc_jax.data.raw_dataset import ColumnarExamples, RawDataset
+from aigc_jax.modalities import dataset_builders, sources
+from aigc_jax.modalities.in_memory import raw_dataset_from_python
+from aigc_jax.modalities.registries import DATASET_BUILDERS, FIELD_READERS, READERS, FieldReader
 from aigc_jax.modalities.sources import DATA_SOURCES
 
 PACKAGE = '''
@@ -66,3 +68,15 @@ def test_a_registered_source_and_reader(monkeypatch):
 def test_an_unknown_source_is_named(source, words):
     message = refusal(sources.load, Data(source=source))
     assert [word for word in words if word not in message] == []
+
+
+def test_a_field_and_a_kind_of_another_modality(monkeypatch):
+    """A new kind of data is registered, not added to the library's own code."""
+    read = lambda splits, _: RawDataset(  # noqa: E731
+        {s: ColumnarExamples(tune=c["tune"]) for s, c in splits.items()}, kind="tune"
+    )
+    monkeypatch.setitem(FIELD_READERS._items, "tune", FieldReader(read))
+    monkeypatch.setitem(DATASET_BUILDERS._items, "tune", lambda raw, *_: raw.splits["train"])
+    assert dataset_builders.build_dataset(raw_dataset_from_python({"tune": [1, 2]}), Data())
+    (one, _) = raw_dataset_from_python([{"tune": 1}, {"tune": 2}]).splits["train"]
+    assert one() == {"tune": 1}

@@ -169,7 +169,7 @@ def test_a_run_goes_on_with_another_number_of_processes(before, after, monkeypat
     positions = []
     for process in range(before):
         as_process(monkeypatch, process, before)
-        monkeypatch.setattr(pipeline, "all_rows", lambda mine, part: rows)
+        monkeypatch.setattr(pipeline, "gather_rows", lambda mine, part: rows)
         iterator = DataLoader(streamed(), 4, seed=5, threads=0)
         take(iterator, 7)
         mine = iterator._iterator.get_state()["streams"]["0"]
