@@ -80,13 +80,14 @@ def _registered_by(config: Mapping[str, Any], family: Family, model: Model) -> l
     """Modules outside the library that define a registered family or model."""
     sources = {"objective": family.objective, "model": model.config}
     known = (*config["plugins"], "__main__") if config.get("plugins") else ("__main__",)
-    return [
+    found = (
         item.__module__
         for section, item in sources.items()
         if not is_import_path(_name(config, section))
         and item.__module__.partition(".")[0] != OWN_PACKAGE
         and item.__module__ not in known
-    ]
+    )
+    return list(dict.fromkeys(found))
 
 
 def recipe(**sections: Any) -> ml_collections.ConfigDict:
