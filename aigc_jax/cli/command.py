@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from absl import flags
@@ -12,17 +12,17 @@ FLAGS = flags.FLAGS
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A command.
+    """A command of `aigc`.
 
     Attributes:
-      help: one line: what it does.
+      help: one line about it.
       run: runs it with the parsed `FLAGS`; returns an exit code or None.
-      required: flags that it needs.
-      optional: flags that it may have.
-      instead: flags that may be given in the place of a required one.
-      options: returns dataclasses whose fields are flags too; called only for this command, since
-        it may import JAX.
-      hidden_options: fields of these dataclasses that are no flags.
+      required: names of the flags that it needs.
+      optional: names of the flags that it accepts.
+      instead: for a required flag, those that can replace it.
+      options: returns the dataclasses, by title, whose fields are also flags; called for this
+        command only, since it may import JAX.
+      hidden_options: fields of these dataclasses that are not flags.
     """
 
     help: str
@@ -30,38 +30,52 @@ class Command:
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     instead: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    options: Callable[[], Sequence[type]] = tuple
+    options: Callable[[], Mapping[str, type]] = dict
     hidden_options: Collection[str] = ()
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """The flags that are defined before the command is known."""
+        """Names of the flags that are defined before the command is known."""
         others = (name for names in self.instead.values() for name in names)
         return tuple(dict.fromkeys((*self.required, *self.optional, *others)))
 
     def option_names(self) -> tuple[str, ...]:
         """Defines the flags of `options`; returns their names."""
         names: dict[str, None] = {}
-        for section in self.options():
+        for section in self.options().values():
             hints = typing.get_type_hints(section)
-            for field in dataclasses.fields(section):
-                if field.name not in self.hidden_options:
-                    _define(field, hints[field.name])
-                    names[field.name] = None
+            for field in self._fields(section):
+                _define_flag(field, hints[field.name])
+                names[field.name] = None
         return tuple(names)
+
+    def option_groups(self) -> dict[tuple[str, ...], dict[str, str]]:
+        """Titles of the dataclasses that share options → help texts of these, by name."""
+        titles: dict[tuple[str, str], tuple[str, ...]] = {}
+        for title, section in self.options().items():
+            for field in self._fields(section):
+                key = field.name, option_help(field)
+                titles[key] = (*titles.get(key, ()), title)
+        groups: dict[tuple[str, ...], dict[str, str]] = {}
+        for (name, text), group in titles.items():
+            groups.setdefault(group, {})[name] = text
+        return groups
+
+    def _fields(self, section: type) -> list[dataclasses.Field]:
+        fields = dataclasses.fields(section)
+        return [field for field in fields if field.name not in self.hidden_options]
 
     def given_options(self) -> dict[str, Any]:
         """The values of those flags of `options` that were given."""
         return given(self.option_names())
 
 
-def _define(field: dataclasses.Field, kind: Any) -> None:
+def _define_flag(field: dataclasses.Field, kind: Any) -> None:
     """Defines the flag of a dataclass field, unless a flag of that name is defined."""
     if field.name in FLAGS:
         return
-    text = field.metadata.get("flag") or f"{kind.__name__}; the config's is used if left out."
+    text = option_help(field)
     if typing.get_origin(kind) is tuple:
-        text = field.metadata.get("flag") or "May be given several times."
         flags.DEFINE_multi_string(field.name, None, text)
     elif kind is bool:
         flags.DEFINE_bool(field.name, None, text)
@@ -73,14 +87,26 @@ def _define(field: dataclasses.Field, kind: Any) -> None:
         flags.DEFINE_string(field.name, None, text)
 
 
-def given(names: Collection[str]) -> dict[str, Any]:
-    """The flags of these names that were given."""
+def option_help(field: dataclasses.Field) -> str:
+    """Help text of a field of `core.fields.option`: its own text, and the values it may have."""
+    text = field.metadata.get("flag") or f"The field {field.name} of this section."
+    low, high = field.metadata.get("low"), field.metadata.get("high")
+    values = ", ".join(map(str, field.metadata.get("choices", ())))
+    if low is not None and high is not None:
+        values = f"{low:g} to {high:g}"
+    elif low is not None or high is not None:
+        values = f"≥{low:g}" if low is not None else f"≤{high:g}"
+    return f"{text.removesuffix('.')} ({values})." if values else text
+
+
+def given(names: Iterable[str]) -> dict[str, Any]:
+    """The values of those flags of these names that were given."""
     values = {name: FLAGS[name].value for name in names}
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v is not None}
 
 
-def sampling_options() -> list[type]:
-    """The sampling options of all families, those of installed packages included."""
+def sampling_options() -> dict[str, type]:
+    """The sampling options of all families, including those of installed packages."""
     from aigc_jax.families.registry import FAMILIES
 
-    return [FAMILIES[name].sample for name in FAMILIES.names()]
+    return {name: FAMILIES[name].sample for name in FAMILIES.names()}

@@ -45,12 +45,12 @@ def _evaluate_images(data_dir: str, options: dict[str, Any]) -> dict[str, Any]:
     return evaluate_images(FLAGS.images, FLAGS.source or "", **where, **options)
 
 
-def _options() -> list[type]:
+def _options() -> dict[str, type]:
     """The section `eval` and the sections of all modalities."""
     from aigc_jax.core.modality import MODALITIES
 
-    own = [MODALITIES[name].eval_options for name in MODALITIES.names()]
-    return [Eval, *(options for options in own if options is not None)]
+    own = {f"eval.{name}": MODALITIES[name].eval_options for name in MODALITIES.names()}
+    return {"eval": Eval, **{name: section for name, section in own.items() if section}}
 
 
 COMMAND = Command(

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import textwrap
 from collections.abc import Sequence
 
 from absl import flags
@@ -46,6 +47,7 @@ COMMANDS: dict[str, Command] = {
     "demo": demo.COMMAND,
 }
 HELP = ("help", "--help", "-h", "-help")
+WIDTH = 100  # characters of a line of help
 
 
 def static_flags() -> tuple[str, ...]:
@@ -67,13 +69,28 @@ def command_usage(name: str) -> str:
     command = COMMANDS[name]
     needed = "".join(f" --{flag}=…" for flag in command.required)
     lines = [f"usage: aigc {name}{needed} [--flag=value …]", "", f"  {command.help}", "", "flags:"]
-    names = dict.fromkeys((*command.flags, *command.option_names()))
-    return "\n".join(lines + [f"  --{flag:<20} {_help(flag)}" for flag in names])
-
-
-def _help(flag: str) -> str:
     # absl appends a line of its own to the help of a flag that may be repeated.
-    return str(FLAGS[flag].help).partition(";\n")[0]
+    lines += [_wrap(flag, str(FLAGS[flag].help).partition(";\n")[0]) for flag in command.flags]
+    groups = command.option_groups()
+    for titles, texts in groups.items():
+        lines += ["", f"options of {', '.join(titles)}:"]
+        lines += [_wrap(flag, text) for flag, text in texts.items()]
+    if groups:
+        lines += ["", "Options that are not given keep their values in the run's config."]
+    return "\n".join(lines)
+
+
+def _wrap(flag: str, text: str) -> str:
+    """A flag and its help, in lines of at most `WIDTH` characters."""
+    start = f"  --{flag:<20} "
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=start,
+        subsequent_indent=" " * 25,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

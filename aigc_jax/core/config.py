@@ -116,14 +116,20 @@ class Eval:
     RESUMABLE: ClassVar[bool] = True  # all of its fields
 
     every: int = option(0, low=0)  # 0: only when asked
-    batch_size: int = option(128, low=1)
-    batches: int = option(0, low=0)  # at most this many held-out batches; 0: all
-    # Samples that metrics draw; 0: as many as were trained on, at most 10,000.
-    num_samples: int = option(0, low=0)
-    likelihood_examples: int = option(0, low=0)  # diffusion: for their exact likelihood; 0: off
+    batch_size: int = option(128, low=1, flag="Examples in a batch, over all devices.")
+    batches: int = option(0, low=0, flag="Maximum number of held-out batches; 0: all.")
+    num_samples: int = option(
+        0,
+        low=0,
+        flag="Samples to draw for metrics of samples; 0: as many as were trained on, ≤ 10,000.",
+    )
+    likelihood_examples: int = option(
+        0, low=0, flag="diffusion: held-out examples for the exact likelihood; 0: off."
+    )
     seed: int = option(0, low=0)  # of the samples
-    # Metrics beside those of the data's modality: names in METRICS, or package.module:Class.
-    metrics: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = option(
+        (), flag="Metric beside the modality's own: a name, or package.module:Class. Repeatable."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +140,7 @@ class Sample:
 
     every: int = option(0, low=0)  # 0: only when asked
     num: int = option(64, low=1)
-    label: int = option(-1, low=-1)  # images: one class for all; −1: all in turn
+    label: int = option(-1, low=-1, flag="Class of all samples; −1: every class in turn.")
 
 
 @dataclasses.dataclass(frozen=True)

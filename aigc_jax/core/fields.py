@@ -41,7 +41,8 @@ def option(
         changes what is watched, where the run happens or how long it is, not its numbers.
       init_compatible: parameters mean the same whatever its value, so that a warm start does not
         mention it.
-      flag: help text of the command-line flag of the same name; "": there is none.
+      flag: help text of the command-line flag, for fields of sampling and evaluation options;
+        range and choices are appended to it. "": the help only names the field.
     """
     metadata = dict(
         low=low,

@@ -17,6 +17,7 @@ from absl.testing import flagsaver
 import aigc_jax
 from aigc_jax.cli import flags as cli
 from aigc_jax.cli import main
+from aigc_jax.cli.command import option_help
 from aigc_jax.core import config
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import option
@@ -178,6 +179,38 @@ def test_the_options_of_a_family_are_flags(command):
     assert {"temperature", "guidance", "top_k"} <= options
 
 
+@pytest.mark.parametrize("command", ["sample", "chat", "eval"])
+def test_every_option_has_a_help_text(command):
+    groups = cli.COMMANDS[command].option_groups()
+    texts = {name: text for group in groups.values() for name, text in group.items()}
+    assert texts.keys() == set(cli.COMMANDS[command].option_names())
+    assert not [name for name, text in texts.items() if "field" in text]
+
+
+def test_help_of_an_option_has_its_values():
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        one: int = option(1, low=1, flag="One.")
+        two: float = option(0.5, low=0, high=1, flag="Two.")
+        three: str = option("a", choices=("a", "b"), flag="Three.")
+        four: bool = False
+
+    texts = [option_help(field) for field in dataclasses.fields(Options)]
+    values = ("≥1", "0 to 1", "a, b", "four")
+    assert all(value in text for value, text in zip(values, texts, strict=True))
+
+
+def test_options_that_differ_between_sections_have_both_help_texts(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Sample(config.Sample):
+        temperature: float = option(1.0, low=0.0, flag="Of the weather.")
+
+    family = dataclasses.replace(registry.FAMILIES["vae"], sample=Sample)
+    monkeypatch.setitem(registry.FAMILIES._items, "own", family)
+    usage = cli.command_usage("sample")
+    assert "options of own:" in usage and "Of the weather" in usage and "Softmax" in usage
+
+
 def test_an_option_of_a_registered_family_is_a_flag(monkeypatch):
     @dataclasses.dataclass(frozen=True)
     class Sample(config.Sample):
@@ -186,7 +219,7 @@ def test_an_option_of_a_registered_family_is_a_flag(monkeypatch):
     family = dataclasses.replace(registry.FAMILIES["vae"], sample=Sample)
     monkeypatch.setitem(registry.FAMILIES._items, "own", family)
     assert "sharpness" in cli.COMMANDS["sample"].option_names()
-    assert "How sharp." in cli.command_usage("sample")
+    assert "How sharp" in cli.command_usage("sample")
 
 
 def test_usage_names_every_command_and_its_flags():

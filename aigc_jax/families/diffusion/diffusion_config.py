@@ -42,20 +42,53 @@ class DiffusionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionSample(config.Sample):
-    sampler: str = option("heun", choices=SAMPLERS)
-    steps: int = option(18, low=1)
-    sigma_schedule: str = option("auto", choices=SIGMA_SCHEDULES)
-    rho: float = option(7.0, low=1.0)  # karras: above 1 more steps at low noise
-    shift: float = option(1.0, low=1e-3)  # flow: above 1 more steps at high noise
-    guidance: float = option(1.0, low=0.0)  # 1: the conditional model; 0: the unconditional one
-    guidance_low: float = option(0.0, low=0.0)  # guidance only above this σ …
-    guidance_high: float = option(0.0, low=0.0)  # … and up to this one; 0: no bound
-    guidance_workdir: str = ""  # autoguidance: of a weaker model, instead of the unconditional one
-    eta: float = option(0.0, low=0.0, high=1.0)  # ddim: the share of fresh noise
-    churn: float = option(0.0, low=0.0)  # heun, euler: S_churn …
-    churn_low: float = option(0.0, low=0.0)  # … above this σ …
-    churn_high: float = option(0.0, low=0.0)  # … and up to this one; 0: no bound
-    churn_noise: float = option(1.0, low=0.0)  # S_noise
-    strength: float = option(-1.0, low=-1.0, high=1.0)  # of --image; −1: 0.6, with a mask 1
-    resample: int = option(1, low=1)  # with a mask: how often each step is taken (RePaint)
-    clip: bool = True  # keep denoised images in [−1, 1]
+    sampler: str = option("heun", choices=SAMPLERS, flag="Sampler.")
+    steps: int = option(18, low=1, flag="Number of sampling steps.")
+    sigma_schedule: str = option(
+        "auto", choices=SIGMA_SCHEDULES, flag="Noise levels of the steps; auto: the objective's."
+    )
+    rho: float = option(
+        7.0,
+        low=1.0,
+        flag="karras: larger values take more steps at low noise (Karras et al. 2022).",
+    )
+    shift: float = option(
+        1.0, low=1e-3, flag="flow: above 1 more steps at high noise (Esser et al. 2024)."
+    )
+    guidance: float = option(
+        1.0,
+        low=0.0,
+        flag="Scale of classifier-free guidance (Ho & Salimans 2022); 1: off, 0: unconditional.",
+    )
+    guidance_low: float = option(
+        0.0, low=0.0, flag="Guide only above this σ (Kynkäänniemi et al. 2024)."
+    )
+    guidance_high: float = option(0.0, low=0.0, flag="Guide only up to this σ; 0: no bound.")
+    guidance_workdir: str = option(
+        "", flag="Workdir of a weaker model for autoguidance (Karras et al. 2024)."
+    )
+    eta: float = option(
+        0.0,
+        low=0.0,
+        high=1.0,
+        flag="ddim: share of fresh noise; 0: deterministic, 1: DDPM (Song et al. 2021).",
+    )
+    churn: float = option(
+        0.0, low=0.0, flag="heun, euler: S_churn, noise added at each step (Karras et al. 2022)."
+    )
+    churn_low: float = option(0.0, low=0.0, flag="S_tmin: add noise only above this σ.")
+    churn_high: float = option(
+        0.0, low=0.0, flag="S_tmax: add noise only up to this σ; 0: no bound."
+    )
+    churn_noise: float = option(1.0, low=0.0, flag="S_noise: scale of the added noise.")
+    strength: float = option(
+        -1.0,
+        low=-1.0,
+        high=1.0,
+        flag="Share of the steps by which --image is noised (SDEdit, Meng et al. 2022); −1: 0.6,"
+        " with --mask 1.",
+    )
+    resample: int = option(
+        1, low=1, flag="With --mask: times each step is repeated (RePaint, Lugmayr et al. 2022)."
+    )
+    clip: bool = option(True, flag="Clip denoised images to [−1, 1].")

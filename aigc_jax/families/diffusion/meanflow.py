@@ -52,8 +52,8 @@ class MeanFlowConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeanFlowSample(DiffusionSample):
-    sampler: str = option("meanflow", choices=SAMPLERS)
-    steps: int = option(1, low=1)
+    sampler: str = option("meanflow", choices=SAMPLERS, flag="Sampler.")
+    steps: int = option(1, low=1, flag="Number of sampling steps.")
 
 
 def output_and_target(

@@ -96,7 +96,11 @@ class GANConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GANSample(config.Sample):
-    truncation: float = option(1.0, low=0.0)  # scale of the latent
+    truncation: float = option(
+        1.0,
+        low=0.0,
+        flag="Scale of the latent: below 1 less variety, often better images (Brock et al. 2019).",
+    )
 
 
 class GAN(Objective):

@@ -38,13 +38,30 @@ class LMConfig:
 class LMSample(config.Sample):
     num: int = option(4, low=1)
     prompts: tuple[str, ...] = option(("",), nonempty=True)  # continued in turn
-    max_new_tokens: int = option(256, low=1)
-    temperature: float = option(1.0, low=0.0)  # 0: greedy
-    top_k: int = option(0, low=0)  # 0: off
-    top_p: float = option(1.0, low=0.0, high=1.0)  # 1: off
-    min_p: float = option(0.0, low=0.0, high=1.0)  # 0: off
-    repetition_penalty: float = option(1.0, low=0.01)  # 1: off
-    stop: tuple[str, ...] = ()  # a text ends before any of these
+    max_new_tokens: int = option(256, low=1, flag="Maximum number of tokens to generate.")
+    temperature: float = option(
+        1.0, low=0.0, flag="Softmax temperature; 0: the most probable token (greedy)."
+    )
+    top_k: int = option(0, low=0, flag="Draw from the k most probable tokens only; 0: off.")
+    top_p: float = option(
+        1.0,
+        low=0.0,
+        high=1.0,
+        flag="Nucleus sampling (Holtzman et al. 2020): draw from the fewest tokens whose"
+        " probabilities sum to this; 1: off.",
+    )
+    min_p: float = option(
+        0.0,
+        low=0.0,
+        high=1.0,
+        flag="Drop tokens less probable than this share of the most probable one; 0: off.",
+    )
+    repetition_penalty: float = option(
+        1.0,
+        low=0.01,
+        flag="Above 1: repeated tokens become less probable (Keskar et al. 2019); 1: off.",
+    )
+    stop: tuple[str, ...] = option((), flag="Stop string: the text ends before it. Repeatable.")
 
     def sampling_params(self) -> SamplingParams:
         return SamplingParams(

@@ -50,9 +50,17 @@ class MaskedLMConfig:
 class MaskedLMSample(config.Sample):
     num: int = option(4, low=1)
     prompts: tuple[str, ...] = option((MASK * 32,), nonempty=True)  # each [MASK] is one token
-    temperature: float = option(1.0, low=0.0)  # 0: greedy
-    top_k: int = option(0, low=0)
-    top_p: float = option(1.0, low=0.0, high=1.0)
+    temperature: float = option(
+        1.0, low=0.0, flag="Softmax temperature; 0: the most probable token (greedy)."
+    )
+    top_k: int = option(0, low=0, flag="Draw from the k most probable tokens only; 0: off.")
+    top_p: float = option(
+        1.0,
+        low=0.0,
+        high=1.0,
+        flag="Nucleus sampling (Holtzman et al. 2020): draw from the fewest tokens whose"
+        " probabilities sum to this; 1: off.",
+    )
 
 
 class MaskedLanguageModel(TextObjective):

@@ -51,8 +51,10 @@ class VAEConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VAESample(config.Sample):
-    temperature: float = option(1.0, low=0.0)  # scale of the latent
-    pixel_noise: bool = False  # draw pixels from p(x | z) instead of showing their mean
+    temperature: float = option(
+        1.0, low=0.0, flag="Scale of the prior's standard deviation; 0: its mean."
+    )
+    pixel_noise: bool = option(False, flag="Draw pixels from p(x | z) instead of taking its mean.")
 
 
 class VAE(Objective):

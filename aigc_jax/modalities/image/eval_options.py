@@ -12,21 +12,24 @@ class ImageEval:
 
     RESUMABLE: ClassVar[bool] = True  # all of its fields
 
-    # Compare samples with real images, and with the training images to detect copies.
-    fidelity: bool = True
-    # Network whose features are compared; only Inception's distances are FID and KID.
-    features: str = option(
-        "classifier", nonempty=True, flag="classifier, efficientnet-lite0 or inception:FILE."
+    fidelity: bool = option(
+        True,
+        flag="Compare samples with real images, and with the training images to find copies.",
     )
-    # Rule by which images are resized for a published network.
+    features: str = option(
+        "classifier",
+        nonempty=True,
+        flag="Network whose features are compared: classifier, efficientnet-lite0 or"
+        " inception:FILE (only Inception's distances are FID and KID).",
+    )
     resize: str = option(
         "clean-fid",
         choices=("clean-fid", "torch-fidelity"),
-        flag="clean-fid or torch-fidelity: how images are resized for a published network.",
+        flag="Rule by which images are resized for a published network.",
     )
-    # Split whose images are the reference.
     split: str = option(
-        "held-out", choices=("held-out", "train"), flag="held-out or train: the reference images."
+        "held-out", choices=("held-out", "train"), flag="Split whose images are the reference."
     )
-    # File of the reference's features; written if it does not exist.
-    reference: str = option("", flag="File of the reference's features, read or written.")
+    reference: str = option(
+        "", flag="File of the reference's features; written if it does not exist."
+    )

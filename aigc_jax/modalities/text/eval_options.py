@@ -12,5 +12,9 @@ class TextEval:
 
     RESUMABLE: ClassVar[bool] = True  # all of its fields
 
-    # Held-out texts to continue and to compare with their references; needs the extra `eval`.
-    num_generations: int = option(0, low=0, flag="Held-out texts to continue and compare.")
+    num_generations: int = option(
+        0,
+        low=0,
+        flag="Held-out texts to continue and compare with their references; needs the extra"
+        " 'eval'; 0: off.",
+    )
