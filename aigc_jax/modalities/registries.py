@@ -15,7 +15,6 @@ from aigc_jax.core.modality import Spec
 from aigc_jax.core.registry import Registry
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.raw_dataset import RawDataset
-from aigc_jax.modalities.text.tokenizers import Tokenizer
 
 PACKAGE = "aigc_jax.modalities"
 
@@ -37,8 +36,9 @@ class ReaderOptions:
 
 Columns = dict[str, Any]  # a sequence or array per field
 Reader = Callable[[str, ReaderOptions], RawDataset]  # of the path in `KIND:PATH`
-# (raw examples, config, tokenizer to use, spec of a model that is evaluated on them) → data set.
-DatasetBuilder = Callable[[RawDataset, Data, Tokenizer | None, Spec | None], Dataset]
+# (raw examples, config, tokenizer to use, spec of a model that is evaluated on them) → data set;
+# the last two may be None. The tokenizer is untyped here: only text knows its type.
+DatasetBuilder = Callable[[RawDataset, Data, Any, Spec | None], Dataset]
 
 
 @dataclasses.dataclass(frozen=True)
