@@ -198,3 +198,23 @@ class SupportsMergedAdapters(Protocol):
     def merge_adapters(self, params: Params) -> Params:
         """The parameters of one player, the adapters merged; unchanged without adapters."""
         ...
+
+
+@runtime_checkable
+class HasSequenceLength(Protocol):
+    """A model config whose network reads sequences, which the mesh axis `sequence` can shard."""
+
+    def length_of(self, spec: Any) -> int:
+        """Positions that the network reads at once, for data like `spec`."""
+        ...
+
+
+@runtime_checkable
+class HasWrongGradients(Protocol):
+    """A model config whose gradient XLA's partitioner computes wrongly on some meshes.
+
+    Attributes:
+      wrong_on: mesh axes that must not all be larger than 1.
+    """
+
+    wrong_on: tuple[str, ...]

@@ -214,7 +214,9 @@ class Config:
         for key in config:
             if key not in known:
                 raise UserError(f"the config has no key '{key}': {did_you_mean(key, known)}")
-        parsed = {k: parse(t, config.get(k, {}), k, named=k in NAMED) for k, t in sections.items()}
+        parsed: dict[str, Any] = {
+            k: parse(t, config.get(k, {}), k, named=k in NAMED) for k, t in sections.items()
+        }
         optim = parse_optim(config.get("optim", {}))
         seed = check_value(int, config.get("seed", 0), "seed")
         if not 0 <= seed < 2**31:
@@ -287,7 +289,7 @@ def jsonable(value: Any) -> Any:
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in config.items():
         path = f"{prefix}{key}"
         flat |= flatten(value, path + ".") if isinstance(value, Mapping) else {path: value}

@@ -54,7 +54,7 @@ Metrics = Mapping[str, Mean]
 
 def merge(a: Metrics, b: Metrics) -> dict[str, Mean]:
     """The metrics of two parts of the data as those of the whole; a key may be in one only."""
-    return {k: a[k] + b[k] if k in a and k in b else a.get(k, b.get(k)) for k in {**a, **b}}
+    return {k: a[k] + b[k] if k in a and k in b else either for k, either in {**a, **b}.items()}
 
 
 def to_floats(metrics: Metrics) -> dict[str, float]:

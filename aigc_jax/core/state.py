@@ -1,4 +1,4 @@
-"""The state of a run: arrays only, no functions inside."""
+"""The state of a run: arrays only, no functions."""
 
 from typing import Any
 
@@ -10,8 +10,7 @@ import optax
 Params = dict[str, Any]  # {player: that player's parameters}
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Everything that a step reads and writes.
 
     Attributes:
@@ -43,7 +42,7 @@ class TrainState:
 
 
 def copy_buffers(tree: Any) -> Any:
-    """The step donates its state, and one buffer cannot be given away twice."""
+    """Copies every array: the step donates its state, and a buffer can be donated only once."""
     return jax.tree.map(jnp.copy, tree)
 
 

@@ -9,7 +9,12 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
-from aigc_jax.core.capabilities import SupportsFirstStage, UsesFirstStage
+from aigc_jax.core.capabilities import (
+    HasSequenceLength,
+    HasWrongGradients,
+    SupportsFirstStage,
+    UsesFirstStage,
+)
 from aigc_jax.core.config import Config, Sample
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import check_value, parse
@@ -239,8 +244,9 @@ def build(
     example = spec.example_batch(2)
 
     def init(seed: jax.Array) -> TrainState:
-        averaged = dict(ema=ema.halflife > 0, power_ema=ema.sigma_rels)
-        return init_state(objective, optimizers, example, seed, **averaged)
+        return init_state(
+            objective, optimizers, example, seed, ema=ema.halflife > 0, power_ema=ema.sigma_rels
+        )
 
     shardings = replicated_state(mesh)
     if is_state_sharded(mesh):
@@ -267,13 +273,12 @@ def check_length(config: Config, spec: Spec, mesh: Mesh) -> None:
     parts, name = axis_size(mesh, "sequence"), config.raw["model"]["name"]
     if parts == 1:
         return
-    length_of = getattr(config.model, "length_of", None)
-    if length_of is None:
+    if not isinstance(config.model, HasSequenceLength):
         raise UserError(
             f"sequence={parts} in mesh splits long sequences, which model.name='{name}' does not"
             " read at once: use fsdp or tensor instead"
         )
-    length = length_of(spec)
+    length = config.model.length_of(spec)
     if length % parts:
         raise UserError(
             f"sequence={parts} in mesh does not divide the {length} places that model.name="
@@ -283,7 +288,7 @@ def check_length(config: Config, spec: Spec, mesh: Mesh) -> None:
 
 def check_product(config: Config, mesh: Mesh) -> None:
     """Raises UserError for axes along which together XLA computes a model's gradient wrongly."""
-    wrong = getattr(config.model, "wrong_on", ())
+    wrong = config.model.wrong_on if isinstance(config.model, HasWrongGradients) else ()
     if wrong and all(axis_size(mesh, axis) > 1 for axis in wrong):
         split, batch = " and ".join(wrong), axis_size(mesh, "data") * axis_size(mesh, "fsdp")
         raise UserError(

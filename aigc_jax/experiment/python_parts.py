@@ -7,7 +7,7 @@ workdirs whose packages you trust.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import numpy as np
@@ -16,8 +16,9 @@ import optax
 from aigc_jax.core.errors import UserError, shorten
 from aigc_jax.core.registry import import_path
 
-Network = nn.Module | tuple[nn.Module, ...]  # several: a GAN's generator and critic, in that order
-Optimizer = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
+# Several networks are a tuple: of a GAN, (generator, critic).
+Network: TypeAlias = nn.Module | tuple[nn.Module, ...]
+Optimizer: TypeAlias = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
 Record = dict[str, Any]
 OF_FLAX = ("parent", "name")  # fields of every Flax module that are not its constructor's
 
@@ -160,8 +161,8 @@ def _decode(value: Any) -> Any:
         return np.dtype(value["dtype"])
     if "import" in value:
         return import_path(value["import"], "network")
-    made = import_path(value["path"], "network")
-    if not dataclasses.is_dataclass(made):
+    made: Any = import_path(value["path"], "network")
+    if not isinstance(made, type) or not dataclasses.is_dataclass(made):
         raise UserError(f"network={shorten(value['path'])} is no Flax module or dataclass any more")
     try:
         return made(**{name: _decode(item) for name, item in value["fields"].items()})

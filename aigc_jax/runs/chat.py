@@ -32,16 +32,16 @@ class Chat:
     """
 
     def __init__(self, workdir: str, system: str = "", seed: int = 0, **options: Any):
-        run, state, _ = restore(workdir)
+        run, state, _ = restore(workdir, optimizer=False)
         if not isinstance(run.objective, SupportsTextGeneration):
             name = run.config.raw["objective"]["name"]
             raise UserError(f"{workdir} holds a run of '{name}': a chat needs a language model")
-        self._objective, self._tokenizer = run.objective, run.spec.tokenizer
+        self._objective, self._tokenizer = run.objective, run.objective.tokenizer
         self._params, self._mutables = state.sampling_params, state.mutables
         self._seed = seed
-        chosen = build.sample_options(run.config, {"num": 1, **options})
+        chosen: Any = build.sample_options(run.config, {"num": 1, **options})
         stop = (*chosen.stop, *turn_end(self._tokenizer))
-        self._options = dataclasses.replace(chosen, stop=stop)
+        self._options: Any = dataclasses.replace(chosen, stop=stop)
         context = run.objective.context
         self._room = context - chosen.max_new_tokens
         if not run.objective.bounded:  # the answer may push the beginning out of the window

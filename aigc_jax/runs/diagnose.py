@@ -86,7 +86,9 @@ def diagnose(run: Run, state: TrainState, batch: dict[str, np.ndarray]) -> Repor
 
         activations = nonfinite_modules(loss)
         mean, grads, _, _ = jax.jit(
-            lambda *a, player=player: gradients(run.objective, player, *a, 1, None)
+            lambda params, mutables, batch, key_B, step, player=player: gradients(
+                run.objective, player, params, mutables, batch, key_B, step, 1, None
+            )
         )(*arguments[1:])
         updates, _ = run.optimizers[player].update(
             grads, state.opt_state[player], state.params[player]
@@ -123,8 +125,10 @@ def range_of(x: np.ndarray) -> dict[str, Any]:
 def dump(place: str, report: Report, state: TrainState, batch: dict[str, np.ndarray]) -> None:
     """Writes the report, and the arrays as npz files, which hold plain numbers only."""
     os.makedirs(place, exist_ok=True)
-    np.savez(os.path.join(place, "state.npz"), **{k: plain(x) for k, x in named_leaves(state)})
-    np.savez(os.path.join(place, "batch.npz"), **batch)
+    arrays: dict[str, Any] = {k: plain(x) for k, x in named_leaves(state)}
+    np.savez(os.path.join(place, "state.npz"), **arrays)
+    rows: dict[str, Any] = dict(batch)
+    np.savez(os.path.join(place, "batch.npz"), **rows)
     write_text_atomically(os.path.join(place, REPORT), json.dumps(report, indent=2))
 
 

@@ -54,7 +54,7 @@ def evaluate(
         state = reconstruct_ema(workdir, state, sigma_rel)
     section = override_eval(run.config.eval, run.spec.modality, options)
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, eval=section))
-    given = {k: v for k, v in {"data_dir": data_dir, "source": source}.items() if v}
+    given: dict[str, Any] = {k: v for k, v in {"data_dir": data_dir, "source": source}.items() if v}
     config = dataclasses.replace(run.config.data, **given)
     dataset = _dataset(run, config, data, bool(source))
     check_spec(workdir, run.spec.to_json(), dataset.spec, config.source)

@@ -47,7 +47,7 @@ def evaluate_images(
         data, section = config.data, config.eval
     elif not source:
         raise UserError("images are compared with a data set: name it with --source or --workdir")
-    given = {"source": source, "data_dir": data_dir}
+    given: dict[str, Any] = {"source": source, "data_dir": data_dir}
     data = dataclasses.replace(data, **{k: v for k, v in given.items() if v})
     generated = read_images(images) if isinstance(images, str) else np.asarray(images)
     dataset = sources.load(data)

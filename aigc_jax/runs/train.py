@@ -1,7 +1,7 @@
 """Trains a recipe in a workdir."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import ml_collections
 
@@ -12,7 +12,7 @@ from aigc_jax.modalities.in_memory import IN_MEMORY
 from aigc_jax.runs.trainer import Trainer
 from aigc_jax.training.callbacks import Callback
 
-Recipe = Mapping[str, Any] | ml_collections.ConfigDict
+Recipe: TypeAlias = Mapping[str, Any] | ml_collections.ConfigDict
 
 
 def train(

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import orbax.checkpoint as ocp
@@ -267,7 +267,7 @@ def _together(read: Callable[[], T]) -> T:
         error = e
     if not all_agree(error is None):
         raise error or CorruptCheckpoint("another process cannot read its share")
-    return found
+    return cast(T, found)
 
 
 def _nonempty_fields(state: TrainState) -> dict[str, Any]:

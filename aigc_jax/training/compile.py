@@ -35,8 +35,20 @@ class CompiledStep:
         return self._compiled(state, batch)
 
     def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
-        """The step for XLA, of a state and a batch as they are put, or of their shapes."""
+        """Lowers the step for XLA, for a state and a batch as they are put, or their shapes."""
         return self._compiled.lower(state, batch)
+
+    def put_state(self, state: Any) -> Any:
+        """Places a state on the devices, in the form that the step takes."""
+        raise NotImplementedError
+
+    def get_state(self, state: Any) -> Any:
+        """Returns the state in the form that is saved, evaluated and sampled from."""
+        raise NotImplementedError
+
+    def put_batch(self, batch: Any) -> Any:
+        """Places this process's rows of a batch on the devices."""
+        raise NotImplementedError
 
 
 class JitStep(CompiledStep):

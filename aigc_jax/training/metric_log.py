@@ -132,7 +132,7 @@ class MetricLogger:
       last: the newest record.
     """
 
-    def __init__(self, workdir: str, step: int, schedules: Mapping[str, Callable[[int], Any]]):
+    def __init__(self, workdir: str, step: int, schedules: Mapping[str, Callable[[Any], Any]]):
         self._workdir, self._schedules = workdir, schedules
         self._open(step)
 

@@ -1,7 +1,7 @@
 """Accumulates the metrics between two records."""
 
 import time
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -45,8 +45,8 @@ class MetricAccumulator:
 
     def add_data_wait(self, seconds: float) -> None:
         """Adds a data stall: time spent on getting a batch, unless a step was still running."""
-        leaves = jax.tree.leaves(self._pending)
-        if all(x.is_ready() for x in leaves if isinstance(x, jax.Array)):
+        arrays: list[Any] = [x for x in jax.tree.leaves(self._pending) if isinstance(x, jax.Array)]
+        if all(x.is_ready() for x in arrays):
             self.data_wait += seconds
 
     def collect(self) -> None:
@@ -97,9 +97,9 @@ class MetricAccumulator:
     def seek(self, step: int, position: dict[str, Any]) -> None:
         """Continues after `step` from what `position` has returned."""
         self._first, self._counted, self._pending = position["first"], step, None
+        sums: dict[str, Any] = position["sums"]
         self._sums = {
-            k: Mean(np.float32(total), np.float32(weight))
-            for k, (total, weight) in position["sums"].items()
+            k: Mean(*(cast(Any, np.float32(x)) for x in pair)) for k, pair in sums.items()
         }
         self.detector.seek(position["anomaly"])
         self._began, self.data_wait = time.perf_counter(), 0.0

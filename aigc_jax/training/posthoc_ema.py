@@ -56,7 +56,10 @@ def snapshot_steps(workdir: str) -> list[int]:
 
 
 def profile_dot(
-    step_a: np.ndarray, exponent_a: np.ndarray, step_b: np.ndarray, exponent_b: np.ndarray
+    step_a: np.ndarray,
+    exponent_a: np.ndarray,
+    step_b: np.ndarray | np.floating,
+    exponent_b: np.ndarray | np.floating,
 ) -> np.ndarray:
     """∫ p_a p_b dτ of the profiles p(τ) = (γ + 1) τ^γ / t^(γ + 1) on 0 … t.
 
