@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core.capabilities import UsesFirstStage
@@ -70,7 +71,7 @@ def load_first_stage(
     """
     _, state, _ = restore(workdir, optimizer=False)
     examples = draw_examples(source, LATENT_STATS_IMAGES)
-    batch = {k: np.stack([example[k] for example in examples]) for k in examples[0]}
+    batch = {k: jnp.asarray(np.stack([e[k] for e in examples])) for k in examples[0]}
     frozen = objective.init_frozen(state.sampling_params, state.mutables, batch)
     shapes = [jax.tree.map(np.shape, tree) for tree in (frozen, params[PLAYER])]
     if shapes[0] != shapes[1]:

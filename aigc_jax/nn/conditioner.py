@@ -3,6 +3,7 @@
 Shapes: B examples, E embedding size, S positions and W width of a sequence, C channels.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.core.conditions import Conditions
+from aigc_jax.core.conditions import LABEL, Conditions
 from aigc_jax.core.errors import UserError
 from aigc_jax.nn.layers import Dense, Initializer, partitioned
 from aigc_jax.ops.dense import dense
@@ -189,3 +190,16 @@ class PictureEmbedder(nn.Module):
 
     def __call__(self, picture: jax.Array, present_B: jax.Array) -> Embedding:
         return Embedding(picture=jnp.where(expand_like(present_B, picture), picture, 0))
+
+
+def class_one_hot(conditions: Conditions | None, batch: int, num_classes: int) -> jax.Array:
+    """The classes of the examples as one-hot vectors (B, K) float32; zeros without a class.
+
+    Args:
+      conditions: of the examples; of them, only the class counts.
+      batch: B.
+      num_classes: K.
+    """
+    embedder = functools.partial(OneHotEmbedder(num_classes, parent=None).apply, {})
+    embedding = Conditioner({LABEL: embedder})(conditions or {})
+    return jnp.zeros((batch, num_classes)) if embedding.vector is None else embedding.vector

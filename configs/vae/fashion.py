@@ -4,9 +4,9 @@
     aigc eval --workdir=runs/fashion_vae
 
 The files are those of Debian's package `dataset-fashion-mnist`; any folder of IDX files will do
-(`--config.data.source=idx:DIR`). A ladder of three groups of latents, 7×7, 7×7 and 14×14, under a
-Gaussian likelihood of learned scale; at most 30 minutes. `--config=configs/vae/fashion.py:gpu` is a
-larger one for an hour on one GPU, not measured.
+(`--config.data.source=idx:DIR`). A hierarchy of three groups of latents, 7×7, 7×7 and 14×14, under
+a Gaussian likelihood of learned scale; at most 30 minutes. `--config=configs/vae/fashion.py:gpu` is
+a larger one for an hour on one GPU, not measured.
 """
 
 import aigc_jax
@@ -20,7 +20,7 @@ def get_config(size=""):
     return aigc_jax.recipe(
         seed=0,
         data=dict(source="idx:/usr/share/datasets/fashion-mnist", batch_size=256 if large else 64),
-        model=dict(name="ladder", conditional=True, **model),
+        model=dict(name="hierarchical_vae", conditional=True, **model),
         objective=dict(
             name="vae",
             likelihood="gaussian",

@@ -17,7 +17,7 @@ def get_config():
         seed=0,
         data=dict(source="idx:/usr/share/datasets/fashion-mnist", batch_size=64),
         model=dict(name="conv", channels=(16, 32, 64), latent=32, spatial=True, blocks=1),
-        objective=dict(name="vq", quantizer="vq", codes=1024, code_size=8),
+        objective=dict(name="vq", quantizer="vq", num_codes=1024, code_dim=8),
         optim=dict(name="adamw", lr=1e-3, warmup_steps=200),
         train=dict(steps=6000, log_every=100),
         ema=dict(halflife=5000.0),

@@ -13,7 +13,7 @@ from aigc_jax.core.config import Data, Ema, Optim, Train, differences
 from aigc_jax.core.errors import UserError
 from aigc_jax.experiment import build
 from aigc_jax.experiment.eval_options import eval_section
-from aigc_jax.families.vae.autoencoder import MLPConfig
+from aigc_jax.families.vae.mlp_autoencoder import MLPConfig
 from aigc_jax.families.vae.vae import VAEConfig, VAESample
 
 FAMILIES = {
@@ -216,7 +216,7 @@ def test_an_unknown_registry_name_is_refused(section, name, nearest):
 
 def test_a_model_of_another_family_is_refused():
     message = refusal(model=dict(name="unet"))
-    assert "model.name" in message and "'unet'" in message and "ladder" in message
+    assert "model.name" in message and "'unet'" in message and "hierarchical_vae" in message
 
 
 def test_what_only_the_model_knows_to_be_wrong_is_refused():

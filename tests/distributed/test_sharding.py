@@ -94,7 +94,7 @@ def test_what_cannot_be_split_is_said_before_anything_is_compiled(mesh, changes,
     assert all(part in str(e.value) for part in parts), e.value
 
 
-@pytest.mark.parametrize("model", ["dcgan", "ladder"])
+@pytest.mark.parametrize("model", ["dcgan", "hierarchical_vae"])
 def test_a_product_under_which_a_gradient_is_wrong_is_refused(model):
     with pytest.raises(UserError, match=r"wrong gradient.*mesh=fsdp=4,tensor=2"):
         sharded.make(model, "data=2,fsdp=2,tensor=2")

@@ -8,10 +8,13 @@ import pytest
 from helpers import tiny
 
 from aigc_jax.core.metrics import to_floats
-from aigc_jax.families.gan.gan import LOSSES
+from aigc_jax.families.gan.gan import GANConfig
+from aigc_jax.families.gan.losses import GAN_LOSSES
+from aigc_jax.families.gan.penalties import gradient_penalties
 from aigc_jax.families.vae.latent_groups import SingleLatent
 from aigc_jax.families.vae.vae import VAE, VAEConfig
 from aigc_jax.ops.image import to_bytes, to_signed
+from aigc_jax.ops.per_example import sum_per_example
 from aigc_jax.ops.random import numbered_keys
 
 KEY_B = jax.random.split(jax.random.key(3), 8)
@@ -94,18 +97,21 @@ def test_gan_losses_by_hand():
         "wasserstein": (fake - real, -fake),
         "relativistic": (-jnp.log(sigmoid(real - fake)), -jnp.log(sigmoid(fake - real))),
     }
-    assert expected.keys() == LOSSES.keys()
-    for name, (critic, generator) in LOSSES.items():
+    assert expected.keys() == GAN_LOSSES.keys()
+    for name, (critic, generator) in GAN_LOSSES.items():
         np.testing.assert_allclose(critic(real, fake), expected[name][0], rtol=1e-5)
         np.testing.assert_allclose(generator(real, fake), expected[name][1], rtol=1e-5)
 
 
-def test_gan_penalties_by_hand():
-    """For a critic that is linear in the image the slope is the same everywhere."""
-    gan = tiny.make("gan", objective=dict(r1=2.0, r2=4.0, gradient_penalty=3.0)).objective
-    x = jnp.zeros((2, 8, 8, 1))
-    score = lambda x: 0.25 * x.sum((1, 2, 3))  # noqa: E731 - squared slope 64/16 = 4
-    penalty, metrics = gan._penalties(score, score, x, x + 1, KEY_B[:2], jnp.ones(2))
+@pytest.mark.parametrize("shape", [(2, 64, 1), (2, 8, 8, 1), (2, 4, 4, 2, 2)])
+def test_gan_penalties_by_hand(shape):
+    """For a critic that is linear in the example the gradient is the same everywhere."""
+    weights = GANConfig(r1=2.0, r2=4.0, gradient_penalty=3.0)
+    x = jnp.zeros(shape)
+    score = lambda x: 0.25 * sum_per_example(x)  # noqa: E731 - squared norm 64/16 = 4
+    penalty, metrics = gradient_penalties(
+        weights, score, score, x, x + 1, jnp.array([0.2, 0.9]), jnp.ones(2)
+    )
     np.testing.assert_allclose(penalty, 2 / 2 * 4 + 4 / 2 * 4 + 3 * (2 - 1) ** 2, rtol=1e-5)
     np.testing.assert_allclose(metrics["r1"].value(), 4.0, rtol=1e-6)
 
@@ -144,16 +150,14 @@ def test_vae_bounds_are_exact_for_a_linear_gaussian():
     posterior_var = 1 / (1 + 1 / scale**2)
 
     class Encoder:
-        num_classes = 0
-
-        def apply(self, variables, x, label):
+        def apply(self, variables, x, conditions):
             x = x.reshape(len(x), 1)
             mean = jax.scipy.special.logit(x) * posterior_var / scale**2
             return mean, jnp.full_like(mean, jnp.log(posterior_var))
 
     class Decoder:
-        def apply(self, variables, z, label):
-            return z.reshape(-1, 1, 1, 1, 1)
+        def apply(self, variables, z, conditions):
+            return z.reshape(-1, 1, 1, 1)
 
     latents = SingleLatent(Encoder(), Decoder())
     latents.shapes = lambda: [(1,)]

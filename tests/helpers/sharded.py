@@ -45,9 +45,13 @@ MODELS = {
     "conv": ("vae", dict(model=dict(channels=(8, 16)))),
     "mlp": ("vae", dict(model=dict(name="mlp", channels=None, hidden=(16,)))),
     "kl": ("vae", dict(model=dict(name="kl", channels=(8,), blocks=1, hidden=None))),
-    "ladder": (
+    "hierarchical_vae": (
         "vae",
-        dict(model=dict(name="ladder", latent=4, channels=(8, 16), groups=(0, 1), hidden=None)),
+        dict(
+            model=dict(
+                name="hierarchical_vae", latent=4, channels=(8, 16), groups=(0, 1), hidden=None
+            )
+        ),
     ),
     "vqgan": (
         "vae",
@@ -56,7 +60,7 @@ MODELS = {
             objective=dict(
                 name="vq",
                 quantizer="vq",
-                codes=16,  # fewer than vectors: codes that are equal take turns by rounding
+                num_codes=16,  # fewer than vectors: codes that are equal take turns by rounding
                 importance_samples=None,
                 critic_weight=0.1,
                 critic_channels=(8, 8),

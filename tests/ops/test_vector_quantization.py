@@ -107,14 +107,14 @@ def quantized(quantizer, state, z):
 @functools.partial(jax.jit, static_argnums=0)
 def taken(quantizer, state, step, z, weight, draw):
     """The state with one microbatch of a step in it."""
-    state = quantizer.at(state, step)
+    state = quantizer.begin_step(state, step)
     _, code, _ = quantizer.quantize(state, z)
-    return quantizer.note(state, z, code, weight, draw)
+    return quantizer.accumulate(state, z, code, weight, draw)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def settled(quantizer, state):
-    return quantizer.settled(state)
+    return quantizer.finalize(state)
 
 
 def stepped(quantizer, state, step, z, weight=None):
@@ -127,13 +127,15 @@ def stepped(quantizer, state, step, z, weight=None):
 def make(kind, **changes):
     if kind == "fsq":
         return FSQ((3, 3, 2), 0.9)
-    options = dict(codes=6, size=3, decay=0.9, dead=0.1, spherical=kind == "spherical")
+    options = dict(
+        num_codes=6, size=3, decay=0.9, dead_code_threshold=0.1, l2_normalize=kind == "spherical"
+    )
     return VQ(**{**options, **changes})
 
 
 def test_a_codebook_starts_by_kmeans_on_the_first_batch():
     """Tight groups: autoencoded as they are at first, then each has a code in its middle."""
-    vq = make("vq", codes=3)
+    vq = make("vq", num_codes=3)
     middle = np.array([[5.0, 0, 0], [0, 5, 0], [0, 0, 5]])
     z = (middle[np.arange(96) % 3] + 0.1 * RNG.normal(size=(96, 3))).astype(np.float32)
     same, code, cost = jax.device_get(quantized(vq, vq.init(), z))
@@ -162,13 +164,13 @@ def started(vq, seed=1):
     state = {**jax.device_get(vq.init()), "step": np.int32(5), "started": np.int32(1)}
     state |= {"counts": np.full(vq.num_codes, 16, np.float32)}
     codebook = vectors(vq.num_codes, vq.size, seed)
-    if vq.spherical:
+    if vq.l2_normalize:
         codebook /= np.linalg.norm(codebook, axis=1, keepdims=True)
     return {**state, "codebook": codebook, "sums": 16 * codebook}
 
 
 def test_without_memory_the_codebook_takes_a_step_of_kmeans():
-    vq = make("vq", decay=0.0, dead=0.0)
+    vq = make("vq", decay=0.0, dead_code_threshold=0.0)
     state, z = started(vq), vectors()
     moved = stepped(vq, state, 5, z)
     distance = ((np.asarray(z)[:, None] - np.asarray(state["codebook"])) ** 2).sum(-1)
@@ -180,7 +182,7 @@ def test_without_memory_the_codebook_takes_a_step_of_kmeans():
 
 
 def test_the_codebook_is_the_decayed_mean_of_its_members():
-    vq = make("vq", dead=0.0)
+    vq = make("vq", dead_code_threshold=0.0)
     state, z = started(vq), vectors()
     _, code, cost = quantized(vq, state, z)
     own = np.asarray(code)
@@ -194,7 +196,7 @@ def test_the_codebook_is_the_decayed_mean_of_its_members():
 
 
 def test_a_dead_code_moves_to_a_vector_of_the_batch_and_has_time():
-    vq = make("vq", codes=4, dead=0.5)
+    vq = make("vq", num_codes=4, dead_code_threshold=0.5)
     state = started(vq)
     far = state["codebook"].copy()
     far[2] = 100
@@ -244,7 +246,7 @@ def test_statistics_do_not_depend_on_how_a_batch_is_cut(kind):
 
 def test_within_a_step_the_codebook_stays():
     vq = make("vq")
-    at = jax.jit(vq.at)
+    at = jax.jit(vq.begin_step)
     state = taken(vq, started(vq), 5, vectors(), np.ones(96, np.float32), uniform())
     chex.assert_trees_all_equal(at(state, 5), state)
     assert (at(state, 6)["codebook"] != state["codebook"]).any()

@@ -1,24 +1,30 @@
-"""DCGAN (Radford et al. 2016) in its published form and a deeper one, conditional if asked.
+"""DCGAN (Radford et al. 2016), conditional if asked: as published, or with more convolutions.
 
-Shapes: B batch, H height, W width, C channels, Z latent size, K classes.
-Without batch norm: an image's score then never depends on its neighbours in the batch.
+Shapes: B batch, … one or more spatial axes, such as H, W; C channels, Z latent size, K classes.
+Without batch norm: the score of an example never depends on its neighbours in the batch.
 """
 
 import dataclasses
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from aigc_jax.core.conditions import Conditions
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import option
 from aigc_jax.distributed.logical_axes import with_logical_constraint
-from aigc_jax.nn.layers import Conv, Dense, SubPixelConv, group_norm, label_one_hot
+from aigc_jax.nn.conditioner import class_one_hot
+from aigc_jax.nn.conv_blocks import window
+from aigc_jax.nn.layers import Conv, Dense, SubPixelConv, group_norm
 from aigc_jax.nn.padding import coarse_size, crop
 
 
 @dataclasses.dataclass(frozen=True)
 class DCGANConfig:
+    """The section `model` of a DCGAN."""
+
     latent: int = option(64, low=1)
     generator_channels: tuple[int, ...] = option(
         (64, 32), low=1, nonempty=True
@@ -29,10 +35,8 @@ class DCGANConfig:
     kernel: int = option(3, low=1)
     norm: bool = True  # group norm in the generator
     conditional: bool = True  # on the class, if the data has classes
-    plain: bool = (
-        False  # as published: one convolution per entry, each with a stride; no extra ones
-    )
-    strides: tuple[int, ...] = option((), low=1, high=2)  # plain generator: of each; (): all 2
+    plain: bool = False  # as published: one strided convolution per entry and no further ones
+    strides: tuple[int, ...] = option((), low=1, high=2)  # of the plain generator's; (): all 2
 
     # Split along all of these, the critic's gradient at its images is wrong (jaxlib 0.10.2, 0.12).
     wrong_on = ("data", "fsdp", "tensor")
@@ -53,85 +57,104 @@ class DCGANConfig:
 
 
 class Generator(nn.Module):
-    """(B, Z) → images (B, H, W, C) in [−1, 1]."""
+    """(B, Z) → examples (B, …, C) in [−1, 1].
+
+    Attributes:
+      config: its sizes.
+      shape: of an example, (…, C).
+      num_classes: K; 0: it is not told the class.
+      dtype: of the computation.
+    """
 
     config: DCGANConfig
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     num_classes: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, z_BZ: jax.Array, label_B: jax.Array | None = None) -> jax.Array:
-        c, (height, width, colours) = self.config, self.shape
-        doubled = c.generator_strides.count(2) if c.plain else len(c.generator_channels) - 1
-        h, w = coarse_size((height, width), doubled, "model.generator_channels")
+    def __call__(self, z_BZ: jax.Array, conditions: Conditions | None = None) -> jax.Array:
+        c, (*sides, channels) = self.config, self.shape
+        doublings = c.generator_strides.count(2) if c.plain else len(c.generator_channels) - 1
+        coarse = coarse_size(sides, doublings, "model.generator_channels")
         if self.num_classes:
-            one_hot = label_one_hot(label_B, z_BZ.shape[0], self.num_classes)
-            z_BZ = jnp.concatenate([z_BZ, one_hot], -1)
+            one_hot_BK = class_one_hot(conditions, z_BZ.shape[0], self.num_classes)
+            z_BZ = jnp.concatenate([z_BZ, one_hot_BK], -1)
         first = c.generator_channels[0]
-        stem = Dense(h * w * first, dtype=self.dtype, kernel_axes=("latent", "stem"), name="stem")
-        x = stem(z_BZ)
-        x = with_logical_constraint(x.reshape(-1, h, w, first), "batch")
-        x = self._plain(x, colours) if c.plain else self._deep(x, colours)
-        return jnp.tanh(crop(x, (height, width)).astype(jnp.float32))
+        size = math.prod(coarse) * first
+        stem = Dense(size, dtype=self.dtype, kernel_axes=("latent", "stem"), name="stem")
+        x = with_logical_constraint(stem(z_BZ).reshape(-1, *coarse, first), "batch")
+        x = self._plain(x, channels) if c.plain else self._deep(x, channels)
+        return jnp.tanh(crop(x, sides).astype(jnp.float32))
 
-    def _deep(self, x: jax.Array, colours: int) -> jax.Array:
+    def _deep(self, x: jax.Array, outputs: int) -> jax.Array:
+        """A convolution after each doubling, and a last one to the output's channels."""
         c = self.config
         for i, channels in enumerate(c.generator_channels):
             if i:
                 x = SubPixelConv(channels, c.kernel, self.dtype, name=f"up_{i}")(x)
             x = group_norm(channels, self.dtype, name=f"norm_{i}")(x) if c.norm else x
             x = jax.nn.leaky_relu(x, 0.2)
-            x = Conv(channels, (c.kernel, c.kernel), dtype=self.dtype, name=f"conv_{i}")(x)
+            x = Conv(channels, window(x, c.kernel), dtype=self.dtype, name=f"conv_{i}")(x)
             x = jax.nn.leaky_relu(x, 0.2)
         image = Conv(
-            colours,
-            (c.kernel, c.kernel),
+            outputs,
+            window(x, c.kernel),
             dtype=self.dtype,
             kernel_axes=("conv_in", "outputs"),
             name="image",
         )
         return image(x)
 
-    def _plain(self, x: jax.Array, colours: int) -> jax.Array:
-        """A transposed convolution after each entry, the last one to colours.
+    def _plain(self, x: jax.Array, outputs: int) -> jax.Array:
+        """A transposed convolution after each entry, the last one to the output's channels.
 
-        One of stride 2 has, in its sub-pixel form, a kernel of half the size for each of the four
-        places: 3 × 3 holds all taps of a 5 × 5.
+        One of stride 2 has, in its sub-pixel form, a kernel of half the size for each of the places
+        that a pixel becomes: 3 × 3 holds all taps of a 5 × 5.
         """
         c = self.config
-        outputs = (*c.generator_channels[1:], colours)
-        for i, (channels, stride) in enumerate(zip(outputs, c.generator_strides, strict=True)):
+        widths = (*c.generator_channels[1:], outputs)
+        for i, (channels, stride) in enumerate(zip(widths, c.generator_strides, strict=True)):
             x = group_norm(x.shape[-1], self.dtype, name=f"norm_{i}")(x) if c.norm else x
-            x, last = jax.nn.leaky_relu(x, 0.2), i == len(outputs) - 1
+            x, last = jax.nn.leaky_relu(x, 0.2), i == len(widths) - 1
             axes = ("conv_in", "outputs" if last else "conv_out")
-            kw = dict(dtype=self.dtype, kernel_axes=axes, name="image" if last else f"up_{i + 1}")
             if stride == 1:
-                x = Conv(channels, (c.kernel, c.kernel), **kw)(x)
+                x = Conv(
+                    channels,
+                    window(x, c.kernel),
+                    dtype=self.dtype,
+                    kernel_axes=axes,
+                    name="image" if last else f"up_{i + 1}",
+                )(x)
             else:
                 half = -(-c.kernel // 2)
-                x = SubPixelConv(channels, half + 1 - half % 2, **kw)(x)
+                x = SubPixelConv(
+                    channels,
+                    half + 1 - half % 2,
+                    dtype=self.dtype,
+                    kernel_axes=axes,
+                    name="image" if last else f"up_{i + 1}",
+                )(x)
         return x
 
 
 class Critic(nn.Module):
-    """Images (B, H, W, C) in [−1, 1] → scores (B,); projects classes (Miyato & Koyama 2018)."""
+    """Examples (B, …, C) in [−1, 1] → scores (B,); projects classes (Miyato & Koyama 2018)."""
 
     config: DCGANConfig
     num_classes: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x_BHWC: jax.Array, label_B: jax.Array | None = None) -> jax.Array:
-        c, x = self.config, with_logical_constraint(x_BHWC, "batch")
+    def __call__(self, x: jax.Array, conditions: Conditions | None = None) -> jax.Array:
+        c, x = self.config, with_logical_constraint(x, "batch")
         halved = len(c.critic_channels) - (0 if c.plain else 1)
-        coarse_size(x.shape[1:3], halved, "model.critic_channels")
+        coarse_size(x.shape[1:-1], halved, "model.critic_channels")
         for i, channels in enumerate(c.critic_channels):
             stride = 2 if i or c.plain else 1
             down = Conv(
                 channels,
-                (c.kernel, c.kernel),
-                (stride, stride),
+                window(x, c.kernel),
+                window(x, stride),
                 dtype=self.dtype,
                 kernel_axes=("conv_in", "conv_out") if i else ("inputs", "stem"),
                 name=f"down_{i}",
@@ -139,18 +162,18 @@ class Critic(nn.Module):
             x = down(x)
             x = jax.nn.leaky_relu(x, 0.2)
             if not c.plain:
-                x = Conv(channels, (c.kernel, c.kernel), dtype=self.dtype, name=f"conv_{i}")(x)
+                x = Conv(channels, window(x, c.kernel), dtype=self.dtype, name=f"conv_{i}")(x)
                 x = jax.nn.leaky_relu(x, 0.2)
         x = x.reshape(x.shape[0], -1)
         if not c.plain:
             x = jax.nn.leaky_relu(
                 Dense(2 * c.critic_channels[-1], dtype=self.dtype, name="features")(x), 0.2
             )
-        return score(x, label_B, self.num_classes, self.dtype)
+        return score(x, conditions, self.num_classes, self.dtype)
 
 
 def score(
-    feature_BF: jax.Array, label_B: jax.Array | None, num_classes: int, dtype: jnp.dtype
+    feature_BF: jax.Array, conditions: Conditions | None, num_classes: int, dtype: jnp.dtype
 ) -> jax.Array:
     """Scores (B,) of features, with a projection of the class if there are classes.
 
@@ -159,13 +182,13 @@ def score(
     head = Dense(1, dtype=dtype, kernel_axes=("dense_in", "outputs"), name="score")
     score_B = head(feature_BF)[:, 0]
     if num_classes:
-        one_hot = label_one_hot(label_B, feature_BF.shape[0], num_classes)
+        one_hot_BK = class_one_hot(conditions, feature_BF.shape[0], num_classes)
         direction = Dense(
             feature_BF.shape[-1],
             use_bias=False,
             dtype=dtype,
             kernel_axes=("classes", "dense_in"),
             name="class_embedding",
-        )(one_hot)
+        )(one_hot_BK)
         score_B += (feature_BF * direction).sum(-1) / jnp.sqrt(feature_BF.shape[-1])
     return score_B.astype(jnp.float32)

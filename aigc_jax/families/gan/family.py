@@ -1,5 +1,6 @@
 """GANs as a family."""
 
+from aigc_jax.core.conditions import class_conditions
 from aigc_jax.core.modality import LEVELS
 from aigc_jax.core.objective import Objective
 from aigc_jax.core.registry import Registry
@@ -26,6 +27,7 @@ def _gan(parts: Parts) -> Objective:
         parts.objective,
         generator(parts.model, parts.spec.shape, classes, parts.dtype),
         critic(parts.model, classes, parts.dtype),
+        class_conditions(classes),
     )
 
 

@@ -1,91 +1,58 @@
 """Generative adversarial networks: two players, critic and generator.
 
-Shapes: B batch, Z latent size, H height, W width, C channels, N samples.
+Shapes: B batch, Z latent size, N samples; examples (B, …) of any rank, such as (B, H, W, C).
 `real_B` and `fake_B` are the critic's scores; larger means "real".
 """
 
 import dataclasses
-import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from aigc_jax.core import config
-from aigc_jax.core.conditions import class_conditions, label_of
+from aigc_jax.core.conditions import Conditions, ConditionSpec, conditions_of
 from aigc_jax.core.errors import UserError, did_you_mean
 from aigc_jax.core.fields import option
-from aigc_jax.core.metrics import Mean
-from aigc_jax.core.objective import Batch, HealthCheck, Objective
+from aigc_jax.core.metrics import Mean, Metrics
+from aigc_jax.core.objective import Batch, Mutables, Objective, Params
 from aigc_jax.core.request import SampleRequest
 from aigc_jax.families.gan import critic_state
+from aigc_jax.families.gan.losses import GAN_LOSSES
+from aigc_jax.families.gan.metrics import HEALTH_CHECKS, diversity, score_metrics
+from aigc_jax.families.gan.penalties import Score, gradient_penalties
 from aigc_jax.ops.augment import AUGMENTATIONS, augment
 from aigc_jax.ops.image import to_bytes, to_signed
 from aigc_jax.ops.random import fold, normal, uniform
 from aigc_jax.ops.schedules import cosine_schedule
 from aigc_jax.ops.spectral_norm import spectral_normalize
 
-softplus, relu = jax.nn.softplus, jax.nn.relu
-
-# name: (what the critic minimises, what the generator minimises), per example.
-LOSSES = {
-    # Goodfellow et al. 2014: the game as stated, and with the generator's loss that does not fade.
-    "minimax": (lambda r, f: softplus(-r) + softplus(f), lambda r, f: -softplus(f)),
-    "non_saturating": (lambda r, f: softplus(-r) + softplus(f), lambda r, f: softplus(-f)),
-    # Lim & Ye 2017.
-    "hinge": (lambda r, f: relu(1 - r) + relu(1 + f), lambda r, f: -f),
-    # Mao et al. 2017.
-    "least_squares": (lambda r, f: ((r - 1) ** 2 + f**2) / 2, lambda r, f: (f - 1) ** 2 / 2),
-    # Arjovsky et al. 2017; give it a gradient penalty (Gulrajani et al. 2017).
-    "wasserstein": (lambda r, f: f - r, lambda r, f: -f),
-    # Jolicoeur-Martineau 2018, the pairing form of Huang et al. 2024 (R3GAN).
-    "relativistic": (lambda r, f: softplus(f - r), lambda r, f: softplus(r - f)),
-}
-
-# What an example's key is folded with, for each player's latent and augmentation. The players draw
-# their own, and each can tell what the other one's images were.
+# Folded into an example's key, for each player's latent and augmentation of real and generated
+# examples. The players draw their own, and each can reproduce what the other one's examples were.
 LATENT = {"critic": 0, "generator": 4}
-AUGMENT = {"critic": (2, 3), "generator": (5, 6)}  # real and generated images
-PLACE = 1  # between real and generated images
-
-HEALTH_CHECKS = (
-    HealthCheck(
-        "generator/diversity",
-        low=0.2,
-        high=math.inf,
-        records=5,
-        message="the generator has collapsed, its images are nearly all the same: raise"
-        " objective.r1 and objective.r2, or lower the generator's rate",
-    ),
-    HealthCheck(
-        "critic/accuracy",
-        low=0.0,
-        high=0.995,
-        records=10,
-        message="the critic tells real from generated images without a mistake, so the generator"
-        " learns nothing from it: raise objective.r1 and objective.r2, or use objective.augment",
-    ),
-)
+AUGMENT = {"critic": (2, 3), "generator": (5, 6)}
+MIX = 1  # of real and generated examples
 
 
 @dataclasses.dataclass(frozen=True)
 class GANConfig:
-    loss: str = option("relativistic", choices=tuple(LOSSES))
-    critic_turns: int = option(1, low=1)  # before each move of the generator
+    """The section `objective` of a GAN."""
+
+    loss: str = option("relativistic", choices=GAN_LOSSES)
+    critic_turns: int = option(1, low=1)  # before each turn of the generator
     gradient_penalty: float = option(0.0, low=0.0)  # λ (‖∇D‖ − 1)² between real and generated
-    r1: float = option(0.0, low=0.0)  # γ/2 ‖∇D‖² at real images (Mescheder et al. 2018)
-    r2: float = option(0.0, low=0.0)  # the same at generated images
+    r1: float = option(0.0, low=0.0)  # γ/2 ‖∇D‖² at real examples (Mescheder et al. 2018)
+    r2: float = option(0.0, low=0.0)  # the same at generated examples
     spectral_norm: bool = False  # of all the critic's kernels (Miyato et al. 2018)
-    augment: tuple[str, ...] = ()  # what the critic sees: kinds of ops/augment.py
+    augment: tuple[str, ...] = ()  # of what the critic sees: kinds of ops/augment.py
     augment_probability: float = option(1.0, low=0.0, high=1.0)  # after burn-in; ADA: at most
     augment_start: float = option(0.0, low=0.0, high=1.0)  # when burn-in or ADA begins
     ada_target: float = option(0.0, low=0.0, high=1.0)  # ADA: E[sign(D(real))]; 0: burn-in instead
-    ada_steps: int = option(2000, low=1)  # in which ADA's probability can go from 0 to 1
+    ada_steps: int = option(2000, low=1)  # in which ADA's probability can rise from 0 to 1
     # Half a cosine, for γ and augmentation (Huang et al. 2024); 0: none.
     burn_in_steps: int = option(0, low=0)
-    gamma_start: float = option(1.0, low=0.0)  # R1 and R2 begin so many times as strong
+    gamma_start: float = option(1.0, low=0.0)  # factor of R1 and R2 when burn-in begins
 
     def __post_init__(self):
         for kind in self.augment:
@@ -96,6 +63,8 @@ class GANConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GANSample(config.Sample):
+    """The section `sample` of a GAN."""
+
     truncation: float = option(
         1.0,
         low=0.0,
@@ -103,186 +72,179 @@ class GANSample(config.Sample):
     )
 
 
+class Generator(Protocol):
+    """A Flax module (latents (B, Z), conditions) → examples (B, …) in [−1, 1]."""
+
+    config: Any
+
+    def init(self, rng: jax.Array, z_BZ: jax.Array, conditions: Conditions) -> Any: ...
+
+    def apply(self, variables: Any, z_BZ: jax.Array, conditions: Conditions) -> Any: ...
+
+
+class Critic(Protocol):
+    """A Flax module (examples (B, …), conditions) → scores (B,), each of its own example only."""
+
+    def init(self, rng: jax.Array, x: jax.Array, conditions: Conditions) -> Any: ...
+
+    def apply(self, variables: Any, x: jax.Array, conditions: Conditions) -> Any: ...
+
+
 class GAN(Objective):
-    """Critic and generator; the step lets each move in its turn.
+    """Critic and generator, each updated in its own turns.
 
     Args:
-      config: the game.
-      generator: module (z_BZ, label_B) → images (B, H, W, C), with a latent size in its config.
-      critic: module (images, label_B) → scores (B,), each from its own image only.
+      config: its constants.
+      generator: its config holds `latent`, the size Z of its input.
+      critic: scores examples.
+      conditions: what both players are given.
+      field: of a batch, which is modelled.
     """
 
     health_checks = HEALTH_CHECKS
 
-    def __init__(self, config: GANConfig, generator: Any, critic: Any):
+    def __init__(
+        self,
+        config: GANConfig,
+        generator: Generator,
+        critic: Critic,
+        conditions: dict[str, ConditionSpec] | None = None,
+        field: str = "image",
+    ):
         self.config, self.generator, self.critic = config, generator, critic
-        self.num_classes = generator.num_classes
-        self.conditions = class_conditions(self.num_classes)
+        self.conditions, self.field = conditions or {}, field
+        self.latent_size: int = generator.config.latent
         self.turns = ("critic",) * config.critic_turns + ("generator",)
         self._sample = jax.jit(self._generate)
 
-    def init(self, rng: jax.Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
-        c, label_B = self.config, self._label(batch)
-        z_BZ = jnp.zeros((batch["image"].shape[0], self.generator.config.latent))
-        x = to_signed(batch["image"])
+    def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Mutables]:
+        c, given = self.config, conditions_of(batch, self.conditions)
+        x = to_signed(batch[self.field])
+        z_BZ = jnp.zeros((x.shape[0], self.latent_size))
         generator, critic = jax.random.split(rng)
         params = {
-            "generator": self.generator.init(generator, z_BZ, label_B)["params"],
-            "critic": self.critic.init(critic, x, label_B)["params"],
+            "generator": self.generator.init(generator, z_BZ, given)["params"],
+            "critic": self.critic.init(critic, x, given)["params"],
         }
         key = jax.random.fold_in(rng, 2)
-        critic = nn.unbox(params["critic"])
-        state = critic_state.start(critic, key, c.augment_start, c.spectral_norm)
+        own = nn.unbox(params["critic"])
+        state = critic_state.init_state(own, key, c.augment_start, c.spectral_norm)
         return params, {"critic": state}
 
-    def _label(self, batch: Batch) -> jax.Array | None:
-        return batch["label"] if self.num_classes else None
+    def loss(
+        self,
+        player: str,
+        params: Params,
+        mutables: Mutables,
+        batch: Batch,
+        key_B: jax.Array,
+        step: jax.Array,
+    ) -> tuple[Mean, tuple[Metrics, Mutables]]:
+        """The player's loss of `GAN_LOSSES`; the critic's with its penalties.
 
-    def _critic(self, params, state):
-        """The critic's parameters as it uses them."""
-        own = params["critic"]
-        return spectral_normalize(own, state["vectors"]) if self.config.spectral_norm else own
-
-    def _score(self, critic, x_BHWC, label_B):
-        return self.critic.apply({"params": critic}, x_BHWC, label_B)
-
-    def _fake(self, params, key_B, label_B):
-        z_BZ = normal(key_B, (self.generator.config.latent,))
-        return self.generator.apply({"params": params["generator"]}, z_BZ, label_B)
-
-    def loss(self, player, params, mutables, batch, key_B, step):
-        """The player's loss of `LOSSES`; the critic's with its penalties.
-
-        Both players see real and generated images augmented, each example with its own draws; the
-        penalties are of the slope at the images before that.
+        Both players see real and generated examples augmented, each example with its own draws; the
+        penalties are of the gradient at the examples before that.
         """
-        c = self.config
-        x, label_B, weight_B = to_signed(batch["image"]), self._label(batch), batch["weight"]
-        state = critic_state.begin(
-            mutables["critic"], params["critic"], step,
-            c.ada_target, 1 / c.ada_steps, c.augment_probability,
-        )  # fmt: skip
-        critic = self._critic(params, state)
-        fake = self._fake(params, fold(key_B, LATENT[player]), label_B)
-        probability = state["probability"]
-        if not c.ada_target:
-            ends = c.augment_start, c.augment_probability
-            probability = cosine_schedule(*ends, c.burn_in_steps)(step)
-
-        def scored(number: int) -> Callable[[jax.Array], jax.Array]:
-            def score(at_BHWC: jax.Array) -> jax.Array:
-                if c.augment:
-                    at_BHWC, _ = augment(at_BHWC, fold(key_B, number), probability, c.augment)
-                return self._score(critic, at_BHWC, label_B)
-
-            return score
-
-        score_real, score_fake = map(scored, AUGMENT[player])
-        critic_loss, generator_loss = LOSSES[c.loss]
-        real_B, fake_B = score_real(x), score_fake(fake)
-        if player == "generator":
-            loss = Mean.of(generator_loss(real_B, fake_B), weight_B)
-            # The critic's images once more, from the same latents: XLA sees that it has them.
-            other = self._fake(
-                jax.lax.stop_gradient(params), fold(key_B, LATENT["critic"]), label_B
-            )
-            health = {"diversity": diversity(x, fake, other, weight_B)}
-            return loss, (health, {**mutables, "critic": state})
-        gamma = cosine_schedule(c.gamma_start, 1.0, c.burn_in_steps)(step)
-        penalty_B, metrics = self._penalties(
-            score_real, score_fake, x, fake, key_B, weight_B, gamma
+        c, real, weight_B = self.config, to_signed(batch[self.field]), batch["weight"]
+        given = conditions_of(batch, self.conditions)
+        state = critic_state.begin_step(
+            mutables["critic"],
+            params["critic"],
+            step,
+            target=c.ada_target,
+            speed=1 / c.ada_steps,
+            limit=c.augment_probability,
         )
-        metrics |= scores(real_B, fake_B, weight_B, state["middle"])
+        critic = self._critic_params(params, state)
+        fake = self._fake(params, fold(key_B, LATENT[player]), given)
+        probability = self._augment_probability(state, step)
+        score_real, score_fake = (
+            self._augmented_score(critic, given, fold(key_B, number), probability)
+            for number in AUGMENT[player]
+        )
+        real_B, fake_B = score_real(real), score_fake(fake)
+        loss = GAN_LOSSES[c.loss]
+        if player == "generator":
+            # The critic's examples again, from the same latents: XLA reuses them.
+            other = self._fake(jax.lax.stop_gradient(params), fold(key_B, LATENT["critic"]), given)
+            health = {"diversity": diversity(real, fake, other, weight_B)}
+            own = Mean.of(loss.generator(real_B, fake_B), weight_B)
+            return own, (health, {**mutables, "critic": state})
+        gamma = cosine_schedule(c.gamma_start, 1.0, c.burn_in_steps)(step)
+        mix_B = uniform(fold(key_B, MIX))
+        penalty_B, metrics = gradient_penalties(
+            c, score_real, score_fake, real, fake, mix_B, weight_B, gamma
+        )
+        boundary = state["decision_boundary"]
+        metrics = {**metrics, **score_metrics(real_B, fake_B, weight_B, boundary)}
         if c.augment:
-            metrics["augmented"] = Mean.of(jnp.float32(probability))
-        state = critic_state.seen(state, real_B, fake_B, weight_B)
-        loss = Mean.of(critic_loss(real_B, fake_B) + penalty_B, weight_B)
-        return loss, (metrics, {**mutables, "critic": state})
+            metrics["augment_probability"] = Mean.of(jnp.float32(probability))
+        state = critic_state.update(state, real_B, fake_B, weight_B)
+        own = Mean.of(loss.critic(real_B, fake_B) + penalty_B, weight_B)
+        return own, (metrics, {**mutables, "critic": state})
 
-    def _penalties(self, score_real, score_fake, x, fake, key_B, weight_B, gamma=1.0):
-        c = self.config
-
-        def squared_slope(score, at_BHWC):
-            slope = jax.grad(lambda at: score(at).sum())(at_BHWC)
-            return (slope**2).sum((1, 2, 3))
-
-        penalty_B, metrics = jnp.zeros(x.shape[0]), {}
-        for name, own, score, at in (("r1", c.r1, score_real, x), ("r2", c.r2, score_fake, fake)):
-            if own:
-                slope_B = squared_slope(score, at)
-                metrics[name] = Mean.of(slope_B, weight_B)
-                penalty_B += gamma * own / 2 * slope_B
-        if c.gradient_penalty:
-            mix = uniform(fold(key_B, PLACE))[:, None, None, None]
-            slope_B = jnp.sqrt(squared_slope(score_real, x + mix * (fake - x)) + 1e-12)
-            metrics["slope"] = Mean.of(slope_B, weight_B)
-            penalty_B += c.gradient_penalty * (slope_B - 1) ** 2
-        return penalty_B, metrics
-
-    def evaluate(self, params, mutables, batch, key_B):
-        """`loss` is the critic's on held-out images, without penalties: high where it is fooled.
+    def evaluate(
+        self, params: Params, mutables: Mutables, batch: Batch, key_B: jax.Array
+    ) -> Metrics:
+        """`loss` is the critic's on held-out examples without penalties: high where it is fooled.
 
         Nothing is augmented, and the vectors of the spectral norm stay as they are.
         """
-        x, label_B, weight_B = to_signed(batch["image"]), self._label(batch), batch["weight"]
-        critic = self._critic(params, mutables.get("critic"))
-        fake, other = (self._fake(params, fold(key_B, n), label_B) for n in LATENT.values())
-        real_B, fake_B = self._score(critic, x, label_B), self._score(critic, fake, label_B)
-        critic_loss, generator_loss = LOSSES[self.config.loss]
-        # This batch's own middle: the averaged critic may have another one than the critic.
-        middle = Mean.of((real_B + fake_B) / 2, weight_B).value()
+        real, weight_B = to_signed(batch[self.field]), batch["weight"]
+        given = conditions_of(batch, self.conditions)
+        critic = self._critic_params(params, mutables.get("critic", {}))
+        fake, other = (self._fake(params, fold(key_B, n), given) for n in LATENT.values())
+        real_B, fake_B = (self._score(critic, x, given) for x in (real, fake))
+        loss = GAN_LOSSES[self.config.loss]
+        # This batch's own boundary: the averaged critic may have another one than the critic.
+        boundary = Mean.of((real_B + fake_B) / 2, weight_B).value()
         return {
-            "loss": Mean.of(critic_loss(real_B, fake_B), weight_B),
-            "generator_loss": Mean.of(generator_loss(real_B, fake_B), weight_B),
-            "diversity": diversity(x, fake, other, weight_B),
-            **scores(real_B, fake_B, weight_B, middle),
+            "loss": Mean.of(loss.critic(real_B, fake_B), weight_B),
+            "generator_loss": Mean.of(loss.generator(real_B, fake_B), weight_B),
+            "diversity": diversity(real, fake, other, weight_B),
+            **score_metrics(real_B, fake_B, weight_B, boundary),
         }
 
-    def sample(self, params, mutables, key_N, request: SampleRequest) -> jax.Array:
-        """uint8 images (N, H, W, C)."""
-        return self._sample(
-            params["generator"],
-            key_N,
-            label_of(request.conditions),
-            jnp.float32(request.options.truncation),
-        )
+    def sample(
+        self, params: Params, mutables: Mutables, key_N: jax.Array, request: SampleRequest
+    ) -> jax.Array:
+        """uint8 examples (N, …)."""
+        truncation = jnp.float32(request.options.truncation)
+        return self._sample(params["generator"], key_N, request.conditions, truncation)
 
-    def _generate(self, params, key_N, label_N, truncation):
-        z_NZ = truncation * normal(key_N, (self.generator.config.latent,))
-        return to_bytes(self.generator.apply({"params": params}, z_NZ, label_N))
+    def _generate(
+        self, params: Any, key_N: jax.Array, conditions: Conditions, truncation: jax.Array
+    ) -> jax.Array:
+        z_NZ = truncation * normal(key_N, (self.latent_size,))
+        return to_bytes(self.generator.apply({"params": params}, z_NZ, conditions))
 
+    def _critic_params(self, params: Params, state: critic_state.State) -> Any:
+        """The critic's parameters as it uses them: spectrally normalised if asked."""
+        own = params["critic"]
+        return spectral_normalize(own, state["vectors"]) if self.config.spectral_norm else own
 
-def diversity(
-    x_BHWC: jax.Array, fake_BHWC: jax.Array, other_BHWC: jax.Array, weight_B: jax.Array
-) -> Mean:
-    """How far apart two generated images of a class are, in units of real ↔ generated.
+    def _score(self, critic: Any, x: jax.Array, conditions: Conditions) -> jax.Array:
+        return self.critic.apply({"params": critic}, x, conditions)
 
-    About 1 if the generated images are spread like the real ones; 0 if they are all the same.
-    """
-    apart_B, away_B = distance(fake_BHWC, other_BHWC), distance(x_BHWC, fake_BHWC)
-    return Mean((apart_B * weight_B).sum(), (away_B * weight_B).sum())
+    def _fake(self, params: Params, key_B: jax.Array, conditions: Conditions) -> jax.Array:
+        z_BZ = normal(key_B, (self.latent_size,))
+        return self.generator.apply({"params": params["generator"]}, z_BZ, conditions)
 
+    def _augment_probability(self, state: critic_state.State, step: jax.Array) -> jax.Array:
+        c = self.config
+        if c.ada_target:
+            return state["probability"]
+        schedule = cosine_schedule(c.augment_start, c.augment_probability, c.burn_in_steps)
+        return jnp.asarray(schedule(step))
 
-def scores(
-    real_B: jax.Array, fake_B: jax.Array, weight_B: jax.Array, middle: jax.Array
-) -> dict[str, Mean]:
-    """How well a critic tells real from generated images.
+    def _augmented_score(
+        self, critic: Any, conditions: Conditions, key_B: jax.Array, probability: jax.Array
+    ) -> Score:
+        """Examples (B, …) → scores (B,), of the examples augmented with these keys."""
 
-    Not every loss has a score of its own that means "undecided" (the relativistic one and
-    Wasserstein's have none): a real image counts as recognised above `middle`, a generated one
-    below. `accuracy` is the mean of the two.
-    """
-    right_B, exposed_B = real_B > middle, fake_B < middle
-    return {
-        "score_real": Mean.of(real_B, weight_B),
-        "score_fake": Mean.of(fake_B, weight_B),
-        "pairs_told_apart": Mean.of(real_B > fake_B, weight_B),
-        "accuracy_real": Mean.of(right_B, weight_B),
-        "accuracy_fake": Mean.of(exposed_B, weight_B),
-        "accuracy": Mean.of((right_B + exposed_B.astype(jnp.float32)) / 2, weight_B),
-    }
+        def score(x: jax.Array) -> jax.Array:
+            if self.config.augment:
+                x, _ = augment(x, key_B, probability, self.config.augment)
+            return self._score(critic, x, conditions)
 
-
-def distance(a_BHWC: jax.Array, b_BHWC: jax.Array) -> jax.Array:
-    """Euclidean, (B,)."""
-    return jnp.sqrt(((a_BHWC - b_BHWC) ** 2).sum((1, 2, 3)))
+        return score

@@ -3,7 +3,7 @@
 Blocks of 1×1, grouped 3×3 and 1×1 convolutions whose last one begins as zero (fix-up, Zhang et al.
 2019), bilinear resampling between stages, a learned basis instead of dense layers at the coarsest
 one. The critic is the generator's mirror.
-Shapes: B batch, H height, W width, C channels, Z latent size, K classes.
+Shapes: B batch, … one or more spatial axes, such as H, W; C channels, Z latent size, K classes.
 """
 
 import dataclasses
@@ -13,10 +13,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from aigc_jax.core.conditions import Conditions
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import option
 from aigc_jax.distributed.logical_axes import with_logical_constraint
-from aigc_jax.nn.layers import Dense, label_one_hot
+from aigc_jax.nn.conditioner import class_one_hot
+from aigc_jax.nn.layers import Dense
 from aigc_jax.nn.padding import coarse_size, crop, fill, filled_size
 from aigc_jax.ops.convolution import downsample_linear, grouped_convolution, upsample_linear
 
@@ -26,6 +28,8 @@ GAIN = math.sqrt(2 / (1 + SLOPE**2))  # of a kernel before a leaky ReLU (He et a
 
 @dataclasses.dataclass(frozen=True)
 class R3GANConfig:
+    """The section `model` of an R3GAN."""
+
     latent: int = option(64, low=1)
     channels: tuple[int, ...] = option(
         (64, 64, 32), low=1, nonempty=True
@@ -55,7 +59,14 @@ def kernel_init(gain: float) -> nn.initializers.Initializer:
 
 
 class PointConv(nn.Module):
-    """A 1×1 convolution without bias."""
+    """A 1×1 convolution without bias: (…, C) → (…, features).
+
+    Attributes:
+      features: channels of the result.
+      gain: of the kernel's initial standard deviation, gain / √C; 0: the kernel begins as zeros.
+      dtype: of the computation.
+      kernel_axes: logical axes of the kernel.
+    """
 
     features: int
     gain: float
@@ -63,16 +74,15 @@ class PointConv(nn.Module):
     kernel_axes: tuple[str, str] = ("conv_in", "conv_out")
 
     @nn.compact
-    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        init = kernel_init(self.gain) if self.gain else nn.initializers.zeros
+    def __call__(self, x: jax.Array) -> jax.Array:
         dense = Dense(
             self.features,
             use_bias=False,
-            kernel_init=init,
+            kernel_init=kernel_init(self.gain) if self.gain else nn.initializers.zeros,
             dtype=self.dtype,
             kernel_axes=self.kernel_axes,
         )
-        return dense(x_BHWC)
+        return dense(x)
 
 
 class Block(nn.Module):
@@ -82,52 +92,56 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        c, channels, x_BHWC = (
-            self.config,
-            x_BHWC.shape[-1],
-            with_logical_constraint(x_BHWC, "batch"),
-        )
-        inner = channels * c.expansion
-        x = PointConv(inner, c.kernel_gain, self.dtype, name="expand")(x_BHWC)
-        x = self._bent("bias_0", x)
-        shape = (3, 3, c.group_width, inner)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c, channels, x = self.config, x.shape[-1], with_logical_constraint(x, "batch")
+        inner, spatial = channels * c.expansion, x.ndim - 2
+        y = PointConv(inner, c.kernel_gain, self.dtype, name="expand")(x)
+        y = self._biased_leaky_relu("bias_0", y)
         # Inputs of a group are too few to be split, so the outputs are split by fsdp, too.
-        axes = (None, None, None, "stem")
+        axes = (*[None] * spatial, None, "stem")
         init = nn.with_logical_partitioning(kernel_init(c.kernel_gain), axes)
-        kernel = self.param("grouped_kernel", init, shape)
-        x = grouped_convolution(x, kernel.astype(self.dtype))
-        x = PointConv(channels, 0.0, self.dtype, name="reduce")(self._bent("bias_1", x))
-        return x_BHWC + x
+        shape = (*[3] * spatial, c.group_width, inner)
+        kernel = jnp.asarray(self.param("grouped_kernel", init, shape), self.dtype)
+        y = grouped_convolution(y, kernel)
+        y = self._biased_leaky_relu("bias_1", y)
+        return x + PointConv(channels, 0.0, self.dtype, name="reduce")(y)
 
-    def _bent(self, name: str, x: jax.Array) -> jax.Array:
+    def _biased_leaky_relu(self, name: str, x: jax.Array) -> jax.Array:
         init = nn.with_logical_partitioning(nn.initializers.zeros, ("bias",))
-        bias = self.param(name, init, x.shape[-1:])
-        return jax.nn.leaky_relu(x + bias.astype(self.dtype), SLOPE)
+        bias = jnp.asarray(self.param(name, init, x.shape[-1:]), self.dtype)
+        return jax.nn.leaky_relu(x + bias, SLOPE)
 
 
 class Generator(nn.Module):
-    """(B, Z) → images (B, H, W, C) in about [−1, 1], without a bound."""
+    """(B, Z) → examples (B, …, C) in about [−1, 1], without a bound.
+
+    Attributes:
+      config: its sizes.
+      shape: of an example, (…, C).
+      num_classes: K; 0: it is not told the class.
+      dtype: of the computation.
+    """
 
     config: R3GANConfig
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     num_classes: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, z_BZ: jax.Array, label_B: jax.Array | None = None) -> jax.Array:
-        c, (height, width, colours) = self.config, self.shape
-        h, w = coarse_size((height, width), len(c.channels) - 1, "model.channels")
+    def __call__(self, z_BZ: jax.Array, conditions: Conditions | None = None) -> jax.Array:
+        c, (*sides, outputs) = self.config, self.shape
+        coarse = coarse_size(sides, len(c.channels) - 1, "model.channels")
         if self.num_classes:
-            one_hot = label_one_hot(label_B, z_BZ.shape[0], self.num_classes)
-            axes = ("classes", "outputs")
-            known = PointConv(c.latent, 1.0, self.dtype, axes, name="class_embedding")(one_hot)
-            z_BZ = jnp.concatenate([z_BZ, known], -1)
-        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, None, "conv_in"))
-        basis = self.param("basis", init, (h, w, c.channels[0]))
+            one_hot_BK = class_one_hot(conditions, z_BZ.shape[0], self.num_classes)
+            known = ("classes", "outputs")
+            embed = PointConv(c.latent, 1.0, self.dtype, known, name="class_embedding")
+            z_BZ = jnp.concatenate([z_BZ, embed(one_hot_BK)], -1)
+        axes = (*[None] * len(coarse), "conv_in")
+        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), axes)
+        basis = jnp.asarray(self.param("basis", init, (*coarse, c.channels[0])), self.dtype)
         stem = PointConv(c.channels[0], 1.0, self.dtype, ("latent", "stem"), name="stem")
-        weight = stem(z_BZ)
-        x = basis.astype(self.dtype) * weight[:, None, None]
+        weight = stem(z_BZ).reshape(-1, *[1] * len(coarse), c.channels[0])
+        x = basis * weight
         for i, channels in enumerate(c.channels):
             if i:
                 if channels != x.shape[-1]:
@@ -135,22 +149,22 @@ class Generator(nn.Module):
                 x = upsample_linear(x)
             for j in range(c.blocks):
                 x = Block(c, self.dtype, name=f"block_{i}_{j}")(x)
-        image = PointConv(colours, 1.0, self.dtype, ("conv_in", "outputs"), name="image")
-        return image(crop(x, (height, width))).astype(jnp.float32)
+        image = PointConv(outputs, 1.0, self.dtype, ("conv_in", "outputs"), name="image")
+        return image(crop(x, sides)).astype(jnp.float32)
 
 
 class Critic(nn.Module):
-    """Images (B, H, W, C) in [−1, 1] → scores (B,); projects classes (Miyato & Koyama 2018)."""
+    """Examples (B, …, C) in [−1, 1] → scores (B,); projects classes (Miyato & Koyama 2018)."""
 
     config: R3GANConfig
     num_classes: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x_BHWC: jax.Array, label_B: jax.Array | None = None) -> jax.Array:
-        c, batch = self.config, x_BHWC.shape[0]
+    def __call__(self, x: jax.Array, conditions: Conditions | None = None) -> jax.Array:
+        c, batch = self.config, x.shape[0]
         halvings = len(c.channels) - 1
-        x = fill(x_BHWC, filled_size(x_BHWC.shape[1:3], halvings, "model.channels"))
+        x = fill(x, filled_size(x.shape[1:-1], halvings, "model.channels"))
         channels = c.channels[::-1]
         x = PointConv(channels[0], 1.0, self.dtype, ("inputs", "stem"), name="image")(x)
         for i in range(len(channels)):
@@ -160,19 +174,20 @@ class Critic(nn.Module):
                 x = downsample_linear(x)
                 if channels[i + 1] != x.shape[-1]:
                     x = PointConv(channels[i + 1], 1.0, self.dtype, name=f"change_{i + 1}")(x)
-        # One weight per place and channel: a depthwise convolution as large as the image is now.
-        h, w = x.shape[1:3]
+        # One weight per place and channel: a depthwise convolution as large as what is left.
+        coarse = x.shape[1:-1]
         init = nn.with_logical_partitioning(
-            nn.initializers.normal(1 / math.sqrt(h * w)), (None, None, "conv_in")
+            nn.initializers.normal(1 / math.sqrt(math.prod(coarse))),
+            (*[None] * len(coarse), "conv_in"),
         )
-        basis = self.param("basis", init, (h, w, channels[-1]))
-        x = (x * basis.astype(self.dtype)).sum((1, 2))
-        outputs = channels[-1] if self.num_classes else 1
-        score = PointConv(outputs, 1.0, self.dtype, ("conv_in", "outputs"), name="score")
+        basis = jnp.asarray(self.param("basis", init, (*coarse, channels[-1])), self.dtype)
+        x = (x * basis).sum(tuple(range(1, x.ndim - 1)))
+        features = channels[-1] if self.num_classes else 1
+        score = PointConv(features, 1.0, self.dtype, ("conv_in", "outputs"), name="score")
         x = score(x).astype(jnp.float32)
         if not self.num_classes:
             return x[:, 0]
-        one_hot = label_one_hot(label_B, batch, self.num_classes)
-        gain, axes = 1 / math.sqrt(outputs), ("classes", "outputs")
-        project = PointConv(outputs, gain, jnp.float32, axes, name="class_embedding")
-        return (x * project(one_hot)).sum(-1)
+        one_hot_BK = class_one_hot(conditions, batch, self.num_classes)
+        gain, axes = 1 / math.sqrt(features), ("classes", "outputs")
+        project = PointConv(features, gain, jnp.float32, axes, name="class_embedding")
+        return (x * project(one_hot_BK)).sum(-1)

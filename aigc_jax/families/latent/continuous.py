@@ -34,7 +34,8 @@ class ContinuousLatentObjective(LatentSpaceObjective):
     @staticmethod
     def latent_spec_of(stage: SupportsFirstStage, spec: ImageSpec) -> ImageSpec:
         """Images of the latents' shape, continuous, with the classes of `spec`."""
-        return ImageSpec(stage.latent_shape, spec.class_names, continuous=True)
+        height, width, channels = stage.latent_shape
+        return ImageSpec((height, width, channels), spec.class_names, continuous=True)
 
     def encode_batch(self, params: Params, batch: Batch, key_B: jax.Array) -> Batch:
         """The batch with normalised latents (B, *latent_shape) as its images."""
@@ -55,11 +56,11 @@ class ContinuousLatentObjective(LatentSpaceObjective):
         label_N = label_of(request.conditions)
         if label_N is not None:
             batch["label"] = label_N
-        init = {"image": self.encode_batch(params, batch, key_N)["image"]}
+        init: dict[str, Any] = {"image": self.encode_batch(params, batch, key_N)["image"]}
         if "inpaint_mask" in request.init:
             mask = jnp.asarray(request.init["inpaint_mask"])[..., None]
-            mask = np.asarray(fill(mask, self.stage.covered))[..., 0]
-            init["inpaint_mask"] = any_in_blocks(mask, self.stage.latent_shape[:-1])
+            filled = np.asarray(fill(mask, self.stage.covered))[..., 0]
+            init["inpaint_mask"] = any_in_blocks(filled, self.stage.latent_shape[:-1])
         return dataclasses.replace(request, init=init)
 
     def autoguidance(self, other: Any, params: Params) -> Any:
@@ -91,4 +92,4 @@ def any_in_blocks(mask: np.ndarray, places: tuple[int, ...]) -> np.ndarray:
     """Whether any element of each block is True: (N, H, …) → (N, *places), H a multiple of h."""
     split = [n for side, h in zip(mask.shape[1:], places, strict=True) for n in (h, side // h)]
     blocks = mask.reshape(len(mask), *split)
-    return blocks.any(tuple(range(2, blocks.ndim, 2)))
+    return np.any(blocks, axis=tuple(range(2, blocks.ndim, 2)))

@@ -5,6 +5,7 @@ Shapes: B batch, N samples, c codes per place, T codes of an example.
 
 import dataclasses
 import math
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from aigc_jax.families.latent.image_codec import ImageCodec
 from aigc_jax.inference.prompts import pad_prompts
 from aigc_jax.modalities.image.spec import ImageSpec
 from aigc_jax.modalities.text.spec import TextSpec
+from aigc_jax.modalities.text.tokenizers import Tokenizer
 
 
 class TokenSequenceObjective(LatentSpaceObjective):
@@ -45,8 +47,9 @@ class TokenSequenceObjective(LatentSpaceObjective):
     @staticmethod
     def latent_spec_of(stage: SupportsFirstStage, spec: ImageSpec) -> TextSpec:
         """Text of T tokens whose tokenizer is an `ImageCodec`."""
-        length = math.prod(stage.latent_shape)
-        return TextSpec(ImageCodec(stage.num_codes, spec.num_classes), length)
+        # It has those parts of a tokenizer that an objective of tokens uses.
+        codec = cast(Tokenizer, ImageCodec(stage.num_codes, spec.num_classes))
+        return TextSpec(codec, math.prod(stage.latent_shape))
 
     def encode_batch(self, params: Params, batch: Batch, key_B: jax.Array) -> Batch:
         """`tokens` (B, 1 + T), and the weight of an example for each of its codes (B, T)."""
@@ -76,8 +79,8 @@ class TokenSequenceObjective(LatentSpaceObjective):
 
     def encode_request(self, request: SampleRequest) -> SampleRequest:
         """The request for T tokens after the token of each sample's class."""
-        label_N = label_of(request.conditions)
-        label_N = np.zeros(len(request), int) if label_N is None else np.asarray(label_N)
+        given = label_of(request.conditions)
+        label_N = np.zeros(len(request), int) if given is None else np.asarray(given)
         init = pad_prompts([np.array([self.stage.num_codes + label]) for label in label_N])
         length = math.prod(self.stage.latent_shape)
         options = dataclasses.replace(request.options, max_new_tokens=length, stop=())

@@ -4,21 +4,34 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from aigc_jax.core.conditions import ConditionSpec, class_conditions
 from aigc_jax.core.modality import LEVELS
 from aigc_jax.core.objective import Objective
 from aigc_jax.core.registry import Registry
 from aigc_jax.families.family import Family, Model, Parts, num_classes_of
-from aigc_jax.families.vae import autoencoder, hierarchical_vae, kl_autoencoder, vae
+from aigc_jax.families.vae import (
+    conv_autoencoder,
+    hierarchical_vae,
+    kl_autoencoder,
+    mlp_autoencoder,
+    vae,
+)
+from aigc_jax.families.vae.kl_first_stage import KLAutoencoder
 from aigc_jax.families.vae.latent_groups import HierarchicalLatents, SingleLatent
 
-# A network is (encoder, decoder): called with (config, classes, dtype) and (config, shape,
-# outputs per value, classes, dtype).
+# A network is (encoder, decoder): called with (config, classes, dtype) and (config, shape, classes,
+# dtype).
 AUTOENCODERS: Registry[Model] = Registry(
     "autoencoder",
     "model.name",
     {
-        "conv": Model(autoencoder.ConvConfig, (autoencoder.Encoder, autoencoder.Decoder)),
-        "mlp": Model(autoencoder.MLPConfig, (autoencoder.Encoder, autoencoder.Decoder)),
+        "conv": Model(
+            conv_autoencoder.ConvConfig,
+            (conv_autoencoder.ConvEncoder, conv_autoencoder.ConvDecoder),
+        ),
+        "mlp": Model(
+            mlp_autoencoder.MLPConfig, (mlp_autoencoder.MLPEncoder, mlp_autoencoder.MLPDecoder)
+        ),
         "kl": Model(kl_autoencoder.KLConfig, (kl_autoencoder.Encoder, kl_autoencoder.Decoder)),
     },
 )
@@ -30,14 +43,19 @@ def encoder_and_decoder(parts: Parts) -> tuple[Any, Any]:
     classes = num_classes_of(parts.model, parts.spec)
     return (
         encoder(parts.model, classes, parts.dtype),
-        decoder(parts.model, parts.spec.shape, 1, classes, parts.dtype),
+        decoder(parts.model, parts.spec.shape, classes, parts.dtype),
     )
+
+
+def conditions_of_parts(parts: Parts) -> dict[str, ConditionSpec]:
+    """What the networks are given: the class, if they are told it."""
+    return class_conditions(num_classes_of(parts.model, parts.spec))
 
 
 def _single_latent(parts: Parts) -> Objective:
     """A VAE with one group of latents, which can be the first stage of another model."""
     latents = SingleLatent(*encoder_and_decoder(parts))
-    return vae.KLAutoencoder(parts.objective, latents, parts.spec.levels)
+    return KLAutoencoder(parts.objective, latents, parts.spec.levels, conditions_of_parts(parts))
 
 
 def _hierarchical(parts: Parts) -> Objective:
@@ -48,7 +66,7 @@ def _hierarchical(parts: Parts) -> Objective:
         bottom_up(parts.model, classes, parts.dtype),
         top_down(parts.model, parts.spec.shape, classes, parts.dtype),
     )
-    return vae.VAE(parts.objective, latents, parts.spec.levels)
+    return vae.VAE(parts.objective, latents, parts.spec.levels, conditions_of_parts(parts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +95,6 @@ _HIERARCHY = VAEModel((hierarchical_vae.BottomUp, hierarchical_vae.TopDown), _hi
 VAE_MODELS: Registry[Model] = Registry(
     "vae_model",
     "model.name",
-    {**_SINGLE, "ladder": Model(hierarchical_vae.HierarchicalVAEConfig, _HIERARCHY)},
+    {**_SINGLE, "hierarchical_vae": Model(hierarchical_vae.HierarchicalVAEConfig, _HIERARCHY)},
 )
 VAE = Family(vae.VAEConfig, vae.VAESample, VAE_MODELS, _vae, (LEVELS,))

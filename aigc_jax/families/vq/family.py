@@ -3,12 +3,14 @@
 from aigc_jax.core.modality import LEVELS
 from aigc_jax.core.objective import Objective
 from aigc_jax.families.family import Family, Parts
-from aigc_jax.families.vae.family import AUTOENCODERS, encoder_and_decoder
-from aigc_jax.families.vq.vq_autoencoder import VQAutoencoder, VQConfig, VQSample
+from aigc_jax.families.vae.family import AUTOENCODERS, conditions_of_parts, encoder_and_decoder
+from aigc_jax.families.vq.config import VQConfig, VQSample
+from aigc_jax.families.vq.vq_autoencoder import VQAutoencoder
 
 
 def _vq(parts: Parts) -> Objective:
-    return VQAutoencoder(parts.objective, *encoder_and_decoder(parts))
+    encoder, decoder = encoder_and_decoder(parts)
+    return VQAutoencoder(parts.objective, encoder, decoder, conditions_of_parts(parts))
 
 
 VQ = Family(VQConfig, VQSample, AUTOENCODERS, _vq, (LEVELS,))

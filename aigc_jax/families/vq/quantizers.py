@@ -1,30 +1,82 @@
-"""Quantizers of a tokenised autoencoder, and what they keep of their codes' use.
+"""Quantizers of a discrete autoencoder, and the statistics of their codes.
 
-A quantizer's state is sums only. Those of the step that is being taken are kept apart from those
+The state of a quantizer consists of sums. Those of the current step are kept apart from those
 before it, and join them when the next step begins: within a step all microbatches and devices see
 one codebook, and what they add is the sum over the batch, however it is cut. (`pmap` averages
-sums over devices; all that is read from them are ratios.)
+sums over devices; only ratios are read from them.)
 Shapes: N vectors, Z their size, K codes, M slots.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from aigc_jax.core.metrics import Mean, Metrics
+from aigc_jax.core.registry import Registry
 from aigc_jax.ops import vector_quantization as q
 
 State = dict[str, jax.Array]
-USED = 0.01  # of an equal share of all vectors: less is no use
+USED = 0.01  # of an equal share of all vectors: a code with less counts as unused
 POOL = 4  # slots for random vectors, per code
 ROUNDS = 10  # of k-means
 
 
+class Quantizer(Protocol):
+    """Vectors → codes, and back.
+
+    Attributes:
+      num_codes: K.
+      size: Z.
+    """
+
+    num_codes: int
+    size: int
+
+    def init(self) -> State:
+        """The state before the first step, with the running counts `uses` (K,)."""
+        ...
+
+    def begin_step(self, state: State, step: jax.Array) -> State:
+        """The state of `step`: at its beginning, the sums of the step before join the others."""
+        ...
+
+    def finalize(self, state: State) -> State:
+        """The state with the last step's sums joined: for evaluation and sampling."""
+        ...
+
+    def quantize(self, state: State, z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Vectors (…, Z) quantised straight through, their codes (…) and commitment costs (…)."""
+        ...
+
+    def vectors(self, state: State, code: jax.Array) -> jax.Array:
+        """The vectors (…, Z) of codes (…)."""
+        ...
+
+    def accumulate(
+        self,
+        state: State,
+        z_NZ: jax.Array,
+        code_N: jax.Array,
+        weight_N: jax.Array,
+        draw_N2: jax.Array,
+    ) -> State:
+        """The state with a batch added to the sums of its step.
+
+        Args:
+          state: from `begin_step`.
+          z_NZ: the vectors that have been quantised.
+          code_N: their codes.
+          weight_N: the weight of each.
+          draw_N2: two uniform random numbers for each.
+        """
+        ...
+
+
 class FSQ:
-    """Finite scalar quantisation (Mentzer et al. 2023): the default; it only counts its codes.
+    """Finite scalar quantisation (Mentzer et al. 2023), without a codebook; it counts its codes.
 
     Args:
       levels: of each of the Z numbers of a vector.
@@ -39,32 +91,28 @@ class FSQ:
         zeros_K = jnp.zeros(self.num_codes)
         return {"step": jnp.int32(-1), "uses": zeros_K, "new_counts": zeros_K + 0}
 
-    def at(self, state: State, step: jax.Array) -> State:
-        """The state with which a step is taken: at its beginning the step before joins the sums."""
-        return _if_new(self.settled, state, step)
+    def begin_step(self, state: State, step: jax.Array) -> State:
+        return _if_new(self.finalize, state, step)
 
-    def settled(self, state: State) -> State:
-        """The state with the last step's sums in: what to evaluate and to sample with."""
+    def finalize(self, state: State) -> State:
         uses_K = _decayed(self.decay, state, "uses", "new_counts")
         return {**state, "uses": uses_K, "new_counts": jnp.zeros_like(uses_K)}
 
     def quantize(self, state: State, z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Vectors (…, Z) quantised straight through, their codes (…) and commitment costs (…)."""
         vectors, code = q.fsq(z, self.levels)
         return vectors, code, jnp.zeros(code.shape)
 
     def vectors(self, state: State, code: jax.Array) -> jax.Array:
-        """The vectors (…, Z) of codes (…)."""
         return q.fsq_decode(code, self.levels)
 
-    def note(self, state: State, z_NZ, code_N, weight_N, draw_N2) -> State:
-        """The state with a batch's vectors counted.
-
-        Args:
-          z_NZ, code_N: what has been quantised, and to which codes.
-          weight_N: what each counts.
-          draw_N2: two uniform numbers for each.
-        """
+    def accumulate(
+        self,
+        state: State,
+        z_NZ: jax.Array,
+        code_N: jax.Array,
+        weight_N: jax.Array,
+        draw_N2: jax.Array,
+    ) -> State:
         count_K = jax.ops.segment_sum(weight_N, code_N, self.num_codes)
         return {**state, "new_counts": state["new_counts"] + count_K}
 
@@ -72,25 +120,31 @@ class FSQ:
 class VQ:
     """Nearest codes of a codebook that follows the vectors (van den Oord et al. 2017).
 
-    - The codebook is the decayed mean of each code's members (their appendix A.1): k-means that
-      goes on for ever.
-    - It starts by k-means on the first batch: that batch is autoencoded as it is, and random
-      vectors of it become the codebook before the second.
-    - A code that gets too small a share is dead, and moves to a random vector of the last batch
+    - The codebook is the decayed mean of each code's members (their appendix A.1): online k-means.
+    - It starts by k-means on the first batch: that batch is autoencoded without quantisation, and
+      random vectors of it become the codebook before the second.
+    - A code with too small a share is dead, and moves to a random vector of the last batch
       (Dhariwal et al. 2020).
-    - Vectors are short, and of length 1, if asked (Yu et al. 2022, ViT-VQGAN).
+    - Vectors are short, and of length 1 if asked (Yu et al. 2022, ViT-VQGAN).
 
     Args:
-      codes: K.
+      num_codes: K.
       size: Z.
       decay: of the sums, per step.
-      dead: the share of an equal share below which a code is dead; 0: none ever is.
-      spherical: whether vectors are brought to length 1.
+      dead_code_threshold: share of an equal share below which a code is dead; 0: none ever is.
+      l2_normalize: whether vectors are scaled to length 1.
     """
 
-    def __init__(self, codes: int, size: int, decay: float, dead: float, spherical: bool):
-        self.num_codes, self.size, self.decay = codes, size, decay
-        self.dead, self.spherical = dead, spherical
+    def __init__(
+        self,
+        num_codes: int,
+        size: int,
+        decay: float,
+        dead_code_threshold: float,
+        l2_normalize: bool,
+    ):
+        self.num_codes, self.size, self.decay = num_codes, size, decay
+        self.dead_code_threshold, self.l2_normalize = dead_code_threshold, l2_normalize
 
     def init(self) -> State:
         k, z, m = self.num_codes, self.size, POOL * self.num_codes
@@ -101,15 +155,14 @@ class VQ:
         zeros = {name: jnp.zeros(shape) for name, shape in floats.items()}
         return {"step": jnp.int32(-1), "started": jnp.int32(0), **zeros}
 
-    def at(self, state: State, step: jax.Array) -> State:
-        """As in `FSQ`; here the codebook moves too."""
-        return _if_new(self.settled, state, step)
+    def begin_step(self, state: State, step: jax.Array) -> State:
+        """As in `Quantizer`; the codebook moves, too."""
+        return _if_new(self.finalize, state, step)
 
-    def settled(self, state: State) -> State:
-        """As in `FSQ`."""
+    def finalize(self, state: State) -> State:
         filled_M = state["pool_weight"] > 0
         random_MZ = state["pool"] / jnp.where(filled_M, state["pool_weight"], 1)[:, None]
-        if self.spherical:  # a mean of several vectors is shorter
+        if self.l2_normalize:  # a mean of several vectors is shorter
             random_MZ = q.l2_normalize(random_MZ)
         moved = jax.lax.cond(
             state["started"] > 0, self._follow, self._start, state, random_MZ, filled_M
@@ -118,12 +171,12 @@ class VQ:
         return {**state, **moved, **{name: jnp.zeros_like(state[name]) for name in left}}
 
     def _start(self, state: State, random_MZ: jax.Array, filled_M: jax.Array) -> State:
-        """The codebook by k-means; nothing, as long as no vector has been seen."""
+        """The codebook by k-means; zeros as long as no vector has been seen."""
         weight_M = filled_M.astype(jnp.float32)
         codebook_KZ, members_K = q.kmeans(
-            random_MZ, weight_M, self.num_codes, ROUNDS, self.spherical
+            random_MZ, weight_M, self.num_codes, ROUNDS, self.l2_normalize
         )
-        # The weight of the batch, which all went to code 0 for want of others.
+        # The weight of the batch: all its vectors had code 0, as there was no codebook.
         total = state["new_counts"].sum()
         counts_K = members_K / jnp.maximum(weight_M.sum(), 1) * total
         return {
@@ -139,10 +192,10 @@ class VQ:
         counts_K = _decayed(self.decay, state, "counts", "new_counts")
         sums_KZ = _decayed(self.decay, state, "sums", "new_sums")
         mean_KZ = sums_KZ / jnp.where(counts_K > 0, counts_K, 1)[:, None]
-        mean_KZ = q.l2_normalize(mean_KZ) if self.spherical else mean_KZ
+        mean_KZ = q.l2_normalize(mean_KZ) if self.l2_normalize else mean_KZ
         codebook_KZ = jnp.where(counts_K[:, None] > 0, mean_KZ, state["codebook"])
         equal = counts_K.sum() / self.num_codes
-        dead_K = counts_K < self.dead * equal
+        dead_K = counts_K < self.dead_code_threshold * equal
         # The first dead code takes the first filled slot, and so on while there are some.
         slot_M = jnp.argsort(~filled_M, stable=True)
         rank_K = jnp.cumsum(dead_K) - 1
@@ -159,7 +212,7 @@ class VQ:
         }
 
     def quantize(self, state: State, z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """As in `FSQ`; the cost is the mean square of what quantisation takes away."""
+        """As in `Quantizer`; the commitment cost is the mean squared quantisation error."""
         z, started = self._vectors(z), state["started"] > 0
         flat_NZ = jax.lax.stop_gradient(z).reshape(-1, self.size)
         code = q.nearest_code(flat_NZ, state["codebook"]).reshape(z.shape[:-1])
@@ -170,7 +223,14 @@ class VQ:
     def vectors(self, state: State, code: jax.Array) -> jax.Array:
         return state["codebook"][code]
 
-    def note(self, state: State, z_NZ, code_N, weight_N, draw_N2) -> State:
+    def accumulate(
+        self,
+        state: State,
+        z_NZ: jax.Array,
+        code_N: jax.Array,
+        weight_N: jax.Array,
+        draw_N2: jax.Array,
+    ) -> State:
         z_NZ = jax.lax.stop_gradient(self._vectors(z_NZ))
         count_K, sum_KZ = q.segment_sums(z_NZ, code_N, weight_N, self.num_codes)
         sum_MZ, weight_M = q.reservoir(z_NZ, weight_N, draw_N2, len(state["pool_weight"]))
@@ -178,16 +238,24 @@ class VQ:
         return {**state, **{name: state[name] + value for name, value in new.items()}}
 
     def _vectors(self, z: jax.Array) -> jax.Array:
-        return q.l2_normalize(z) if self.spherical else z
+        return q.l2_normalize(z) if self.l2_normalize else z
 
 
-Quantizer = FSQ | VQ
+# `VQConfig` → the quantizer; a package can register its own.
+QUANTIZERS: Registry[Callable[[Any], Quantizer]] = Registry(
+    "quantizer",
+    "objective.quantizer",
+    {
+        "fsq": lambda c: FSQ(c.levels, c.decay),
+        "vq": lambda c: VQ(c.num_codes, c.code_dim, c.decay, c.dead_code_threshold, c.l2_normalize),
+    },
+)
 
 
-def _if_new(settled: Callable[[State], State], state: State, step: jax.Array) -> State:
-    """The state settled and marked with the step, if it is of another one."""
+def _if_new(finalize: Callable[[State], State], state: State, step: jax.Array) -> State:
+    """The state finalized and marked with the step, if it is of another one."""
     step = jnp.asarray(step, jnp.int32)
-    begin = lambda state: {**settled(state), "step": step}  # noqa: E731
+    begin = lambda state: {**finalize(state), "step": step}  # noqa: E731
     return jax.lax.cond(state["step"] == step, lambda state: state, begin, state)
 
 
@@ -197,7 +265,7 @@ def _decayed(decay: float, state: State, name: str, new: str) -> jax.Array:
 
 
 def usage_metrics(uses_K: jax.Array) -> Metrics:
-    """How the codes have been used over the last 1 / (1 − decay) steps or so.
+    """How evenly the codes have been used over about the last 1 / (1 − decay) steps.
 
     `codes_used`: the share of codes with 1 % of an equal share or more; `code_perplexity`: the
     number of equally frequent codes of the same entropy.

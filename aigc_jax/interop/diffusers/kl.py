@@ -31,7 +31,7 @@ def _kl_shapes(config: kl_autoencoder.KLConfig, channels: int, classes: int) -> 
     x = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
     z = jax.ShapeDtypeStruct((1, 1, 1, config.latent), jnp.float32)
     encoder = parameter_shapes(kl_autoencoder.Encoder(config, 0).init, x)
-    decoder = parameter_shapes(kl_autoencoder.Decoder(config, (side, side, channels), 1, 0).init, z)
+    decoder = parameter_shapes(kl_autoencoder.Decoder(config, (side, side, channels), 0).init, z)
     return {f"encoder/{path}": shape for path, shape in encoder.items()} | {
         f"decoder/{path}": shape for path, shape in decoder.items()
     }

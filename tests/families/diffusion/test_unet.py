@@ -187,13 +187,13 @@ def test_space_to_depth_is_undone_by_depth_to_space():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_kl_autoencoder(changes, dtype):
     config = KLConfig(**dict(channels=(6, 12, 12), latent=2) | changes)
-    image, label = jnp.ones((2, 8, 12, 3)), jnp.zeros(2, int)
+    image = jnp.ones((2, 8, 12, 3))
     encoder = kl_autoencoder.Encoder(config, 0, dtype)
-    mean, log_var = jax.eval_shape(lambda: encoder.init_with_output(KEY, image, label)[0])
+    mean, log_var = jax.eval_shape(lambda: encoder.init_with_output(KEY, image)[0])
     assert mean.shape == log_var.shape == (2, 2, 3, 2)
-    decoder = kl_autoencoder.Decoder(config, (8, 12, 3), 5, 0, dtype)
+    decoder = kl_autoencoder.Decoder(config, (8, 12, 3), 0, dtype)
     out, variables = jax.eval_shape(lambda: decoder.init_with_output(KEY, jnp.ones(mean.shape)))
-    assert out.shape == (2, 8, 12, 3, 5)
+    assert out.shape == (2, 8, 12, 3)
     chex.assert_type([mean, log_var, out, *jax.tree.leaves(variables)], jnp.float32)
 
 
@@ -201,7 +201,7 @@ def test_kl_autoencoder_of_stable_diffusion_has_its_size():
     """Rombach et al. 2022: 83.7 million parameters."""
     config = KLConfig((128, 256, 512, 512), blocks=2, latent=4, norm_groups=32)
     encoder, shape = kl_autoencoder.Encoder(config, 0), (64, 64, 3)
-    decoder = kl_autoencoder.Decoder(config, shape, 1, 0)
+    decoder = kl_autoencoder.Decoder(config, shape, 0)
     made = [
         jax.eval_shape(encoder.init, KEY, jax.ShapeDtypeStruct((1, *shape), jnp.float32)),
         jax.eval_shape(decoder.init, KEY, jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32)),

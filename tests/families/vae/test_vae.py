@@ -1,9 +1,11 @@
-"""Autoencoders: ladders, codes, a critic at the table, bounds, and what is measured of them."""
+"""VAEs and discrete autoencoders: bounds, hierarchies, codes, a critic, and their metrics."""
 
 import glob
 import os
+from types import SimpleNamespace
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,15 +14,28 @@ import pytest
 from helpers import tiny
 from helpers.paths import CONFIGS
 
+from aigc_jax.core.errors import UserError
 from aigc_jax.data.fixed_batches import eval_batches
 from aigc_jax.distributed.mesh import make_mesh
 from aigc_jax.evaluation.heldout import HeldOut
 from aigc_jax.experiment import build
 from aigc_jax.experiment.recipes import load_recipe
-from aigc_jax.families.vae.latent_groups import SingleLatent
-from aigc_jax.families.vae.vae import VAE, VAEConfig, kl
+from aigc_jax.families.gan.losses import GAN_LOSSES, GANLoss
+from aigc_jax.families.vae import kl_autoencoder
+from aigc_jax.families.vae.bounds import kl_per_latent
+from aigc_jax.families.vae.conv_autoencoder import ConvConfig, ConvDecoder, ConvEncoder
+from aigc_jax.families.vae.hierarchical_vae import BottomUp, HierarchicalVAEConfig, TopDown
+from aigc_jax.families.vae.kl_autoencoder import KLConfig
+from aigc_jax.families.vae.kl_first_stage import KLAutoencoder
+from aigc_jax.families.vae.latent_groups import HierarchicalLatents, SingleLatent
+from aigc_jax.families.vae.vae import VAE, VAEConfig
+from aigc_jax.families.vq.adversary import Adversary
+from aigc_jax.families.vq.config import RECONSTRUCTION_ERRORS, VQConfig
+from aigc_jax.families.vq.quantizers import FSQ, QUANTIZERS
+from aigc_jax.families.vq.vq_autoencoder import VQAutoencoder
 from aigc_jax.modalities.image.spec import ImageSpec
 from aigc_jax.ops.image import psnr
+from aigc_jax.ops.per_example import expand_like, mean_per_example
 from aigc_jax.ops.random import content_keys, normal
 from aigc_jax.training.compile import compile_step
 from aigc_jax.training.init import init_state
@@ -29,18 +44,24 @@ from aigc_jax.training.step import make_step
 FOLDER = CONFIGS / "vae"
 KEY_B = jax.random.split(jax.random.key(3), 8)
 BATCH = tiny.batch("vae")
-LADDER = dict(
-    name="ladder", channels=(4, 8), groups=(1, 2), latent=2, blocks=1, hidden=None, conditional=True
+HIERARCHY = dict(
+    name="hierarchical_vae",
+    channels=(4, 8),
+    groups=(1, 2),
+    latent=2,
+    blocks=1,
+    hidden=None,
+    conditional=True,
 )
 
 
-def ladder(**changes):
-    return tiny.make("vae", model=LADDER, **changes)
+def hierarchical(**changes):
+    return tiny.make("vae", model=HIERARCHY, **changes)
 
 
 def discrete(model=None, **objective):
     """A tokenised autoencoder with 4 × 4 codes of 18."""
-    own = dict(name="vq", importance_samples=None, levels=(3, 3, 2), codes=18, code_size=3)
+    own = dict(name="vq", importance_samples=None, levels=(3, 3, 2), num_codes=18, code_dim=3)
     return tiny.make("vae", objective={**own, **objective}, model=model or dict(spatial=True))
 
 
@@ -52,8 +73,8 @@ def values(metrics):
 
 
 @pytest.mark.slow
-def test_a_ladder_has_groups_of_several_sizes_and_bounds_in_order():
-    run = ladder(objective=dict(importance_samples=8))
+def test_a_hierarchy_has_groups_of_several_sizes_and_bounds_in_order():
+    run = hierarchical(objective=dict(importance_samples=8))
     objective = run.objective
     assert objective.latents.shapes() == [(4, 4, 2), (4, 4, 2), (8, 8, 2)]
     params = tiny.params(run, "vae", scale=0.2)
@@ -68,9 +89,9 @@ def test_a_ladder_has_groups_of_several_sizes_and_bounds_in_order():
     assert float(loss("model", fresh, {}, BATCH, KEY_B, 0)[1][0]["kl"].value()) == 0
 
 
-def test_a_ladder_draws_from_its_prior():
+def test_a_hierarchy_draws_from_its_prior():
     """Without temperature there is one image per class; with it each sample has its own."""
-    run = ladder()
+    run = hierarchical()
     params = tiny.params(run, "vae", scale=0.3)
     keys, label = jax.random.split(jax.random.key(0), 4), jnp.array([1, 1, 2, 2])
 
@@ -84,21 +105,19 @@ def test_a_ladder_draws_from_its_prior():
     assert (cold[0] != cold[2]).any() and (warm[0] != warm[1]).any()
 
 
-def test_bounds_of_a_ladder_are_exact_for_a_linear_gaussian():
+def test_bounds_of_a_hierarchy_are_exact_for_a_linear_gaussian():
     """z₁ ~ N(0, 1), z₂ ~ N(a z₁, b²), x ~ N(z₂, s²): with the true posterior of each group given
     those above, in units of its prior, both bounds are log N(x; 0, a² + b² + s²)."""
     a, b, s = 0.8, 0.5, 0.3
 
     class Chain:
-        num_classes = 0
-
         def shapes(self):
             return [(1,), (1,)]
 
-        def read(self, params, x, label):
+        def encode(self, params, x, conditions):
             return x.reshape(-1, 1)
 
-        def draw(self, params, x, noise, label):
+        def reparameterize(self, params, x, noise, conditions):
             v1 = 1 / (1 + a**2 / (b**2 + s**2))
             m1 = v1 * a / (b**2 + s**2) * x
             z1 = m1 + jnp.sqrt(v1) * noise[0]
@@ -132,7 +151,7 @@ def test_no_bound_is_above_the_likelihood():
     found = values(jax.jit(objective.evaluate)(params, {}, BATCH, KEY_B))
     x = objective._data(BATCH, KEY_B)
     grid = jnp.linspace(-8, 8, 2001)
-    out = objective.latents.generate(params["model"], [grid[:, None]], None)
+    out = objective.latents.generate(params["model"], [grid[:, None]], {})
     log_p = jax.vmap(lambda row: objective._log_likelihood({}, row[None], out))(x)
     log_p += -(grid**2) / 2 - jnp.log(2 * jnp.pi) / 2 + jnp.log(grid[1] - grid[0])
     exact_B = jax.scipy.special.logsumexp(log_p, axis=1)
@@ -167,7 +186,7 @@ def test_keys_of_content():
 def test_kl_by_hand():
     mean, var = np.array([[0.5, -1.0]]), np.array([[2.0, 0.3]])
     by_hand = 0.5 * (var + mean**2 - 1 - np.log(var))
-    np.testing.assert_allclose(kl(jnp.asarray(mean), jnp.log(var)), by_hand, rtol=1e-5)
+    np.testing.assert_allclose(kl_per_latent(jnp.asarray(mean), jnp.log(var)), by_hand, rtol=1e-5)
 
 
 # What is measured ------------------------------------------------------------------------------
@@ -198,7 +217,7 @@ def test_active_units_by_hand():
     assert run.objective.summarize({"mean_0": mean_NL}) == {"active_units": 1.0}
     groups = {"mean_0": np.tile([[1.0], [-1.0]], 32), "mean_1": np.zeros((2, 32))}
     groups["mean_2"] = np.tile([[1.0], [0.0]], 128)
-    found = ladder().objective.summarize(groups)
+    found = hierarchical().objective.summarize(groups)
     assert found["active_units"] == 32 + 128 == found["active_units_0"] + found["active_units_2"]
 
 
@@ -234,7 +253,7 @@ STAGES = {
     "fsq": (lambda: discrete(), (4, 4, 1), 18),
     "vq": (lambda: discrete(quantizer="vq"), (4, 4, 1), 18),
     "codes of a flat latent": (
-        lambda: discrete(dict(name="mlp", hidden=(8,), channels=None), codes_per_place=5),
+        lambda: discrete(dict(name="mlp", hidden=(8,), channels=None), codes_per_position=5),
         (1, 1, 5),
         18,
     ),
@@ -283,7 +302,9 @@ def test_samples_of_codes_follow_their_frequencies():
 
 # On the train step -----------------------------------------------------------------------------
 
-VQGAN = dict(critic_weight=0.5, critic_channels=(4, 4), quantizer="vq", decay=0.5, dead=0.3)
+VQGAN = dict(
+    critic_weight=0.5, critic_channels=(4, 4), quantizer="vq", decay=0.5, dead_code_threshold=0.3
+)
 
 
 def play(run, how="jit", accumulate=1, batch=BATCH, steps=3):
@@ -342,22 +363,123 @@ def test_the_critic_moves_by_its_own_gradient_and_waits_for_its_start():
     np.testing.assert_allclose(count, 16 * BATCH["weight"].sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(2, 16, 1), (2, 4, 4, 1), (2, 4, 2, 2, 1)])
 @pytest.mark.parametrize("adaptive", [True, False])
-def test_what_a_critic_adds_by_hand(adaptive):
-    """A critic that is linear in the mean of an image: its slope is the same everywhere."""
-    objective = discrete(**{**VQGAN, "adaptive": adaptive, "feature_weight": 2.0}).objective
-    objective._score = lambda params, x: (3 * x.mean((1, 2, 3))[:, None, None], [x])
-    x, image = (
-        jnp.zeros((2, 4, 4, 1)),
-        jnp.ones((2, 4, 4, 1)) * jnp.array([0.5, 0.1])[:, None, None, None],
-    )
-    part_B, metrics = objective._opinion({}, x, image, jnp.ones(2))
+def test_what_a_critic_adds_by_hand(adaptive, shape):
+    """A critic that is linear in an example's mean: its gradient is the same everywhere."""
+    config = VQConfig(critic_weight=0.5, adaptive_critic_weight=adaptive, feature_weight=2.0)
+    adversary = Adversary(config, jnp.float32)
+    adversary.score = lambda params, x: (3 * mean_per_example(x)[:, None], [x])
+    x = jnp.zeros(shape)
+    decoded = x + expand_like(jnp.array([0.5, 0.1]), x)
+    part_B, metrics = adversary.model_loss({}, x, decoded, jnp.ones(2))
     adversarial = -3 * np.array([0.5, 0.1])  # hinge
-    # Slopes: of the squared error 2 · difference, of the opinion 3, both per pixel.
+    # Gradients: of the squared error 2 · difference, of the critic 3, both per value.
     strength = 2 * np.array([0.5, 0.1]) / (3 + 1e-4) if adaptive else np.ones(2)
     by_hand = 0.5 * strength * adversarial + 2.0 * np.array([0.5, 0.1])
     np.testing.assert_allclose(part_B, by_hand, rtol=1e-4)
     np.testing.assert_allclose(metrics["critic_strength"].value(), strength.mean(), rtol=1e-4)
+
+
+# Any number of axes ------------------------------------------------------------------------------
+
+SHAPES = {1: (16, 2), 3: (4, 8, 8, 1)}  # sound, video
+
+
+def of_rank(rank):
+    """A VAE over bytes of one or three spatial axes, and four examples that are constant."""
+    shape, size = SHAPES[rank], 4
+    config = ConvConfig(latent=4, channels=(8, 8), hidden=16, spatial=rank == 3)
+    latents = SingleLatent(ConvEncoder(config, 0), ConvDecoder(config, shape, 0))
+    value_B = np.array([0, 80, 160, 255], np.uint8)
+    x = np.broadcast_to(value_B.reshape(size, *[1] * len(shape)), (size, *shape))
+    batch = {"sound" if rank == 1 else "video": x, "weight": np.ones(size, np.float32)}
+    field = next(iter(batch))
+    constants = VAEConfig(scale=0.1, beta=0.1, importance_samples=2)
+    return KLAutoencoder(constants, latents, field=field), batch, field
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_a_vae_of_any_number_of_axes_overfits(rank):
+    vae, batch, field = of_rank(rank)
+    optimizers = {"model": optax.adam(1e-2)}
+    step = jax.jit(make_step(vae, optimizers))
+    state = jax.jit(lambda: init_state(vae, optimizers, batch, 0, ema=False))()
+    for _ in range(150):
+        state, metrics = step(state, batch)
+    keys = KEY_B[:4]
+    shown = np.asarray(vae.reconstruct(state.params, {}, batch, keys))
+    assert shown.shape == batch[field].shape and shown.dtype == np.uint8
+    assert np.abs(shown.astype(int) - batch[field]).mean() < 12
+    assert float(metrics["reconstruction"].value()) < 0  # a density above 1 per value
+    latent = vae.encode(state.params, {}, batch, keys)
+    assert vae.latent_shape == ((1, 4) if rank == 1 else (2, 4, 4, 4))
+    assert latent.shape == (4, *vae.latent_shape) and vae.covered == SHAPES[rank][:-1]
+    decoded = np.asarray(vae.decode(state.params, {}, latent))
+    assert np.abs(decoded.astype(int) - batch[field]).mean() < 40
+
+
+@pytest.mark.parametrize("kind", ["hierarchical", "kl", "vq"])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_autoencoders_of_any_number_of_axes(kind, rank):
+    """Traced: latents, samples and a critic have the shapes of the data."""
+    shape = SHAPES[rank]
+    batch = {"x": jnp.zeros((2, *shape), jnp.uint8), "weight": jnp.ones(2)}
+    if kind == "vq":
+        config = ConvConfig(latent=4, channels=(4, 4), spatial=True)
+        encoder, decoder = ConvEncoder(config, 0), ConvDecoder(config, shape, 0)
+        constants = VQConfig(levels=(3, 3), critic_weight=1.0, critic_channels=(4,))
+        model = VQAutoencoder(constants, encoder, decoder, field="x")
+    else:
+        config = KLConfig((4, 4), latent=3)
+        decoder = kl_autoencoder.Decoder(config, shape, 0)
+        latents = SingleLatent(
+            kl_autoencoder.Encoder(config, 0), kl_autoencoder.Decoder(config, shape, 0)
+        )
+        if kind == "hierarchical":
+            config = HierarchicalVAEConfig((4, 4), (1, 1), latent=2)
+            latents = HierarchicalLatents(BottomUp(config, 0), TopDown(config, shape, 0))
+        model = VAE(VAEConfig(importance_samples=2), latents, field="x")
+    params, mutables = jax.eval_shape(model.init, KEY_B[0], batch)
+    params = nn.unbox(params)
+    for player in model.turns:
+        loss, _ = jax.eval_shape(
+            lambda p, m, player=player: model.loss(player, p, m, batch, KEY_B[:2], 0),
+            params,
+            mutables,
+        )
+        assert loss.total.shape == loss.weight.shape
+    request = tiny.request(SimpleNamespace(temperature=1.0, pixel_noise=False), 2)
+    drawn = jax.eval_shape(lambda p, m: model.sample(p, m, KEY_B[:2], request), params, mutables)
+    assert drawn.shape == (2, *shape) and drawn.dtype == jnp.uint8
+
+
+def test_own_losses_and_quantizers_are_named_in_a_config(monkeypatch):
+    """What a package registers, or an import path, is a choice like the library's own."""
+    for registry in (QUANTIZERS, RECONSTRUCTION_ERRORS, GAN_LOSSES):
+        monkeypatch.setattr(registry, "_items", dict(registry._items))
+    QUANTIZERS.register("coarse", lambda config: FSQ((2, 2), config.decay))
+    RECONSTRUCTION_ERRORS.register("fourth", lambda x, y: (x - y) ** 4)
+    GAN_LOSSES.register("tanh", GANLoss(lambda r, f: jnp.tanh(f - r), lambda r, f: -jnp.tanh(f)))
+    run = discrete(
+        quantizer="coarse",
+        reconstruction_error="fourth",
+        critic_weight=1.0,
+        critic_loss="tanh",
+        critic_channels=(4,),
+    )
+    assert run.objective.num_codes == 4
+    params, mutables = tiny.params(run, "vae", scale=0.3), tiny.mutables(run, "vae")
+    loss = run.objective.loss
+    _, (metrics, _) = jax.jit(loss, static_argnums=0)("model", params, mutables, BATCH, KEY_B, 0)
+    found = jax.jit(run.objective.evaluate)(params, mutables, BATCH, KEY_B)
+    decoded = run.objective._autoencode(params["model"], mutables["model"], BATCH)[0]
+    error_B = ((decoded - (BATCH["image"] / 127.5 - 1)) ** 4).mean((1, 2, 3))
+    by_hand = np.average(error_B, weights=BATCH["weight"])
+    np.testing.assert_allclose(found["reconstruction"].value(), by_hand, rtol=1e-4)
+    assert -1 < float(metrics["adversarial"].value()) < 1
+    with pytest.raises(UserError, match=r"objective\.quantizer"):
+        discrete(quantizer="nothing")
 
 
 # Recipes ---------------------------------------------------------------------------------------
@@ -368,8 +490,8 @@ SIZES = {
     "fashion.py:gpu": (35_070_146, 0),
     "fsq.py": (366_389, 0),
     "kl.py": (317_657, 0),
-    "ladder.py": (711_025, 0),
-    "ladder.py:static": (711_025, 0),
+    "hierarchical_vae.py": (711_025, 0),
+    "hierarchical_vae.py:static": (711_025, 0),
     "mlp_mnist.py": (652_824, 0),
     "mlp_mnist.py:static": (652_824, 0),
     "vq.py": (366_649, 0),

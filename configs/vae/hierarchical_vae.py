@@ -1,12 +1,13 @@
 """A hierarchical VAE: five groups of latents, coarse to fine, on binarised 28×28 images.
 
-    aigc train --config=configs/vae/ladder.py --workdir=runs/vae_ladder --config.data.source=idx:DIR
-    aigc eval --workdir=runs/vae_ladder
+    aigc train --config=configs/vae/hierarchical_vae.py --workdir=runs/hierarchical_vae \
+        --config.data.source=idx:DIR
+    aigc eval --workdir=runs/hierarchical_vae
 
 DIR holds MNIST's four IDX files; the default is Debian's Fashion-MNIST. Two groups are of 7×7
 places, two of 14×14 and one of 28×28; `kl_0`, `kl_1`, … say what each carries, from the top. Bits
-are drawn dynamically, and `iwae` (k = 50) is in nats on the test set; `ladder.py:static` draws them
-once per image, as `mlp_mnist.py` explains.
+are drawn dynamically, and `iwae` (k = 50) is in nats on the test set; `hierarchical_vae.py:static`
+draws them once per image, as `mlp_mnist.py` explains.
 """
 
 import aigc_jax
@@ -16,7 +17,7 @@ def get_config(binarize="dynamic"):
     return aigc_jax.recipe(
         seed=0,
         data=dict(source="idx:/usr/share/datasets/fashion-mnist", batch_size=64),
-        model=dict(name="ladder", channels=(16, 32, 64), groups=(1, 2, 2), latent=8),
+        model=dict(name="hierarchical_vae", channels=(16, 32, 64), groups=(1, 2, 2), latent=8),
         objective=dict(
             name="vae",
             likelihood="bernoulli",
