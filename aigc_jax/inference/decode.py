@@ -58,8 +58,14 @@ def decode(
         stops=stops,
     )
     prefix = engine.prefill(token_NP, length_N, conditions)
-    request = dict(key=key_N, max_new_tokens=max_new_tokens, sampling=sampling)
-    state = engine.insert(prefix, None, np.arange(rows), **request)
+    state = engine.insert(
+        prefix,
+        None,
+        np.arange(rows),
+        key=key_N,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+    )
     if callback is None:
         return engine.advance(state, max_new_tokens).token_NT[:, :max_new_tokens]
     done = False

@@ -59,13 +59,13 @@ class DecoderNetwork(Protocol):
         """Logits (B, T, V) of the next token, float32."""
         ...
 
-    def insert_rows(self, cache: Cache, prefix: Cache, row_R: jax.Array) -> Cache:
+    def insert_rows(self, cache: Cache, prefix: Cache, row_R: jax.Array | None) -> Cache:
         """The cache with rows `row_R` replaced by all R rows of another one.
 
         Args:
           cache: from `init_cache`, or in the form of `per_layer_cache`.
           prefix: from `init_cache`, for as many tokens or fewer.
-          row_R: rows of `cache`.
+          row_R: rows of `cache`; None: all of them, in order.
         """
         ...
 

@@ -69,30 +69,39 @@ def sample_tokens(
     def used(row_N: jax.Array) -> jax.Array:
         return (row_N if active_N is None else row_N & active_N).any()
 
-    p = params
+    temperature_N, top_k_N, top_p_N, min_p_N, penalty_N = map(
+        jnp.asarray,
+        (
+            params.temperature,
+            params.top_k,
+            params.top_p,
+            params.min_p,
+            params.repetition_penalty,
+        ),
+    )
     logits_NV = jax.lax.cond(
-        used(p.repetition_penalty != 1),
-        lambda logits: _penalise(logits, seen_NV, p.repetition_penalty),
+        used(penalty_N != 1),
+        lambda logits: _penalise(logits, seen_NV, penalty_N),
         lambda logits: logits,
         logits_NV,
     )
-    truncated_N = (p.top_k > 0) | (p.top_p < 1)
+    truncated_N = (top_k_N > 0) | (top_p_N < 1)
 
     def draw(logits: jax.Array) -> jax.Array:
-        hot_N = p.temperature > 0
-        scaled = logits / jnp.where(hot_N, p.temperature, 1)[:, None]
+        hot_N = temperature_N > 0
+        scaled = logits / jnp.where(hot_N, temperature_N, 1)[:, None]
         scaled = jax.lax.cond(
             used(truncated_N & hot_N),
-            lambda x: jnp.where(truncated_N[:, None], truncate(x, p.top_k, p.top_p), x),
+            lambda x: jnp.where(truncated_N[:, None], truncate(x, top_k_N, top_p_N), x),
             lambda x: x,
             scaled,
         )
-        floor = scaled.max(-1, keepdims=True) + jnp.log(p.min_p)[:, None]
+        floor = scaled.max(-1, keepdims=True) + jnp.log(min_p_N)[:, None]
         kept = jnp.where(scaled >= floor, scaled, -jnp.inf)
         drawn_N = jax.vmap(jax.random.categorical)(key_N, kept)
         return jnp.where(hot_N, drawn_N, logits.argmax(-1))
 
-    token_N = jax.lax.cond(used(p.temperature > 0), draw, lambda x: x.argmax(-1), logits_NV)
+    token_N = jax.lax.cond(used(temperature_N > 0), draw, lambda x: x.argmax(-1), logits_NV)
     return token_N.astype(jnp.int32)
 
 

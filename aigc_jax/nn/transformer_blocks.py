@@ -4,6 +4,7 @@ Shapes: B batch, T tokens, S cache slots, H query heads, K key heads, D head siz
 layers.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -119,7 +120,8 @@ class ShortConv(nn.Module):
         batch, length, features = x_BTW.shape
         shape = (self.width, features)
         init = nn.with_logical_partitioning(nn.initializers.zeros, ("position", "norm"))
-        taps = self.param("taps", init, shape).astype(x_BTW.dtype)
+        kernel: Any = self.param("taps", init, shape)
+        taps = kernel.astype(x_BTW.dtype)
         if before is None:
             before = jnp.zeros((batch, self.width - 1, features), x_BTW.dtype)
         all_BSW = jnp.concatenate([before.astype(x_BTW.dtype), x_BTW], 1)
@@ -257,7 +259,7 @@ class Block(nn.Module):
         c, (x_BTW, kv), (layer, window) = self.config, carry, each
         if context.dropout_key_B is not None:  # every layer drops its own
             key_B = jax.vmap(jax.random.fold_in, (0, None))(context.dropout_key_B, layer)
-            context = context.replace(dropout_key_B=key_B)
+            context = dataclasses.replace(context, dropout_key_B=key_B)
 
         def residual(
             x: jax.Array, name: str, branch: Callable[[jax.Array], jax.Array]

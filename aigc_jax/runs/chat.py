@@ -1,4 +1,4 @@
-"""Talking with a language model in a terminal, in the form ChatML."""
+"""Chat with a language model in a terminal, in the format ChatML."""
 
 import dataclasses
 import sys
@@ -15,16 +15,16 @@ from aigc_jax.experiment.restore import restore
 from aigc_jax.inference.stop_strings import StopStringStreamer, truncate_at_stop
 from aigc_jax.modalities.text.chat_format import ANSWER, Message, render, turn_end
 
-HELP = "say something; /reset begins anew, /exit or Ctrl-D ends the chat"
+HELP = "type a message; /reset clears the conversation, /exit or Ctrl-D ends the chat"
 
 
 class Chat:
     """A conversation with a workdir's model.
 
     Args:
-      workdir: a run of a language model that knows conversations.
-      system: what the model is told first; "": nothing.
-      seed: of its answers.
+      workdir: a run of a language model that was trained on conversations.
+      system: the system message; "": none.
+      seed: of the answers.
       **options: fields of the family's `sample` section, such as `temperature`.
 
     Raises:
@@ -43,62 +43,64 @@ class Chat:
         stop = (*chosen.stop, *turn_end(self._tokenizer))
         self._options: Any = dataclasses.replace(chosen, stop=stop)
         context = run.objective.context
-        self._room = context - chosen.max_new_tokens
+        self._max_prompt = context - chosen.max_new_tokens
         if not run.objective.bounded:  # the answer may push the beginning out of the window
-            self._room = max(self._room, context // 2)
-        self._first = [{"role": "system", "content": system}] if system else []
-        self.messages: list[Message] = list(self._first)
+            self._max_prompt = max(self._max_prompt, context // 2)
+        self._system = [{"role": "system", "content": system}] if system else []
+        self.messages: list[Message] = list(self._system)
 
     def reset(self) -> None:
-        """Forgets all that was said."""
-        self.messages = list(self._first)
+        """Clears the conversation."""
+        self.messages = list(self._system)
 
-    def take_back(self) -> None:
-        """Forgets what a person has said and the model has not answered."""
+    def retract(self) -> None:
+        """Removes a message of the user that has not been answered."""
         if self.messages[-1:] and self.messages[-1]["role"] == "user":
             self.messages.pop()
 
     def answer(self, text: str, show: Callable[[str], None] = lambda piece: None) -> str:
-        """What the model says to `text`; both are added to `messages`.
+        """The model's answer to `text`; both are added to `messages`.
 
-        Of a conversation that has become too long for the model the oldest turns are left out.
+        If the conversation is too long for the model, its oldest turns are left out of the prompt.
 
         Args:
-          text: what the person says.
-          show: is given the pieces of the answer as they are drawn.
+          text: the user's message.
+          show: is given the pieces of the answer as they are written.
 
         Raises:
           UserError: if `text` alone is too long.
         """
         self.messages.append({"role": "user", "content": text})
-        prompt, first = self._prompt(0), len(self._first)
-        left_out = 0
-        while len(prompt) > self._room:
+        prompt, first = self._prompt(0), len(self._system)
+        left_out = 0  # messages
+        while len(prompt) > self._max_prompt:
             left_out += 2
             if first + left_out >= len(self.messages):
                 self.messages.pop()
                 raise UserError(
-                    f"that is {len(prompt)} tokens, but the model has room for {self._room} beside"
-                    " its answer: say less, or lower --max_new_tokens"
+                    f"that is {len(prompt)} tokens, but the model has room for"
+                    f" {self._max_prompt} beside its answer: say less, or lower --max_new_tokens"
                 )
             prompt = self._prompt(left_out)
-        watch = StopStringStreamer(self._tokenizer, self._options.stop, show)
+        streamer = StopStringStreamer(self._tokenizer, self._options.stop, show)
         init = self._objective.encode_tokens([prompt], self._options.max_new_tokens)
-        request = make_request(self._objective, self._options, 1, init=init, token_callback=watch)
+        request = make_request(
+            self._objective, self._options, 1, init=init, token_callback=streamer
+        )
         seed = self._seed + len(self.messages)
         samples = generate(self._objective, self._params, self._mutables, request, seed)
-        watch.close()
-        said = truncate_at_stop(self._tokenizer.decode(samples[0]), self._options.stop)
-        self.messages.append({"role": ANSWER, "content": said})
-        return said
+        streamer.close()
+        answer = truncate_at_stop(self._tokenizer.decode(samples[0]), self._options.stop)
+        self.messages.append({"role": ANSWER, "content": answer})
+        return answer
 
     def _prompt(self, left_out: int) -> np.ndarray:
-        kept = self.messages[len(self._first) + left_out :]
-        return render([*self._first, *kept], self._tokenizer, answer=True)[0]
+        kept = self.messages[len(self._system) + left_out :]
+        return render([*self._system, *kept], self._tokenizer, answer=True)[0]
 
 
 def talk(chat: Chat) -> None:
-    """Reads what a person says, line by line, and writes what the model answers."""
+    """Reads messages from standard input, line by line, and writes the answers."""
     terminal = sys.stdin.isatty()
     if terminal:
         import readline  # noqa: F401 (gives `input` its history and editing)
@@ -122,8 +124,8 @@ def talk(chat: Chat) -> None:
             try:
                 chat.answer(line, show)
                 print()
-            except KeyboardInterrupt:  # enough of this answer, not of the conversation
-                chat.take_back()
+            except KeyboardInterrupt:  # ends this answer, not the conversation
+                chat.retract()
                 print()
             except UserError as e:
                 print(f"aigc: {e}", file=sys.stderr)

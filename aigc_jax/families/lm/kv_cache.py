@@ -46,14 +46,14 @@ def per_layer_cache(cache: Cache, num_layers: int) -> Cache:
     return {**shared, LAYERS: each}
 
 
-def insert_rows(cache: Cache, prefix: Cache, row_R: jax.Array) -> Cache:
+def insert_rows(cache: Cache, prefix: Cache, row_R: jax.Array | None) -> Cache:
     """The cache with rows `row_R` replaced by the R rows of `prefix`, which has as many slots or
     fewer and holds positions 0, 1, … in order; the other slots of these rows become empty.
 
     Args:
       cache: stacked or per layer.
       prefix: stacked.
-      row_R: rows of `cache`.
+      row_R: rows of `cache`; None: all of them, in order.
     """
     slots = cache["position"].shape[1]
     empty = slots - prefix["position"].shape[1]
@@ -64,11 +64,14 @@ def insert_rows(cache: Cache, prefix: Cache, row_R: jax.Array) -> Cache:
         return {k: jnp.pad(x, widths) if k in ("k", "v") else x for k, x in layers.items()}
 
     def put(old: Cache, new: Cache) -> Cache:
+        if row_R is None:
+            return {k: new[k].astype(x.dtype) for k, x in old.items()}
         return {k: x.at[:, row_R].set(new[k].astype(x.dtype)) for k, x in old.items()}
 
-    after = {"position": cache["position"].at[row_R].set(position_RS)}
+    row = slice(None) if row_R is None else row_R
+    after = {"position": cache["position"].at[row].set(position_RS)}
     if CONDITION in cache:
-        after[CONDITION] = cache[CONDITION].at[row_R].set(prefix[CONDITION])
+        after[CONDITION] = cache[CONDITION].at[row].set(prefix[CONDITION])
     if LAYERS not in cache:
         return {**after, **put(of_layers(cache), padded(of_layers(prefix)))}
     each = per_layer_cache(prefix, len(cache[LAYERS]))[LAYERS]

@@ -90,6 +90,8 @@ class LanguageModel(TextObjective):
       UserError: if the network is not causal.
     """
 
+    network: TextNetwork
+
     def __init__(
         self,
         config: LMConfig,

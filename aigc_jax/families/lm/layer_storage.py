@@ -7,7 +7,7 @@ one, each with arrays of its own.
 Shapes: L layers, B batch, T tokens, W width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,25 +17,17 @@ import jax.numpy as jnp
 LAYERS = "layers"  # the name of the stacked layers in each collection
 
 
-def unstack_layers(tree: dict[str, Any], num_layers: int) -> dict[str, Any]:
+def unstack_layers(tree: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
     """`{"layers": arrays (L, …)}` → `{"layers": {"0": arrays (…), "1": …}}`; the rest is kept."""
     if LAYERS not in tree:
-        return tree
+        return dict(tree)
     stacked = tree[LAYERS]
     each = {str(i): jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(num_layers)}
     return {**tree, LAYERS: each}
 
 
-def stack_layers(tree: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `unstack_layers`."""
-    if LAYERS not in tree:
-        return tree
-    each = [tree[LAYERS][str(i)] for i in range(len(tree[LAYERS]))]
-    return {**tree, LAYERS: jax.tree.map(lambda *x: jnp.stack(x), *each)}
-
-
 def per_layer_variables(
-    variables: dict[str, dict[str, Any]], num_layers: int, dtype: jnp.dtype
+    variables: Mapping[str, Mapping[str, Any]], num_layers: int, dtype: jnp.dtype
 ) -> dict[str, dict[str, Any]]:
     """Collections with unstacked layers, and matrices in `dtype`: each token reads all of them."""
 
@@ -50,7 +42,7 @@ def per_layer_variables(
 
 def apply_per_layer(
     block: nn.Module,
-    variables: dict[str, dict[str, Any]],
+    variables: Mapping[str, Mapping[str, Any]],
     x_BTW: jax.Array,
     caches: Sequence[dict[str, jax.Array]],
     windows: Sequence[int],

@@ -1,12 +1,13 @@
 """Low-rank adapters (Hu et al. 2021) as players: the adapters are trained, their base is frozen."""
 
+from collections.abc import Mapping
 from typing import Any
 
 Params = dict[str, Any]
 UNFROZEN = ("task_head",)  # trained beside adapters, as it has not been pretrained
 
 
-def split_variables(variables: dict[str, Any]) -> Params:
+def split_variables(variables: Mapping[str, Any]) -> Params:
     """Variables → `{player: parameters}`: `model` is trained; `base`, under adapters, is frozen."""
     params = variables["params"]
     if "lora" not in variables:

@@ -139,11 +139,12 @@ class LSTM(TextNetwork):
         return {**memory, **self.condition_cache(batch)}
 
     @nn.nowrap
-    def insert_rows(self, cache: Cache, prefix: Cache, row_R: jax.Array) -> Cache:
+    def insert_rows(self, cache: Cache, prefix: Cache, row_R: jax.Array | None) -> Cache:
         """The memory with rows replaced by those of another; see `DecoderNetwork`."""
-        after = {k: cache[k].at[:, row_R].set(prefix[k]) for k in ("c", "h")}
+        row = slice(None) if row_R is None else row_R
+        after = {k: cache[k].at[:, row].set(prefix[k]) for k in ("c", "h")}
         if CONDITION in cache:
-            after[CONDITION] = cache[CONDITION].at[row_R].set(prefix[CONDITION])
+            after[CONDITION] = cache[CONDITION].at[row].set(prefix[CONDITION])
         return after
 
     @nn.nowrap

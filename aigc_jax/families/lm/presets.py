@@ -1,7 +1,7 @@
 """Published models as sections `model` of a recipe: `model=dict(GPT2_124M, dropout=0.1)`.
 
-What a model of Hugging Face's is in our fields is also in the config.json of a workdir that
-`aigc convert` has written.
+The fields of another Hugging Face model are in the config.json of the workdir that `aigc convert`
+writes for it.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ GPT2: Section = dict(
     init_std=0.02,
     zero_init=False,
 )
-# Radford et al. 2019. The vocabulary is filled up to a multiple of 128, which is faster.
+# Radford et al. 2019. The vocabulary is padded to a multiple of 128, which is faster.
 GPT2_124M: Section = dict(
     GPT2, layers=12, width=768, heads=12, context=1024, vocab_size=50_304, tie_embeddings=True
 )

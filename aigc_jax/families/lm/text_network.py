@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
 from aigc_jax.core.conditions import Conditions
 from aigc_jax.inference.decoder_network import Cache, Variables
@@ -63,6 +64,11 @@ class TextNetwork(nn.Module):
     dtype: jnp.dtype = jnp.float32
     num_outputs: int = 0
     embedders: Mapping[str, nn.Module] | None = None
+
+    def __post_init__(self) -> None:
+        if self.embedders is not None:  # static arguments of jitted functions are hashed
+            self.embedders = FrozenDict(self.embedders)
+        super().__post_init__()
 
     # Methods of the module: inside `apply` only.
 
@@ -147,7 +153,7 @@ class TextNetwork(nn.Module):
         conditions: Conditions | None = None,
     ) -> jax.Array:
         """Features (B, T, W) of whole texts; see `features`."""
-        given = dict(segments_BT=segments_BT, key_B=key_B, conditions=conditions)
+        given: dict[str, Any] = dict(segments_BT=segments_BT, key_B=key_B, conditions=conditions)
         return self.apply(variables, token_BT, **given, method=type(self).features)[0]
 
     @nn.nowrap
@@ -160,18 +166,20 @@ class TextNetwork(nn.Module):
         conditions: Conditions | None = None,
     ) -> tuple[jax.Array, Cache]:
         """Features (B, T, W) of more tokens, and the cache with them; see `DecoderNetwork`."""
-        given = dict(cache=cache, conditions=conditions)
+        given: dict[str, Any] = dict(cache=cache, conditions=conditions)
         return self.apply(variables, token_BT, position_BT, **given, method=type(self).features)
 
     @nn.nowrap
     def vocab_logits(self, variables: Variables, x_BTW: jax.Array) -> jax.Array:
         """Logits (…, V) from features, float32."""
-        return self.apply(variables, x_BTW, method=type(self).head)
+        logits: Any = self.apply(variables, x_BTW, method=type(self).head)
+        return logits
 
     @nn.nowrap
     def task_logits(self, variables: Variables, x_BTW: jax.Array) -> jax.Array:
         """A task's outputs (…, O) from features, float32."""
-        return self.apply(variables, x_BTW, method=type(self).task_outputs)
+        outputs: Any = self.apply(variables, x_BTW, method=type(self).task_outputs)
+        return outputs
 
     # Caches, and the form of variables in which a step of decoding is fast.
 
@@ -181,7 +189,7 @@ class TextNetwork(nn.Module):
         raise NotImplementedError
 
     @nn.nowrap
-    def insert_rows(self, cache: Cache, prefix: Cache, row_R: jax.Array) -> Cache:
+    def insert_rows(self, cache: Cache, prefix: Cache, row_R: jax.Array | None) -> Cache:
         """The cache with rows replaced by those of another; see `DecoderNetwork`."""
         raise NotImplementedError
 

@@ -47,7 +47,9 @@ class EncoderNetwork(Protocol):
     vocab_size: int
     context: int
 
-    def init(self, rng: jax.Array, token_BT: jax.Array) -> Variables: ...
+    def init(
+        self, rng: jax.Array, token_BT: jax.Array, /, *, conditions: Conditions | None = None
+    ) -> Variables: ...
 
     def encode(
         self,

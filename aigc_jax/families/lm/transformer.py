@@ -121,7 +121,8 @@ class Transformer(TextNetwork):
             kv = None if cache is None else kv_cache.of_layers(cache)
             each = (jnp.arange(c.layers), jnp.asarray(np.array(c.windows(), np.int32)))
             (x_BTW, kv), _ = self.layers((x_BTW, kv), each, context)
-            cache = None if cache is None else {**cache, **kv}
+            if cache is not None and kv is not None:
+                cache = {**cache, **kv}
         if c.norm_position != "post":
             x_BTW = self.final_norm(x_BTW)
         return x_BTW, cache
@@ -158,7 +159,7 @@ class Transformer(TextNetwork):
         return {**cache, **self.condition_cache(batch)}
 
     @nn.nowrap
-    def insert_rows(self, cache: Cache, prefix: Cache, row_R: jax.Array) -> Cache:
+    def insert_rows(self, cache: Cache, prefix: Cache, row_R: jax.Array | None) -> Cache:
         """The cache with rows replaced by those of another; see `DecoderNetwork`."""
         return kv_cache.insert_rows(cache, prefix, row_R)
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core.capabilities import SupportsTextGeneration
@@ -29,9 +30,10 @@ def decoding(run: Run, state: TrainState, batch: int, times: int = 5) -> dict[st
       batch: texts at once.
       times: repetitions.
     """
-    objective, params = run.objective, state.sampling_params
+    objective: Any = run.objective
+    params = state.sampling_params
     new = min(NEW_TOKENS, max(objective.context - 1, 1))
-    key_N = numbered_keys(jax.random.key(0), np.arange(batch))
+    key_N = numbered_keys(jax.random.key(0), jnp.arange(batch))
     prompts = np.zeros((batch, 1), np.int32), np.ones(batch, np.int32)
 
     def write() -> jax.Array:
