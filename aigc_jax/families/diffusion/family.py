@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from aigc_jax.core.modality import CONTINUOUS, LEVELS
+from aigc_jax.core.modality import CONTINUOUS, LEVELS, modelled_field, task_of
 from aigc_jax.core.objective import Objective
 from aigc_jax.core.registry import Registry
 from aigc_jax.families.diffusion import diffusion, meanflow
@@ -17,19 +17,23 @@ DENOISERS: Registry[Model] = Registry(
 TASKS = (LEVELS, CONTINUOUS)
 
 
-def _arguments(parts: Parts) -> tuple[Any, Any, tuple[int, ...], int]:
-    """Config, network, shape of an example and number of its levels (0: continuous)."""
+def _network_and_data(parts: Parts) -> dict[str, Any]:
+    """The arguments of the objective beside its config; 0 levels: the data are continuous."""
     spec = parts.spec
-    network = parts.network(parts.model, num_classes_of(parts.model, spec), parts.dtype)
-    return parts.objective, network, spec.shape, 0 if spec.continuous else spec.levels
+    return dict(
+        model=parts.network(parts.model, num_classes_of(parts.model, spec), parts.dtype),
+        shape=spec.shape,
+        levels=0 if task_of(spec) == CONTINUOUS else spec.levels,
+        field=modelled_field(spec),
+    )
 
 
 def _diffusion(parts: Parts) -> Objective:
-    return diffusion.Diffusion(*_arguments(parts))
+    return diffusion.Diffusion(parts.objective, **_network_and_data(parts))
 
 
 def _meanflow(parts: Parts) -> Objective:
-    return meanflow.MeanFlow(*_arguments(parts))
+    return meanflow.MeanFlow(parts.objective, **_network_and_data(parts))
 
 
 DIFFUSION = Family(

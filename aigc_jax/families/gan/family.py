@@ -1,7 +1,7 @@
 """GANs as a family."""
 
 from aigc_jax.core.conditions import class_conditions
-from aigc_jax.core.modality import LEVELS
+from aigc_jax.core.modality import LEVELS, modelled_field
 from aigc_jax.core.objective import Objective
 from aigc_jax.core.registry import Registry
 from aigc_jax.families.family import Family, Model, Parts, num_classes_of
@@ -28,6 +28,7 @@ def _gan(parts: Parts) -> Objective:
         generator(parts.model, parts.spec.shape, classes, parts.dtype),
         critic(parts.model, classes, parts.dtype),
         class_conditions(classes),
+        field=modelled_field(parts.spec),
     )
 
 

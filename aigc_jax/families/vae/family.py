@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aigc_jax.core.conditions import ConditionSpec, class_conditions
-from aigc_jax.core.modality import LEVELS
+from aigc_jax.core.modality import LEVELS, modelled_field
 from aigc_jax.core.objective import Objective
 from aigc_jax.core.registry import Registry
 from aigc_jax.families.family import Family, Model, Parts, num_classes_of
@@ -55,7 +55,13 @@ def conditions_of_parts(parts: Parts) -> dict[str, ConditionSpec]:
 def _single_latent(parts: Parts) -> Objective:
     """A VAE with one group of latents, which can be the first stage of another model."""
     latents = SingleLatent(*encoder_and_decoder(parts))
-    return KLAutoencoder(parts.objective, latents, parts.spec.levels, conditions_of_parts(parts))
+    return KLAutoencoder(
+        parts.objective,
+        latents,
+        parts.spec.levels,
+        conditions_of_parts(parts),
+        field=modelled_field(parts.spec),
+    )
 
 
 def _hierarchical(parts: Parts) -> Objective:
@@ -66,7 +72,13 @@ def _hierarchical(parts: Parts) -> Objective:
         bottom_up(parts.model, classes, parts.dtype),
         top_down(parts.model, parts.spec.shape, classes, parts.dtype),
     )
-    return vae.VAE(parts.objective, latents, parts.spec.levels, conditions_of_parts(parts))
+    return vae.VAE(
+        parts.objective,
+        latents,
+        parts.spec.levels,
+        conditions_of_parts(parts),
+        field=modelled_field(parts.spec),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
