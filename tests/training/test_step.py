@@ -12,6 +12,7 @@ from aigc_jax.core.config import Ema
 from aigc_jax.core.metrics import Mean
 from aigc_jax.core.objective import Objective
 from aigc_jax.distributed.mesh import make_mesh
+from aigc_jax.ops.random import normal
 from aigc_jax.training import ema as ema_lib
 from aigc_jax.training.compile import compile_step
 from aigc_jax.training.init import init_state
@@ -198,3 +199,49 @@ def test_mean_merges_exactly():
     np.testing.assert_allclose(merged.value(), np.average(values, weights=weights), rtol=1e-6)
     assert float(Mean.of(jnp.array([jnp.inf, 1.0]), jnp.array([0.0, 1.0])).value()) == 1.0
     assert float(Mean.of(jnp.ones(2), jnp.zeros(2)).value()) == 0.0
+
+
+class Prepared(Objective):
+    """Two players whose batch gets noise from `prepare`, which must reach both of them alike."""
+
+    turns = ("a", "b")
+
+    def init(self, rng, batch):
+        return {player: {"w": jnp.ones(1)} for player in self.turns}, {}
+
+    def prepare(self, params, mutables, batch, key_B, step):
+        return {**batch, "x": batch["x"] + normal(key_B, (3,)), "noise": normal(key_B, ())}
+
+    def loss(self, player, params, mutables, batch, key_B, step):
+        own = params[player]["w"][0]
+        loss = Mean.of(own * batch["x"].sum(-1), batch["weight"])
+        again_B = jnp.abs(normal(key_B, ()) - batch["noise"]) < 1e-3  # a key of a turn
+        seen = {"x": Mean.of(batch["x"].sum(-1)), "again": Mean.of(again_B.astype(jnp.float32))}
+        return loss, (seen, mutables)
+
+
+@pytest.mark.parametrize(
+    "mesh, how, accumulate", [("data=1", "jit", 2), ("data=2", "jit", 1), ("data=2", "pmap", 2)]
+)
+def test_a_batch_is_prepared_once_with_keys_of_its_own(mesh, how, accumulate):
+    """The same on any number of devices and microbatches; another one in the next step."""
+    batch = {"x": np.arange(24.0, dtype=np.float32).reshape(8, 3), "weight": np.ones(8, np.float32)}
+    objective = Prepared()
+
+    def taken(mesh, how, accumulate):
+        optimizers = {player: optax.sgd(0.1) for player in objective.turns}
+        step = make_step(objective, optimizers, accumulate=accumulate)
+        compiled = compile_step(step, make_mesh(mesh), how)
+        state = init_state(objective, optimizers, batch, 0, ema=False)
+        state, found = compiled.put_state(state), []
+        for _ in range(2):
+            state, metrics = compiled(state, compiled.put_batch(batch))
+            found.append({name: float(mean.value()) for name, mean in metrics.items()})
+        return found
+
+    expected, found = taken("data=1", "jit", 1), taken(mesh, how, accumulate)
+    for one, other in zip(expected, found, strict=True):
+        assert one["a/x"] == one["b/x"] != batch["x"].sum(-1).mean()
+        assert one["a/again"] == one["b/again"] == 0
+        assert other == pytest.approx(one, rel=1e-5)
+    assert expected[0]["a/x"] != expected[1]["a/x"]
