@@ -273,10 +273,3 @@ def time_embedding(
     angle = time_B[:, None].astype(jnp.float32) * frequency
     parts = (jnp.sin(angle), jnp.cos(angle)) if sin_first else (jnp.cos(angle), jnp.sin(angle))
     return jnp.pad(jnp.concatenate(parts, -1), ((0, 0), (0, size % 2)))
-
-
-def label_one_hot(label_B: jax.Array | None, batch: int, num_classes: int) -> jax.Array:
-    """(B, num_classes) float32; all zero for a label outside the range, which means "none"."""
-    if label_B is None:
-        return jnp.zeros((batch, num_classes))
-    return jax.nn.one_hot(label_B, num_classes)
