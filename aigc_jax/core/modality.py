@@ -156,6 +156,7 @@ class Modality(abc.ABC):
           UserError: if the shape is of this modality but does not suit the config.
         """
         del shape, config
+        return None
 
     def synthetic_data(
         self, spec: Spec, config: Config, rng: np.random.Generator

@@ -1,4 +1,4 @@
-"""Images that a person hands to a trained model, and masks of what to draw anew."""
+"""Images with which samples begin, and masks of what to draw again (inpainting)."""
 
 import os
 
@@ -49,10 +49,11 @@ def load_init_images(
     count = max(len(image_NHWC), len(mask_NHW))
     if mask_NHW.shape[1:] != (height, width) or {len(image_NHWC), len(mask_NHW)} - {1, count}:
         raise UserError(
-            f"the mask has the shape {np.shape(mask)}: it must be ({height}, {width}), or one such"
+            f"the mask has the shape {mask_NHW.shape}: it must be ({height}, {width}), or one such"
             " for each image"
         )
-    return tuple(np.repeat(a, count // len(a), 0) for a in (image_NHWC, mask_NHW))
+    image_NHWC, mask_NHW = (np.repeat(a, count // len(a), 0) for a in (image_NHWC, mask_NHW))
+    return image_NHWC, mask_NHW
 
 
 def _array(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

@@ -56,7 +56,7 @@ class ImageSpec:
     def example_batch(self, size: int) -> dict[str, np.ndarray]:
         """Zeros: "image" (size, H, W, C), uint8 or, for latents, float32; "label", "weight"."""
         dtype = np.float32 if self.continuous else np.uint8
-        batch = {"image": np.zeros((size, *self.shape), dtype)}
+        batch: dict[str, np.ndarray] = {"image": np.zeros((size, *self.shape), dtype)}
         if self.num_classes:
             batch["label"] = np.zeros(size, np.int32)
         return batch | {"weight": np.ones(size, np.float32)}

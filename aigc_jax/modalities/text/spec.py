@@ -67,7 +67,7 @@ class TextSpec:
     def example_batch(self, size: int) -> dict[str, np.ndarray]:
         """Zeros: "tokens" (size, T + 1), and "segments", "label" or "tags" (size, T); "weight"."""
         task = self.format in TASKS
-        batch = {"tokens": np.zeros((size, self.seq_len + 1), np.int32)}
+        batch: dict[str, np.ndarray] = {"tokens": np.zeros((size, self.seq_len + 1), np.int32)}
         if self.format != "stream":
             batch["segments"] = np.ones((size, self.seq_len + 1), np.int32)
         if self.format == "labels":

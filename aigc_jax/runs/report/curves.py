@@ -34,8 +34,8 @@ def further(records: Sequence[Mapping[str, Any]], shown: Sequence[str]) -> list[
 
     def beside(key: str) -> bool:
         parts = key.split("_")
-        above = ["_".join(parts[:n]) for n in range(1, len(parts))]
-        above = [values[name] for name in above if name in values]
+        prefixes = ["_".join(parts[:n]) for n in range(1, len(parts))]
+        above = [values[name] for name in prefixes if name in values]
         if parts[-1] in ("low", "high"):
             return bool(above)
         return key not in trained and len(values[key]) == 1 < max(map(len, above), default=0)

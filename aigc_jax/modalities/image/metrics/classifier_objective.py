@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import optax
 
-from aigc_jax.core.metrics import Mean
-from aigc_jax.core.objective import Batch, Objective
+from aigc_jax.core.metrics import Mean, Metrics
+from aigc_jax.core.objective import Batch, Objective, Params
 from aigc_jax.core.request import SampleRequest
 from aigc_jax.modalities.image.metrics.classifier_network import Classifier
 from aigc_jax.ops.image import to_signed
@@ -26,8 +26,10 @@ class Classification(Objective):
     def init(self, rng: jax.Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
         return {"model": self.model.init(rng, to_signed(batch["image"]))["params"]}, {}
 
-    def _outcome(self, params, batch):
-        _, logits_BK = self.model.apply({"params": params["model"]}, to_signed(batch["image"]))
+    def _outcome(self, params: Params, batch: Batch) -> tuple[Mean, Metrics]:
+        variables = {"params": params["model"]}
+        outputs: Any = self.model.apply(variables, to_signed(batch["image"]))
+        logits_BK: jax.Array = outputs[1]
         nats_B = optax.softmax_cross_entropy_with_integer_labels(logits_BK, batch["label"])
         correct_B = logits_BK.argmax(-1) == batch["label"]
         weight_B = batch["weight"]

@@ -6,6 +6,7 @@ Shapes: N images, H height, W width, C channels, K classes of one channel.
 import numpy as np
 
 from aigc_jax.data.dataset import Dataset
+from aigc_jax.data.source import SupportsRowStreams
 
 
 def mode_coverage(dataset: Dataset, images: np.ndarray) -> dict[str, float]:
@@ -28,6 +29,7 @@ def mode_coverage(dataset: Dataset, images: np.ndarray) -> dict[str, float]:
     for channel in range(images.shape[-1]):
         numbers = numbers * (int(labels.max()) + 1) + machine.predict(flat(images[..., channel]))
     train = dataset.train
+    assert not isinstance(train, SupportsRowStreams)
     real = np.array([train[i]["label"] for i in range(min(len(images), len(train)))])
     found, real_data = count_modes(numbers, total), count_modes(real, total)
     return {

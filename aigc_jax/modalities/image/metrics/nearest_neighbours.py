@@ -132,7 +132,7 @@ def metrics(
     found: dict[str, tuple[np.ndarray, np.ndarray]], spaces: dict[str, Space]
 ) -> dict[str, float]:
     """`{"copying_SPACE": …, "…_low": …, "…_high": …}`."""
-    result = {}
+    result: dict[str, float] = {}
     for name, (_, away) in found.items():
         value, low, high = copying(away[:, 0], spaces[name].held_out_M)
         result |= {

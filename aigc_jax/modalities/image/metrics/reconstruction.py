@@ -4,6 +4,7 @@ Shapes: N images, B images of a batch, H height, W width, C channels.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core.capabilities import SupportsReconstruction
@@ -39,7 +40,7 @@ def reconstruct(
         batch = {"image": images[index_B], "weight": real_B.astype(np.float32)}
         if labels is not None:
             batch["label"] = labels[index_B].astype(np.int32)
-        key_B = numbered_keys(jax.random.key(0), index_B)
+        key_B = numbered_keys(jax.random.key(0), jnp.asarray(index_B))
         return compiled(params, mutables, batch, key_B)
 
     return map_batches(batch_of, len(images), size)

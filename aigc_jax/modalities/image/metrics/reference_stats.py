@@ -90,7 +90,7 @@ def fingerprint(*images: np.ndarray) -> str:
     found = hashlib.sha256()
     for x in images:
         found.update(f"{x.dtype} {x.shape} ".encode())
-        found.update(np.ascontiguousarray(x))
+        found.update(np.ascontiguousarray(x).data)
     return found.hexdigest()
 
 
@@ -134,7 +134,7 @@ def save(reference: Reference, path: str) -> str:
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with atomic_path(path) as temporary, open(temporary, "wb") as f:
-            np.savez(f, **arrays)
+            np.savez(f, **arrays)  # type: ignore[arg-type]
     except OSError as e:
         raise StorageError(f"{shorten(path)} cannot be written: {e.strerror or e}") from e
     return path

@@ -30,7 +30,7 @@ def _pillow(images: np.ndarray, size: int) -> np.ndarray:
     for n, image in enumerate(images.astype(np.float32)):
         for c in range(image.shape[-1]):
             channel = Image.fromarray(np.ascontiguousarray(image[..., c]))
-            out[n, ..., c] = channel.resize((size, size), Image.Resampling.BICUBIC)
+            out[n, ..., c] = np.asarray(channel.resize((size, size), Image.Resampling.BICUBIC))
     return out.clip(0, 255)
 
 

@@ -99,7 +99,11 @@ class Report:
         }
 
 
-def report(true: Sequence[int], predicted: Sequence[int], class_names: Sequence[str]) -> Report:
+def report(
+    true: Sequence[int] | np.ndarray,
+    predicted: Sequence[int] | np.ndarray,
+    class_names: Sequence[str],
+) -> Report:
     """The report on N examples that have one class each; scikit-learn's definitions.
 
     With one class per example, the micro averages are all equal to the accuracy.
@@ -120,15 +124,15 @@ def report(true: Sequence[int], predicted: Sequence[int], class_names: Sequence[
         return _from_counts({}, correct=0, count=0)
     scores = precision_recall_fscore_support(true_N, predicted_N, labels=seen, zero_division=0)
     rows = {
-        class_names[c]: Row(*map(float, row), int(support))
-        for c, *row, support in zip(seen, *scores, strict=True)
+        class_names[c]: Row(float(precision), float(recall), float(f1), int(support))
+        for c, precision, recall, f1, support in zip(seen, *scores, strict=True)
     }
     averages = {}
     for name in AVERAGES:
-        *row, _ = precision_recall_fscore_support(
+        precision, recall, f1, _ = precision_recall_fscore_support(
             true_N, predicted_N, labels=seen, average=name, zero_division=0
         )
-        averages[name] = Row(*map(float, row), len(true_N))
+        averages[name] = Row(float(precision), float(recall), float(f1), len(true_N))
     accuracy = float((true_N == predicted_N).mean())
     return Report(rows, **averages, accuracy=accuracy, count=len(true_N))
 
@@ -151,7 +155,9 @@ def entity_report(true: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
             f" {len(true)}: give both for each"
         )
     # By type: entities found, entities predicted, entities there.
-    found, guessed, there = Counter(), Counter(), Counter()
+    found: Counter[str] = Counter()
+    guessed: Counter[str] = Counter()
+    there: Counter[str] = Counter()
     correct = count = 0
     for i, (a, b) in enumerate(zip(true, predicted, strict=True)):
         if len(a) != len(b):
@@ -226,7 +232,8 @@ def _from_counts(counts: dict[str, tuple[int, int, int]], correct: int, count: i
         total = sum(weights) or 1
         columns = zip(*scores, strict=True)
         sums = [sum(w * x for w, x in zip(weights, c, strict=True)) for c in columns]
-        return Row(*(s / total for s in sums), support)
+        precision, recall, f1 = (s / total for s in sums)
+        return Row(precision, recall, f1, support)
 
     return Report(
         rows,

@@ -46,7 +46,8 @@ def ngram_bits(train: bytes, text: bytes, order: int) -> float:
 def _grams(data: np.ndarray, n: int) -> np.ndarray:
     """Each run of n + 1 bytes as one number, the last byte lowest."""
     length = max(len(data) - n, 0)
-    return sum(data[i : i + length] << (8 * (n - i)) for i in range(n + 1))
+    shifted = [data[i : i + length] << (8 * (n - i)) for i in range(n + 1)]
+    return np.sum(shifted, axis=0)
 
 
 def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
