@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from aigc_jax.core.capabilities import SupportsTextGeneration
+from aigc_jax.core.objective import Objective
 from aigc_jax.core.request import TokenCallback
 from aigc_jax.core.state import TrainState
 from aigc_jax.data.dataset import Dataset, draw_examples
@@ -14,6 +16,7 @@ from aigc_jax.data.source import SupportsRowStreams
 from aigc_jax.experiment.build import Run
 from aigc_jax.experiment.generate import generate, make_request
 from aigc_jax.experiment.restore import guidance_model_of
+from aigc_jax.inference.stop_strings import StopStringStreamer
 
 
 class SampleDrawer:
@@ -72,18 +75,18 @@ class StateSampler:
         options: Any = None,
         conditions: Mapping[str, Any] | None = None,
         init: Mapping[str, Any] | None = None,
-        token_callback: TokenCallback | None = None,
         seed: int | None = None,
     ) -> np.ndarray:
-        """`num` samples of a request."""
+        """`num` samples of a request; texts end at the strings `options.stop`."""
         run = self.drawer.run
+        options = run.config.sample if options is None else options
         request = make_request(
             run.objective,
-            run.config.sample if options is None else options,
+            options,
             num,
             conditions=conditions,
             init=init,
-            token_callback=token_callback,
+            token_callback=_stop_callback(run.objective, options),
             guidance_model=self.drawer.guidance_model,
         )
         seed = run.config.eval.seed if seed is None else seed
@@ -99,3 +102,10 @@ class StateSampler:
         if self._shared is None or len(self._shared) < num:
             self._shared = self(num, conditions=self.drawer.conditions(num))
         return self._shared[:num]
+
+
+def _stop_callback(objective: Objective, options: Any) -> TokenCallback | None:
+    """What ends texts at the strings `options.stop`, if there are any."""
+    if isinstance(objective, SupportsTextGeneration) and options.stop:
+        return StopStringStreamer(objective.tokenizer, options.stop)
+    return None

@@ -15,7 +15,6 @@ from aigc_jax.core.config import Eval
 from aigc_jax.core.modality import Spec
 from aigc_jax.core.objective import Mutables, Objective, Params
 from aigc_jax.core.registry import Registry
-from aigc_jax.core.request import TokenCallback
 from aigc_jax.data.dataset import Dataset
 
 
@@ -56,17 +55,16 @@ class Generate(Protocol):
         options: Any = None,
         conditions: Mapping[str, Any] | None = None,
         init: Mapping[str, Any] | None = None,
-        token_callback: TokenCallback | None = None,
         seed: int | None = None,
     ) -> np.ndarray:
         """`num` samples, as `Objective.sample` returns them.
 
         Args:
           num: how many.
-          options: sampling options; those of the config if left out.
+          options: sampling options; those of the config if left out. Text ends at the strings
+            `options.stop`.
           conditions: by name, one value per sample.
           init: what to begin with, by name; text begins with the prompts of the options.
-          token_callback: called with the tokens while they are drawn.
           seed: of the random keys; `eval.seed` if left out.
         """
         ...

@@ -10,7 +10,6 @@ from aigc_jax.core.capabilities import SupportsTextGeneration
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.modality import TOKENS, task_of
 from aigc_jax.data.source import Source
-from aigc_jax.inference.stop_strings import StopStringStreamer
 from aigc_jax.modalities.metric import EvaluatedModel, EvaluationContext, Metric
 from aigc_jax.modalities.text.chat_format import ANSWER, Message, render, turn_end
 from aigc_jax.modalities.text.eval_options import TextEval
@@ -62,7 +61,6 @@ class TextGeneration(Metric):
                 len(batch),
                 options=options,
                 init=objective.encode_tokens(batch, limit),
-                token_callback=StopStringStreamer(tokenizer, stop) if stop else None,
                 seed=first,
             )
             written += objective.texts(samples, options)
