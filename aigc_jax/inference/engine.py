@@ -13,74 +13,19 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core.conditions import Conditions
-from aigc_jax.inference.decoder_network import Cache, DecoderNetwork, Variables
+from aigc_jax.inference.decode_state import DecodeState, Prefix, Requests
+from aigc_jax.inference.decoder_network import DecoderNetwork, Variables
 from aigc_jax.inference.prompts import bucket
 from aigc_jax.inference.sampling_params import SamplingParams, sample_tokens
 from aigc_jax.ops import dispatch
 
 STOP_TOKENS = 8  # stop tokens are padded to as many, so that another model's compile nothing
 NO_TOKEN = -1  # of a slot that has written nothing in a step; padding of stop tokens
-
-
-@flax.struct.dataclass
-class Prefix:
-    """Prompts that the network has read, for `Engine.insert`.
-
-    Attributes:
-      cache: of R rows and P tokens.
-      logits_RV: of the first new token.
-      seen_RV: tokens that are in a prompt.
-      length_R: int32 tokens of each prompt.
-    """
-
-    cache: Cache
-    logits_RV: jax.Array
-    seen_RV: jax.Array
-    length_R: jax.Array
-
-
-@flax.struct.dataclass
-class DecodeState:
-    """N slots while they are being written.
-
-    Attributes:
-      position_N: int32 position of the next token.
-      count_N: int32 new tokens so far.
-      limit_N: int32 new tokens at which a row ends.
-      done_N: rows that have ended, and free slots.
-      key_N: random key of each row; its token t is drawn with t folded in.
-      sampling: parameters of each row.
-      token_NT: int32 new tokens; behind them the first stop token.
-      logits_NV: of the next token.
-      seen_NV: tokens that are in a row's prompt or its new text.
-      cache: the network's.
-    """
-
-    position_N: jax.Array
-    count_N: jax.Array
-    limit_N: jax.Array
-    done_N: jax.Array
-    key_N: jax.Array
-    sampling: SamplingParams
-    token_NT: jax.Array
-    logits_NV: jax.Array
-    seen_NV: jax.Array
-    cache: Cache
-
-
-@flax.struct.dataclass
-class Requests:
-    """How the rows that are inserted go on; arrays (R,)."""
-
-    key_R: jax.Array
-    limit_R: jax.Array
-    sampling: SamplingParams
 
 
 class Engine:
@@ -228,7 +173,7 @@ def _prefill(
 
 
 def _filler(stop_Z: jax.Array) -> jax.Array:
-    """What is behind the tokens of a row that has ended."""
+    """The padding behind the tokens of a row that has ended: the first stop token."""
     return jnp.maximum(stop_Z[0], 0)
 
 

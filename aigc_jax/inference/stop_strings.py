@@ -11,7 +11,7 @@ from aigc_jax.modalities.text.tokenizers import TextStream, Tokenizer
 
 
 def stop_index(text: str, stops: Sequence[str]) -> int | None:
-    """Where the first of the stop strings in `text` begins; None if there is none."""
+    """The index at which the first stop string in `text` begins; None if there is none."""
     return min((at for at in map(text.find, stops) if at >= 0), default=None)
 
 

@@ -26,7 +26,7 @@ Cache = dict[str, jax.Array]  # of all layers: see families/lm/kv_cache.py
 
 @flax.struct.dataclass
 class AttentionContext:
-    """What attention needs to know of the tokens; the same for every layer.
+    """Positions, segments and cache slots of the tokens; the same for every layer.
 
     Attributes:
       position_BT: positions of the tokens, the queries; −1: padding.

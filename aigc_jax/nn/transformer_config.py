@@ -126,7 +126,7 @@ class TransformerConfig:
 
     @property
     def bounded(self) -> bool:
-        """Whether texts cannot be longer than `context`."""
+        """True if texts cannot be longer than `context`."""
         return self.positions == "learned"
 
     def windows(self) -> list[int]:

@@ -101,7 +101,7 @@ class LSTM(TextNetwork):
         cache: Cache | None = None,
         conditions: Conditions | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        """What the heads read, (B, T, W), and the memory after these tokens; see the base."""
+        """Features (B, T, W) for the heads, and the memory after these tokens; see the base."""
         batch, length = token_BT.shape
         if position_BT is None:
             position_BT = jnp.arange(length)[None]

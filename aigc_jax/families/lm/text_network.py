@@ -1,4 +1,4 @@
-"""What text networks share: the methods of a module, and the same as pure functions of variables.
+"""Base class of text networks: methods of a module, and the same as pure functions of variables.
 
 Objectives and the decoding engine call the pure functions `encode`, `extend`, `vocab_logits` and
 `task_logits`, never `apply`. `Transformer` and `LSTM` implement the module methods `features`,
@@ -23,7 +23,7 @@ CONDITION = "condition"  # entry of a cache: the embedded conditions of its rows
 
 
 class TextNetworkConfig(Protocol):
-    """What objectives read of the config section `model`.
+    """The fields of the config section `model` that objectives read.
 
     Attributes:
       causal: whether a token depends on none after it.
@@ -81,7 +81,7 @@ class TextNetwork(nn.Module):
         cache: Cache | None = None,
         conditions: Conditions | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        """What the heads read, (B, T, W), and the cache with these tokens in it.
+        """Features (B, T, W) for the heads, and the cache with these tokens in it.
 
         Args:
           token_BT: int32 tokens.

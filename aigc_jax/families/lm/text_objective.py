@@ -17,7 +17,7 @@ from aigc_jax.ops.cross_entropy import TokenLosses, cross_entropy
 
 
 class Tokenizer(Protocol):
-    """What objectives need of a tokenizer (`modalities/text/tokenizers.py`)."""
+    """The part of a tokenizer that objectives use (`modalities/text/tokenizers.py`)."""
 
     size: int
     separator: int  # the token between documents
@@ -35,7 +35,7 @@ class Tokenizer(Protocol):
 
 
 class EncoderNetwork(Protocol):
-    """What objectives need of a network: `TextNetwork`'s pure functions.
+    """The part of a network that objectives use: pure functions of `TextNetwork`.
 
     Attributes:
       config: sizes and choices.

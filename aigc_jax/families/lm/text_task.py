@@ -64,7 +64,7 @@ class TextTask(TextObjective, abc.ABC):
 
     @abc.abstractmethod
     def task_features(self, x_BTW: jax.Array, real_BT: jax.Array) -> jax.Array:
-        """What the task's head reads, (B, W) or (B, T, W).
+        """Features for the task's head, (B, W) or (B, T, W).
 
         Args:
           x_BTW: the network's features.

@@ -90,7 +90,7 @@ class Transformer(TextNetwork):
         cache: Cache | None = None,
         conditions: Conditions | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        """What the heads read, (B, T, W), and the cache with these tokens in it; see the base."""
+        """Features (B, T, W) for the heads, and the cache with these tokens in it; see the base."""
         c = self.config
         contiguous = position_BT is None and cache is None
         if position_BT is None:

@@ -17,7 +17,7 @@ NEW_TOKENS = 128
 
 
 def can_decode(run: Run) -> bool:
-    """Whether samples are written token by token."""
+    """True if samples are written token by token."""
     return isinstance(run.objective, SupportsTextGeneration)
 
 
