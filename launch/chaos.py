@@ -1,19 +1,19 @@
-"""Kills a training run again and again, and checks that it ends as if nothing had happened.
+"""Kills a training run repeatedly, and checks that it ends like an uninterrupted one.
 
-    python launch/chaos.py --config=configs/vae/quickstart.py --workdir=runs/chaos --kills=20
+    python launch/chaos.py --config=vae/quickstart --workdir=runs/chaos --kills=20
 
-It trains once undisturbed and once disturbed, `--kills` times ended by SIGKILL (or the signals that
-`--signals` lists) at random instants of random phases: while it starts and compiles, in a step,
-while a checkpoint is being written, while it evaluates or samples. Each kill point is printed; they
-depend on `--seed`. Then the disturbed run is left to end, and both are compared: every array of the
-state bit for bit (parameters, optimizer, averages, random state), the place in the data, and
-metrics.jsonl record by record. A run that ends before its kills are used up is compared too, and
-begun afresh.
+It trains one uninterrupted run, and one that is killed `--kills` times by SIGKILL (or the signals
+in `--signals`) at random instants of random phases: while it starts or compiles, in a step, while a
+checkpoint is being written, while it evaluates or samples. Each kill point is printed; they depend
+on `--seed`. Then the second run is left to finish, and both are compared: every array of the state
+bit for bit (parameters, optimizer, averages, random state), the data position, and metrics.jsonl
+record by record. A run that finishes before all kills are done is compared, too, and another one
+is started.
 
-With `--processes=2` the run consists of several processes, and one or all of them are killed. Flags
-of `aigc train`, such as `--config.train.steps=400`, are passed on.
+With `--processes=2` the run has several processes, of which one or all are killed. Flags of `aigc
+train`, such as `--config.train.steps=400`, are passed on.
 
-Exit status: 0 if both runs end equally, 1 if not.
+Exit status: 0 if both runs are equal, 1 if not.
 """
 
 import argparse
@@ -39,7 +39,7 @@ pipe = int(os.environ["CHAOS_PIPE"])
 def report(phase):
     try:
         os.write(pipe, (phase + "\\n").encode())
-    except OSError:  # nobody is listening any more
+    except OSError:  # the reader is gone
         pass
 def around(owner, name, phase):
     inner = getattr(owner, name)
@@ -104,7 +104,7 @@ class Run:
 
 
 def disturb(run: Run, rng: random.Random, signals: list[signal.Signals]) -> str:
-    """Kills a run in a random phase; says where, or "" if it ended before."""
+    """Kills a run in a random phase; returns the kill point, or "" if the run ended before."""
     phase = rng.choice(PHASES)
     count = rng.randint(1, {"step": 200, "save": 3, "wait": 3}.get(phase, 1))
     delay = rng.random() * SPREAD.get(phase, 0.02)
@@ -117,7 +117,7 @@ def disturb(run: Run, rng: random.Random, signals: list[signal.Signals]) -> str:
             time.sleep(0.0005)
     time.sleep(delay)
     victims = [p for p in run.processes if p.poll() is None]
-    # Those that wait for one to join them wait for minutes: its machine may be slow to boot.
+    # Killing one of several while they start would make the others wait for it for minutes.
     if len(victims) > 1 and rng.random() < 0.7 and phase != "start":
         victims = [rng.choice(victims)]
     which = "+".join(str(run.processes.index(p)) for p in victims)
@@ -128,7 +128,7 @@ def disturb(run: Run, rng: random.Random, signals: list[signal.Signals]) -> str:
 
 
 def final(workdir: str) -> tuple[dict, list[dict]]:
-    """What a run has come to: its newest checkpoint as bytes, and its records."""
+    """The newest checkpoint of a run as bytes, and its records."""
     import jax
     import numpy as np
 
@@ -148,7 +148,7 @@ def final(workdir: str) -> tuple[dict, list[dict]]:
 
 
 def compare(whole: str, killed: str) -> list[str]:
-    """In what two runs differ."""
+    """The differences of two runs, as phrases."""
     (a, records_a), (b, records_b) = final(whole), final(killed)
     wrong = [f"{key} differs" for key in a.keys() | b.keys() if a.get(key) != b.get(key)]
     if records_a != records_b:
@@ -162,7 +162,7 @@ def compare(whole: str, killed: str) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--config", required=True)
-    parser.add_argument("--workdir", required=True, help="whole/ and killed/ are made there")
+    parser.add_argument("--workdir", required=True, help="folder for whole/ and killed/")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
@@ -179,9 +179,9 @@ def main(argv: list[str] | None = None) -> int:
         return Run(command, arguments.processes, log)
 
     with open(os.path.join(arguments.workdir, "log.txt"), "w", encoding="utf-8") as log:
-        # A whole run that is there already is not trained again.
+        # An uninterrupted run that exists already is not trained again.
         if any(start(whole).wait()):
-            sys.exit(f"the undisturbed run failed: see {log.name}")
+            sys.exit(f"the uninterrupted run failed: see {log.name}")
         kills, wrong = 0, []
         while kills < arguments.kills and not wrong:
             shutil.rmtree(killed, ignore_errors=True)
@@ -196,9 +196,9 @@ def main(argv: list[str] | None = None) -> int:
                 kills += 1
                 print(f"kill {kills}: {point}; exit {codes} after {seconds:.1f} s", flush=True)
             if any(codes):
-                sys.exit(f"the disturbed run failed by itself with {codes}: see {log.name}")
+                sys.exit(f"the killed run failed by itself with {codes}: see {log.name}")
             wrong = compare(whole, killed)
-            print("\n".join(wrong) or f"after {kills} kills: bit for bit alike", flush=True)
+            print("\n".join(wrong) or f"after {kills} kills: equal bit for bit", flush=True)
     return 1 if wrong else 0
 
 

@@ -1,11 +1,11 @@
-"""Runs one training as several processes on this machine, as if each were a host of its own.
+"""Runs one training as several processes on this machine, each like a host of its own.
 
-    python launch/local.py -n 4 -- aigc train --config=configs/lm/quickstart.py --workdir=runs/lm
+    python launch/local.py -n 4 -- aigc train --config=lm/quickstart --workdir=runs/lm
     python launch/local.py -n 2 -- aigc doctor --distributed
 
-Each line of output begins with the number of its process. If one process fails, the others have a
-while to end by themselves (they find out, and say which one is gone), then they are ended; the exit
-status is that of the first one that failed. SIGTERM, SIGINT and SIGHUP go to all.
+Each line of output begins with the number of its process. If one process fails, the others have 20
+seconds to detect it, name it and exit, then they are killed; the exit status is that of the first
+one that failed. SIGTERM, SIGINT and SIGHUP are forwarded to all.
 
 GPUs are shared out evenly. On a CPU, JAX_NUM_CPU_DEVICES=4 gives each process four devices.
 """
@@ -20,24 +20,24 @@ import sys
 import threading
 import time
 
-GRACE = 20  # seconds in which the others must end when one has failed
-SAVING = 90  # … when one has stopped on request, and the others may still be writing
-STOPPED = 75  # how a process exits that was asked to stop: see aigc_jax/errors.py
+GRACE = 20  # seconds that the others have to exit when one has failed
+SAVING = 90  # … when one has stopped on request, and the others may still be saving
+STOPPED = 75  # exit code of a process that was asked to stop: see aigc_jax/core/errors.py
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port that is not in use."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         return s.getsockname()[1]
 
 
 def start(command: list[str], number: int, **options) -> list[subprocess.Popen]:
-    """Starts the processes of a run, each told which one it is.
+    """Starts the processes of a run, each with its number.
 
     Args:
-      command: what each runs; it must know the flags `--coordinator`, … of `aigc train`.
-      number: how many.
+      command: of each; it must take the flags `--coordinator`, … of `aigc train`.
+      number: of processes.
       **options: for `subprocess.Popen`.
 
     Raises:
@@ -48,15 +48,15 @@ def start(command: list[str], number: int, **options) -> list[subprocess.Popen]:
     started: list[subprocess.Popen] = []
     try:
         for i in range(number):
-            place = [
+            flags = [
                 f"--coordinator={address}",
                 f"--num_processes={number}",
                 f"--process_id={i}",
             ]
-            # By this it knows which of the machine's GPUs are its own: see parallel/cluster.py.
-            beside = {"AIGC_LOCAL_PROCESS": str(i), "AIGC_LOCAL_PROCESSES": str(number)}
-            own = {**environment, **beside}
-            started.append(subprocess.Popen([*command, *place], env=own, **options))
+            # Tell it which of the machine's GPUs are its own: see aigc_jax/distributed/cluster.py.
+            variables = {"AIGC_LOCAL_PROCESS": str(i), "AIGC_LOCAL_PROCESSES": str(number)}
+            own = {**environment, **variables}
+            started.append(subprocess.Popen([*command, *flags], env=own, **options))
     except OSError:
         for process in started:
             process.kill()
@@ -65,15 +65,15 @@ def start(command: list[str], number: int, **options) -> list[subprocess.Popen]:
 
 
 def echo(i: int, stream) -> None:
-    """Passes on a process's output, line by line."""
+    """Prints a process's output, line by line."""
     for line in stream:
-        with contextlib.suppress(OSError):  # read on, or the process would wait
+        with contextlib.suppress(OSError):  # keep reading, or the process would block
             print(f"[{i}] {line}", end="" if line.endswith("\n") else "\n", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("-n", type=int, default=2, help="how many processes")
+    parser.add_argument("-n", type=int, default=2, help="number of processes")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- aigc train …")
     arguments = parser.parse_args(argv)
     command = arguments.command[arguments.command[:1] == ["--"] :]
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            start_new_session=True,  # a terminal's Ctrl-C comes here, and is passed on once
+            start_new_session=True,  # a terminal's Ctrl-C arrives here, and is forwarded once
         )
     except OSError as e:
         parser.error(f"{command[0]} cannot be started: {e.strerror}")
@@ -120,7 +120,7 @@ def wait(processes: list[subprocess.Popen]) -> int:
 
 
 def failure(processes: list[subprocess.Popen]) -> int:
-    """The exit status of one that failed, which is told; 0 if none has."""
+    """The exit status of a process that failed, which is reported; 0 if none has."""
     for i, p in enumerate(processes):
         if p.poll():
             if p.returncode != STOPPED:

@@ -2,18 +2,18 @@
 # Runs one training on all hosts of a Cloud TPU slice, through gcloud:
 #
 #     launch/tpu_pod.sh --name=pod --zone=us-east5-a [--project=P] [options] -- \
-#         --config=configs/lm/quickstart.py --workdir=/mnt/aigc/lm [--config.key=value ...]
+#         --config=lm/quickstart --workdir=/mnt/aigc/lm [--config.key=value ...]
 #
 #     --dry_run              print the commands, run none
-#     --create=v5litepod-16  make the slice first (and --version=..., the image: v2-alpha-tpuv5-lite)
-#     --spot                 ... of the cheap kind that may be taken away
+#     --create=v5litepod-16  create the slice first (--version=... is its image: v2-alpha-tpuv5-lite)
+#     --spot                 ... as a preemptible (spot) slice
 #     --bucket=B             mount gs://B at /mnt/aigc on every host, for workdir and data
 #     --no_install           the hosts have the code and its packages already
-#     --delete               delete the slice at the end, whatever has happened
+#     --delete               delete the slice at the end, after errors too
 #
 # It copies this repository to every host, installs it with JAX for TPUs, and starts `aigc train`
-# there. Each process finds the others in the metadata of the slice. The workdir must lie where all
-# hosts see it, so in the bucket. The same command goes on from the newest checkpoint.
+# there. Each process finds the others in the metadata of the slice. The workdir must be on storage
+# that all hosts share: the bucket. The same command resumes from the newest checkpoint.
 set -euo pipefail
 
 name="" zone="" project="" create="" version="v2-alpha-tpuv5-lite" bucket=""
@@ -69,6 +69,6 @@ fi
 if [ -n "$bucket" ]; then
     on_all "set -e; mountpoint -q /mnt/aigc || { sudo mkdir -p /mnt/aigc; sudo chown \$USER /mnt/aigc; gcsfuse --implicit-dirs --rename-dir-limit=100000 $(printf %q "$bucket") /mnt/aigc; }"
 fi
-# A connection that breaks must not end the run: SIGHUP is ignored, and the output is followed.
+# A broken connection must not end the run: SIGHUP is ignored, and the log is followed.
 words=$(printf '%q ' "$@")
 on_all "set -e; cd aigc; nohup .venv/bin/aigc train $words > ~/aigc.log 2>&1 & tail -n +1 -F --pid=\$! ~/aigc.log & wait %1"

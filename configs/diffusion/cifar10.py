@@ -1,14 +1,14 @@
 """A class-conditional diffusion U-Net of CIFAR-10 (32×32 colour), for accelerators.
 
-    pip install aigc-jax[tfds]
+    pip install 'aigc-jax[tfds]'   # brings TensorFlow, for preparing the data only
     python -c "import tensorflow_datasets as t; t.builder('cifar10', file_format='array_record')\
 .download_and_prepare()"
-    aigc train --config=configs/diffusion/cifar10.py --workdir=runs/cifar10
+    aigc train --config=diffusion/cifar10 --workdir=runs/cifar10
     aigc sample --workdir=runs/cifar10 --num=64
 
-About the size, and the training, of EDM's DDPM++ network (Karras et al. 2022, table 7): 58 million
-parameters, 200 million images in batches of 512, augmented without leaking. With their network and
-18 steps of Heun's method its authors report a FID of 1.79.
+About the size and the training of EDM's DDPM++ network (Karras et al. 2022, table 7): 58 million
+parameters, 200 million images in batches of 512, with non-leaky augmentation. With that network and
+18 steps of Heun's method the authors report an FID of 1.79; this recipe has not been trained yet.
 `--config.eval.likelihood_examples=1000` adds the exact likelihood of 1,000 held-out images.
 """
 

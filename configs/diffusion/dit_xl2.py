@@ -1,17 +1,16 @@
-"""DiT-XL/2 over the latents of images of 256×256 (Peebles & Xie 2023), for accelerators.
+"""DiT-XL/2 over the latents of 256×256 images (Peebles & Xie 2023), for accelerators.
 
-    aigc plan --config=configs/diffusion/dit_xl2.py --synthetic=latents:32x32x4:1000 \
-        --topology=v6e:4x4
+    aigc plan --config=diffusion/dit_xl2 --synthetic=latents:32x32x4:1000 --topology=v6e:4x4
     aigc prepare --from=folder:imagenet/train --name=imagenet256 --data_dir=data --image_size=256
-    aigc train --config=configs/vae/kl.py --workdir=runs/kl256 …
-    aigc train --config=configs/diffusion/dit_xl2.py --workdir=runs/dit \
+    aigc convert --from=diffusers:DIR --workdir=runs/kl256     # an AutoencoderKL
+    aigc train --config=diffusion/dit_xl2 --workdir=runs/dit \
         --config.data.data_dir=data --config.first_stage.workdir=runs/kl256
 
 The published sizes and training: 675 million parameters, batches of 256, a constant rate of 10⁻⁴
-without weight decay or warm-up, an average of parameters with a decay of 0.9999 (a half-life of
-1.8 million images), 400,000 steps (the paper's comparisons; its best took 7 million). The first
-stage must make 32×32×4 latents of an image: 8 × 8 pixels each. A plan of the denoiser alone takes
-latents of that shape (`--synthetic`). 256 images are few for 256 chips: see docs/plans.md.
+without weight decay or warm-up, an EMA with a decay of 0.9999 (a half-life of 1.8 million images),
+400,000 steps (the paper's comparisons; its best model took 7 million). The first stage must map an
+image to 32×32×4 latents, a factor of 8 per side. The denoiser alone can be planned on latents of
+that shape (`--synthetic`). 256 images are few for 256 chips: see docs/plans.md. Not trained yet.
 """
 
 import aigc_jax

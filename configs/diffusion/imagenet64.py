@@ -1,18 +1,18 @@
 """A class-conditional diffusion model of ImageNet at 64×64, for accelerators.
 
-    pip install aigc-jax[tfds]
+    pip install 'aigc-jax[tfds]'   # brings TensorFlow, for preparing the data only
     python -c "import tensorflow_datasets as t; t.builder('imagenet_resized/64x64',\
  file_format='array_record').download_and_prepare()"
-    aigc train --config=configs/diffusion/imagenet64.py --workdir=runs/imagenet64
-    aigc train --config=configs/diffusion/imagenet64.py:dit --workdir=runs/imagenet64_dit
-    aigc sample --workdir=runs/imagenet64 --steps=32 --guidance=1.4 --guidance_workdir=runs/worse
+    aigc train --config=diffusion/imagenet64 --workdir=runs/imagenet64
+    aigc train --config=diffusion/imagenet64:dit --workdir=runs/imagenet64_dit
+    aigc sample --workdir=runs/imagenet64 --steps=32 --guidance=1.4 --guidance_workdir=runs/weaker
 
 A U-Net of about the size of the ADM network with which EDM was trained at this resolution (Karras
-et al. 2022, table 7): 4 levels, 3 blocks each, attention at 32×32 and below, 64 channels a head,
-284 million parameters, batches of 4096 images. `:dit` is DiT-L/4 (Peebles & Xie 2023) trained by
-flow matching. Guidance by a run of fewer steps or of a smaller network (`--guidance_workdir`) is
-that of Karras et al. (2024). The averages of parameters are power functions, whose width can be
-chosen afterwards (`--sigma_rel=0.05`).
+et al. 2022, table 7): 4 levels of 3 blocks, attention at 32×32 and below, 64 channels per head, 284
+million parameters, batches of 4096 images. `:dit` is DiT-L/4 (Peebles & Xie 2023) trained by flow
+matching. `--guidance_workdir` names a run of fewer steps or of a smaller network (autoguidance,
+Karras et al. 2024). The EMAs are power functions whose width can be chosen after training
+(`--sigma_rel=0.05`). Not trained yet.
 """
 
 import aigc_jax

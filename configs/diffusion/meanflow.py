@@ -1,16 +1,16 @@
 """Images in one step: MeanFlow of Fashion-MNIST (Geng et al. 2025) for 2 CPU cores.
 
-    sudo apt install dataset-fashion-mnist
+    apt-get install dataset-fashion-mnist
     aigc prepare --from=idx:/usr/share/datasets/fashion-mnist --name=fashion --data_dir=data
-    aigc train --config=configs/diffusion/meanflow.py --workdir=runs/fashion_meanflow
+    aigc train --config=diffusion/meanflow --workdir=runs/fashion_meanflow
     aigc sample --workdir=runs/fashion_meanflow --steps=1
     aigc sample --workdir=runs/fashion_meanflow --steps=2
     aigc sample --workdir=runs/fashion_meanflow --sampler=heun --steps=18
 
-The network learns the average velocity between two times, so one evaluation of it goes from noise
-to an image; at no distance that is the velocity of flow matching, so all other samplers, inpainting
-and the exact likelihood work too. A step of training takes a fifth longer than that of
-configs/diffusion/fashion.py, for the derivative along the path.
+The network learns the average velocity between two times, so that one evaluation maps noise to an
+image. Between equal times it is the velocity of flow matching, so all other samplers, inpainting
+and the exact likelihood work too. A training step takes a fifth longer than that of
+`diffusion/fashion`, for the derivative along the path.
 """
 
 import aigc_jax

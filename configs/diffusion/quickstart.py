@@ -1,10 +1,10 @@
 """A class-conditional diffusion U-Net of handwritten digits (8×8, scikit-learn), EDM.
 
-    aigc train --config=configs/diffusion/quickstart.py --workdir=runs/diffusion
+    aigc train --config=diffusion/quickstart --workdir=runs/diffusion
     aigc eval --workdir=runs/diffusion
     aigc sample --workdir=runs/diffusion --sampler=heun --steps=18 --guidance=1.5
 
-`--config.objective.prediction=flow` trains by flow matching, `=epsilon`, `=v` and `=x` by DDPM's
+`--config.objective.prediction=flow` trains by flow matching; `epsilon`, `v` and `x` use DDPM's
 cosine schedule.
 
 On 2 CPU cores: 54 seconds to a Fréchet classifier distance of 2.2 (training images 1.8, Gaussian

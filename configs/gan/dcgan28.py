@@ -1,12 +1,16 @@
 """DCGAN at 28×28: dense 7·7·256, transposed convolutions to 128, 64 and the colours, 5×5 each.
 
+    apt-get install dataset-fashion-mnist
     aigc prepare --from=idx:/usr/share/datasets/fashion-mnist --name=fashion --data_dir=data
-    aigc train --config=configs/gan/dcgan28.py --workdir=runs/dcgan28 --config.data.data_dir=data
+    aigc train --config=gan/dcgan28 --workdir=runs/dcgan28
+    aigc eval --workdir=runs/dcgan28
 
 Channels and strides (1, 2, 2 in the generator; 64 and 128 channels of stride 2 in the critic) are
-those of TensorFlow's DCGAN tutorial. Group norm stands for its batch norm, R1 and R2 for its
-dropout, and transposed convolutions are in sub-pixel form. The penalties allow five times its
-learning rate: after 400 steps the Fréchet distance was 22 in place of 57 (one seed).
+those of TensorFlow's DCGAN tutorial. Group norm replaces its batch norm, R1 and R2 its dropout, and
+transposed convolutions are in sub-pixel form. The penalties allow five times its learning rate:
+after 400 steps the Fréchet distance was 22 instead of 57 (one seed).
+
+Eight minutes on 2 CPU cores give a Fréchet classifier distance of 4.2 (docs/results.md).
 """
 
 import aigc_jax

@@ -1,12 +1,12 @@
 """DCGAN at 64×64 (Radford et al. 2016): dense 4·4·1024, then 512, 256, 128 and the colours.
 
     aigc prepare --from=folder:photos --image_size=64 --name=photos --data_dir=data
-    aigc train --config=configs/gan/dcgan64.py --workdir=runs/dcgan64 \
-        --config.data.source=tfds:photos --config.data.data_dir=data
+    aigc train --config=gan/dcgan64 --workdir=runs/dcgan64
 
-Group norm stands for batch norm, and a relativistic loss with R1 and R2 for the first GAN's. What
-the critic sees is augmented (DiffAugment, Zhao et al. 2020), for data sets of a few thousand
-images; with many, set objective.augment="()". For an accelerator.
+`photos` is a folder of your own images. Group norm replaces batch norm, and a relativistic loss
+with R1 and R2 the minimax loss. The critic's inputs are augmented (DiffAugment, Zhao et al. 2020),
+for data sets of a few thousand images; with many more, set `--config.objective.augment="()"`. For
+an accelerator; not measured.
 """
 
 import aigc_jax

@@ -1,7 +1,11 @@
 """A fully connected GAN, 100-256-512-784 and back, of MNIST-like images (28×28).
 
-aigc prepare --from=idx:/usr/share/datasets/fashion-mnist --name=fashion --data_dir=data
-aigc train --config=configs/gan/mlp.py --workdir=runs/gan_mlp --config.data.data_dir=data
+    apt-get install dataset-fashion-mnist
+    aigc prepare --from=idx:/usr/share/datasets/fashion-mnist --name=fashion --data_dir=data
+    aigc train --config=gan/mlp --workdir=runs/gan_mlp
+    aigc eval --workdir=runs/gan_mlp
+
+20,000 steps of 64 images. Not measured.
 """
 
 import aigc_jax

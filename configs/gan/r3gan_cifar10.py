@@ -1,16 +1,16 @@
-"""R3GAN of CIFAR-10, class-conditional (Huang et al. 2024). For accelerators.
+"""R3GAN of CIFAR-10, class-conditional (Huang et al. 2024), for accelerators.
 
-    pip install 'aigc-jax[tfds]'   # brings TensorFlow, for preparing only
-    python -c "import tensorflow_datasets as tfds
-    tfds.builder('cifar10', file_format='array_record').download_and_prepare()"
-    aigc train --config=configs/gan/r3gan_cifar10.py --workdir=runs/r3gan_cifar10
+    pip install 'aigc-jax[tfds]'   # brings TensorFlow, for preparing the data only
+    python -c "import tensorflow_datasets as t; t.builder('cifar10', file_format='array_record')\
+.download_and_prepare()"
+    aigc train --config=gan/r3gan_cifar10 --workdir=runs/r3gan_cifar10
 
 Sizes and schedules are those of the authors' CIFAR-10 setting: four stages of 768 channels with two
-blocks each, groups of 16 channels, 512 images per step, Adam without momentum; over the first
-20 million images half a cosine takes the rate from 2e-4 to 5e-5, β₂ from 0.9 to 0.99, γ from 0.05
-to 0.005 and the probability of augmentation from 0 to 0.55. Where ours differs: the average's
-half-life of 5 million images is reached linearly, our augmentation has no hue, luma flip or
-fractional translation and its colours are DiffAugment's, and training is in bfloat16 throughout.
+blocks each, groups of 16 channels, 512 images per step, Adam without momentum; over the first 20
+million images half a cosine takes the rate from 2e-4 to 5e-5, β₂ from 0.9 to 0.99, γ from 0.05 to
+0.005 and the probability of augmentation from 0 to 0.55. Differences: the EMA's half-life of 5
+million images is reached linearly, the augmentation has no hue, luma flip or fractional translation
+and its colours are DiffAugment's, and training is in bfloat16 throughout. Not trained yet.
 """
 
 import aigc_jax

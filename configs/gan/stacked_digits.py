@@ -1,17 +1,16 @@
-"""Three digits in the colours of one image: 1,000 modes, for seeing whether a GAN collapses.
+"""Three digits in the colour channels of one image: 1,000 modes, to measure mode collapse.
 
     for seed in 0 1 2 3 4 5 6 7 8 9; do
-        aigc train --config=configs/gan/stacked_digits.py --workdir=runs/stacked/$seed \
-            --config.seed=$seed
+        aigc train --config=gan/stacked_digits --workdir=runs/stacked/$seed --config.seed=$seed
     done
 
 The last record of a workdir's metrics.jsonl has `modes`, how many of the 1,000 are among 10,000
-generated images, and `modes_kl`, how unevenly they are hit; beside them what real images give. The
-model does not know the classes.
+generated images, and `modes_kl`, the KL divergence of their frequencies from uniform, each beside
+the value of real images. The model is not given the classes.
 
 On 2 CPU cores, two minutes a seed: the ten seeds find 997, 995, 1,000, 995, 996, 994, 997, 997, 997
 and 1,000 modes (10,000 real images 1,000) with a KL of 0.09 to 0.19 nats (real 0.05); none
-collapses, and no alarm is raised.
+collapses, and no warning is raised.
 """
 
 import aigc_jax

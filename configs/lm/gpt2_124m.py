@@ -1,14 +1,14 @@
-"""GPT-2 124M, pretrained on own text with a context of 1,024 tokens, in bfloat16.
+"""GPT-2 124M, pretrained on your own text with a context of 1,024 tokens, in bfloat16.
 
     aigc prepare --from=jsonl:web.jsonl --name=web --data_dir=data
-    aigc train --config=configs/lm/gpt2_124m.py --workdir=runs/gpt2 \
+    aigc train --config=lm/gpt2_124m --workdir=runs/gpt2 \
         --config.data.source=tfds:web --config.data.data_dir=data \
         --config.data.tokenizer=file:gpt2/tokenizer.json
 
-Batches of 2¹⁹ tokens as in nanoGPT, 19,073 of them for 10 billion tokens; AdamW with a cosine down
-to a tenth. nanoGPT publishes a validation loss of 2.85 after 300 billion tokens of OpenWebText. Not
-trained yet: its size, and two steps at two layers, are checked by the tests. With less memory raise
-train.accumulate, which keeps the batch.
+Batches of 2¹⁹ tokens as in nanoGPT, 19,073 of them for 10 billion tokens; AdamW with a cosine
+schedule down to a tenth. With less memory raise train.accumulate, which keeps the batch. nanoGPT
+publishes a validation loss of 2.85 after 300 billion tokens of OpenWebText. Not trained yet: the
+tests check its size, and two steps with two layers.
 """
 
 import aigc_jax

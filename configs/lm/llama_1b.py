@@ -1,15 +1,16 @@
-"""A Llama of 1.2 billion parameters (Llama 3.2 1B's sizes), pretrained on own text in bfloat16.
+"""A Llama of 1.2 billion parameters (Llama 3.2 1B's sizes), pretrained on your own text.
 
     aigc prepare --from=jsonl:web.jsonl --name=web --data_dir=data
-    aigc train --config=configs/lm/llama_1b.py --workdir=runs/llama \
+    aigc train --config=lm/llama_1b --workdir=runs/llama \
         --config.data.source=tfds:web --config.data.data_dir=data \
         --config.data.tokenizer=file:llama/tokenizer.json --config.model.vocab_size=128256
 
-Packed documents that do not see each other, 2²¹ tokens a step, Muon for the matrices and AdamW for
-the rest, warm-up, then constant, then down over the last fifth (WSD); the z-loss keeps the logits
-from drifting in bfloat16. 12,000 steps are 25 billion tokens, about 20 per parameter (Hoffmann et
-al. 2022). On 64 devices each holds one text at a time; with fewer raise train.accumulate. Not
-trained yet: its size, and two steps of a small one, are checked by the tests.
+Packed documents that do not attend to each other, 2²¹ tokens per step in bfloat16, Muon for the
+matrices and AdamW for the rest, a warm-up–stable–decay schedule over the last fifth; the z-loss
+keeps the logits from drifting in bfloat16. 12,000 steps are 25 billion tokens, about 20 per
+parameter (Hoffmann et al. 2022). On 64 devices each holds one text at a time; with fewer raise
+train.accumulate. docs/plans.md says what it takes on 256 chips. Not trained yet: the tests check
+its size, and two steps of a small one.
 """
 
 import aigc_jax

@@ -1,16 +1,16 @@
-"""A Llama 3 of 70 billion parameters (Grattafiori et al. 2024), pretrained on own text in bfloat16.
+"""A Llama 3 of 70 billion parameters (Grattafiori et al. 2024), pretrained on your own text.
 
-    aigc plan --config=configs/lm/llama_70b.py --topology=v5p:8x8x8 --fit
+    aigc plan --config=lm/llama_70b --topology=v5p:8x8x8 --fit
     aigc prepare --from=jsonl:web.jsonl --name=web --data_dir=data
-    aigc train --config=configs/lm/llama_70b.py --workdir=runs/llama_70b \
+    aigc train --config=lm/llama_70b --workdir=runs/llama_70b \
         --config.data.source=tfds:web --config.data.data_dir=data \
         --config.data.tokenizer=file:llama/tokenizer.json
 
 Sizes, context, vocabulary and learning rate are the published ones. Packed documents that do not
-see each other, 2²² tokens a step; 336,000 steps are 1.4 trillion tokens, about 20 per parameter
-(Hoffmann et al. 2022). What it takes on 256 chips of three kinds is in docs/plans.md; where it does
-not fit, `--fit` says what to change. Not trained yet: its size and its plans are checked by the
-tests.
+attend to each other, 2²² tokens per step in bfloat16; 336,000 steps are 1.4 trillion tokens, about
+20 per parameter (Hoffmann et al. 2022). docs/plans.md says what it takes on 256 chips of three
+kinds; if it does not fit, `--fit` says what to change. Not trained yet: the tests check its size
+and its plans.
 """
 
 import aigc_jax

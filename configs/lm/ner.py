@@ -1,34 +1,29 @@
 """Named entities in tweets: token classification on WNUT-17 by fine-tuning.
 
-    aigc train --config=configs/lm/ner.py --workdir=runs/ner
+    aigc train --config=lm/ner --workdir=runs/ner --config.data.source=conll:DIR
     aigc eval --workdir=runs/ner          # prints the report per entity
     aigc sample --workdir=runs/ner --prompt="Just landed in Lisbon with Ana"
 
-The data are the files wnut17train.conll and emerging.dev.conll of the shared task (Derczynski et
-al. 2017) in one folder; name it with --config.data.source=conll:DIR. The model is
-SmolLM2-135M-Instruct in runs/smollm2 (configs/lm/lora_smollm2.py says how it gets there), whose
-causal mask is taken away so that a word sees those after it, with adapters on all projections.
+DIR, by default data/wnut17, holds the files wnut17train.conll and emerging.dev.conll of the shared
+task (Derczynski et al. 2017). The model is SmolLM2-135M-Instruct in runs/smollm2, which
+`lm/lora_smollm2` shows how to make, without its causal mask, so that a word attends to those after
+it, and with adapters on all projections.
 
-On 2 CPU cores that did other work beside, 55 minutes (3.8 seconds a step, 27 minutes in all, while
-alone): of the 836 entities of emerging.dev.conll precision 0.690, recall 0.495, F1 0.577 (micro);
-persons 0.721, locations 0.613, products 0.370, corporations 0.313, creative works 0.236, groups
-0.203.
+On 2 CPU cores shared with other work, 55 minutes (27 minutes, 3.8 seconds a step, on idle cores):
+of the 836 entities of emerging.dev.conll precision 0.690, recall 0.495, F1 0.577 (micro); persons
+0.721, locations 0.613, products 0.370, corporations 0.313, creative works 0.236, groups 0.203.
 """
-
-import os
 
 import aigc_jax
 from aigc_jax.families.lm.presets import SMOLLM2_135M
 
-FROM, FOLDER = "runs/smollm2", "data/wnut17"
+FROM = "runs/smollm2"
 
 
 def get_config():
-    beside = os.path.join("..", "shared", FOLDER)
-    source = beside if os.path.exists(beside) and not os.path.exists(FOLDER) else FOLDER
     return aigc_jax.recipe(
         data=dict(
-            source=f"conll:{source}",
+            source="conll:data/wnut17",
             format="tags",
             tokenizer=f"workdir:{FROM}",
             seq_len=64,

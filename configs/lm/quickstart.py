@@ -1,6 +1,6 @@
-"""A byte-level transformer of 0.8 M parameters on the reference that comes with Python.
+"""A byte-level transformer of 0.8 M parameters on the language reference that comes with Python.
 
-    aigc train --config=configs/lm/quickstart.py --workdir=runs/lm
+    aigc train --config=lm/quickstart --workdir=runs/lm
     aigc eval --workdir=runs/lm
     aigc sample --workdir=runs/lm --prompt='The "with" statement' --temperature=0.7
 

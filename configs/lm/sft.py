@@ -1,18 +1,17 @@
-"""Instruction tuning: all weights of a language model on own conversations.
+"""Instruction tuning: all weights of a language model on your own conversations.
 
-    aigc train --config=configs/lm/sft.py --workdir=runs/sft \
-        --config.data.source=messages:chats.jsonl
+    aigc train --config=lm/sft --workdir=runs/sft --config.data.source=messages:chats.jsonl
     aigc eval --workdir=runs/sft --num_generations=20
     aigc chat --workdir=runs/sft
 
-On 2 CPU cores that did other work beside, with pairs of speeches from tiny Shakespeare (docs/lm.md
-says how they are made), one epoch in 22 minutes (14 seconds a step): held-out bits per byte of the
-answers from 1.854 [1.806, 1.906] to 1.564 after 30 steps and 1.544 [1.513, 1.576] after 60.
+It starts from SmolLM2-135M-Instruct in runs/smollm2; `lm/lora_smollm2` shows how to make that, and
+what a line of chats.jsonl is. For another model change `FROM` and the section `model`, which is in
+the config.json of its workdir. Conversations are packed into rows of 256 tokens and do not attend
+to each other; only the assistant's messages are learned.
 
-It begins with SmolLM2-135M-Instruct in runs/smollm2 (configs/lm/lora_smollm2.py says how it gets
-there, and what a line of chats.jsonl is); for another model change `FROM` and the section `model`,
-which is in the config.json of its workdir. Conversations are packed into rows of 256 tokens and do
-not see each other; only what the assistant says is learned.
+On 2 CPU cores shared with other work, with pairs of speeches from tiny Shakespeare (docs/lm.md
+shows how to make them), one epoch in 22 minutes (14 seconds a step): held-out bits per byte of the
+answers from 1.854 [1.806, 1.906] to 1.564 after 30 steps and 1.544 [1.513, 1.576] after 60.
 """
 
 import aigc_jax

@@ -1,12 +1,17 @@
-"""Images as 7×7 codes by finite scalar quantisation (Mentzer et al. 2023): a tokenizer of images.
+"""Images as 7×7 codes by finite scalar quantization (Mentzer et al. 2023): an image tokenizer.
 
-    aigc train --config=configs/vae/fsq.py --workdir=runs/fsq --config.data.source=idx:DIR
+    apt-get install dataset-fashion-mnist
+    aigc train --config=vae/fsq --workdir=runs/fsq
     aigc eval --workdir=runs/fsq
 
-DIR holds MNIST's four IDX files; the default is Debian's Fashion-MNIST. Each place has one of
-8·5·5·5 = 1,000 codes; there is no codebook to collapse. `aigc eval` says how many codes the test
-set uses (`codes_used`), how evenly (`code_perplexity`), and how good reconstructions are (`psnr`).
-The workdir can be the first stage of a model that writes images code by code.
+The data are Fashion-MNIST, from Debian's package dataset-fashion-mnist;
+`--config.data.source=idx:DIR` takes any folder with MNIST's four IDX files. Each position has one
+of 8·5·5·5 = 1,000 codes; there is no codebook to collapse. `aigc eval` reports the share of codes
+that the test set uses (`codes_used`), their perplexity (`code_perplexity`) and the quality of
+reconstructions (`psnr`). The workdir can be the first stage of a model that generates images code
+by code (`lm/image_codes`).
+
+Five minutes on 2 CPU cores: PSNR 23.6 dB, all codes used (docs/results.md).
 """
 
 import aigc_jax

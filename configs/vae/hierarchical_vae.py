@@ -1,13 +1,14 @@
 """A hierarchical VAE: five groups of latents, coarse to fine, on binarised 28×28 images.
 
-    aigc train --config=configs/vae/hierarchical_vae.py --workdir=runs/hierarchical_vae \
-        --config.data.source=idx:DIR
+    apt-get install dataset-fashion-mnist
+    aigc train --config=vae/hierarchical_vae --workdir=runs/hierarchical_vae
     aigc eval --workdir=runs/hierarchical_vae
 
-DIR holds MNIST's four IDX files; the default is Debian's Fashion-MNIST. Two groups are of 7×7
-places, two of 14×14 and one of 28×28; `kl_0`, `kl_1`, … say what each carries, from the top. Bits
-are drawn dynamically, and `iwae` (k = 50) is in nats on the test set; `hierarchical_vae.py:static`
-draws them once per image, as `mlp_mnist.py` explains.
+The data are Fashion-MNIST, from Debian's package dataset-fashion-mnist;
+`--config.data.source=idx:DIR` takes any folder with MNIST's four IDX files. Two groups are of 7×7
+positions, two of 14×14 and one of 28×28; `kl_0`, `kl_1`, … are the KL divergence of each, from the
+top. Pixels are binarised dynamically, and `iwae` (k = 50) is in nats on the test set;
+`--config=vae/hierarchical_vae:static` binarises once per image, as `vae/mlp_mnist` explains.
 """
 
 import aigc_jax

@@ -1,11 +1,14 @@
-"""A continuous autoencoder, 28×28 → 7×7×4, as the first stage of diffusion over its latents.
+"""A continuous autoencoder, 28×28 → 7×7×4: a first stage for latent diffusion.
 
-    aigc train --config=configs/vae/kl.py --workdir=runs/kl --config.data.source=idx:DIR
+    apt-get install dataset-fashion-mnist
+    aigc train --config=vae/kl --workdir=runs/kl
     aigc eval --workdir=runs/kl
 
-DIR holds MNIST's four IDX files; the default is Debian's Fashion-MNIST. The likelihood's scale is
-fixed at 0.05 of the range: much more weight on pixels than on the KL, as in Rombach et al. (2022),
-but enough of it for latents of about unit scale, which diffusion expects.
+The data are Fashion-MNIST, from Debian's package dataset-fashion-mnist;
+`--config.data.source=idx:DIR` takes any folder with MNIST's four IDX files. The scale of the
+likelihood is fixed at 0.05 of the range: much more weight on pixels than on the KL, as in Rombach
+et al. (2022), but enough KL for latents of about unit scale, which diffusion expects.
+`diffusion/latent` trains on these latents.
 """
 
 import aigc_jax

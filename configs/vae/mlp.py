@@ -1,6 +1,6 @@
 """The fully connected VAE of the textbooks (64-400-20), on binarised digits (8×8, scikit-learn).
 
-    aigc train --config=configs/vae/mlp.py --workdir=runs/vae_mlp
+    aigc train --config=vae/mlp --workdir=runs/vae_mlp
     aigc eval --workdir=runs/vae_mlp
 
 Bernoulli likelihood with dynamic binarisation, so that ELBO and IWAE bound a likelihood of bits.

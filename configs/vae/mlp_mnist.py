@@ -1,14 +1,17 @@
 """The fully connected VAE of the textbooks, 784-400-20, on binarised 28×28 images.
 
-    aigc train --config=configs/vae/mlp_mnist.py --workdir=runs/vae_mnist \
-        --config.data.source=idx:DIR
+    apt-get install dataset-fashion-mnist
+    aigc train --config=vae/mlp_mnist --workdir=runs/vae_mnist
     aigc eval --workdir=runs/vae_mnist
 
-DIR holds MNIST's four IDX files, gzipped or not; the default is where Debian's package
-`dataset-fashion-mnist` puts those of Fashion-MNIST. `iwae` is the importance-weighted bound with
-k = 50 in nats on the test set, for pixels that are binarised dynamically: drawn anew with their
-grey value as probability each time. `configs/vae/mlp_mnist.py:static` draws them once per image, in
-training and test alike (the protocol of Salakhutdinov & Murray 2008; not their published draw).
+The data are Fashion-MNIST, from Debian's package dataset-fashion-mnist;
+`--config.data.source=idx:DIR` takes any folder with MNIST's four IDX files. `iwae` is the
+importance-weighted bound with k = 50 in nats on the test set, for pixels that are binarised
+dynamically: drawn again each time, with their grey value as probability.
+`--config=vae/mlp_mnist:static` binarises once per image, in training and test alike (the protocol
+of Salakhutdinov & Murray 2008; not their published draw).
+
+Five minutes on 2 CPU cores: an IWAE bound of −237.2 nats on Fashion-MNIST (docs/results.md).
 """
 
 import aigc_jax

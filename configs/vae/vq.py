@@ -1,12 +1,17 @@
 """Images as 7×7 codes of a learned codebook (van den Oord et al. 2017, Yu et al. 2022).
 
-    aigc train --config=configs/vae/vq.py --workdir=runs/vq --config.data.source=idx:DIR
+    apt-get install dataset-fashion-mnist
+    aigc train --config=vae/vq --workdir=runs/vq
     aigc eval --workdir=runs/vq
 
-DIR holds MNIST's four IDX files; the default is Debian's Fashion-MNIST. The 1,024 codes are
-vectors of 8 numbers and length 1; they start by k-means, follow their members, and move to where
-vectors are if they die. `codes_used`, `code_perplexity` and `psnr` are those of the test set.
-The workdir can be the first stage of a model that writes images code by code.
+The data are Fashion-MNIST, from Debian's package dataset-fashion-mnist;
+`--config.data.source=idx:DIR` takes any folder with MNIST's four IDX files. The 1,024 codes are
+unit vectors of 8 numbers, initialised by k-means and updated as moving averages of the vectors
+assigned to them; dead codes are reset. `codes_used`, `code_perplexity` and `psnr` are those of the
+test set. The workdir can be the first stage of a model that generates images code by code
+(`lm/image_codes`).
+
+Five minutes on 2 CPU cores: PSNR 23.9 dB, all codes used (docs/results.md).
 """
 
 import aigc_jax

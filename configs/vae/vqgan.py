@@ -1,11 +1,15 @@
-"""A VQGAN (Esser et al. 2021): FSQ codes, a critic of patches, and its features as a measure.
+"""A VQGAN (Esser et al. 2021): FSQ codes, a patch critic, and its feature-matching loss.
 
-    aigc train --config=configs/vae/vqgan.py --workdir=runs/vqgan --config.data.source=idx:DIR
+    apt-get install dataset-fashion-mnist
+    aigc train --config=vae/vqgan --workdir=runs/vqgan
     aigc eval --workdir=runs/vqgan
 
-DIR holds MNIST's four IDX files; the default is Debian's Fashion-MNIST. Two players on the one
-train step: the critic moves first, and joins in after 1,500 steps, when there is something to
-criticise. `vqgan.py:vq` learns the codebook instead.
+The data are Fashion-MNIST, from Debian's package dataset-fashion-mnist;
+`--config.data.source=idx:DIR` takes any folder with MNIST's four IDX files. Two players share the
+train step: the critic moves first, and its loss counts from step 1,500 on, when reconstructions are
+good enough to criticise. `--config=vae/vqgan:vq` learns the codebook instead.
+
+Five minutes on 2 CPU cores, 825 steps: PSNR 23.0 dB, 99.5% of the codes used (docs/results.md).
 """
 
 import aigc_jax
