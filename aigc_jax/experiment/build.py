@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from aigc_jax.core.capabilities import (
 from aigc_jax.core.config import Config, Sample
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import check_value, parse
-from aigc_jax.core.modality import Spec, task_of
+from aigc_jax.core.modality import ArraySpec, Spec, task_of
 from aigc_jax.core.objective import Objective
 from aigc_jax.core.registry import OWN_PACKAGE, import_plugins, is_import_path
 from aigc_jax.core.state import TrainState
@@ -31,7 +31,6 @@ from aigc_jax.families import registry
 from aigc_jax.families.latent.continuous import ContinuousLatentObjective
 from aigc_jax.families.latent.token_sequence import TokenSequenceObjective
 from aigc_jax.families.registry import Family, Model, Parts
-from aigc_jax.modalities.image.spec import ImageSpec
 from aigc_jax.training.compile import CompiledStep, compile_step
 from aigc_jax.training.init import init_state
 from aigc_jax.training.optimizers import Optimizers, make_optimizer
@@ -163,13 +162,15 @@ def make_objective(config: Config, spec: Spec, network: Network | None = None) -
     if not config.first_stage.given:
         return _make_objective(config, spec, network)
     stage = make_objective(parse_config(config.first_stage.config), spec)
-    if not isinstance(stage, SupportsFirstStage) or not isinstance(spec, ImageSpec):
+    if not isinstance(stage, SupportsFirstStage):
         raise UserError(
             f"first_stage.workdir={config.first_stage.workdir} has no autoencoder with latents:"
             " give the workdir of a run of configs/vae/kl.py, fsq.py or vq.py"
         )
     kind = TokenSequenceObjective if stage.num_codes else ContinuousLatentObjective
-    return kind(_make_objective(config, kind.latent_spec_of(stage, spec), network), stage, spec)
+    arrays = cast(ArraySpec, spec)  # since an autoencoder of them could be made
+    latent_spec = kind.latent_spec_of(stage, arrays)
+    return kind(_make_objective(config, latent_spec, network), stage, arrays)
 
 
 def _make_objective(config: Config, spec: Spec, network: Network | None) -> Objective:

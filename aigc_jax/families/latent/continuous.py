@@ -13,10 +13,11 @@ import numpy as np
 from aigc_jax.core.capabilities import SupportsAutoguidance, SupportsFirstStage, SupportsInitImage
 from aigc_jax.core.conditions import label_of
 from aigc_jax.core.errors import UserError
+from aigc_jax.core.modality import ArraySpec, modelled_field
 from aigc_jax.core.objective import Batch, Mutables, Objective, Params
 from aigc_jax.core.request import SampleRequest
 from aigc_jax.families.latent.first_stage import PLAYER, LatentSpaceObjective
-from aigc_jax.modalities.image.spec import ImageSpec
+from aigc_jax.families.latent.latent_spec import LatentSpec
 from aigc_jax.nn.padding import fill
 from aigc_jax.ops.random import fold
 
@@ -24,24 +25,24 @@ ENCODE = 0x5AFE  # folded into an example's key, so that no draw of the inner ob
 
 
 class ContinuousLatentObjective(LatentSpaceObjective):
-    """An objective of images, such as diffusion, over normalised continuous latents."""
+    """An objective such as diffusion over normalised continuous latents."""
 
-    def __init__(self, objective: Objective, stage: SupportsFirstStage, spec: ImageSpec):
+    def __init__(self, objective: Objective, stage: SupportsFirstStage, spec: ArraySpec):
         super().__init__(objective, stage, spec)
         if isinstance(objective, SupportsInitImage):
             self.init_shape = spec.shape
 
     @staticmethod
-    def latent_spec_of(stage: SupportsFirstStage, spec: ImageSpec) -> ImageSpec:
-        """Images of the latents' shape, continuous, with the classes of `spec`."""
-        height, width, channels = stage.latent_shape
-        return ImageSpec((height, width, channels), spec.class_names, continuous=True)
+    def latent_spec_of(stage: SupportsFirstStage, spec: ArraySpec) -> LatentSpec:
+        """Latents in the place of the examples, with the classes of `spec`."""
+        field = modelled_field(spec)
+        return LatentSpec(stage.latent_shape, field, spec.modality, spec.class_names)
 
     def encode_batch(self, params: Params, batch: Batch, key_B: jax.Array) -> Batch:
-        """The batch with normalised latents (B, *latent_shape) as its images."""
+        """The batch with normalised latents (B, *latent_shape) in the place of its examples."""
         latent = self._stage(self.stage.encode, params, batch, fold(key_B, ENCODE))
         frozen = params[PLAYER]
-        return {**batch, "image": (latent - frozen["shift"]) * frozen["scale"]}
+        return {**batch, self.field: (latent - frozen["shift"]) * frozen["scale"]}
 
     def encode_request(
         self, params: Params, key_N: jax.Array, request: SampleRequest
@@ -52,11 +53,11 @@ class ContinuousLatentObjective(LatentSpaceObjective):
         """
         if "image" not in request.init:
             return request
-        batch = {"image": jnp.asarray(request.init["image"]), "weight": jnp.ones(len(key_N))}
+        batch = {self.field: jnp.asarray(request.init["image"]), "weight": jnp.ones(len(key_N))}
         label_N = label_of(request.conditions)
         if label_N is not None:
             batch["label"] = label_N
-        init: dict[str, Any] = {"image": self.encode_batch(params, batch, key_N)["image"]}
+        init: dict[str, Any] = {"image": self.encode_batch(params, batch, key_N)[self.field]}
         if "inpaint_mask" in request.init:
             mask = jnp.asarray(request.init["inpaint_mask"])[..., None]
             filled = np.asarray(fill(mask, self.stage.covered))[..., 0]
@@ -77,7 +78,7 @@ class ContinuousLatentObjective(LatentSpaceObjective):
     def sample(
         self, params: Params, mutables: Mutables, key_N: jax.Array, request: SampleRequest
     ) -> jax.Array:
-        """uint8 images (N, H, W, C); pixels outside an inpainting mask are those given."""
+        """Decoded examples (N, …); elements outside an inpainting mask are those given."""
         inner = self.encode_request(params, key_N, request)
         latent = self.objective.sample(params, mutables, key_N, inner)
         frozen = params[PLAYER]

@@ -16,10 +16,9 @@ import jax.numpy as jnp
 
 from aigc_jax.core.capabilities import SupportsFirstStage
 from aigc_jax.core.metrics import Mean, Metrics
-from aigc_jax.core.modality import Spec
+from aigc_jax.core.modality import ArraySpec, Spec, modelled_field
 from aigc_jax.core.objective import Batch, Mutables, Objective, Params
 from aigc_jax.distributed.logical_axes import unsharded
-from aigc_jax.modalities.image.spec import ImageSpec
 
 PLAYER = "first_stage"
 LATENT_STD = 0.5  # of normalised latents: about that of pixels in [−1, 1], which defaults suit
@@ -39,15 +38,16 @@ class LatentSpaceObjective(Objective, abc.ABC):
       latent_spec: of the data that the inner objective models.
     """
 
-    def __init__(self, objective: Objective, stage: SupportsFirstStage, spec: ImageSpec):
+    def __init__(self, objective: Objective, stage: SupportsFirstStage, spec: ArraySpec):
         self.objective, self.stage, self.spec = objective, stage, spec
         self.latent_spec = self.latent_spec_of(stage, spec)
+        self.field = modelled_field(spec)
         self.turns, self.conditions = objective.turns, objective.conditions
         self._decode = jax.jit(lambda params, latent_N: self._stage(stage.decode, params, latent_N))
 
     @staticmethod
     @abc.abstractmethod
-    def latent_spec_of(stage: SupportsFirstStage, spec: ImageSpec) -> Spec:
+    def latent_spec_of(stage: SupportsFirstStage, spec: ArraySpec) -> Spec:
         """The spec of what `encode_batch` makes of data like `spec`."""
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Mutables]:

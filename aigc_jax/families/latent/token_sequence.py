@@ -15,12 +15,12 @@ from aigc_jax.core.capabilities import SupportsFirstStage, SupportsTextGeneratio
 from aigc_jax.core.conditions import class_conditions, label_of
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.metrics import Metrics
+from aigc_jax.core.modality import ArraySpec
 from aigc_jax.core.objective import Batch, Mutables, Objective, Params
 from aigc_jax.core.request import SampleRequest
 from aigc_jax.families.latent.first_stage import LatentSpaceObjective
 from aigc_jax.families.latent.image_codec import ImageCodec
 from aigc_jax.inference.prompts import pad_prompts
-from aigc_jax.modalities.image.spec import ImageSpec
 from aigc_jax.modalities.text.spec import TextSpec
 from aigc_jax.modalities.text.tokenizers import Tokenizer
 
@@ -34,7 +34,7 @@ class TokenSequenceObjective(LatentSpaceObjective):
       UserError: if the inner objective does not generate tokens one after the other.
     """
 
-    def __init__(self, objective: Objective, stage: SupportsFirstStage, spec: ImageSpec):
+    def __init__(self, objective: Objective, stage: SupportsFirstStage, spec: ArraySpec):
         super().__init__(objective, stage, spec)
         if not isinstance(objective, SupportsTextGeneration):
             raise UserError(
@@ -45,7 +45,7 @@ class TokenSequenceObjective(LatentSpaceObjective):
         self.conditions = class_conditions(self.num_classes)
 
     @staticmethod
-    def latent_spec_of(stage: SupportsFirstStage, spec: ImageSpec) -> TextSpec:
+    def latent_spec_of(stage: SupportsFirstStage, spec: ArraySpec) -> TextSpec:
         """Text of T tokens whose tokenizer is an `ImageCodec`."""
         # It has those parts of a tokenizer that an objective of tokens uses.
         codec = cast(Tokenizer, ImageCodec(stage.num_codes, spec.num_classes))
