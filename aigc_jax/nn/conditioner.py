@@ -3,7 +3,7 @@
 Shapes: B examples, E embedding size, S positions and W width of a sequence, C channels.
 """
 
-import functools
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
@@ -139,7 +139,8 @@ class ClassEmbedder(nn.Module):
         return Embedding(vector=jnp.where(known_B[:, None], vectors, 0).astype(self.dtype))
 
 
-class OneHotEmbedder(nn.Module):
+@dataclasses.dataclass(frozen=True)
+class OneHotEmbedder:
     """Labels (B,) → a one-hot vector (B, num_classes); zeros without a label."""
 
     num_classes: int
@@ -200,6 +201,5 @@ def class_one_hot(conditions: Conditions | None, batch: int, num_classes: int) -
       batch: B.
       num_classes: K.
     """
-    embedder = functools.partial(OneHotEmbedder(num_classes, parent=None).apply, {})
-    embedding = Conditioner({LABEL: embedder})(conditions or {})
+    embedding = Conditioner({LABEL: OneHotEmbedder(num_classes)})(conditions or {})
     return jnp.zeros((batch, num_classes)) if embedding.vector is None else embedding.vector

@@ -30,7 +30,7 @@ def numbered_keys(key: jax.Array, number_B: jax.Array) -> jax.Array:
 def content_keys(x_B: jax.Array) -> jax.Array:
     """One key per example that is made of the example itself: of its bytes, uint8 (B, …).
 
-    The same bytes have the same key wherever and whenever they come; others another one, but for
+    The same bytes always have the same key, and other bytes another one, except
     one pair in 2⁶⁴: two sums of the bytes with fixed random numbers, modulo 2³², are folded in.
     """
     byte_BN = x_B.reshape(x_B.shape[0], -1).astype(jnp.uint32)

@@ -25,8 +25,11 @@ class Schedule(Protocol):
       sigma_schedule: the default of `sigma_schedules.SIGMA_SCHEDULES` for sampling.
     """
 
-    timesteps: int
-    sigma_schedule: str
+    @property
+    def timesteps(self) -> int: ...
+
+    @property
+    def sigma_schedule(self) -> str: ...
 
     @property
     def sigma_min(self) -> float:

@@ -12,7 +12,8 @@ import pytest
 from helpers import tiny
 
 from aigc_jax.core.errors import UserError
-from aigc_jax.families.diffusion.dit import DiT, DiTConfig, sincos_positions, split_evenly
+from aigc_jax.families.diffusion.dit import DiT, DiTConfig
+from aigc_jax.families.diffusion.patch_positions import sincos_positions, split_evenly
 from aigc_jax.families.lm import presets
 from aigc_jax.nn.conditioner import PictureEmbedder
 from aigc_jax.ops import dispatch
