@@ -29,7 +29,7 @@ def training_row(name: str, report: dict[str, Any]) -> tuple[str, ...]:
         f"{report['data']['wait']:.1%}",
         f"{report['memory']['peak'] / 2**30:.1f} GiB",
         seconds(report["compile_seconds"]),
-        " and ".join(report["forms"].get("attention", ["–"])),
+        " and ".join(report["implementations"].get("attention", ["–"])),
     )
 
 

@@ -156,10 +156,10 @@ def row(case: Case, plan: dict[str, Any] | None) -> str:
     if not m["fits"]:
         return (
             f"| {name} | {sold} | {mesh} | {step} | does not fit, by"
-            f" {format_bytes(m['over'])} | | | |"
+            f" {format_bytes(m['excess'])} | | | |"
         )
     r, rate, b = plan["roofline"], plan["rate"], plan["budget"]
-    share = f"{format_bytes(m['peak'])} ({m['peak'] / m['has']:.0%})"
+    share = f"{format_bytes(m['peak'])} ({m['peak'] / m['capacity']:.0%})"
     times = f"{seconds(r['step'])}, {r['bound']}"
     speed = f"{rate['per_second_per_chip']:,.0f} {rate['unit']}/s"
     whole = f"{b['days']:,.1f} days, {b['chip_hours']:,.0f} h for {b['total']:.3g}"
@@ -176,7 +176,7 @@ def comparison(case: Case, plan: dict[str, Any] | None) -> str:
     if plan is None:
         return f"| {name} | {sold} | {published} | not planned yet | | |"
     if not plan["memory"]["fits"]:
-        over = f"does not fit, by {format_bytes(plan['memory']['over'])}"
+        over = f"does not fit, by {format_bytes(plan['memory']['excess'])}"
         return f"| {name} | {sold} | {published} | {over} | | |"
     r, rate = plan["roofline"], plan["rate"]
     bound = f"{plan['mfu']:.1%}, {rate['per_second_per_chip']:,.0f} tokens/s"

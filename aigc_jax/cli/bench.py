@@ -7,14 +7,14 @@ from absl import flags
 from aigc_jax.cli.command import FLAGS, Command
 from aigc_jax.core.errors import UserError
 
-flags.DEFINE_float("seconds", 10.0, "How long to take steps.")
+flags.DEFINE_float("seconds", 10.0, "Seconds of timed train steps.")
 flags.DEFINE_string(
-    "synthetic", None, "The data's shape: text, or HxWxC as in 32x32x3, :CLASSES after."
+    "synthetic", None, "Random data of this shape: text, or HxWxC[:CLASSES] such as 32x32x3:10."
 )
-flags.DEFINE_string("json", None, "File for the figures.")
-flags.DEFINE_string("profile", None, "Folder for a trace; prints the most expensive operations.")
-flags.DEFINE_string("check", None, "Baseline to compare with: is anything slower?")
-flags.DEFINE_string("write_baseline", None, "Baseline to measure and write.")
+flags.DEFINE_string("json", None, "File to write all figures to.")
+flags.DEFINE_string("profile", None, "Folder to write a trace to; prints the top operations.")
+flags.DEFINE_string("check", None, "Baseline to compare with; exits with 1 if something is slower.")
+flags.DEFINE_string("write_baseline", None, "File to measure and write a baseline to.")
 
 ONE_CONFIG = ("config", "seconds", "synthetic", "json", "profile")
 BASELINE = ("check", "write_baseline")
@@ -36,8 +36,8 @@ def run() -> int | None:
                 f" --{(others or baselines[1:])[0]}"
             )
         if FLAGS.check:
-            return check.check(FLAGS.check)
-        check.write(FLAGS.write_baseline)
+            return check.check_baseline(FLAGS.check)
+        check.write_baseline(FLAGS.write_baseline)
         print(f"written: {FLAGS.write_baseline}")
         return None
     options = dict(shape=FLAGS.synthetic or "", folder=FLAGS.profile or "")
@@ -50,7 +50,7 @@ def run() -> int | None:
 
 
 COMMAND = Command(
-    help="times a recipe on this machine",
+    help="measures a recipe on this machine",
     run=run,
     required=("config",),
     optional=(*ONE_CONFIG[1:], *BASELINE),

@@ -8,9 +8,9 @@ from aigc_jax.core.errors import UserError
 flags.DEFINE_string(
     "from", None, "KIND:PATH of data; hf:DIR, gguf:FILE, diffusers:DIR or peft:DIR of a model."
 )
-flags.DEFINE_string("base", None, "hf:DIR or gguf:FILE: the model that adapters are for.")
+flags.DEFINE_string("base", None, "hf:DIR or gguf:FILE: base model of --from=peft:DIR.")
 flags.DEFINE_string("to", None, "hf:DIR or diffusers:DIR, or peft:DIR for adapters alone.")
-flags.DEFINE_string("dtype", None, "float32, bfloat16 or float16: how weights are written.")
+flags.DEFINE_string("dtype", None, "float32, bfloat16 or float16: type of the exported weights.")
 
 
 def run() -> None:
@@ -23,7 +23,7 @@ def run() -> None:
             " --to=hf:DIR (or diffusers:DIR, peft:DIR)"
         )
     if FLAGS.dtype and not (target or "").startswith(("hf:", "diffusers:")):
-        raise UserError("--dtype says how --to=hf:DIR is written: leave it out here")
+        raise UserError("--dtype is for --to=hf:DIR and diffusers:DIR: leave it out here")
     if FLAGS.base and not source:
         raise UserError("--base is for --from=peft:DIR: leave it out here")
     if source:

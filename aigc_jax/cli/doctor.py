@@ -10,18 +10,18 @@ flags.DEFINE_bool("distributed", False, "Test and time the network between the p
 
 
 def run() -> int:
-    from aigc_jax.tools.doctor import examine, examine_workdir
+    from aigc_jax.tools.doctor import check_machine, check_workdir
 
     if FLAGS.distributed:
         from aigc_jax.distributed.allreduce_bench import bench_allreduce
 
         if FLAGS.workdir:
-            raise UserError("--distributed is about the network: leave out --workdir")
+            raise UserError("--distributed times the network: leave out --workdir")
         join_processes()
         return bench_allreduce()
     if any(FLAGS[name].present for name in PROCESS_FLAGS):
         raise UserError("to time the network between processes, add --distributed")
-    return examine_workdir(FLAGS.workdir) if FLAGS.workdir else examine()
+    return check_workdir(FLAGS.workdir) if FLAGS.workdir else check_machine()
 
 
 COMMAND = Command(

@@ -9,8 +9,8 @@ from aigc_jax.cli.command import FLAGS, Command
 from aigc_jax.core.config import Eval
 from aigc_jax.core.errors import UserError
 
-flags.DEFINE_string("source", None, "Other data to evaluate on, as in data.source.")
-flags.DEFINE_string("images", None, "Folder or file of any library's images to evaluate instead.")
+flags.DEFINE_string("source", None, "Data to evaluate on instead of the run's, as in data.source.")
+flags.DEFINE_string("images", None, "Folder or file of images to evaluate instead of samples.")
 flags.DEFINE_float("sigma_rel", None, "Width of the power-function EMA; needs ema.sigma_rels.")
 
 
@@ -25,7 +25,7 @@ def run() -> None:
         metrics = _evaluate_images(data_dir, options)
     else:
         if FLAGS.out:
-            raise UserError("--out is for --images=…: other pictures are written to the workdir")
+            raise UserError("--out is for --images=…: pictures of a run are written to its workdir")
         options |= {k: FLAGS[k].value for k in ("sigma_rel", "mesh") if FLAGS[k].present}
         options |= {"seed": FLAGS.seed} if FLAGS["seed"].present else {}
         metrics = evaluate(FLAGS.workdir, data_dir, FLAGS.source or "", **options)
@@ -39,7 +39,7 @@ def _evaluate_images(data_dir: str, options: dict[str, Any]) -> dict[str, Any]:
 
     if "num_samples" in options or FLAGS["seed"].present:
         raise UserError(
-            "--num_samples and --seed are for drawing: --images=… are evaluated as they are"
+            "--num_samples and --seed are for generated samples: leave them out with --images"
         )
     where = dict(workdir=FLAGS.workdir or "", data_dir=data_dir, out=FLAGS.out or "")
     return evaluate_images(FLAGS.images, FLAGS.source or "", **where, **options)

@@ -1,4 +1,4 @@
-"""Parses the command line: the commands, their flags, and errors for wrong ones."""
+"""Parses the command line: commands, flags, and errors for invalid ones."""
 
 import itertools
 import os
@@ -28,10 +28,10 @@ config_flags.DEFINE_config_file(
     "config", None, "A recipe's name or file; --config.section.key=value changes a field of it."
 )
 flags.DEFINE_string("workdir", None, "The run's folder.")
-flags.DEFINE_integer("seed", 0, "Seed of the samples.")
-flags.DEFINE_string("out", None, "File of the samples; inside the workdir if left out.")
-flags.DEFINE_string("data_dir", "~/tensorflow_datasets", "Folder of data sets.")
-flags.DEFINE_string("mesh", None, "Devices to share the work, as in the config; one if left out.")
+flags.DEFINE_integer("seed", 0, "Random seed.")
+flags.DEFINE_string("out", None, "File to write to; by default inside the workdir.")
+flags.DEFINE_string("data_dir", "~/tensorflow_datasets", "Folder of prepared data sets.")
+flags.DEFINE_string("mesh", None, "Mesh of devices, as in the config: data=4; default: one device.")
 
 COMMANDS: dict[str, Command] = {
     "train": train.COMMAND,
@@ -51,12 +51,12 @@ WIDTH = 100  # characters of a line of help
 
 
 def static_flags() -> tuple[str, ...]:
-    """The flags of all commands, without those of families and evaluations."""
+    """Names of the flags of all commands, without those of sampling and evaluation options."""
     return tuple(dict.fromkeys(name for c in COMMANDS.values() for name in c.flags))
 
 
 def usage() -> str:
-    """The commands."""
+    """Help text of `aigc`."""
     lines = ["usage: aigc COMMAND --flag=value …", ""]
     for name, command in COMMANDS.items():
         shown = [f"--{f}=…" for f in command.required] + [f"[--{f}=…]" for f in command.optional]
@@ -65,7 +65,7 @@ def usage() -> str:
 
 
 def command_usage(name: str) -> str:
-    """The flags of a command."""
+    """Help text of a command."""
     command = COMMANDS[name]
     needed = "".join(f" --{flag}=…" for flag in command.required)
     lines = [f"usage: aigc {name}{needed} [--flag=value …]", "", f"  {command.help}", "", "flags:"]
@@ -81,7 +81,7 @@ def command_usage(name: str) -> str:
 
 
 def _wrap(flag: str, text: str) -> str:
-    """A flag and its help, in lines of at most `WIDTH` characters."""
+    """Formats a flag and its help in lines of at most `WIDTH` characters."""
     start = f"  --{flag:<20} "
     return textwrap.fill(
         text,
@@ -94,11 +94,11 @@ def _wrap(flag: str, text: str) -> str:
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses flags; whatever is wrong with them becomes one sentence.
+    """Parses flags; returns the program and the command.
 
     Raises:
-      UserError: for an unknown command or flag, a flag that is missing or not the command's, a
-        config file that cannot be loaded, or an override of a key that it does not have.
+      UserError: for an unknown command or flag, a missing flag, a flag of another command, a config
+        file that cannot be loaded, or an override of an unknown key.
     """
     words = list(argv[1:])
     if not words or words[0] in HELP:
@@ -135,10 +135,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def with_recipe_path(words: Sequence[str]) -> list[str]:
-    """The words with the recipe of `--config` as the path of its file.
+    """Replaces the recipe's name in `--config` by the path of its file.
 
     Raises:
-      UserError: if there is no such recipe.
+      UserError: if the recipe does not exist.
     """
     from aigc_jax.experiment.recipes import find_recipe
 
@@ -154,10 +154,10 @@ def with_recipe_path(words: Sequence[str]) -> list[str]:
 
 
 def import_workdir_plugins(words: Sequence[str]) -> None:
-    """Imports the packages that the run of `--workdir` needs: their families have flags too.
+    """Imports the plugins of the run in `--workdir`, whose families define flags.
 
     Raises:
-      UserError: if one cannot be imported.
+      UserError: if a plugin cannot be imported.
     """
     from aigc_jax.core.registry import import_plugins
     from aigc_jax.core.workdir import has_config, read_config
@@ -168,10 +168,10 @@ def import_workdir_plugins(words: Sequence[str]) -> None:
 
 
 def check_overrides(words: Sequence[str]) -> None:
-    """Loads the config file before the flags do, for clear errors.
+    """Checks the config file and the overrides before absl does, for clear errors.
 
     Raises:
-      UserError: if it cannot be loaded, or an override names a key that it does not have.
+      UserError: if the file cannot be loaded, or an override names an unknown key.
     """
     from aigc_jax.core.config import flatten
     from aigc_jax.experiment.recipes import load_recipe

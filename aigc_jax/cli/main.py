@@ -1,6 +1,7 @@
 """The entry point: parses flags, runs the command, and turns errors into exit codes."""
 
 import contextlib
+import logging as stdlib_logging
 import os
 import sys
 from collections.abc import Sequence
@@ -17,21 +18,21 @@ from aigc_jax.core.streams import make_streams_unbreakable
 from aigc_jax.distributed import kv_store
 from aigc_jax.distributed.main_process import is_main_process
 
-# A shell leaves the ~ of --workdir=~/w alone.
+# Flags with paths; shells do not expand the ~ of --workdir=~/w.
 PATHS = ("workdir", "out", "json", "profile", "check", "write_baseline")
 
 
 def main(argv: Sequence[str]) -> int | None:
     for name in PATHS:
-        if FLAGS[name].value:
-            FLAGS[name].value = os.path.expanduser(FLAGS[name].value)
+        if path := FLAGS[name].value:
+            FLAGS[name].value = os.path.expanduser(path)
     if FLAGS.deterministic:
         make_deterministic()
     return COMMANDS[argv[1]].run()
 
 
 def make_deterministic() -> None:
-    """Sets the XLA flags with which a GPU repeats its bits; must run before JAX is imported.
+    """Sets the XLA flags for bit-exact results on a GPU; must run before JAX is imported.
 
     Operations whose results depend on the order of atomic additions are replaced, and kernels are
     not chosen by timing them. A CPU needs nothing.
@@ -60,19 +61,19 @@ def run(argv: Sequence[str] | None = None) -> None:
         leave(e.code)
     except KeyboardInterrupt:
         training = argv[1:2] == ["train"]
-        hint = "; the run goes on from its newest checkpoint" if training else ""
+        hint = "; the same command resumes from the newest checkpoint" if training else ""
         print(f"aigc: interrupted{hint}", file=sys.stderr)
         sys.exit(130)
 
 
 def quieten() -> None:
-    """Silences the logs of libraries, which repeat their exceptions."""
+    """Silences the logs of libraries, which repeat exceptions."""
     logging.set_verbosity(logging.FATAL)
-    logging.logging.getLogger("asyncio").setLevel("CRITICAL")
+    stdlib_logging.getLogger("asyncio").setLevel("CRITICAL")
     hook = sys.excepthook
 
     def without_echoes(kind: type, error: BaseException, trace: Any) -> None:
-        # TensorStore reports the other writes of a save that has failed to a loop that is gone.
+        # After a failed save TensorStore reports its other writes to a closed event loop.
         if str(error) != "Event loop is closed":
             hook(kind, error, trace)
 
@@ -80,7 +81,7 @@ def quieten() -> None:
 
 
 def leave(code: int) -> None:
-    """Ends the process; one of several does not wait for the others, which may never end."""
+    """Exits; one of several processes does not wait for the others, which may never end."""
     if kv_store.process_count() > 1:
         sys.stdout.flush()
         sys.stderr.flush()

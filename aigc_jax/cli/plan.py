@@ -7,9 +7,9 @@ from aigc_jax.core.errors import UserError
 
 flags.DEFINE_string("topology", None, "Devices to plan for: v5p:8x8x4, v5p-512, cpu:8 or gpu:N.")
 flags.DEFINE_integer("slices", 1, "Number of slices, connected by DCN.")
-flags.DEFINE_float("tokens", None, "Tokens (or images) of the whole training.")
-flags.DEFINE_bool("sweep_mesh", False, "Plan the meshes that fit, and rank them.")
-flags.DEFINE_integer("tries", 6, "Meshes of a sweep to compile.")
+flags.DEFINE_float("tokens", None, "Tokens or images of the whole training; default: the recipe's.")
+flags.DEFINE_bool("sweep_mesh", False, "Plan the meshes that fit, and rank them by speed.")
+flags.DEFINE_integer("tries", 6, "Number of meshes to compile with --sweep_mesh.")
 flags.DEFINE_bool("fit", False, "Find changes that make it fit: sharding, remat, accumulation.")
 
 
@@ -26,7 +26,7 @@ def run() -> int:
 
 
 COMMAND = Command(
-    help="compiles a recipe's step for devices that are not here, and estimates what a run takes",
+    help="compiles a recipe's step for devices that are not attached, and estimates a run's cost",
     run=run,
     required=("config", "topology"),
     optional=("slices", "synthetic", "tokens", "sweep_mesh", "tries", "fit", "json"),

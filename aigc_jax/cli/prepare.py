@@ -15,8 +15,9 @@ FORMATS = {"messages": " --config.data.format=chat", "conll": " --config.data.fo
 def run() -> None:
     from aigc_jax.modalities.prepare import prepare
 
+    source: str = FLAGS["from"].value or ""
     path = prepare(
-        FLAGS["from"].value,
+        source,
         FLAGS.name,
         FLAGS.data_dir,
         image_size=FLAGS.image_size,
@@ -24,7 +25,7 @@ def run() -> None:
         label_field=FLAGS.label_field,
     )
     print(f"prepared: {path}")
-    kind = FLAGS["from"].value.partition(":")[0]
+    kind = source.partition(":")[0]
     print(
         f"train on it with --config.data.source=tfds:{FLAGS.name}"
         f" --config.data.data_dir={FLAGS.data_dir}{FORMATS.get(kind, '')}"

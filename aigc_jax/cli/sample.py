@@ -1,4 +1,4 @@
-"""`aigc sample`. The families' own dataclasses of sampling options are its flags."""
+"""`aigc sample`; the families' sampling options are its flags."""
 
 import os
 import sys
@@ -8,11 +8,11 @@ from absl import flags
 from aigc_jax.cli.command import FLAGS, Command, given, sampling_options
 from aigc_jax.core.errors import UserError
 
-flags.DEFINE_integer("num", None, "How many samples.")
+flags.DEFINE_integer("num", None, "Number of samples.")
 flags.DEFINE_multi_string("prompt", None, "Text to continue; may be given several times.")
-flags.DEFINE_bool("stream", False, "Show the text while it is drawn.")
-flags.DEFINE_string("image", None, "Image file to begin with, scaled and cropped to the model's.")
-flags.DEFINE_string("mask", None, "Image file of the same size: white is drawn again.")
+flags.DEFINE_bool("stream", False, "Print the text while it is generated.")
+flags.DEFINE_string("image", None, "Image to start from, resized and cropped to the model's size.")
+flags.DEFINE_string("mask", None, "Image file of the same size: white pixels are generated again.")
 
 
 def run() -> None:
@@ -21,14 +21,14 @@ def run() -> None:
     from aigc_jax.runs.sample import sample
 
     if FLAGS.stream and (FLAGS.num or 1) > 1:
-        raise UserError("--stream shows one text: leave out --num")
+        raise UserError("--stream prints one text: leave out --num")
     if FLAGS.stream and len(FLAGS.prompt or ()) > 1:
-        raise UserError("--stream shows one text: give one --prompt")
+        raise UserError("--stream prints one text: give one --prompt")
     prompt = FLAGS.prompt[0] if FLAGS.prompt and len(FLAGS.prompt) == 1 else FLAGS.prompt
-    begun = []
+    begun: list[bool] = []
 
     def show(piece: str) -> None:
-        # The prompt comes with the first piece: a family that cannot stream has not begun.
+        # The prompt is printed with the first piece, after the family has accepted to stream.
         print(piece if begun else f"{prompt or ''}{piece}", end="", flush=True)
         begun.append(True)
 
@@ -51,7 +51,7 @@ def run() -> None:
 
 
 COMMAND = Command(
-    help="draws from a trained workdir",
+    help="generates samples with a trained workdir",
     run=run,
     required=("workdir",),
     optional=(

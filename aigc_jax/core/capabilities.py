@@ -192,6 +192,37 @@ class SupportsTextGeneration(SupportsText, Protocol):
 
 
 @runtime_checkable
+class SupportsRemat(Protocol):
+    """A model config with a choice of rematerialisation.
+
+    Attributes:
+      remat: activations that are recomputed in the backward pass: "none", "dots" or "full".
+    """
+
+    remat: str
+
+
+@runtime_checkable
+class HasVocabulary(Protocol):
+    """A model config with a vocabulary.
+
+    Attributes:
+      vocab_size: entries; 0: those of the data's tokenizer.
+    """
+
+    vocab_size: int
+
+
+@runtime_checkable
+class SupportsAttendedShare(Protocol):
+    """A model config whose attention masks a part of the pairs of positions."""
+
+    def attended_share(self, length: int) -> float:
+        """Share of the pairs of positions that are not masked, for sequences of `length`."""
+        ...
+
+
+@runtime_checkable
 class SupportsMergedAdapters(Protocol):
     """Has low-rank adapters that can be merged into the model that they adapt."""
 

@@ -42,7 +42,7 @@ CURVES = (
 )
 
 
-def demonstrate(workdir: str) -> str:
+def run_demo(workdir: str) -> str:
     """Trains, evaluates and samples each family; writes `index.html` and returns its path.
 
     A family that is trained already is not trained again.
@@ -51,7 +51,7 @@ def demonstrate(workdir: str) -> str:
     began = time.perf_counter()
     sections, table = [], [("family", "trained", "measure", "this run", "beside it")]
     for family in FAMILIES:
-        section, seconds = show(family, os.path.join(workdir, family))
+        section, seconds = run_family(family, os.path.join(workdir, family))
         sections.append(section)
         for i, row in enumerate(section.rows):
             references = ", ".join(f"{k} {v:.3f}" for k, v in row.references.items())
@@ -84,7 +84,7 @@ def overview(workdir: str) -> str:
     return side_by_side(pictures, os.path.join(workdir, "overview.png"))
 
 
-def show(family: str, workdir: str) -> tuple[Section, float]:
+def run_family(family: str, workdir: str) -> tuple[Section, float]:
     """One family's section of the page, and how long its training took."""
     recipe = load_recipe(f"{family}/quickstart")
     began = time.perf_counter()
@@ -99,7 +99,7 @@ def show(family: str, workdir: str) -> tuple[Section, float]:
     trained = restore(workdir)[0]
     alarms = triggered_checks(health_checks_of(trained.objective), records)
     title, about = FAMILIES[family]
-    section = Section(title, about, rows(metrics), alarms, facts=[
+    section = Section(title, about, metric_rows(metrics), alarms, facts=[
         f"aigc train --config=configs/{family}/quickstart.py --workdir={workdir}"
         f" · {recipe.train.steps} steps · {seconds:.0f} s",
     ])  # fmt: skip
@@ -137,7 +137,7 @@ def held_out_images(workdir: str, data: Data, num: int) -> str:
     return save_images(np.stack(images), os.path.join(workdir, "samples", "held_out.png"))
 
 
-def rows(metrics: dict[str, Any]) -> list[Row]:
+def metric_rows(metrics: dict[str, Any]) -> list[Row]:
     """The measures that a family has, beside their references."""
     makers: dict[str, Callable[[], Row]] = {
         "bits_per_byte": lambda: Row(

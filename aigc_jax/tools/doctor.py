@@ -21,7 +21,7 @@ PACKAGES = (
 SIZE = 1024  # of the product
 
 
-def examine() -> int:
+def check_machine() -> int:
     """Prints the findings; 1 if an accelerator seems to be there but JAX does not see it."""
     import jax
 
@@ -42,14 +42,14 @@ def examine() -> int:
         f"matmul {SIZE}×{SIZE} float32, jitted: {seconds * 1e3:.2f} ms,"
         f" {2 * SIZE**3 / seconds / 1e9:.0f} GFLOP/s"
     )
-    missing = unseen_accelerator(jax.default_backend())
+    missing = unused_accelerator(jax.default_backend())
     if missing:
         print(f"aigc: warning: {missing}")
         return 1
     return 0
 
 
-def examine_workdir(workdir: str) -> int:
+def check_workdir(workdir: str) -> int:
     """Prints how a run stands: its records, checkpoints and troubles; 1 if something is wrong.
 
     Every checkpoint is read and checked against its checksums.
@@ -133,7 +133,7 @@ def _checkpoints(workdir: str, steps: list[int]) -> int:
     return damaged
 
 
-def unseen_accelerator(backend: str) -> str:
+def unused_accelerator(backend: str) -> str:
     """What to do about an accelerator that JAX does not use; empty if there is none."""
     if backend != "cpu":
         return ""

@@ -528,7 +528,7 @@ def test_doctor_says_how_to_use_an_unseen_accelerator(monkeypatch, present, back
     monkeypatch.setattr(doctor.glob, "glob", find)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     monkeypatch.delenv("TPU_WORKER_ID", raising=False)
-    advice = doctor.unseen_accelerator(backend)
+    advice = doctor.unused_accelerator(backend)
     assert (package in advice) if package else advice == ""
 
 

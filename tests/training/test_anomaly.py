@@ -302,7 +302,7 @@ def test_the_first_thing_that_is_not_finite_is_named(key, value, words, workdir,
     assert "step 9: 2 steps in a row" in str(e.value)
     assert words in str(e.value)
     capsys.readouterr()
-    assert doctor.examine_workdir(str(workdir)) == 1
+    assert doctor.check_workdir(str(workdir)) == 1
     out = capsys.readouterr().out
     assert words in out and "turn 1. model" in out and "largest parameter" in out
 
@@ -507,7 +507,7 @@ def examined(workdir, capsys):
     """What `aigc doctor` says of a workdir, its exit status; it must leave all as it is."""
     capsys.readouterr()
     before = files(workdir)
-    code = doctor.examine_workdir(str(workdir))
+    code = doctor.check_workdir(str(workdir))
     assert files(workdir) == before
     return capsys.readouterr().out, code
 
@@ -569,7 +569,7 @@ def test_the_doctor_on_rubbish(content, workdir, capsys):
 def test_the_doctor_where_there_is_no_run(tmp_path):
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(UserError, match=str(path)):
-            doctor.examine_workdir(str(path))
+            doctor.check_workdir(str(path))
 
 
 # Memory --------------------------------------------------------------------------------------

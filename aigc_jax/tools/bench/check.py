@@ -1,7 +1,7 @@
-"""Has anything become slower? Ratios to a matrix product, beside those of a baseline.
+"""Performance regression check: times in units of a matrix product, compared with a baseline.
 
-A step's time says little on another machine, or on the same one when it is busy. In units of a
-matrix product that was timed just before and after, it says how well the step is made.
+Seconds are not comparable between machines, or on one machine under load. Times relative to a
+matrix product that is timed just before and after are.
 """
 
 import json
@@ -15,35 +15,40 @@ from aigc_jax.experiment import build
 from aigc_jax.experiment.recipes import load_recipe
 from aigc_jax.tools.bench import hardware
 from aigc_jax.tools.bench.decoding import can_decode, decoding
-from aigc_jax.tools.bench.measure import Steps, load
+from aigc_jax.tools.bench.measure import Steps, load_inputs
 from aigc_jax.tools.bench.timing import Side, interleaved, ratio
 
-LIMIT = 0.15  # how much a ratio may grow
-# What a new baseline holds: each family once.
+MAX_SLOWDOWN = 0.15  # growth of a ratio that is a regression
+# The configs of a new baseline: one per family.
 CONFIGS = {
     "lm": "configs/lm/quickstart.py",
     "gan": "configs/gan/quickstart.py",
     "vae": "configs/vae/quickstart.py",
     "diffusion": "configs/diffusion/quickstart.py",
 }
-SIZE, PRODUCTS = 1024, 5  # of the product, and how often at each turn
-TURN = 0.5  # seconds of steps at each turn
+SIZE, REPEATS = 1024, 5  # of the matrix product, and its repetitions in a turn
+SECONDS_PER_TURN = 0.5  # seconds of steps at each turn
 ROUNDS = 7
 
 
 def probe() -> float:
-    """The median time of the matrix product in whose units all else is measured."""
-    return hardware.matmul_times(SIZE, times=PRODUCTS).median
+    """Median seconds of the matrix product, the unit of all times."""
+    return hardware.matmul_times(SIZE, times=REPEATS).median
 
 
-def sides_of(name: str, path: str, turn: float = TURN) -> dict[str, Side]:
-    """What is timed of a config: its step and, of a language model, a step of decoding.
+def sides_of(name: str, path: str, turn: float = SECONDS_PER_TURN) -> dict[str, Side]:
+    """The work of a config to time: a train step and, if it generates text, a step of decoding.
+
+    Args:
+      name: of the config, for the names of the sides.
+      path: of the config file.
+      turn: seconds of train steps in a turn.
 
     Raises:
-      UserError: if the config, or its data, cannot be found.
+      UserError: if the config or its data cannot be found.
     """
     config = build.parse_config(load_recipe(path))
-    steps = Steps(*load(config))
+    steps = Steps(*load_inputs(config))
     number = max(round(turn / max(steps.take(5).median, 1e-6)), 3) + 2
     sides: dict[str, Side] = {f"{name} step": lambda: steps.take(number).median}
     if can_decode(steps.run):
@@ -60,13 +65,17 @@ def ratios(
     sides_of: Callable[[str, str], Mapping[str, Side]] = sides_of,
     probe: Side = probe,
 ) -> dict[str, dict[str, Any]]:
-    """What is timed of each config, in units of the matrix product.
+    """Times of each side of the configs, in units of the matrix product.
 
     Args:
-      configs: a name for each, and its file.
-      rounds: turns of each.
-      sides_of: (name, file) → what to time of it.
-      probe: the unit.
+      configs: config files by name.
+      rounds: turns of each side.
+      sides_of: (name, file) → the work to time, by name.
+      probe: returns the seconds of the unit.
+
+    Returns:
+      By name of the side: `ratio`, its `spread`, the median `seconds` and the number of `disturbed`
+      turns.
     """
     sides = {k: side for name, path in configs.items() for k, side in sides_of(name, path).items()}
     found = interleaved(sides, rounds, probe)
@@ -82,79 +91,77 @@ def ratios(
     return result
 
 
-def grown(
+def regressions(
     baseline: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, float]:
-    """By what share each ratio has grown, of those that have by more than `LIMIT`."""
+    """Relative growth of the ratios that have grown by more than `MAX_SLOWDOWN`, by name."""
     shares = {k: now[k]["ratio"] / baseline[k]["ratio"] - 1 for k in baseline if k in now}
-    return {k: share for k, share in shares.items() if share > LIMIT}
+    return {k: share for k, share in shares.items() if share > MAX_SLOWDOWN}
 
 
-def check(path: str, measured: Callable[..., dict[str, dict[str, Any]]] = ratios) -> int:
-    """Prints the ratios of now beside the baseline's; 1 if any has grown by more than `LIMIT`
-    or is there no more.
+def check_baseline(path: str, measured: Callable[..., dict[str, dict[str, Any]]] = ratios) -> int:
+    """Prints current ratios beside the baseline's; returns 1 if one has regressed or is missing.
 
-    What seems to have grown is measured again, alone with its config: it counts if it has grown
-    both times.
+    A config that seems slower is measured again; only regressions in both measurements count.
 
     Args:
-      path: the baseline.
+      path: of the baseline.
       measured: configs → ratios.
 
     Raises:
-      UserError: if there is no such baseline, or it is none.
+      UserError: if the baseline does not exist or is invalid.
     """
-    baseline = read(path)
+    baseline = read_baseline(path)
     now = measured(baseline["configs"])
-    slower = grown(baseline["ratios"], now)
+    slower = regressions(baseline["ratios"], now)
     again = {k: path for k, path in baseline["configs"].items()
              if any(name.split(" ")[0] == k for name in slower)}  # fmt: skip
     if again:
         second = measured(again)
-        for name in grown(baseline["ratios"], now):
+        for name in regressions(baseline["ratios"], now):
             now[name] = min(now[name], second[name], key=lambda r: r["ratio"])
-        slower = grown(baseline["ratios"], now)
+        slower = regressions(baseline["ratios"], now)
     gone = baseline["ratios"].keys() - now.keys()
     print(f"times in units of a {SIZE}×{SIZE} float32 matrix product on the same machine")
     there, here = baseline.get("machine", {}), hardware.machine()
     if other := [k for k in ("device", "cores", "versions") if there.get(k) != here[k]]:
-        print(f"the baseline was written elsewhere: {', '.join(other)} differ")
+        print(f"the baseline was written on another machine: {', '.join(other)} differ")
     for name, was in baseline["ratios"].items():
         if name in gone:
-            print(f"{name:<18} {was['ratio']:>9.3f} → is gone")
+            print(f"{name:<18} {was['ratio']:>9.3f} → missing")
             continue
         change = now[name]["ratio"] / was["ratio"] - 1
-        note = f"  more than {LIMIT:.0%} slower" if name in slower else ""
+        note = f"  more than {MAX_SLOWDOWN:.0%} slower" if name in slower else ""
         print(f"{name:<18} {was['ratio']:>9.3f} → {now[name]['ratio']:>9.3f} {change:>+7.1%}"
               f" (± {now[name]['spread']:.0%}){note}")  # fmt: skip
     return 1 if slower or gone else 0
 
 
-def write(path: str, measured: Callable[..., dict[str, dict[str, Any]]] = ratios) -> None:
-    """Measures the configs that a baseline names, or the usual ones, and writes it anew.
+def write_baseline(path: str, measured: Callable[..., dict[str, dict[str, Any]]] = ratios) -> None:
+    """Measures the configs of an existing baseline, else `CONFIGS`, and writes the baseline.
 
     Args:
-      path: of the file.
+      path: of the baseline.
       measured: configs → ratios.
     """
-    configs = read(path)["configs"] if os.path.exists(path) else CONFIGS
+    configs = read_baseline(path)["configs"] if os.path.exists(path) else CONFIGS
     found = measured(configs)
     baseline = {"machine": hardware.machine(), "configs": dict(configs), "ratios": found}
     write_text_atomically(path, json.dumps(baseline, indent=1) + "\n")
 
 
-def read(path: str) -> dict[str, Any]:
-    """A baseline.
+def read_baseline(path: str) -> dict[str, Any]:
+    """Reads a baseline.
 
     Raises:
-      UserError: if there is none, or it is damaged.
+      UserError: if it does not exist or is invalid.
     """
     try:
         with open(path, encoding="utf-8") as f:
             baseline = json.load(f)
     except (OSError, ValueError) as e:
         raise UserError(
-            f"there is no baseline in {shorten(path)} ({one_line(e)}): write one with aigc bench"
+            f"cannot read the baseline {shorten(path)} ({one_line(e)}): write one with aigc bench"
             f" --write_baseline={shorten(path)}"
         ) from e
     parts = baseline if isinstance(baseline, dict) else {}
@@ -163,6 +170,6 @@ def read(path: str) -> dict[str, Any]:
             raise UserError(
                 f"the baseline {shorten(path)} has no '{key}'"
                 f" ({did_you_mean(key, parts or ['nothing'])}):"
-                " write it anew with --write_baseline"
+                " write it again with --write_baseline"
             )
     return baseline

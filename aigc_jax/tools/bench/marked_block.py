@@ -1,4 +1,4 @@
-"""Tables in pages that people write: replaced between two marks, with how they came about."""
+"""Generated tables in hand-written pages: replaced between two marks, with their provenance."""
 
 import datetime
 import os
@@ -14,9 +14,9 @@ from aigc_jax.tools.bench.hardware import cpu_name
 
 
 def replace_between(path: str, begin: str, end: str, text: str) -> None:
-    """Puts text between the first mark `begin` of a file and the `end` after it.
+    """Replaces the text between the first mark `begin` of a file and the next `end`.
 
-    A file without these marks gets them at its end; one that is not there begins with them.
+    Marks that the file lacks are appended; a missing file is created.
     """
     page = ""
     if os.path.exists(path):
@@ -28,11 +28,11 @@ def replace_between(path: str, begin: str, end: str, text: str) -> None:
 
 
 def provenance(packages: Sequence[str] = (), command: str = "") -> str:
-    """The command, the day, the machine and the versions, as one line that ends with a colon.
+    """Command, date, machine and versions, as one line that ends with a colon.
 
     Args:
-      packages: to be named beside Python and JAX.
-      command: that was given; "": python and this process's arguments.
+      packages: whose versions to name beside those of Python and JAX.
+      command: command that was run; "": python and this process's arguments.
     """
     command = command or f"python {' '.join(sys.argv)}"
     versions = [f"Python {platform.python_version()}", f"JAX {jax.__version__}"]
@@ -41,7 +41,7 @@ def provenance(packages: Sequence[str] = (), command: str = "") -> str:
 
 
 def machine() -> str:
-    """What computes here, in words."""
+    """Name of the device, or number of cores and name of the processor."""
     device = jax.devices()[0]
     if device.platform != "cpu":
         return device.device_kind

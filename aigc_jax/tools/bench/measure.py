@@ -1,4 +1,4 @@
-"""What a config costs on this machine: steps, FLOPs, memory, data and decoding."""
+"""Measures a config on this machine: step time, FLOPs, memory, data pipeline, decoding."""
 
 import dataclasses
 import time
@@ -25,19 +25,19 @@ from aigc_jax.tools.bench import flops, hardware, trace
 from aigc_jax.tools.bench.decoding import BATCHES, can_decode, decoding
 from aigc_jax.tools.bench.synthetic_data import synthetic
 from aigc_jax.tools.bench.timing import Times
-from aigc_jax.tools.chips import sheet_of_each
+from aigc_jax.tools.chips import data_sheet_per_device
 from aigc_jax.training import oom
 from aigc_jax.training.anomaly import AnomalyDetector
 from aigc_jax.training.callbacks import Record, RunCallbacks
 from aigc_jax.training.loop import fit
 from aigc_jax.training.metric_window import MetricAccumulator
 
-WARM = 3  # steps before any is timed
-LEAST, MOST = 5, 2000  # steps that are timed
+WARMUP_STEPS = 3  # untimed
+MIN_STEPS, MAX_STEPS = 5, 2000  # timed
 
 
 class Clock:
-    """Stands where the loop's progress bar does, and notes when each step comes by."""
+    """Records the time of each step, in place of the loop's progress bar."""
 
     def __init__(self) -> None:
         self.ticks: list[float] = []
@@ -59,18 +59,18 @@ class LastRecord(RunCallbacks):
 
 
 class Steps:
-    """The steps of a config, taken by the loop that trains, as many as asked for.
+    """Runs train steps of a config in the training loop.
 
     Args:
-      config: what to train.
-      dataset: on what.
+      config: of the run.
+      dataset: its data.
 
     Attributes:
-      run: its parts.
-      compile_seconds: how long tracing and compiling the step took.
-      compiled: the step as XLA has compiled it.
-      forms: which forms primitives have taken in it, of those that may refuse (`platform.took`).
-      data_wait: of the steps taken last, the share of the time spent waiting for data.
+      run: parts of the run.
+      compile_seconds: seconds of tracing and compiling the step.
+      compiled: the compiled step.
+      implementations: those chosen in the step, by primitive (`dispatch.trace_choices`).
+      data_wait: data stall, the share of the time of the last steps spent waiting for a batch.
     """
 
     def __init__(self, config: Config, dataset: Dataset):
@@ -84,7 +84,7 @@ class Steps:
         oom.check_fits(*self._shapes)
         part = process_shard(self.run.mesh)
         self._feed = DataLoader(dataset.train, size, config.seed, config.data.threads, part)
-        # Random data may well make the loss non-finite, which is no reason to stop here.
+        # Random data may make the loss non-finite, which does not matter here.
         self._metrics = MetricAccumulator(
             0, size, AnomalyDetector(config_lib.Anomaly(max_skipped=0))
         )
@@ -93,7 +93,7 @@ class Steps:
             self._state = step.put_state(self.run.fresh_state())
             batch = step.put_batch(self._feed.next(self._state))
             began = time.perf_counter()
-            with dispatch.trace_choices() as self.forms:
+            with dispatch.trace_choices() as self.implementations:
                 lowered = step.lower(self._state, batch)
             self.compiled = lowered.compile()
             self.compile_seconds = time.perf_counter() - began
@@ -101,15 +101,18 @@ class Steps:
 
     @property
     def state(self) -> Any:
-        """The state in the form that is saved and sampled from."""
+        """The state as it is saved and sampled from."""
         return self.run.step.get_state(self._state)
 
     def take(self, number: int) -> Times:
-        """Takes so many steps; returns the times of all but the first and the last.
+        """Runs steps and returns the times of all but the first and the last.
 
-        The loop reads the metrics of a step after it has started the next one, so the time between
-        two of its rounds is a step's, but for the first round (which waits for nothing) and the
-        last (which waits for two steps).
+        The loop reads the metrics of a step after it has started the next one: the time between two
+        iterations is that of a step, except in the first, which waits for nothing, and in the last,
+        which waits for two steps.
+
+        Args:
+          number: of steps.
         """
         clock, records = Clock(), LastRecord()
         self._metrics.seek(self._taken, self._metrics.position())
@@ -131,18 +134,18 @@ class Steps:
         return Times(tuple(between or [clock.ticks[-1] - clock.ticks[0]]))
 
     def take_for(self, seconds: float) -> Times:
-        """Takes steps for about so long, after a few that are not counted."""
-        once = self.take(WARM).median
-        return self.take(int(min(max(seconds / max(once, 1e-6), LEAST), MOST)) + 2)
+        """Runs steps for about `seconds`, after a few that do not count; returns their times."""
+        once = self.take(WARMUP_STEPS).median
+        return self.take(int(min(max(seconds / max(once, 1e-6), MIN_STEPS), MAX_STEPS)) + 2)
 
 
-def load(config: Config, shape: str = "") -> tuple[Config, Dataset]:
-    """The config with its first stage resolved, and its data.
+def load_inputs(config: Config, shape: str = "") -> tuple[Config, Dataset]:
+    """Loads the data of a config, and resolves its first stage.
 
     Args:
       config: of a run.
-      shape: random data of this shape instead (see `synthetic`), which the model itself reads: then
-        there is no first stage.
+      shape: of random data that replace the config's (see `synthetic`). They are the direct input
+        of the model, so the first stage is removed.
     """
     if shape:
         config = without_first_stage(config)
@@ -154,20 +157,20 @@ def load(config: Config, shape: str = "") -> tuple[Config, Dataset]:
 def measure(
     config: Config, *, seconds: float = 10.0, shape: str = "", folder: str = ""
 ) -> dict[str, Any]:
-    """The report of a config, as plain values; times in seconds, sizes in bytes.
+    """Measures a config; returns plain values, times in seconds and sizes in bytes.
 
     Args:
-      config: what to time.
-      seconds: how long to take steps.
-      shape: random data to use instead of the config's, as `synthetic` names them.
-      folder: where to write a trace of some steps; "": none.
+      config: of the run.
+      seconds: of timed train steps.
+      shape: of random data to use instead of the config's, as `synthetic` takes it.
+      folder: where to write a trace of some steps; "": no trace.
 
     Raises:
       UserError: if the config or its data cannot be used, or `seconds` is not positive.
     """
     if seconds <= 0:
-        raise UserError(f"--seconds={seconds:g} leaves no time to take steps: give more than 0")
-    config, dataset = load(config, shape)
+        raise UserError(f"--seconds={seconds:g} must be more than 0")
+    config, dataset = load_inputs(config, shape)
     rate = records_per_second(config, dataset)
     steps = Steps(config, dataset)
     times = steps.take_for(seconds)
@@ -181,14 +184,14 @@ def measure(
         "step": times.to_json(),
         "rate": throughput(config, dataset, times.median),
         "compile_seconds": steps.compile_seconds,
-        "forms": {name: sorted(forms) for name, forms in steps.forms.items()},
-        "memory": memory_of(steps),
+        "implementations": {k: sorted(names) for k, names in steps.implementations.items()},
+        "memory": memory_report(steps),
         "data": {
             "wait": steps.data_wait,
             "records_per_second": rate,
             "source": f"synthetic {shape}" if shape else config.data.source,
         },
-        "flops": work(steps, dataset, times.median),
+        "flops": flops_report(steps, dataset, times.median),
     }
     if can_decode(steps.run):
         ceiling = hardware.bandwidth_ceiling()
@@ -199,14 +202,14 @@ def measure(
 
 
 def throughput(config: Config, dataset: Dataset, seconds: float) -> dict[str, Any]:
-    """Tokens, images, … per second."""
+    """Throughput in the modality's unit per second."""
     modality = MODALITIES[dataset.spec.modality]
     units = config.data.batch_size * modality.units_per_example(dataset.spec)
     return {"unit": modality.unit, "per_second": units / seconds}
 
 
 def records_per_second(config: Config, dataset: Dataset, seconds: float = 1.0) -> float:
-    """How many examples the pipeline makes if nothing is done with them."""
+    """Examples per second of the data pipeline alone."""
     size = config.data.batch_size
     feed = DataLoader(dataset.train, size, config.seed, config.data.threads)
     for _ in range(config.data.threads + 1):
@@ -218,8 +221,8 @@ def records_per_second(config: Config, dataset: Dataset, seconds: float = 1.0) -
     return count * size / max(elapsed, time.perf_counter() - began)
 
 
-def memory_of(steps: Steps) -> dict[str, int]:
-    """The peak so far, and what the compiled step says that it needs."""
+def memory_report(steps: Steps) -> dict[str, int]:
+    """Peak bytes so far, and the bytes of the compiled step by XLA's memory analysis."""
     found = {"peak": hardware.peak_memory()}
     stats = steps.compiled.memory_analysis()
     if stats is not None:
@@ -231,23 +234,28 @@ def memory_of(steps: Steps) -> dict[str, int]:
     return found
 
 
-def work(steps: Steps, dataset: Dataset, seconds: float) -> dict[str, Any]:
-    """FLOPs of a step, and how much of what the devices can do that is.
+def flops_report(steps: Steps, dataset: Dataset, seconds: float) -> dict[str, Any]:
+    """FLOPs of a step, and its model FLOPs utilisation (MFU).
 
-    `model` is what the model needs by definition, and what MFU counts; `computed` is what the step
-    computes, `xla` what XLA says of it.
+    `model` are the FLOPs of the model's definition, which MFU counts; `computed` those of the
+    traced step; `xla` those that XLA's cost analysis reports.
+
+    Args:
+      steps: of the config.
+      dataset: its data.
+      seconds: of a step.
     """
     needed = flops.model_flops(steps.config, dataset.spec)
     costs = steps.compiled.cost_analysis() or {}
     costs = costs[0] if isinstance(costs, list) else costs
     devices = steps.run.mesh.size
-    sheet = sheet_of_each(jax.devices())
+    sheet = data_sheet_per_device(jax.devices())
     dtype = jnp.dtype(steps.config.train.compute_dtype)
     ceiling = hardware.matmul_ceiling(dtype)
     found = {
         "model": needed,
         "computed": steps.flops.total,
-        "endless_loops": steps.flops.endless,
+        "unbounded_loops": steps.flops.unbounded_loops,
         "xla": float(costs.get("flops", 0.0)),
         "per_second": needed / seconds,
         "ceiling": ceiling * devices,
@@ -262,27 +270,33 @@ def work(steps: Steps, dataset: Dataset, seconds: float) -> dict[str, Any]:
 
 
 def decode_report(steps: Steps, batch: int, ceiling: float) -> dict[str, Any]:
-    """Decoding of so many texts at once, beside the memory's bandwidth, in bytes/s."""
+    """Speed of decoding, as a share of the memory bandwidth.
+
+    Args:
+      steps: of the config.
+      batch: texts that are written at once.
+      ceiling: measured memory bandwidth in bytes/s.
+    """
     found = decoding(steps.run, steps.state, batch)
     found |= {"ceiling": ceiling, "share": found["bytes_per_second"] / ceiling}
-    sheet = sheet_of_each(jax.devices())
+    sheet = data_sheet_per_device(jax.devices())
     if sheet is not None:
         found["share_data_sheet"] = found["bytes_per_second"] / sheet.bandwidth
     return found
 
 
 def profile(steps: Steps, folder: str, seconds: float, number: int = 5) -> dict[str, Any]:
-    """Traces some steps: how much of a step a device is busy, and the ten dearest operations.
+    """Traces steps; returns the share of a step that a device is busy and the top ten operations.
 
     Args:
-      steps: of a config.
-      folder: where the trace goes.
-      seconds: what a step takes when it is not traced.
-      number: how many to trace.
+      steps: of the config.
+      folder: of the trace.
+      seconds: of a step without tracing.
+      number: of steps to trace.
     """
     with trace.tracing(folder):
         steps.take(number)
-    found = trace.read(folder, steps.compiled.as_text())
+    found = trace.read_trace(folder, steps.compiled.as_text() or "")
     total = sum(o.seconds for o in found.operations) or 1.0
     return {
         "folder": folder,

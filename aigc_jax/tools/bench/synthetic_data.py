@@ -1,4 +1,4 @@
-"""Random data of a given shape, to time a config whose data are not available."""
+"""Random data of a given shape, for configs whose data are not available."""
 
 import numpy as np
 
@@ -9,14 +9,14 @@ from aigc_jax.modalities.synthetic_spec import synthetic_spec
 
 
 def synthetic(shape: str, config: Config) -> Dataset:
-    """A data set of random examples, read through the same pipeline as a real one.
+    """Returns a data set of random examples that is read through the usual pipeline.
 
     Args:
       shape: as `synthetic_spec` takes it.
       config: the config to be timed.
 
     Raises:
-      UserError: if it is not a shape of data, or there are no random data of that kind.
+      UserError: if `shape` is invalid, or the modality has no random data.
     """
     spec = synthetic_spec(shape, config)
     spec, examples = MODALITIES[spec.modality].synthetic_data(

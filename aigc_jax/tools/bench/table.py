@@ -1,4 +1,4 @@
-"""The report of a config as lines for a terminal."""
+"""Formats a report of `measure` for a terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from aigc_jax.training.oom import format_bytes
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """What `measure` has found, a figure a line."""
+    """Formats a report, one figure per line."""
     machine = report["machine"]
     devices = f"{machine['devices']} × " if machine["devices"] > 1 else ""
     rows = [
@@ -43,19 +43,22 @@ def _speed(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         ("throughput", f"{rate['per_second']:,.0f} {rate['unit']}/s"),
         ("compiling", seconds(report["compile_seconds"])),
-        *((name, f"{' and '.join(forms)} form") for name, forms in report["forms"].items()),
+        *(
+            (name, f"{' and '.join(names)} implementation")
+            for name, names in report["implementations"].items()
+        ),
         (
-            "waiting for data",
-            f"{data['wait']:.1%} of the time; the pipeline makes"
-            f" {data['records_per_second']:,.0f} records/s ({data['source']})",
+            "data stall",
+            f"{data['wait']:.1%} of the time; the pipeline alone yields"
+            f" {data['records_per_second']:,.0f} examples/s ({data['source']})",
         ),
     ]
 
 
 def _work(work: Mapping[str, Any]) -> list[tuple[str, str]]:
     xla = f", XLA counts {si(work['xla'])}" if work["xla"] else ""
-    endless = work["endless_loops"]
-    some = f" ({endless} loops of unknown length count once)" if endless else ""
+    loops = work["unbounded_loops"]
+    some = f" ({loops} loops of unknown length count once)" if loops else ""
     rows = [
         (
             "FLOPs of a step",
@@ -94,7 +97,7 @@ def _decoding(found: Mapping[str, Any]) -> tuple[str, str]:
 def _profile(found: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{found['steps']} steps traced in {found['folder']}; a device is busy for"
-        f" {found['device_share']:.0%} of a step; the dearest operations:",
+        f" {found['device_share']:.0%} of a step; the most expensive operations:",
         f"{'share':>6} {'a step':>9} {'calls':>6}  operation",
     ]
     for o in found["operations"]:
@@ -107,7 +110,7 @@ def _profile(found: Mapping[str, Any]) -> list[str]:
 
 
 def seconds(value: float) -> str:
-    """A time in the unit that suits it."""
+    """Formats a time in s, ms, µs or ns with three digits."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if value >= size:
             return f"{value / size:.3g} {unit}"
@@ -115,7 +118,7 @@ def seconds(value: float) -> str:
 
 
 def si(value: float) -> str:
-    """A number with the prefix that suits it: 1.23 G."""
+    """Formats a number with an SI prefix and three digits: "1.23 G"."""
     for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:.3g} {prefix}"

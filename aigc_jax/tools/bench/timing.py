@@ -1,23 +1,23 @@
-"""Times on a machine that others use too: medians, spreads, and sides that take turns."""
+"""Timing on a shared machine: medians, spreads, and interleaved comparison of several sides."""
 
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
-Side = Callable[[], float]  # does its work once and returns the seconds that it took
+Side = Callable[[], float]  # runs the work once and returns its seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Seconds of the same work done several times.
+    """Seconds of repetitions of the same work.
 
     Attributes:
-      seconds: each time's.
-      disturbed: how many of them were taken while the machine was slower than before or after.
+      seconds: of each repetition.
+      disturbed: repetitions during which the machine's speed changed.
     """
 
     seconds: tuple[float, ...]
@@ -29,7 +29,7 @@ class Times:
 
     @property
     def spread(self) -> float:
-        """Half the distance between the quartiles, as a share of the median."""
+        """Half the interquartile range, as a share of the median."""
         if len(self.seconds) < 2:
             return 0.0
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
@@ -45,14 +45,14 @@ class Times:
 
 
 def seconds_of(work: Callable[..., Any], *args: Any) -> float:
-    """How long one call takes, until its arrays are there."""
+    """Seconds of one call, including the computation of its arrays."""
     began = time.perf_counter()
     jax.block_until_ready(work(*args))
     return time.perf_counter() - began
 
 
 def repeated(work: Callable[..., Any], *args: Any, times: int = 10) -> Times:
-    """Times of a call, after one that is not counted (which compiles)."""
+    """Times repetitions of a call, after a warm-up call, which compiles."""
     jax.block_until_ready(work(*args))
     return Times(tuple(seconds_of(work, *args) for _ in range(times)))
 
@@ -65,27 +65,27 @@ def interleaved(
     tolerance: float = 0.1,
     tries: int = 4,
 ) -> dict[str, tuple[Times, Times]]:
-    """Times of sides that take turns, so that a slow minute falls on all of them.
+    """Times several sides in turn, so that slow periods of the machine affect all of them.
 
-    A probe of always the same work runs before and after each turn. Where it tells that the machine
-    was disturbed, the turn is repeated; where that does not help, the calmest try counts.
+    A probe of constant work runs before and after each turn. If it shows that the machine was
+    disturbed, the turn is repeated; if no try is undisturbed, the least disturbed one counts.
 
     Args:
-      sides: what to compare.
-      rounds: how often each has its turn; every other round is in reversed order.
-      probe: work whose time tells how fast the machine is, such as a matrix product.
+      sides: the work to compare, by name.
+      rounds: turns of each side; every other round is in reversed order.
+      probe: work that measures the machine's speed, such as a matrix product.
       tolerance: a turn is disturbed if one of its probes takes this share longer than the other or
         than the median of all probes so far.
-      tries: of each turn, at most.
+      tries: maximum number of tries of a turn.
 
     Returns:
-      The times of each side, and those of the probe at the same turns.
+      For each side its times, and those of the probe in the same turns.
     """
     taken: dict[str, list[tuple[float, float, bool]]] = {name: [] for name in sides}
     probes: list[float] = []
 
     def turn(side: Side) -> tuple[float, float, float]:
-        """How much it was disturbed, its seconds, and the probe's."""
+        """Returns (disturbance, seconds of the side, seconds of the probe)."""
         before = probe()
         seconds = side()
         after = probe()
@@ -93,12 +93,12 @@ def interleaved(
         slow, calm = max(before, after), min(min(before, after), statistics.median(probes))
         return slow / calm - 1, seconds, (before + after) / 2
 
-    for name, side in sides.items():  # what compiles, does so now
+    for name, side in sides.items():  # compiles
         del name
         side()
     probe()
     for number in range(rounds):
-        order: Sequence[str] = list(sides) if number % 2 == 0 else list(reversed(sides))
+        order = list(sides) if number % 2 == 0 else list(sides)[::-1]
         for name in order:
             best = turn(sides[name])
             for _ in range(tries - 1):
@@ -114,6 +114,6 @@ def interleaved(
 
 
 def ratio(own: Times, probe: Times) -> Times:
-    """A side's times in units of the probe's at the same turns."""
+    """Times of a side divided by those of the probe in the same turns."""
     pairs = zip(own.seconds, probe.seconds, strict=True)
     return Times(tuple(a / b for a, b in pairs), own.disturbed)

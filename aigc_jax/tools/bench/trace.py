@@ -1,4 +1,4 @@
-"""Where the time of a step goes: JAX's profiler, and what its trace says of operations."""
+"""Profiles of a step: writes traces with JAX's profiler and sums them by operation."""
 
 import contextlib
 import dataclasses
@@ -7,6 +7,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 from jax.profiler import ProfileData
@@ -14,18 +15,18 @@ from jax.profiler import ProfileData
 # An instruction of compiled HLO and the line of JAX that it comes from.
 INSTRUCTION = re.compile(r'%?([\w.\-]+) = .*metadata=\{[^}]*op_name="([^"]*)"')
 WRAPPERS = ("", "while", "body", "closed_call", "checkpoint", "rematted_computation")
-DEVICE = "/device:"  # how the planes of accelerators begin; a CPU's operations stand in its threads
+DEVICE = "/device:"  # prefix of accelerator planes; operations of a CPU are in its threads
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One operation of a compiled program, over a whole trace.
+    """One operation of a compiled program, summed over a trace.
 
     Attributes:
       name: in the compiled program.
-      source: where it comes from in the model, if the program says.
-      calls: how often it ran.
-      seconds: what it took, without the operations inside it.
+      source: its path in the model; "": not known.
+      calls: number of runs.
+      seconds: total time, without the operations inside it.
     """
 
     name: str
@@ -36,11 +37,11 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """What a trace says.
+    """Summary of a trace.
 
     Attributes:
-      operations: the dearest first.
-      busy: seconds in which a device did something, on average over the devices.
+      operations: the most expensive first.
+      busy: seconds in which a device was busy, averaged over the devices.
     """
 
     operations: list[Operation]
@@ -58,32 +59,32 @@ class Event:
 
 @contextlib.contextmanager
 def tracing(folder: str) -> Iterator[None]:
-    """Writes a trace of what happens inside into a folder, without Python's own calls."""
+    """Writes a trace of the block into a folder, without Python calls."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     with jax.profiler.trace(folder, profiler_options=options):
         yield
 
 
-def read(folder: str, hlo: str = "") -> Trace:
-    """The newest trace in a folder.
+def read_trace(folder: str, hlo: str = "") -> Trace:
+    """Reads and summarises the newest trace in a folder.
 
     Args:
-      folder: which `tracing` was given.
-      hlo: the compiled program's text, which says where operations come from.
+      folder: as passed to `tracing`.
+      hlo: text of the compiled program, which has the sources of operations.
 
     Raises:
-      FileNotFoundError: if there is none.
+      FileNotFoundError: if the folder has no trace.
     """
     paths = glob.glob(os.path.join(folder, "plugins", "profile", "*", "*.xplane.pb"))
     if not paths:
         raise FileNotFoundError(f"no trace in {folder}")
-    planes = lines_of(ProfileData.from_file(max(paths, key=os.path.getmtime)))
-    return summed(planes, dict(INSTRUCTION.findall(hlo)))
+    planes = device_lines(ProfileData.from_file(max(paths, key=os.path.getmtime)))
+    return summarize(planes, dict(INSTRUCTION.findall(hlo)))
 
 
-def lines_of(data: ProfileData) -> list[list[list[Event]]]:
-    """The operations of each device, in each of its lines (streams or threads)."""
+def device_lines(data: ProfileData) -> list[list[list[Event]]]:
+    """Operations of each device, in each of its lines (streams or threads)."""
     planes = [p for p in data.planes if p.name.startswith(DEVICE)]
     planes = planes or [p for p in data.planes if p.name == "/host:CPU"]
     found = []
@@ -94,14 +95,14 @@ def lines_of(data: ProfileData) -> list[list[list[Event]]]:
     return found
 
 
-def _operations(line: object, whole: bool) -> list[Event]:
-    """A line's events that are operations of compiled programs.
+def _operations(line: Any, whole: bool) -> list[Event]:
+    """Events of a line that are operations of compiled programs.
 
     Args:
-      line: of a plane.
-      whole: whether all events of its line "XLA Ops" are such, and no others.
+      line: `ProfileLine` of a plane, a type that JAX does not export.
+      whole: whether the operations are exactly the events of the line "XLA Ops".
     """
-    events = []
+    events: list[Event] = []
     if whole and line.name != "XLA Ops":
         return events
     for event in line.events:
@@ -112,12 +113,12 @@ def _operations(line: object, whole: bool) -> list[Event]:
     return events
 
 
-def summed(planes: list[list[list[Event]]], sources: dict[str, str]) -> Trace:
-    """The operations of all lines together, the dearest first.
+def summarize(planes: list[list[list[Event]]], sources: dict[str, str]) -> Trace:
+    """Sums the operations of all lines.
 
     Args:
-      planes: of each device, lines of events.
-      sources: where an operation comes from.
+      planes: lines of events of each device.
+      sources: paths in the model, by name of the operation.
     """
     seconds: dict[str, float] = defaultdict(float)
     calls: dict[str, int] = defaultdict(int)
@@ -126,28 +127,31 @@ def summed(planes: list[list[list[Event]]], sources: dict[str, str]) -> Trace:
             for name, own in own_times(line):
                 seconds[name] += own * 1e-9
                 calls[name] += 1
-    operations = [Operation(n, shorter(sources.get(n, "")), calls[n], seconds[n]) for n in seconds]
+    operations = [
+        Operation(n, shorten_path(sources.get(n, "")), calls[n], seconds[n]) for n in seconds
+    ]
     operations.sort(key=lambda o: -o.seconds)
-    busy = [covered(event for line in lines for event in line) for lines in planes]
+    busy = [busy_time(event for line in lines for event in line) for lines in planes]
     return Trace(operations, sum(busy) * 1e-9 / max(len(busy), 1))
 
 
 def own_times(line: Iterable[Event]) -> Iterator[tuple[str, float]]:
-    """Each event's time without that of the events within it, as of a loop without its body."""
-    open_events: list[list] = []  # [event, time of those within]
+    """Yields the name of each event and its time without that of nested events."""
+    open_events: list[tuple[Event, float]] = []  # (event, time of nested events)
     for event in sorted(line, key=lambda e: (e.start, -e.end)):
         while open_events and open_events[-1][0].end <= event.start:
             done, within = open_events.pop()
             yield done.name, done.end - done.start - within
         if open_events:
-            open_events[-1][1] += event.end - event.start
-        open_events.append([event, 0.0])
+            outer, within = open_events[-1]
+            open_events[-1] = outer, within + event.end - event.start
+        open_events.append((event, 0.0))
     for done, within in open_events:
         yield done.name, done.end - done.start - within
 
 
-def covered(events: Iterable[Event]) -> float:
-    """How long at least one of the events was going on."""
+def busy_time(events: Iterable[Event]) -> float:
+    """Length of the union of the events, in nanoseconds."""
     total, until = 0.0, float("-inf")
     for event in sorted(events, key=lambda e: e.start):
         total += max(event.end - max(event.start, until), 0)
@@ -155,8 +159,8 @@ def covered(events: Iterable[Event]) -> float:
     return total
 
 
-def shorter(source: str) -> str:
-    """An operation's path in the model, without what loops and differentiation put around it."""
+def shorten_path(source: str) -> str:
+    """Removes the wrappers of loops and differentiation from an operation's path."""
     source = re.sub(r"^jit\([^)]*\)/", "", source)
     while (bare := re.sub(r"\b(?:jvp|transpose|vmap)\(([^()]*)\)", r"\1", source)) != source:
         source = bare

@@ -1,1 +1,1 @@
-"""Plans runs on devices that are not here: `aigc plan`."""
+"""Plans runs on devices that are not attached: `aigc plan`."""

@@ -1,6 +1,6 @@
-"""What a compiled program does on one device in one run: FLOPs, bytes of memory, collectives.
+"""Costs of one run of a compiled program on one device: FLOPs, HBM bytes, collectives.
 
-XLA's own `cost_analysis` takes the body of a loop once, however often it turns.
+XLA's `cost_analysis` counts the body of a loop once, whatever its trip count.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import numpy as np
 
 from aigc_jax.tools.plan.hbm_traffic import traffic
 from aigc_jax.tools.plan.hlo import Array, Computation, Instruction, Program
-from aigc_jax.tools.plan.replica_groups import axes_of, groups
+from aigc_jax.tools.plan.replica_groups import replica_groups, varying_axes
 
 KINDS = (
     "all-gather",
@@ -22,7 +22,7 @@ KINDS = (
     "collective-broadcast",
     "ragged-all-to-all",
 )
-SCATTERING = "all-reduce-scatter"  # how a TPU's compiler calls a fusion that is a reduce-scatter
+REDUCE_SCATTER_FUSION = "all-reduce-scatter"  # prefix of TPU fusions that are one
 
 
 @dataclasses.dataclass
@@ -31,10 +31,10 @@ class Collective:
 
     Attributes:
       kind: such as "all-gather".
-      axes: of the mesh, over which they run.
-      group: the devices of one group, as places in the mesh.
-      bytes: of the whole array on each device, of all of them in one run of the program.
-      count: how many.
+      axes: mesh axes that they run over.
+      group: devices of one group, as indices in the mesh.
+      bytes: of the whole array on a device, summed over all runs of them in the program.
+      count: number of runs.
     """
 
     kind: str
@@ -46,47 +46,47 @@ class Collective:
 
 @dataclasses.dataclass
 class Costs:
-    """Of one device in one run of a program.
+    """Costs of one run of a program on one device.
 
     Attributes:
       flops: of matrix products and convolutions.
-      bytes: that its main memory reads and writes.
+      bytes: HBM traffic.
       collectives: by kind and axes.
-      kernels: calls of compiled kernels, whose FLOPs the program does not tell.
-      endless: loops whose number of turns is not known; each counts once.
+      kernels: number of calls of compiled kernels, whose FLOPs are not in the program.
+      unbounded_loops: number of loops of unknown length; their body counts once.
     """
 
     flops: float = 0.0
     bytes: float = 0.0
     collectives: list[Collective] = dataclasses.field(default_factory=list)
     kernels: float = 0.0
-    endless: int = 0
+    unbounded_loops: int = 0
 
 
 def costs(program: Program, mesh: Mapping[str, int], slices: Sequence[int] | None = None) -> Costs:
-    """What a program costs a device.
+    """Costs of a program on a device.
 
     Args:
       program: compiled for a mesh.
       mesh: sizes of its axes.
-      slices: of each device in it, the number of its slice; one slice if left out.
+      slices: slice number of each device of the mesh; None: one slice.
     """
     found = Costs()
     across = tuple(np.unique(np.asarray(slices or [0]), return_index=True)[1].tolist())
     seen: dict[tuple, Collective] = {}
     for computation, instruction, times in program.walk():
         pairs = [(computation, instruction), *program.inside(instruction)]
-        _add_slow(seen, computation, instruction, times, mesh, across)
+        _add_cross_slice(seen, computation, instruction, times, mesh, across)
         for inner, one in pairs:
             found.flops += times * flops(inner, one)
             kind = one.opcode.removesuffix("-start")
-            if kind in KINDS and not _goes_on(instruction, inner, one):
+            if kind in KINDS and not _is_continuation(instruction, inner, one):
                 scatters = _fused_scatter(instruction, one)
                 _add(seen, inner, one, "reduce-scatter" if scatters else kind, times, mesh)
         found.bytes += times * traffic(program, computation, instruction)
         found.kernels += times * (instruction.opcode == "custom-call" and _is_kernel(instruction))
-        if instruction.opcode == "while" and not program.turns(computation, instruction):
-            found.endless += 1
+        if instruction.opcode == "while" and not program.trip_count(computation, instruction):
+            found.unbounded_loops += 1
     found.collectives = sorted(seen.values(), key=lambda c: -c.bytes)
     return found
 
@@ -95,10 +95,11 @@ def _is_kernel(instruction: Instruction) -> bool:
     return bool(re.search(r'custom_call_target="(tpu_custom_call|__\w+)', instruction.text))
 
 
-def _goes_on(outer: Instruction, inner: Computation, one: Instruction) -> bool:
-    """Whether it is a collective that has started before: TPUs run them in parts, beside products.
+def _is_continuation(outer: Instruction, inner: Computation, one: Instruction) -> bool:
+    """Whether a collective in a fusion is a part of one that was counted at its start.
 
-    Every part of it is written as the whole collective inside a fusion.
+    TPUs run collectives in parts beside matrix products; each part is written as the whole
+    collective inside a fusion.
     """
     if one is outer:
         return False
@@ -107,7 +108,7 @@ def _goes_on(outer: Instruction, inner: Computation, one: Instruction) -> bool:
     return done or name.startswith("async_collective_fusion")
 
 
-def _add_slow(
+def _add_cross_slice(
     seen: dict[tuple, Collective],
     computation: Computation,
     one: Instruction,
@@ -115,19 +116,19 @@ def _add_slow(
     mesh: Mapping[str, int],
     across: tuple[int, ...],
 ) -> None:
-    """Counts what goes from slice to slice: TPUs send it through their hosts."""
+    """Counts transfers between slices, which TPUs send through their hosts."""
     sent = re.search(r'_xla_host_transfer_rendezvous="([a-z\-]+?)[._\d]*"', one.text)
     if one.opcode != "send" or sent is None or len(across) < 2:
         return
     size = computation[one.operands[0]].bytes
-    axes = axes_of(across, mesh)
+    axes = varying_axes(across, mesh)
     collective = seen.setdefault((sent[1], axes, "slices"), Collective(sent[1], axes, across))
     collective.bytes += times * size
     collective.count += times
 
 
 def _fused_scatter(outer: Instruction, one: Instruction) -> bool:
-    return one is not outer and outer.called.get("calls", "").startswith(SCATTERING)
+    return one is not outer and outer.called.get("calls", "").startswith(REDUCE_SCATTER_FUSION)
 
 
 def _add(
@@ -138,19 +139,19 @@ def _add(
     times: float,
     mesh: Mapping[str, int],
 ) -> None:
-    """Counts a collective: of a gather the whole result, of a scatter the whole operand."""
-    rows = groups(one, int(np.prod(list(mesh.values()))))
-    if kind == "collective-permute":  # pairs: each sends along these axes
-        axes = tuple(a for a in mesh if any(a in axes_of(pair, mesh) for pair in rows))
+    """Counts a collective by the whole array: the result of a gather, the operand of a scatter."""
+    rows = replica_groups(one, int(np.prod(list(mesh.values()))))
+    if kind == "collective-permute":  # groups are (sender, receiver) pairs
+        axes = tuple(a for a in mesh if any(a in varying_axes(pair, mesh) for pair in rows))
         group = tuple(rows[0])
     else:
         group = tuple(int(n) for n in rows[0])
-        axes = axes_of(group, mesh)
+        axes = varying_axes(group, mesh)
     if len(group) < 2:
         return
     inputs = sum(computation[name].bytes for name in one.operands if name in computation)
     outputs = one.bytes
-    if one.opcode.endswith("-start"):  # it makes its operands again beside its results
+    if one.opcode.endswith("-start"):  # the result includes the operands
         outputs = max(outputs - inputs, max((a.bytes for a in one.arrays), default=0.0))
     size = max(inputs, outputs) if kind != "all-reduce" else inputs or outputs
     key = kind, axes, len(group)
@@ -160,7 +161,7 @@ def _add(
 
 
 def flops(computation: Computation, one: Instruction) -> float:
-    """Of a matrix product or a convolution; two are a multiplication and an addition."""
+    """FLOPs of a matrix product or a convolution; a multiplication and an addition are two."""
     if one.opcode == "dot":
         left = _array(computation, one.operands[0])
         over = [int(n) for n in one.attribute("lhs_contracting_dims").split(",") if n]
@@ -172,10 +173,9 @@ def flops(computation: Computation, one: Instruction) -> float:
 
 
 def convolution(computation: Computation, one: Instruction) -> float:
-    """2 · (outputs) · (input channels of each) · (taps of each that meet an input).
+    """Returns 2 · (outputs) · (input channels of each) · (kernel taps of each that meet an input).
 
-    TPU compilers write all matrix products as convolutions, and batches of them with places between
-    which there are holes.
+    TPU compilers write all matrix products as convolutions, batched ones as dilated convolutions.
     """
     left, right = (_array(computation, name) for name in one.operands[:2])
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.text)

@@ -1,6 +1,6 @@
-"""A compiled program's text as computations of instructions, and how often its loops turn.
+"""Parser of compiled HLO text: computations, instructions, trip counts of loops.
 
-The text is the only form of a compiled program that all of XLA's compilers give out.
+Text is the only form of a compiled program that all of XLA's compilers return.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ OPERAND = re.compile(r"%([\w.\-]+)")
 CALLED = re.compile(r"(\w+)=%([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-# Memory spaces in layouts: on the chip (1, 2, 6) or on the host (5), not in its main memory.
-ELSEWHERE = re.compile(r"S\([1256]\)")
+# Memory spaces in layouts other than HBM: on the chip (1, 2, 6) or on the host (5).
+NOT_IN_HBM = re.compile(r"S\([1256]\)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Array:
     """One array of an instruction's result.
 
     Attributes:
-      dtype: as XLA writes it.
+      dtype: in XLA's notation, such as "bf16".
       shape: sizes.
-      near: whether it lies in the chip's main memory.
+      in_hbm: whether it is in the chip's HBM.
     """
 
     dtype: str
     shape: tuple[int, ...]
-    near: bool = True
+    in_hbm: bool = True
 
     @property
     def bytes(self) -> float:
@@ -52,8 +52,8 @@ class Instruction:
     Attributes:
       name: without the %.
       opcode: such as "dot".
-      arrays: what it makes; several for a tuple.
-      operands: names of what it reads.
+      arrays: of its result; several for a tuple.
+      operands: names of its operands.
       text: the rest of the line, with its attributes.
       root: whether it is the computation's result.
     """
@@ -71,11 +71,11 @@ class Instruction:
 
     @property
     def called(self) -> dict[str, str]:
-        """Computations that it runs, by what they are to it: `body`, `calls`, …"""
+        """Names of the computations that it runs, by role: `body`, `calls`, …"""
         return dict(CALLED.findall(self.text))
 
     def attribute(self, name: str, pattern: str = r"\{([^}]*)\}") -> str:
-        """What stands behind `name=`; empty if nothing does."""
+        """The value after `name=`; empty without this attribute."""
         found = re.search(rf"\b{name}={pattern}", self.text)
         return found[1] if found else ""
 
@@ -88,17 +88,17 @@ class Program:
     """A compiled module.
 
     Attributes:
-      entry: name of the computation that runs first.
-      computations: all of them.
+      entry: name of the entry computation.
+      computations: all computations by name.
     """
 
     entry: str
     computations: Mapping[str, Computation]
 
     def walk(self) -> Iterator[tuple[Computation, Instruction, float]]:
-        """Every instruction that runs by itself, with its computation and how often it runs.
+        """Yields (computation, instruction, number of runs) of instructions outside fusions.
 
-        What happens inside fusions is seen through `inside`.
+        `inside` yields those of a fusion.
         """
         yield from self._walk(self.entry, 1.0)
 
@@ -107,13 +107,13 @@ class Program:
         for instruction in computation.values():
             yield computation, instruction, times
             if instruction.opcode == "while":
-                turns = self.turns(computation, instruction)
+                turns = self.trip_count(computation, instruction)
                 yield from self._walk(instruction.called["body"], times * (turns or 1))
             elif instruction.opcode == "conditional":
                 branches = OPERAND.findall(instruction.attribute("branch_computations"))
                 called = instruction.called
                 branches += [called[k] for k in called if k.endswith("_computation")]
-                if branches:  # one of them runs; the largest stands for all
+                if branches:  # one branch runs; the largest is an upper bound
                     most = max(branches, key=lambda b: len(self.computations[b]))
                     yield from self._walk(most, times)
             elif instruction.opcode in ("call", "call-start", "async-start"):
@@ -121,7 +121,7 @@ class Program:
                     yield from self._walk(called, times)
 
     def inside(self, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
-        """The instructions of a fusion, and of the fusions within it."""
+        """Yields the instructions of a fusion, nested fusions included."""
         name = instruction.called.get("calls")
         if instruction.opcode != "fusion" or name not in self.computations:
             return
@@ -130,8 +130,8 @@ class Program:
             yield computation, inner
             yield from self.inside(inner)
 
-    def turns(self, computation: Computation, loop: Instruction) -> int:
-        """How often a `while` turns; 0 if that is not written in the program."""
+    def trip_count(self, computation: Computation, loop: Instruction) -> int:
+        """Number of iterations of a `while`; 0 if the program does not determine it."""
         known = TRIPS.search(loop.text)
         if known:
             return int(known[1])
@@ -140,10 +140,10 @@ class Program:
         root = next(i for i in condition.values() if i.root)
         if root.opcode == "fusion":  # the comparison alone
             inner = self.computations[root.called["calls"]]
-            return self._turns(inner, condition, root, computation, loop)
-        return self._turns(condition, condition, None, computation, loop)
+            return self._count_trips(inner, condition, root, computation, loop)
+        return self._count_trips(condition, condition, None, computation, loop)
 
-    def _turns(
+    def _count_trips(
         self,
         compared: Computation,
         condition: Computation,
@@ -151,7 +151,7 @@ class Program:
         computation: Computation,
         loop: Instruction,
     ) -> int:
-        """From `i < N`: N, less where i begins, over what it grows by."""
+        """Trip count of `i < N`: N minus the initial i, divided by the increment."""
         root = next(i for i in compared.values() if i.root)
         if root.opcode != "compare" or "direction=LT" not in root.text:
             return 0
@@ -174,7 +174,7 @@ class Program:
 
 
 def _argument(instruction: Instruction) -> str:
-    """What stands between the parentheses of a constant or a parameter."""
+    """The text in the parentheses of a constant or a parameter."""
     found = re.search(rf"{instruction.opcode}\(([^)]*)\)", instruction.text)
     return found[1] if found else ""
 
@@ -189,7 +189,7 @@ def _constant(computation: Computation, instruction: Instruction | None) -> int 
 
 
 def _element(computation: Computation, name: str, index: int) -> int | None:
-    """The constant at a place of a tuple, if it is one."""
+    """The constant at an index of a tuple; None if it is no constant."""
     made = computation.get(name)
     if made is None or made.opcode != "tuple" or index >= len(made.operands):
         return None
@@ -197,7 +197,7 @@ def _element(computation: Computation, name: str, index: int) -> int | None:
 
 
 def _growth(body: Computation, index: int) -> int | None:
-    """What a loop adds to its counter in a turn, if that is written plainly."""
+    """The constant that a loop body adds to its counter; None if it is not of this form."""
     root = next((i for i in body.values() if i.root), None)
     if root is None or root.opcode != "tuple" or index >= len(root.operands):
         return None
@@ -210,8 +210,8 @@ def _growth(body: Computation, index: int) -> int | None:
     return next((n for n in found if n), None)
 
 
-def parse(text: str) -> Program:
-    """The program of `compiled.as_text()`."""
+def parse_hlo(text: str) -> Program:
+    """Parses `compiled.as_text()`."""
     computations: dict[str, dict[str, Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -247,7 +247,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _end_of_type(rest: str) -> int:
-    """Where the type before an opcode ends: a space outside of all brackets."""
+    """Index of the end of the type before an opcode: a space outside of all brackets."""
     depth = 0
     for i, c in enumerate(rest[1:], 1):
         depth += c in "([{"
@@ -269,12 +269,12 @@ def _close(rest: str, start: int) -> int:
 
 @functools.lru_cache(maxsize=1 << 14)
 def arrays(text: str) -> tuple[Array, ...]:
-    """The arrays of a type."""
+    """Parses the arrays of a type."""
     return tuple(
         Array(
             kind,
             tuple(int(n) for n in sizes.split(",") if n),
-            not ELSEWHERE.search(layout),
+            not NOT_IN_HBM.search(layout),
         )
         for kind, sizes, layout in ARRAY.findall(text)
     )

@@ -1,9 +1,9 @@
-"""What compilers say when a program needs more memory than a device has, as numbers."""
+"""Parser of compilers' out-of-memory messages."""
 
 import re
 
-# libtpu, in its two forms, and XLA's other compilers.
-FORMS = (
+# Of libtpu (the first three) and of XLA's other compilers.
+PATTERNS = (
     r"[Uu]sed (?P<used>[\d.]+)(?P<unit>[KMGT]?) of (?P<have>[\d.]+)(?P<have_unit>[KMGT]?) hbm",
     r"required for HLO temporaries \((?P<temporaries>[\d.]+)(?P<unit>[KMGT]?)\) exceeds available"
     r" HBM \((?P<have>[\d.]+)(?P<have_unit>[KMGT]?)\)",
@@ -12,20 +12,23 @@ FORMS = (
     r"allocate (?P<used>\d+)(?P<unit>) bytes",
 )
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-SIGNS = ("RESOURCE_EXHAUSTED", "Ran out of memory", "out of memory", "Out of memory")
+MARKERS = ("RESOURCE_EXHAUSTED", "Ran out of memory", "out of memory", "Out of memory")
 
 
 def parse_oom_message(message: str, arguments: float, memory: float) -> tuple[float, float] | None:
-    """Bytes that a program needs, at least, and has; none if the message is of something else.
+    """Parses an out-of-memory message into (required, available) bytes.
 
     Args:
-      message: of the exception that compiling raised.
-      arguments: bytes of its arguments on a device, which some messages leave out.
-      memory: of a device, if the message does not tell.
+      message: of the exception that the compiler raised.
+      arguments: bytes of the program's arguments on a device, which some messages do not count.
+      memory: bytes of a device, for messages without this number.
+
+    Returns:
+      The bytes, `required` being a lower bound; None if the message is of another error.
     """
-    if not any(sign in message for sign in SIGNS):
+    if not any(sign in message for sign in MARKERS):
         return None
-    for form in FORMS:
+    for form in PATTERNS:
         found = re.search(form, message)
         if not found:
             continue

@@ -1,12 +1,12 @@
-"""One config on one topology: compiled for it, and what the compiled step says of a run there."""
+"""The plan of one config on one topology: compiles its step and estimates memory and time."""
 
-import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
+from aigc_jax.core.capabilities import HasVocabulary, SupportsRemat
 from aigc_jax.core.config import Config
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.modality import MODALITIES, Spec
@@ -18,55 +18,29 @@ from aigc_jax.families.registry import FAMILIES
 from aigc_jax.modalities import sources
 from aigc_jax.modalities.synthetic_spec import spec_from_config, synthetic_spec
 from aigc_jax.tools.bench import flops
+from aigc_jax.tools.chips import slice_index
 from aigc_jax.tools.plan import topology
 from aigc_jax.tools.plan.costs import costs
-from aigc_jax.tools.plan.hlo import parse
+from aigc_jax.tools.plan.hlo import parse_hlo
 from aigc_jax.tools.plan.oom_messages import parse_oom_message
 from aigc_jax.tools.plan.roofline import Budget, roofline
+from aigc_jax.tools.plan.target import Target
 from aigc_jax.training.oom import tree_bytes
 
-Report = dict[str, Any]
+Plan = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """What is planned for.
+def resolve_inputs(config: Config, shape: str = "") -> tuple[Config, Spec]:
+    """Resolves the sizes of a config, and the spec of its data.
 
-    Attributes:
-      name: of the topology.
-      devices: of it.
-      sheet: of each device.
-      source: "data sheet" or "measured".
-      chips: that are paid for.
-    """
-
-    name: str
-    devices: Sequence[Any]
-    sheet: Any
-    source: str
-    chips: int
-
-    @classmethod
-    def of(cls, name: str, slices: int = 1) -> "Target":
-        """Raises UserError for a topology that cannot be compiled for here."""
-        devices = topology.devices_of(name, slices)
-        sheet, source = topology.sheet_of(devices)
-        label = name if slices == 1 else f"{slices} × {name}"
-        return cls(label, devices, sheet, source, topology.chips_of(devices))
-
-
-def planned(config: Config, shape: str = "") -> tuple[Config, Spec]:
-    """The config and what its data look like, without reading them.
-
-    Text needs nothing but the config. Images are described by `shape`, or by their source if it is
-    here.
+    The spec comes from `shape`, from the config alone if that is enough (text), or from the data.
 
     Args:
       config: of a run.
-      shape: as `modalities.synthetic_spec` takes it; "": the config's own.
+      shape: as `modalities.synthetic_spec` takes it; "": the config's own data.
 
     Raises:
-      UserError: if neither tells.
+      UserError: if nothing determines the spec.
     """
     tasks = FAMILIES[config.raw["objective"]["name"]].tasks
     if shape:
@@ -75,7 +49,7 @@ def planned(config: Config, shape: str = "") -> tuple[Config, Spec]:
     else:
         spec = None if config.first_stage.given else spec_from_config(config, tasks)
     if spec is not None:
-        return resolve(config), spec
+        return resolve_sizes(config), spec
     try:
         spec = sources.load(config.data).spec
         config = resolve_first_stage(config, spec)
@@ -86,15 +60,15 @@ def planned(config: Config, shape: str = "") -> tuple[Config, Spec]:
     return config, spec
 
 
-def resolve(config: Config) -> Config:
-    """The config with all sizes written out that its data would determine."""
+def resolve_sizes(config: Config) -> Config:
+    """Fills in all sizes of the config that are otherwise taken from the data."""
     for modality in MODALITIES.values():
         config = modality.resolve(config)
     return config
 
 
-def changed(config: Config, changes: Mapping[str, Any]) -> Config:
-    """The config with some fields replaced, such as `{"model.remat": "full"}`."""
+def with_changes(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Returns the config with some fields replaced, such as `{"model.remat": "full"}`."""
     raw = {k: dict(v) if isinstance(v, Mapping) else v for k, v in config.raw.items()}
     for name, value in changes.items():
         section, _, field = name.partition(".")
@@ -105,64 +79,64 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     return build.parse_config(raw)
 
 
-def state_of(config: Config, spec: Spec, target: Target) -> int:
-    """Bytes of the train state on one device; nothing is compiled.
+def state_bytes(config: Config, spec: Spec, target: Target) -> int:
+    """Bytes of the train state on one device, computed without compiling.
 
     Raises:
-      UserError: if the config does not go with the data or the mesh.
+      UserError: if the config does not fit the data or the mesh.
     """
     run = build.build(config, spec, make_mesh(config.mesh, target.devices))
     return tree_bytes(per_device(run.state_shapes(), run.shardings))
 
 
-def make_plan(config: Config, spec: Spec, target: Target, budget: float = 0.0) -> Report:
-    """The plan of a config on a target, as plain values; bytes, seconds, FLOP/s.
+def make_plan(config: Config, spec: Spec, target: Target, budget: float = 0.0) -> Plan:
+    """Plans a config on a target; returns plain values in bytes, seconds and FLOP/s.
 
     Args:
       config: of the run.
-      spec: what its data look like.
-      target: the devices.
-      budget: tokens or images of the whole training; 0: what the config trains on.
+      spec: of its data.
+      target: devices to plan for.
+      budget: tokens or images of the whole training; 0: those of the config.
 
     Raises:
-      UserError: if the config does not go with the data or the mesh.
+      UserError: if the config does not fit the data or the mesh.
     """
     mesh = make_mesh(config.mesh, target.devices)
     with topology.tracing_for(target.devices):
         run = build.build(config, spec, mesh)
         shapes, batch = run.state_shapes(), spec.example_batch(config.data.batch_size)
         report = {
-            "config": described(config, spec),
+            "config": describe_config(config, spec),
             "topology": _topology(target, mesh),
             "parameters": sum(x.size for x in jax.tree.leaves(shapes.params)),
             "state": tree_bytes(per_device(shapes, run.shardings)),
         }
         began = time.perf_counter()
         lowered = run.step.lower(shapes, batch)
-        compiled, report["memory"] = fitted(lowered, target.sheet.memory, report["state"])
+        compiled, report["memory"] = compile_step(lowered, target.sheet.memory, report["state"])
         report["compile_seconds"] = time.perf_counter() - began
         report["flops"] = {
             "model": flops.model_flops(config, spec),
             "computed": flops.count(run.step, shapes, batch).total,
         }
     if compiled is not None:
-        slices = [getattr(d, "slice_index", 0) for d in mesh.devices.flat]
-        found = costs(parse(compiled.as_text()), dict(mesh.shape), slices)
-        unit, size = rate(config, spec)
+        slices = [slice_index(d) for d in mesh.devices.flat]
+        found = costs(parse_hlo(compiled.as_text() or ""), dict(mesh.shape), slices)
+        unit, size = units_per_step(config, spec)
         each = Budget(unit, size, budget or size * config.train.steps)
         report |= roofline(found, target, mesh, report["flops"], each)
     return report
 
 
-def fitted(
+def compile_step(
     lowered: jax.stages.Lowered, memory: float, state: float
-) -> tuple[jax.stages.Compiled | None, Report]:
-    """The compiled step, or none if it does not fit; and what it needs of a device's memory.
+) -> tuple[jax.stages.Compiled | None, Plan]:
+    """Compiles a step and returns it with its memory on a device; None if it does not fit.
 
     Args:
-      lowered: the step.
+      lowered: the lowered step.
       memory: bytes of a device.
-      state: bytes of the train state on it.
+      state: bytes of the train state on a device.
     """
     try:
         compiled = lowered.compile()
@@ -171,8 +145,9 @@ def fitted(
         if needs is None:
             raise
         peak, has = needs
-        return None, {"peak": peak, "has": has, "fits": False, "over": max(peak - has, 1.0)}
+        return None, {"peak": peak, "capacity": has, "fits": False, "excess": max(peak - has, 1.0)}
     stats = compiled.memory_analysis()
+    assert stats is not None  # only runtimes of plugins lack it
     found = {
         "arguments": stats.argument_size_in_bytes,
         "temporaries": stats.temp_size_in_bytes,
@@ -181,12 +156,12 @@ def fitted(
     }
     peak = sum(found.values())
     over = max(peak - memory, 0.0)
-    fits = {"peak": peak, "has": memory, "fits": not over, "over": over}
+    fits = {"peak": peak, "capacity": memory, "fits": not over, "excess": over}
     return (compiled if not over else None), found | fits
 
 
-def described(config: Config, spec: Spec) -> Report:
-    """What was planned, for the table's head."""
+def describe_config(config: Config, spec: Spec) -> Plan:
+    """The planned config, for the head of the table."""
     found = {
         "objective": config.raw["objective"]["name"],
         "model": config.raw["model"]["name"],
@@ -194,26 +169,27 @@ def described(config: Config, spec: Spec) -> Report:
         "optimizer": {p or "all": o.name for p, o in config.optim.items()},
         "batch_size": config.data.batch_size,
         "accumulate": config.train.accumulate,
-        "remat": getattr(config.model, "remat", None),
+        "remat": config.model.remat if isinstance(config.model, SupportsRemat) else None,
     }
     found |= MODALITIES[spec.modality].describe(spec)
-    vocab_size = getattr(config.model, "vocab_size", 0)
-    return found | ({"vocab_size": vocab_size} if vocab_size else {})
+    if isinstance(config.model, HasVocabulary) and config.model.vocab_size:
+        found["vocab_size"] = config.model.vocab_size
+    return found
 
 
-def rate(config: Config, spec: Spec) -> tuple[str, float]:
-    """What a step is counted in, and how many of it there are in one."""
+def units_per_step(config: Config, spec: Spec) -> tuple[str, float]:
+    """Unit of the data's modality, and the number of units in a step."""
     modality = MODALITIES[spec.modality]
     return modality.unit, float(config.data.batch_size * modality.units_per_example(spec))
 
 
-def _topology(target: Target, mesh: jax.sharding.Mesh) -> Report:
+def _topology(target: Target, mesh: jax.sharding.Mesh) -> Plan:
     return {
         "name": target.name,
         "device": target.devices[0].device_kind,
         "devices": len(target.devices),
         "chips": target.chips,
-        "slices": len({getattr(d, "slice_index", 0) for d in target.devices}),
+        "slices": len({slice_index(d) for d in target.devices}),
         "mesh": dict(mesh.shape),
         "peak_flops": target.sheet.flops,
         "bandwidth": target.sheet.bandwidth,

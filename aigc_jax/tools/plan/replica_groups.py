@@ -1,8 +1,7 @@
-"""Which axes of the mesh a collective of a compiled program runs over.
+"""Mesh axes of the collectives of a compiled program.
 
-XLA writes the groups of devices that talk to each other in three ways: as lists, as an array of all
-numbers that is transposed and cut (`[2,4]<=[4,2]T(1,0)`), or as axes of a mesh of its own. The
-numbers are places in the run's mesh.
+XLA writes replica groups in three forms: as lists, as a transposed and reshaped iota
+(`[2,4]<=[4,2]T(1,0)`), or as axes of a mesh of its own. The numbers are indices in the run's mesh.
 """
 
 import re
@@ -20,12 +19,12 @@ MESH = re.compile(
 )
 
 
-def groups(instruction: Instruction, devices: int) -> np.ndarray | list[list[int]]:
-    """The groups of devices that a collective connects, each a row; all in one if it says nothing.
+def replica_groups(instruction: Instruction, devices: int) -> np.ndarray | list[list[int]]:
+    """The groups of devices of a collective, one per row; all in one group without the attribute.
 
     Args:
       instruction: the collective.
-      devices: of the mesh.
+      devices: number of devices of the mesh.
     """
     text = instruction.text
     found = MESH.search(text)
@@ -42,7 +41,7 @@ def groups(instruction: Instruction, devices: int) -> np.ndarray | list[list[int
 
 
 def _of_mesh(sizes: str, shape: str | None, order: str | None, over: str) -> np.ndarray:
-    """Groups along some axes of a mesh that is written out."""
+    """Groups along the axes `over` of a mesh in XLA's notation."""
     axes = dict(re.findall(r"'(\w+)'=(\d+)", sizes))
     names, lengths = list(axes), [int(n) for n in axes.values()]
     ids = _numbered(shape, order) if shape else np.arange(int(np.prod(lengths)))
@@ -62,11 +61,11 @@ def _numbers(text: str) -> list[int]:
     return [int(n) for n in text.split(",") if n]
 
 
-def axes_of(group: np.ndarray | list[int], mesh: Mapping[str, int]) -> tuple[str, ...]:
-    """The axes of the mesh along which the devices of a group differ.
+def varying_axes(group: np.ndarray | list[int], mesh: Mapping[str, int]) -> tuple[str, ...]:
+    """Mesh axes along which the devices of a group differ.
 
     Args:
-      group: places in the mesh.
+      group: indices in the mesh.
       mesh: sizes of its axes, the outermost first.
     """
     at = np.unravel_index(np.asarray(group, int), tuple(mesh.values()))

@@ -1,6 +1,6 @@
-"""How fast a step can be at most: by its FLOPs, its memory, its network (Williams et al. 2009).
+"""Roofline model of a step (Williams et al. 2009): compute, memory and network bounds.
 
-The three are taken to overlap perfectly, so that the slowest of them is the step. No run is faster.
+The three are assumed to overlap perfectly, so the slowest bounds the step time from below.
 """
 
 import dataclasses
@@ -10,19 +10,20 @@ from typing import Any
 from jax.sharding import Mesh
 
 from aigc_jax.tools.plan.costs import Collective, Costs
-from aigc_jax.tools.plan.interconnect import Network
+from aigc_jax.tools.plan.interconnect import Interconnect
+from aigc_jax.tools.plan.target import Target
 
 DAY = 86_400.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What a run is to learn from.
+    """Training budget.
 
     Attributes:
-      unit: "tokens" or "images".
-      step: of a step.
-      total: of the run.
+      unit: "tokens", "images", ….
+      step: units per step.
+      total: units of the whole run.
     """
 
     unit: str
@@ -31,20 +32,20 @@ class Budget:
 
 
 def roofline(
-    costs: Costs, target: Any, mesh: Mesh, flops: Mapping[str, float], budget: Budget
+    costs: Costs, target: Target, mesh: Mesh, flops: Mapping[str, float], budget: Budget
 ) -> dict[str, Any]:
-    """Times, what bounds them, and what follows for a run.
+    """Lower bounds of the times of a step, the limiting resource, and the cost of the run.
 
     Args:
       costs: of the compiled step on one device.
-      target: a `plan.Target`.
-      mesh: the devices, arranged.
-      flops: of a step by the model's definition (`model`) and as traced (`computed`), all devices.
+      target: devices of the plan.
+      mesh: of these devices.
+      flops: of a step on all devices, by the model's definition (`model`) and traced (`computed`).
       budget: of the run.
     """
     sheet, devices = target.sheet, mesh.size
-    network = Network.of(list(mesh.devices.flat), sheet)
-    # Kernels and libraries hide their FLOPs; the traced step has at least its even share of them.
+    network = Interconnect.of(list(mesh.devices.flat), sheet)
+    # FLOPs of kernels and libraries are not in the program; the traced step counts them.
     each = max(costs.flops, flops["computed"] / devices)
     collectives = [_collective(c, network) for c in costs.collectives]
     times = {
@@ -64,14 +65,14 @@ def roofline(
             "intensity": each / costs.bytes if costs.bytes else 0.0,
             "ridge": sheet.flops / sheet.bandwidth,
             "kernels": costs.kernels,
-            "endless_loops": costs.endless,
+            "unbounded_loops": costs.unbounded_loops,
         },
         "collectives": collectives,
         "roofline": {
             **times,
             "step": step,
             "bound": bound,
-            "one_after_the_other": sum(times.values()),
+            "serial": sum(times.values()),
         },
         "rate": {
             "unit": budget.unit,
@@ -90,7 +91,7 @@ def roofline(
     }
 
 
-def _collective(c: Collective, network: Network) -> dict[str, Any]:
+def _collective(c: Collective, network: Interconnect) -> dict[str, Any]:
     return {
         "kind": c.kind,
         "axes": list(c.axes),

@@ -1,4 +1,4 @@
-"""The trials of a search as a table and a picture."""
+"""Writes the trials of a search as a table and a plot."""
 
 import csv
 import math
@@ -12,15 +12,15 @@ SHOWN = 20  # trials in the printed table; the file has all
 
 
 def save_trials(study: Any, search: Search, workdir: str) -> str:
-    """Writes `trials.csv` and `trials.png`; returns the table of the best, and how to use them.
+    """Writes `trials.csv` and `trials.png`; returns a table of the best trials.
 
     Args:
-      study: Optuna's.
-      search: what was searched.
+      study: `optuna.Study` of the search.
+      search: its definition.
       workdir: the folder of the search.
     """
     keys = [r.key for r in search.ranges]
-    found = sorted(rated(study, search), key=lambda row: row[2], reverse=search.maximize)
+    found = sorted(finished_trials(study, search), key=lambda row: row[2], reverse=search.maximize)
     heading = ["trial", "state", search.metric, *keys, "folder"]
     rows = [
         [str(t.number), t.state.name.lower(), _number(value) if math.isfinite(value) else "-"]
@@ -35,12 +35,12 @@ def save_trials(study: Any, search: Search, workdir: str) -> str:
     if len(rows) > SHOWN:
         lines.append(f"… and {len(rows) - SHOWN} more in {os.path.join(workdir, 'trials.csv')}")
     if rows:
-        lines.append(f"best: {os.path.join(workdir, rows[0][-1])}; {picture} shows all")
+        lines.append(f"best: {os.path.join(workdir, rows[0][-1])}; {picture} plots all trials")
     return "\n".join(lines)
 
 
-def rated(study: Any, search: Search) -> list[tuple[Any, bool, float]]:
-    """(trial, whether it was trained to the end, its last value) of all that have ended."""
+def finished_trials(study: Any, search: Search) -> list[tuple[Any, bool, float]]:
+    """Returns (trial, whether it is complete, last value) of complete and pruned trials."""
     worst = -math.inf if search.maximize else math.inf
     rows = []
     for t in study.get_trials(deepcopy=False):
@@ -53,7 +53,7 @@ def rated(study: Any, search: Search) -> list[tuple[Any, bool, float]]:
 
 
 def draw(rows: list[tuple[Any, bool, float]], search: Search, workdir: str) -> str:
-    """The metric over the trials, and over each field; returns the PNG's path."""
+    """Plots the metric over the trials and over each field; returns the path of the PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -63,7 +63,7 @@ def draw(rows: list[tuple[Any, bool, float]], search: Search, workdir: str) -> s
     for i, field in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
         for done, style in ((True, "o"), (False, "x")):
-            points = [(_place(t, field), v) for t, whole, v in rows if whole == done]
+            points = [(_x_value(t, field), v) for t, whole, v in rows if whole == done]
             if points:
                 label = "complete" if done else "ended early"
                 axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
@@ -90,8 +90,8 @@ def draw(rows: list[tuple[Any, bool, float]], search: Search, workdir: str) -> s
     return path
 
 
-def _place(trial: Any, field: Range | None) -> float:
-    """Where a trial is on the horizontal axis."""
+def _x_value(trial: Any, field: Range | None) -> float:
+    """Value of a trial on the horizontal axis."""
     if field is None:
         return trial.number
     value = trial.params[field.key]

@@ -1,4 +1,4 @@
-"""What a sweep searches: fields of a config, the values they may take, and the metric."""
+"""Search space of a sweep: fields of a config with ranges of values, and the metric."""
 
 import dataclasses
 import math
@@ -11,18 +11,18 @@ import ml_collections
 from aigc_jax.core.config import flatten, jsonable
 from aigc_jax.core.errors import UserError, did_you_mean, shorten
 
-OWN = ("mesh", "data.data_dir", "data.threads")  # what each machine may say for itself
+MACHINE_FIELDS = ("mesh", "data.data_dir", "data.threads")  # may differ between machines
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The values that a field of the config may take: all between two, or one of several.
+    """Range of a field of the config: an interval, or a set of choices.
 
     Attributes:
       key: the field, such as "optim.lr".
-      low, high: the ends, if `choices` is empty; whole numbers for a field that is one.
-      log: draw the logarithm evenly.
-      choices: the values.
+      low, high: ends of the interval, if `choices` is empty; ints for an int field.
+      log: whether to draw the logarithm uniformly.
+      choices: the set of values.
     """
 
     key: str
@@ -33,11 +33,11 @@ class Range:
 
     @classmethod
     def parse(cls, text: str, config: Mapping[str, Any]) -> "Range":
-        """`KEY=a,b,c`, `KEY=low..high` or `KEY=low..high:log`.
+        """Parses `KEY=a,b,c`, `KEY=low..high` or `KEY=low..high:log`.
 
         Args:
-          text: what was written.
-          config: all fields of the recipe, flat; their values say of which type each is.
+          text: the range.
+          config: flat fields of the recipe, whose values determine the types.
 
         Raises:
           UserError: if the recipe has no such field, or the values are not of its type.
@@ -62,12 +62,12 @@ class Range:
             return cls(key, choices=choices)
         except ValueError:
             raise UserError(
-                f"--search={shorten(text)} is no range of values like {key}={config[key]}: write"
+                f"--search={shorten(text)} is not a valid range for {key}={config[key]}: write"
                 f" {key}=a,b,c, or for numbers {key}=low..high or {key}=low..high:log"
             ) from None
 
     def suggest(self, trial: Any) -> Any:
-        """Optuna's choice."""
+        """Draws a value with an `optuna.Trial`."""
         if self.choices:
             return trial.suggest_categorical(self.key, self.choices)
         whole = isinstance(self.low, int)
@@ -76,7 +76,7 @@ class Range:
 
 
 def _value(word: str, kind: type) -> Any:
-    """A word as a value of the field's type; what is no number stays a word, as flags take it."""
+    """Converts a word to the field's type; ValueError if it cannot be."""
     if kind is bool:
         if word not in ("True", "False", "true", "false"):
             raise ValueError
@@ -86,13 +86,13 @@ def _value(word: str, kind: type) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """What is searched, and by which metric.
+    """Definition of a search.
 
     Attributes:
       config: the recipe, as plain values.
-      ranges: the fields to change.
-      metric: of the held-out data.
-      maximize: whether more of it is better.
+      ranges: of the fields to search.
+      metric: held-out metric to optimise.
+      maximize: whether larger values of it are better.
     """
 
     config: dict[str, Any]
@@ -108,15 +108,21 @@ class Search:
         metric: str = "loss",
         maximize: bool = False,
     ) -> "Search":
-        """A search of what `texts` say: `KEY=…`, or files with such lines.
+        """Parses a search.
+
+        Args:
+          config: the recipe.
+          texts: ranges as `Range.parse` takes them, or files with one per line.
+          metric: held-out metric to optimise.
+          maximize: whether larger values of it are better.
 
         Raises:
-          UserError: if one says nothing that can be searched, or the recipe evaluates never.
+          UserError: for an invalid range, or a recipe that never evaluates.
         """
         fields = flatten(config.to_dict())
         if not fields.get("eval.every"):
             raise UserError(
-                "trials are compared by what they evaluate, but eval.every is 0: say how often with"
+                "trials are compared by evaluations, but eval.every is 0: set the period with"
                 " --config.eval.every=STEPS"
             )
         ranges = tuple(Range.parse(line, fields) for text in texts for line in _lines(text))
@@ -128,12 +134,12 @@ class Search:
         return cls(config.to_dict(), ranges, metric, maximize)
 
     def describe(self) -> dict[str, Any]:
-        """What must be the same on all machines, as JSON values."""
-        fields = {k: v for k, v in flatten(self.config).items() if not k.startswith(OWN)}
+        """JSON values that must be equal on all machines of the search."""
+        fields = {k: v for k, v in flatten(self.config).items() if not k.startswith(MACHINE_FIELDS)}
         return jsonable(dataclasses.asdict(self) | {"config": fields})
 
     def value(self, record: Mapping[str, Any]) -> float:
-        """The metric of an evaluation; worse than all others if it is not finite.
+        """The metric of an evaluation; ±inf, the worst value, if it is not finite.
 
         Raises:
           UserError: if the run has no such metric.

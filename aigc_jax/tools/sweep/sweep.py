@@ -1,10 +1,9 @@
-"""`aigc sweep`: hyperparameters by trial, drawn by Optuna.
+"""`aigc sweep`: hyperparameter search with Optuna.
 
-Each trial is an ordinary `aigc train` in a folder of its own, `trials/<number>`, which can be
-looked at, sampled from and trained on. Optuna's storage is what the machines of a search share: the
-same command on each of them, with the same workdir, makes one search. A trial that was interrupted
-is put into Optuna's queue again, and goes on from its newest checkpoint on whichever machine takes
-it.
+Each trial is an ordinary `aigc train` in its own workdir, `trials/<number>`, which can be
+evaluated, sampled from and trained further. Machines share Optuna's storage: the same command with
+the same workdir on each of them is one search. An interrupted trial is queued again and continues
+from its newest checkpoint on the machine that takes it.
 """
 
 import os
@@ -31,36 +30,36 @@ def sweep(
     flags: Sequence[str] = (),
     stop: PreemptionHandler | None = None,
 ) -> str:
-    """Trains until the search has so many trials; returns their table.
+    """Runs trials until the search has `trials` of them; returns their table.
 
     Args:
-      search: what to try.
-      workdir: the folder of the search; that of all machines that take part.
+      search: its definition.
+      workdir: folder of the search, shared by all machines.
       config_file: the recipe's file, as given to --config.
-      trials: how many, by all machines together.
-      prune: whether to end trials early that evaluate worse than half of the others at that step.
-      storage: a URL of a database instead of a file in the workdir.
-      seed: of the draws; one machine alone then draws the same again.
+      trials: number of trials of all machines together.
+      prune: whether to end trials early that are worse than the median at the same step.
+      storage: URL of a database; "": a file in the workdir.
+      seed: of the sampler; makes a search on one machine reproducible.
       flags: more flags for each run.
       stop: requests to stop.
 
     Raises:
-      UserError: if the search cannot begin or go on.
-      Stopped: if it was asked to stop; the same command goes on with it.
+      UserError: if the search cannot be started or a run fails.
+      Stopped: on a request to stop; the same command continues the search.
     """
     workdir = os.path.abspath(os.path.expanduser(workdir))
     os.makedirs(workdir, exist_ok=True)
     stop = stop or PreemptionHandler()
     with stop.interruptible(lambda: None):
         worker = Worker(search, workdir, storage, prune, seed)
-        worker.take_up_lost()
+        worker.requeue_abandoned()
     base = [f"--config={config_file}", *overrides(config_file, search.config), *flags]
-    while worker.taken() < trials:
-        worker.run_one(base, stop)
+    while worker.num_started() < trials:
+        worker.run_next(base, stop)
     return save_trials(worker.study, search, workdir)
 
 
 def overrides(config_file: str, config: Mapping[str, Any]) -> list[str]:
-    """The flags that make the recipe of a file into this config."""
+    """Flags that turn the recipe of a file into this config."""
     before, now = flatten(load_recipe(config_file).to_dict()), flatten(config)
     return [f"--config.{k}={v}" for k, v in now.items() if before.get(k) != v]

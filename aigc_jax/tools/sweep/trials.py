@@ -1,11 +1,11 @@
-"""The trials of a search: asked of Optuna, run as processes, watched and told."""
+"""Runs the trials of a search as processes, and reports their values to Optuna."""
 
 import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from aigc_jax.core.config import differences
@@ -16,21 +16,21 @@ from aigc_jax.tools.sweep.search_space import Search
 from aigc_jax.training.metric_log import read_metrics
 
 COMMAND = [sys.executable, "-m", "aigc_jax.main"]
-POLL = 0.5  # seconds between two looks at a trial
+POLL = 0.5  # seconds between two checks of a trial
 STUDY, FOLDER, SEARCH = "study.journal", "folder", "search"
-# A run that cannot be trained says something about its hyperparameters: it counts as pruned.
-HOPELESS = {NotFinite.code: "not finite", OutOfMemory.code: "out of memory"}
+# Exit codes of failures that are due to the hyperparameters: such trials count as pruned.
+PRUNED_EXITS = {NotFinite.code: "not finite", OutOfMemory.code: "out of memory"}
 
 
 class Worker:
-    """What one machine does for a search.
+    """Runs trials of a search on one machine.
 
     Args:
-      search: what to try.
-      workdir: the folder of the search.
-      storage: a URL of a database; "": a file in the workdir.
-      prune: whether to end hopeless trials early.
-      seed: of the draws.
+      search: its definition.
+      workdir: folder of the search.
+      storage: URL of a database; "": a file in the workdir.
+      prune: whether to end trials early that are worse than the median.
+      seed: of the sampler; None: random.
 
     Raises:
       UserError: if Optuna is missing, or the workdir holds another search.
@@ -41,13 +41,13 @@ class Worker:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._search, self._workdir, self._seed = search, workdir, seed
         if storage:
-            kept: Any = storage
+            store: Any = storage
         else:
             backend = optuna.storages.journal.JournalFileBackend(os.path.join(workdir, STUDY))
-            kept = optuna.storages.JournalStorage(backend)
+            store = optuna.storages.JournalStorage(backend)
         try:
             self.study = optuna.create_study(
-                storage=kept,
+                storage=store,
                 study_name=os.path.basename(workdir),
                 sampler=self._sampler(0),
                 pruner=optuna.pruners.MedianPruner() if prune else optuna.pruners.NopPruner(),
@@ -66,33 +66,33 @@ class Worker:
             )
 
     def _sampler(self, number: int) -> Any:
-        """Each trial draws with a number of its own, so that machines do not draw the same."""
+        """Sampler of a trial, seeded with its number: machines draw different values."""
         seed = None if self._seed is None else self._seed + number
         return self._optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
-    def taken(self) -> int:
-        """How many trials are done or being run, by all machines."""
+    def num_started(self) -> int:
+        """Number of finished and running trials of all machines."""
         state = self._optuna.trial.TrialState
         states = (state.COMPLETE, state.PRUNED, state.RUNNING)
         return len(self.study.get_trials(deepcopy=False, states=states))
 
     def folder(self, trial: Any) -> str:
-        """Where a trial is run: a new one under its number, one that goes on where it was."""
+        """Workdir of a trial; a requeued trial keeps the workdir of its first run."""
         name = trial.user_attrs.get(FOLDER, str(trial.number))
         return os.path.join(self._workdir, "trials", name)
 
-    def take_up_lost(self) -> None:
-        """Queues the trials again whose machine died while it ran them."""
+    def requeue_abandoned(self) -> None:
+        """Queues running trials whose machine died."""
         running = self._optuna.trial.TrialState.RUNNING
         for trial in self.study.get_trials(states=(running,)):
-            with contextlib.suppress(UserError), self._holding(trial):
+            with contextlib.suppress(UserError), self._locked(trial):
                 now = self.study.get_trials(deepcopy=False)[trial.number]
                 if now.state == running:
-                    self._queue_again(trial)
+                    self._requeue(trial)
 
     @contextlib.contextmanager
-    def _holding(self, trial: Any) -> Any:
-        """Holds a trial, as long as this process lives; UserError if another one does."""
+    def _locked(self, trial: Any) -> Iterator[None]:
+        """Locks a trial for this process; UserError if another process holds the lock."""
         folder = os.path.join(self.folder(trial), "worker")
         os.makedirs(folder, exist_ok=True)
         lock = WorkdirLock(folder)
@@ -101,27 +101,27 @@ class Worker:
         finally:
             lock.release()
 
-    def _queue_again(self, trial: Any) -> None:
-        """To go on where it is, by whoever takes it."""
+    def _requeue(self, trial: Any) -> None:
+        """Queues a trial that continues in the workdir of this one."""
         self.study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
         name = os.path.basename(self.folder(trial))
-        if trial.params:  # otherwise it had not begun
+        if trial.params:  # empty if it had not started
             self.study.enqueue_trial(trial.params, user_attrs={FOLDER: name})
 
-    def run_one(self, base: Sequence[str], stop: PreemptionHandler) -> None:
-        """Runs the next trial to its end, whatever that is.
+    def run_next(self, base: Sequence[str], stop: PreemptionHandler) -> None:
+        """Runs the next trial and reports its result.
 
         Args:
-          base: the flags of the run that the search does not change.
+          base: flags of the run that are common to all trials.
           stop: requests to stop.
 
         Raises:
-          Stopped: if it was asked to; the trial is queued again.
-          UserError: if the run failed for a reason that is none of its hyperparameters.
+          Stopped: on a request to stop; the trial is queued again.
+          UserError: if the run failed for another reason than its hyperparameters.
         """
         state = self._optuna.trial.TrialState
         trial = self.study.ask()
-        with self._holding(trial):
+        with self._locked(trial):
             self.study.sampler = self._sampler(trial.number)
             values = {r.key: r.suggest(trial) for r in self._search.ranges}
             words = ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}"
@@ -134,17 +134,17 @@ class Worker:
             command += [f"--workdir={folder}"]
             pruned, code = self._watch(trial, command, folder, stop)
             if stop.requested or (code == Stopped.code and not pruned):
-                self._queue_again(trial)
-                raise Stopped("stopped; the search goes on with the same command")
-            if code and not pruned and code not in HOPELESS:
-                self._queue_again(trial)
+                self._requeue(trial)
+                raise Stopped("stopped; the same command continues the search")
+            if code and not pruned and code not in PRUNED_EXITS:
+                self._requeue(trial)
                 raise UserError(
-                    f"trial {trial.number} has failed with exit {code}: see"
+                    f"trial {trial.number} failed with exit code {code}: see"
                     f" {os.path.join(folder, 'log.txt')}"
                 )
             if code or pruned:
                 self.study.tell(trial, state=state.PRUNED)
-                print(f"trial {trial.number}: {HOPELESS.get(code, 'pruned')}", flush=True)
+                print(f"trial {trial.number}: {PRUNED_EXITS.get(code, 'pruned')}", flush=True)
                 return
             value = self._search.value(self._evaluations(folder)[-1])
             self.study.tell(trial, value)
@@ -153,11 +153,11 @@ class Worker:
     def _watch(
         self, trial: Any, command: Sequence[str], folder: str, stop: PreemptionHandler
     ) -> tuple[bool, int]:
-        """Whether the trial was pruned, and its exit status."""
-        pruned, seen = False, set()
+        """Waits for a trial, reporting its evaluations; returns (was it pruned, exit code)."""
+        pruned, seen = False, set[int]()
         with (
             open(os.path.join(folder, "log.txt"), "ab") as log,
-            # In a session of its own, so that a terminal's Ctrl-C reaches it once, through here.
+            # In its own session, so that Ctrl-C reaches it only through this process.
             subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as process,
         ):
             asked = False
@@ -184,7 +184,7 @@ class Worker:
 
 
 def import_optuna() -> Any:
-    """Optuna; UserError if it is not installed."""
+    """Imports Optuna; UserError if it is not installed."""
     try:
         import optuna
     except ImportError as e:

@@ -15,7 +15,7 @@ def entry(ratio):
 def baseline(tmp_path, **ratios):
     path = str(tmp_path / "baseline.json")
     configs = {name.split(" ")[0]: f"{name}.py" for name in ratios}
-    check.write(path, lambda _: {k: entry(v) for k, v in ratios.items()})
+    check.write_baseline(path, lambda _: {k: entry(v) for k, v in ratios.items()})
     with open(path) as f:
         written = json.load(f)
     assert written["configs"] == check.CONFIGS and "device" in written["machine"]
@@ -38,7 +38,7 @@ def measuring(*answers):
 def test_as_fast_as_before(tmp_path, capsys):
     path = baseline(tmp_path, a=10.0, b=2.0)
     asked, measured = measuring({"a": 11.4, "b": 1.0})
-    assert check.check(path, measured) == 0
+    assert check.check_baseline(path, measured) == 0
     assert asked == [["a", "b"]]
     out = capsys.readouterr().out
     assert "+14.0%" in out and "-50.0%" in out and "slower" not in out
@@ -47,7 +47,7 @@ def test_as_fast_as_before(tmp_path, capsys):
 def test_what_has_become_slower_is_measured_again_and_told(tmp_path, capsys):
     path = baseline(tmp_path, a=10.0, b=2.0)
     asked, measured = measuring({"a": 11.6, "b": 2.0}, {"a": 11.7})
-    assert check.check(path, measured) == 1
+    assert check.check_baseline(path, measured) == 1
     assert asked == [["a", "b"], ["a"]]
     (line,) = [li for li in capsys.readouterr().out.splitlines() if "slower" in li]
     assert line.startswith("a ") and "+16.0%" in line
@@ -56,7 +56,7 @@ def test_what_has_become_slower_is_measured_again_and_told(tmp_path, capsys):
 def test_a_disturbance_is_no_regression(tmp_path):
     path = baseline(tmp_path, a=10.0)
     asked, measured = measuring({"a": 20.0}, {"a": 10.1})
-    assert check.check(path, measured) == 0 and len(asked) == 2
+    assert check.check_baseline(path, measured) == 0 and len(asked) == 2
 
 
 def test_ratios_are_to_the_product_at_the_same_turn():
@@ -76,4 +76,4 @@ def test_what_is_no_baseline_is_refused(tmp_path, text):
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError, match="--write_baseline"):
-        check.check(str(path))
+        check.check_baseline(str(path))

@@ -23,7 +23,7 @@ from aigc_jax.nn.transformer_config import TransformerConfig
 from aigc_jax.tools.bench import decoding, flops, hardware, measure, table, trace
 from aigc_jax.tools.bench.synthetic_data import synthetic
 from aigc_jax.tools.bench.timing import Times, interleaved, ratio
-from aigc_jax.tools.chips import data_sheet, sheet_of_each
+from aigc_jax.tools.chips import data_sheet, data_sheet_per_device
 from benchmarks import gpu_table
 
 
@@ -36,13 +36,13 @@ def zeros(*shape):
 
 def test_a_matrix_product():
     found = flops.count(jnp.dot, zeros(3, 5), zeros(5, 7))
-    assert found == flops.Count(products=2 * 3 * 5 * 7)
+    assert found == flops.FlopCount(dense=2 * 3 * 5 * 7)
 
 
 def test_a_product_for_each_example_is_one_of_pairs():
     found = flops.count(lambda q, k: jnp.einsum("bthd,bshd->bhts", q, k), zeros(2, 3, 4, 5),
                         zeros(2, 6, 4, 5))  # fmt: skip
-    assert found == flops.Count(pairs=2 * 2 * 4 * 3 * 6 * 5)
+    assert found == flops.FlopCount(attention=2 * 2 * 4 * 3 * 6 * 5)
 
 
 def test_a_loop_counts_as_often_as_it_turns():
@@ -53,17 +53,17 @@ def test_a_loop_counts_as_often_as_it_turns():
         return jax.lax.cond(x.sum() > 0, lambda x: x @ w @ w, lambda x: x, x)
 
     once = 2 * 4 * 4 * 4
-    assert flops.count(function, zeros(4, 4), zeros(4, 4)).products == 17 * once
+    assert flops.count(function, zeros(4, 4), zeros(4, 4)).dense == 17 * once
     gradient = jax.grad(lambda x, w: function(x, w).sum(), argnums=(0, 1))
     # Backwards each product is two; the fifteen under checkpoint are done again.
-    assert flops.count(gradient, zeros(4, 4), zeros(4, 4)).products == (3 * 17 + 15) * once
+    assert flops.count(gradient, zeros(4, 4), zeros(4, 4)).dense == (3 * 17 + 15) * once
 
 
 def test_a_loop_of_unknown_length_counts_once_and_is_told():
     def function(x):
         return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, x)
 
-    assert flops.count(function, zeros(4, 4)) == flops.Count(products=128, endless=1)
+    assert flops.count(function, zeros(4, 4)) == flops.FlopCount(dense=128, unbounded_loops=1)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -86,7 +86,7 @@ def test_a_convolution_counts_the_taps_that_meet_an_input(groups, stride, dilati
 
     hits = line(stride, dilation, pad) * line(1, 1, (1, 0))
     shapes = zeros(2, size, size, cin), zeros(taps, taps, cin // groups, cout)
-    assert flops.count(function, *shapes).products == 2 * 2 * cout * cin // groups * hits
+    assert flops.count(function, *shapes).dense == 2 * 2 * cout * cin // groups * hits
 
 
 def lm(**model):
@@ -191,14 +191,14 @@ def test_a_report_holds_every_figure(report):
     rate, step, work = report["rate"], report["step"], report["flops"]
     assert rate["unit"] == "tokens"
     assert rate["per_second"] == pytest.approx(8 * tiny.SEQ_LEN / step["median"])
-    assert step["fastest"] <= step["median"] and step["count"] >= measure.LEAST
+    assert step["fastest"] <= step["median"] and step["count"] >= measure.MIN_STEPS
     assert report["compile_seconds"] > 0 and report["memory"]["peak"] > 1e6
     assert report["memory"]["temporary"] > 0
     assert 0 <= report["data"]["wait"] <= 1 and report["data"]["records_per_second"] > 0
     assert work["model"] == flops.model_flops(lm(layers=1), tiny.TEXT)
     assert work["mfu"] == pytest.approx(work["model"] / step["median"] / 1e11)
     assert work["computed"] >= work["model"] and work["xla"] > 0
-    assert report["forms"] == {"attention": ["blockwise"]}
+    assert report["implementations"] == {"attention": ["blockwise"]}
 
 
 def test_a_trace_names_the_dearest_operations(report):
@@ -278,8 +278,8 @@ def test_a_step_of_decoding_reads_the_weights_and_what_the_cache_holds():
 def test_own_times_are_without_what_is_inside():
     line = [trace.Event(*e) for e in (("loop", 0, 10), ("a", 1, 4), ("b", 5, 9), ("a", 12, 13))]
     assert sorted(trace.own_times(line)) == [("a", 1), ("a", 3), ("b", 4), ("loop", 3)]
-    assert trace.covered(line) == 11
-    found = trace.summed([[line, line[:1]]], {"a": "jit(step)/transpose(jvp(Net))/dense/dot"})
+    assert trace.busy_time(line) == 11
+    found = trace.summarize([[line, line[:1]]], {"a": "jit(step)/transpose(jvp(Net))/dense/dot"})
     assert [(o.name, o.calls) for o in found.operations] == [("loop", 2), ("a", 2), ("b", 1)]
     assert found.operations[1].source == "Net/dense/dot"
     assert found.busy == pytest.approx(11e-9)
@@ -327,6 +327,6 @@ def test_a_device_has_the_sheet_of_its_name(kind, flop):
     assert data_sheet(kind).flops == flop
     assert data_sheet("cpu") is None
     chip = SimpleNamespace(device_kind=kind, coords=(0, 0, 0))
-    assert sheet_of_each([chip, chip]).flops == flop / 2
-    assert sheet_of_each([SimpleNamespace(device_kind=kind)]).flops == flop
+    assert data_sheet_per_device([chip, chip]).flops == flop / 2
+    assert data_sheet_per_device([SimpleNamespace(device_kind=kind)]).flops == flop
     assert data_sheet(f"{kind} MIG 3g.40gb") is None

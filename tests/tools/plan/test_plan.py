@@ -25,13 +25,13 @@ from aigc_jax.tools.bench import flops
 from aigc_jax.tools.chips import DataSheet, data_sheet
 from aigc_jax.tools.plan import command, plan, search, topology
 from aigc_jax.tools.plan.costs import Collective, costs
-from aigc_jax.tools.plan.hlo import parse
-from aigc_jax.tools.plan.interconnect import Network, closed_sides
+from aigc_jax.tools.plan.hlo import parse_hlo
+from aigc_jax.tools.plan.interconnect import Interconnect, closed_sides
 from aigc_jax.tools.plan.oom_messages import parse_oom_message
-from aigc_jax.tools.plan.replica_groups import axes_of, groups
+from aigc_jax.tools.plan.replica_groups import replica_groups, varying_axes
 from aigc_jax.tools.plan.table import ranking, table, verdict
 
-SHEET = DataSheet(flops=1e12, bandwidth=1e11, memory=float(1 << 30), link=1e9)
+SHEET = DataSheet(flops=1e12, bandwidth=1e11, memory=float(1 << 30), link_bandwidth=1e9)
 
 # Two turns of a loop as TPU compilers write them: a gather, a fused reduce-scatter and a product
 # over arrays in fast memory (S(1)), whose number of turns stands only in the condition.
@@ -93,8 +93,8 @@ ENTRY %main (w.1: bf16[16,32], x.1: bf16[8,64]) -> bf16[16,32] {
 """
 
 
-def test_a_loop_of_a_tpu_program_counts_as_often_as_it_turns():
-    found = costs(parse(LOOP), {"data": 2, "fsdp": 4})
+def test_a_loop_of_a_tpu_program_counts_by_its_trip_count():
+    found = costs(parse_hlo(LOOP), {"data": 2, "fsdp": 4})
     assert found.flops == 2 * (2 * 8 * 32 * 64)  # two turns, from 5 to 7
     assert {(c.kind, c.axes, c.bytes, c.count) for c in found.collectives} == {
         ("all-gather", ("fsdp",), 2 * 64 * 32 * 2, 2),
@@ -103,7 +103,7 @@ def test_a_loop_of_a_tpu_program_counts_as_often_as_it_turns():
     # Of the loop the product's result, the operands of the gather and the scatter's result lie in
     # the chip's main memory; the copied number does too.
     assert found.bytes == 2 * 2 * (8 * 32 + 16 * 32 + 16 * 32) + 2 * (4 + 4 + 4) + 2 * 4
-    assert not found.endless
+    assert not found.unbounded_loops
 
 
 # A gather that runs in parts, beside a product, and a sum over two slices by way of the hosts.
@@ -142,7 +142,7 @@ ENTRY %main (w.3: bf16[16,32]) -> bf16[64,32] {
 
 
 def test_a_collective_in_parts_counts_once_and_what_goes_between_slices_counts():
-    found = costs(parse(PARTS), {"data": 2, "fsdp": 4}, [0] * 4 + [1] * 4)
+    found = costs(parse_hlo(PARTS), {"data": 2, "fsdp": 4}, [0] * 4 + [1] * 4)
     assert [(c.kind, c.axes, c.bytes, c.group) for c in found.collectives] == [
         ("all-gather", ("fsdp",), 64 * 32 * 2, (0, 1, 2, 3)),
         ("all-reduce", ("data",), 16 * 32 * 2, (0, 4)),
@@ -179,7 +179,7 @@ ENTRY %main (w.1: bf16[16,32], x.1: bf16[8,64]) -> bf16[8,32] {
 
 
 def test_what_another_core_of_a_chip_does_beside_the_program_counts():
-    found = costs(parse(BESIDE), {"data": 2, "fsdp": 4})
+    found = costs(parse_hlo(BESIDE), {"data": 2, "fsdp": 4})
     (gather,) = found.collectives
     assert (gather.kind, gather.axes, gather.bytes) == ("all-gather", ("fsdp",), 64 * 32 * 2)
     assert found.flops == 2 * 8 * 64 * 32
@@ -252,7 +252,7 @@ ONE = 8 * 64 * 4  # bytes of a place of the results
     ],
 )
 def test_of_stacked_arrays_only_the_places_that_are_needed_are_moved(line, expected):
-    found = costs(parse(STACKED.replace("LINE", f"  ROOT %it = {line}")), {"data": 1})
+    found = costs(parse_hlo(STACKED.replace("LINE", f"  ROOT %it = {line}")), {"data": 1})
     assert found.bytes == expected
 
 
@@ -270,15 +270,15 @@ def test_of_stacked_arrays_only_the_places_that_are_needed_are_moved(line, expec
 )  # fmt: skip
 def test_groups_are_read_however_they_are_written(written, expected):
     line = f"  %a = f32[8]{{0}} all-gather(%x), channel_id=1, {written}, dimensions={{0}}"
-    program = parse(f"ENTRY %main (x: f32[8]) -> f32[8] {{\n{line}\n}}")
+    program = parse_hlo(f"ENTRY %main (x: f32[8]) -> f32[8] {{\n{line}\n}}")
     (instruction,) = program.computations["main"].values()
-    assert np.asarray(groups(instruction, 8)).tolist() == expected
+    assert np.asarray(replica_groups(instruction, 8)).tolist() == expected
 
 
 def test_a_group_lies_along_the_axes_in_which_it_differs():
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}
-    assert axes_of([0, 1], mesh) == ("tensor",)
-    assert axes_of([0, 2, 4, 6], mesh) == ("data", "fsdp")
+    assert varying_axes([0, 1], mesh) == ("tensor",)
+    assert varying_axes([0, 2, 4, 6], mesh) == ("data", "fsdp")
 
 
 @pytest.mark.parametrize("batched", [False, True])
@@ -303,7 +303,7 @@ def test_a_real_program_costs_what_its_jaxpr_says(batched):
     with jax.set_mesh(mesh):
         compiled = jax.jit(step).lower(*args).compile()
         counted = flops.count(step, *args).total
-    found = costs(parse(compiled.as_text()), dict(mesh.shape))
+    found = costs(parse_hlo(compiled.as_text()), dict(mesh.shape))
     assert found.flops * mesh.size == pytest.approx(counted)
     gathered = [c for c in found.collectives if c.kind == "all-gather"]
     assert [(c.axes, c.bytes) for c in gathered] == [(("fsdp",), 4 * layers * width * width)]
@@ -331,7 +331,7 @@ def test_a_compiler_that_runs_out_of_memory_tells_by_how_much(message, expected)
      ("v4", "128", "4x4x4"), ("v5e", "256", "16x16"), ("v6e", "8", "2x4"), ("v5e", "128", "8x16")],
 )  # fmt: skip
 def test_numbers_of_pods_count_cores_or_chips(kind, number, sides):
-    assert topology.sides_of(kind, number) == sides
+    assert topology.slice_sides(kind, number) == sides
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_numbers_of_pods_count_cores_or_chips(kind, number, sides):
 def test_what_is_no_topology_is_refused(name):
     jax.devices()  # JAX has started with fewer CPUs
     with pytest.raises(UserError, match="topology"):
-        topology.devices_of(name)
+        topology.topology_devices(name)
 
 
 @pytest.mark.parametrize(
@@ -377,9 +377,9 @@ def test_the_compiler_is_told_which_sides_are_closed_and_of_hosts_of_one_chip(
         return SimpleNamespace(devices=[])
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(topology, "ABSENT", {})
+    monkeypatch.setattr(topology, "LIBTPU_ENVIRONMENT", {})
     monkeypatch.setattr(jax.experimental.topologies, "get_topology_desc", described)
-    topology.devices_of(name)
+    topology.topology_devices(name)
     assert told.items() <= asked.items()
     assert ("chips_per_host_bounds" in asked) == (name == "v6e-1")
 
@@ -387,23 +387,23 @@ def test_the_compiler_is_told_which_sides_are_closed_and_of_hosts_of_one_chip(
 def test_a_missing_compiler_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"aigc-jax\[plan\]"):
-        topology.devices_of("v5e:4x4")
+        topology.topology_devices("v5e:4x4")
 
 
 def test_the_links_of_a_torus_are_shared_by_what_runs_over_them():
     sheet = data_sheet("TPU v5 lite")
     places = np.array([(x, y, 0) for x in range(16) for y in range(16)])
-    network = Network(sheet, places, np.zeros(256, int))
+    network = Interconnect(sheet, places, np.zeros(256, int))
     side, whole, part = range(16), range(256), range(4)
-    assert network.bandwidth(side) == 2 * sheet.link  # a closed ring
-    assert network.bandwidth(whole) == 4 * sheet.link
-    assert network.bandwidth(part) == sheet.link  # open
+    assert network.bandwidth(side) == 2 * sheet.link_bandwidth  # a closed ring
+    assert network.bandwidth(whole) == 4 * sheet.link_bandwidth
+    assert network.bandwidth(part) == sheet.link_bandwidth  # open
     gather = Collective("all-gather", ("fsdp",), tuple(side), bytes=1.6e9, count=1)
     assert network.seconds(gather) == pytest.approx(1.5e9 / 90e9)
     reduce = dataclasses.replace(gather, kind="all-reduce")
     assert network.seconds(reduce) == pytest.approx(2 * 1.5e9 / 90e9)
-    apart = Network(sheet, places, np.arange(256) // 128)
-    assert apart.bandwidth(whole) == sheet.slow
+    apart = Interconnect(sheet, places, np.arange(256) // 128)
+    assert apart.bandwidth(whole) == sheet.dcn_bandwidth
 
 
 @pytest.mark.parametrize(
@@ -421,7 +421,10 @@ def test_cubes_of_chips_are_closed_whole_and_sides_of_a_pod_each_by_itself(kind,
     assert closed_sides(sheet, sides) == expected
     places = np.stack(np.unravel_index(np.arange(np.prod(sides)), sides), 1)
     last = range(sides[-1])  # along the last side
-    links = Network(sheet, places, np.zeros(len(places), int)).bandwidth(last) / sheet.link
+    links = (
+        Interconnect(sheet, places, np.zeros(len(places), int)).bandwidth(last)
+        / sheet.link_bandwidth
+    )
     assert links == (2 if expected[-1] else 1)
 
 
@@ -433,8 +436,8 @@ def target():
 def config_of(**changes):
     model = dict(vocab_size=264, heads=4, layers=2, scan_unroll=1, remat="none")
     raw = tiny.recipe("lm", model=model, mesh="data=2,fsdp=4", eval=dict(batch_size=16))
-    config = plan.changed(build.parse_config(raw), {"data.batch_size": 16, **changes})
-    return plan.planned(config)
+    config = plan.with_changes(build.parse_config(raw), {"data.batch_size": 16, **changes})
+    return plan.resolve_inputs(config)
 
 
 def test_a_plan_says_what_a_run_takes(target):
@@ -482,8 +485,8 @@ class Lowered:
 
 @pytest.mark.parametrize("peak, over", [(10, 0), (60, 10), (200, 199.9 * 1024)])
 def test_a_step_fits_if_the_compiler_and_its_size_say_so(peak, over):
-    compiled, memory = plan.fitted(Lowered(peak), 50.0, 10.0)
-    assert memory["over"] == pytest.approx(over)
+    compiled, memory = plan.compile_step(Lowered(peak), 50.0, 10.0)
+    assert memory["excess"] == pytest.approx(over)
     assert memory["fits"] == (over == 0) == (compiled is not None)
 
 
@@ -493,10 +496,15 @@ def in_need(monkeypatch, need):
     def made(config, spec, target, budget=0.0):
         peak = need(config)
         return {
-            "config": plan.described(config, spec),
+            "config": plan.describe_config(config, spec),
             "topology": {"mesh": dict(make_mesh(config.mesh).shape), "devices": 8},
             "state": 10,
-            "memory": {"peak": peak, "has": 100, "fits": peak <= 100, "over": max(peak - 100, 0)},
+            "memory": {
+                "peak": peak,
+                "capacity": 100,
+                "fits": peak <= 100,
+                "excess": max(peak - 100, 0),
+            },
             "roofline": {"step": float(peak), "bound": "memory"},
             "mfu": 0.5,
         }
@@ -514,7 +522,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_helps(target, monkeypatch):
     assert "model.remat=full" in said and "train.accumulate=2" in said
     found = search.fit(config, spec, target, say=lambda _: None)
     assert found["changes"] == {"model.remat": "full", "train.accumulate": 2}
-    assert [t["over"] for t in found["tried"]] == [300, 300, 100, 0]
+    assert [t["excess"] for t in found["tried"]] == [300, 300, 100, 0]
     in_need(monkeypatch, lambda c: 400)
     with pytest.raises(UserError, match=r"does not fit cpu:8, by 0.0 GiB at best"):
         search.fit(config, spec, target, say=lambda _: None)
@@ -539,13 +547,13 @@ def test_a_step_that_nothing_else_makes_fit_shares_out_more_of_its_state(target,
 
 def test_a_state_that_is_too_large_is_shared_out_first(target):
     config, spec = config_of(mesh="data=8")
-    state = search.state_of(config, spec, target)
+    state = search.state_bytes(config, spec, target)
     small = dataclasses.replace(target, sheet=dataclasses.replace(SHEET, memory=state / 2))
-    first = next(search.knobs(config, spec, small))
-    assert search.state_of(plan.changed(config, first), spec, small) <= 0.9 * state / 2
+    first = next(search.memory_levers(config, spec, small))
+    assert search.state_bytes(plan.with_changes(config, first), spec, small) <= 0.9 * state / 2
     none = dataclasses.replace(target, sheet=dataclasses.replace(SHEET, memory=state / 100))
     with pytest.raises(UserError, match="more devices"):
-        next(search.knobs(config, spec, none))
+        next(search.memory_levers(config, spec, none))
 
 
 def test_a_sweep_ranks_the_meshes_that_can_be(target, monkeypatch):
@@ -561,8 +569,8 @@ def test_a_sweep_ranks_the_meshes_that_can_be(target, monkeypatch):
 
 
 def test_meshes_are_all_products_of_the_axes():
-    assert set(search.meshes(2)) == {"data=2", "fsdp=2", "tensor=2", "sequence=2"}
-    assert next(iter(search.meshes(256))) == "fsdp=256"
+    assert set(search.candidate_meshes(2)) == {"data=2", "fsdp=2", "tensor=2", "sequence=2"}
+    assert next(iter(search.candidate_meshes(256))) == "fsdp=256"
 
 
 @pytest.mark.parametrize(
@@ -579,17 +587,17 @@ def test_images_that_are_not_here_are_described(shape, family, expected):
 
 def test_text_is_planned_from_the_config_alone():
     config = build.parse_config(load_recipe(os.path.join(CONFIGS, "lm", "llama_8b.py")))
-    config, spec = plan.planned(config)
+    config, spec = plan.resolve_inputs(config)
     assert spec.seq_len == 8192 and config.model.vocab_size == 128_256
-    unknown = plan.changed(config, {"model.vocab_size": 0})
+    unknown = plan.with_changes(config, {"model.vocab_size": 0})
     with pytest.raises(UserError, match=r"model\.vocab_size"):
-        plan.planned(unknown)
+        plan.resolve_inputs(unknown)
 
 
 def test_data_that_are_not_here_ask_for_their_shape():
     recipe = load_recipe(os.path.join(CONFIGS, "diffusion", "dit_xl2.py"))
     with pytest.raises(UserError, match="--synthetic"):
-        plan.planned(build.parse_config(recipe))
+        plan.resolve_inputs(build.parse_config(recipe))
 
 
 def test_aigc_plan_prints_and_saves(target, tmp_path, capsys, monkeypatch):
