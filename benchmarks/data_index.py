@@ -1,10 +1,10 @@
-"""What it takes to know where every example stands, by the number of examples: docs/scale.md.
+"""Memory and time of the order of examples, by their number: docs/scale.md.
 
     python benchmarks/data_index.py
     python benchmarks/data_index.py --write=docs/scale.md
 
-Examples and documents are made as they are asked for, and files only have names and lengths: what
-is measured is the order, the split, the mixture and the row streams of this process, with batches
+Examples and documents are generated on access, and files only have names and lengths: measured are
+the order, the split, the mixture and the row streams of this process, with batches
 of 256 at the start, in the middle of the first epoch and in the second one.
 """
 
@@ -32,7 +32,7 @@ WRITE = flags.DEFINE_string("write", "", "A Markdown file whose table to replace
 
 
 def images(count: int) -> ImageSource:
-    """A data set of so many images, in files of 100,000, a tenth of which are held out."""
+    """A data set of `count` images in files of 100,000, of which a tenth is held out."""
     ends = np.append(np.arange(FILE, count, FILE), count)
     config = Data(source="synthetic", validation_fraction=0.1)
     examples = Examples(lambda i: {"image": np.full((1, 1, 1), i % 256, np.uint8)}, count, ends)

@@ -1,10 +1,10 @@
-"""Plans of the large recipes on 256 chips of three kinds, beside published figures: docs/plans.md.
+"""Plans of the large recipes on 256 chips of three kinds, and published figures: docs/plans.md.
 
     python benchmarks/plans.py                      # all of docs/plans.md; hours on a small machine
-    python benchmarks/plans.py --only=llama_8b      # those whose names begin so; the others stay
+    python benchmarks/plans.py --only=llama_8b      # only plans with this prefix
 
-It needs `pip install 'aigc-jax[plan]'` and no accelerator. Every plan is `aigc plan` in a process
-of its own; its figures are kept in benchmarks/plans/NAME.json, from which the page is written.
+It needs `pip install 'aigc-jax[plan]'` and no accelerator. Every plan is an `aigc plan` in its own
+process, which writes benchmarks/plans/NAME.json; the page is written from these files.
 """
 
 import argparse
@@ -37,12 +37,12 @@ class Case:
     Attributes:
       name: of its file.
       config: the recipe.
-      topology: for which.
+      topology: devices to plan for.
       changes: fields of the config.
-      tokens: of the whole training.
-      shape: of the data, if the config does not tell.
-      published: MaxText's MFU and tokens a second and chip, if it has published such a run.
-      source: where.
+      tokens: tokens or images of the whole training.
+      shape: of the data, if the config does not determine it.
+      published: MaxText's MFU and tokens per second and chip, if it has published such a run.
+      source: of the published figures.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """The recipes on each topology, then what MaxText has published."""
+    """The recipes on each topology, then the runs that MaxText has published."""
     one = {"model.vocab_size": 128_256, "data.batch_size": 512, "eval.batch_size": 512}
     lm = "configs/lm/llama_{}.py"
     found = []
@@ -126,14 +126,14 @@ def published() -> list[Case]:
 
 
 def run(case: Case) -> None:
-    """Makes a plan and keeps its figures; one that does not fit is a result too."""
+    """Runs a plan, which writes its figures; one that does not fit is a result too."""
     os.makedirs(KEPT, exist_ok=True)
     path = os.path.join(KEPT, f"{case.name}.json")
     command = [sys.executable, "-m", "aigc_jax.main", *case.command(), f"--json={path}"]
     print(case.name, flush=True)
     done = subprocess.run(command, cwd=ROOT, check=False)
     if done.returncode not in (0, 1):
-        sys.exit(f"{case.name} has failed: {' '.join(command)}")
+        sys.exit(f"{case.name} failed: {' '.join(command)}")
 
 
 def read(case: Case) -> dict[str, Any] | None:
@@ -186,7 +186,7 @@ def comparison(case: Case, plan: dict[str, Any] | None) -> str:
 
 
 def write_page(found: list[Case]) -> None:
-    """docs/plans.md from what is kept."""
+    """Writes docs/plans.md from the stored figures."""
     with open(os.path.join(HERE, "plans_page.md"), encoding="utf-8") as f:
         page = f.read()
     ours = [case for case in found if case.published is None]
@@ -207,8 +207,8 @@ def write_page(found: list[Case]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default=None, help="names of plans begin so; several with ,")
-    parser.add_argument("--page", action="store_true", help="only write the page anew")
+    parser.add_argument("--only", default=None, help="prefixes of names, separated by commas")
+    parser.add_argument("--page", action="store_true", help="only write the page")
     arguments = parser.parse_args()
     found = cases()
     chosen = [c for c in found if arguments.only is None

@@ -4,12 +4,12 @@
     aigc prepare --from=idx:/usr/share/datasets/fashion-mnist --name=fashion --data_dir=data
     python benchmarks/results.py --minutes=10 --seeds=0,1,2
 
-Each recipe is trained for each seed, for as many steps as the machine makes in the given time by
-a short trial before the first seed (its schedules follow), and judged by `aigc eval`. What is there
-already is not done again, so the command can be stopped and given again; other work beside it makes
-it longer, not worse. A model behind an autoencoder has half of the time for that.
+Each recipe is trained for each seed, for the number of steps that fit into the given time by a
+short trial before the first seed (schedules are scaled), and evaluated. Finished work is skipped,
+so the command can be interrupted and repeated; other load on the machine makes it slower, not
+worse. Half of the time of a latent model is for its first stage.
 
-`--table=models` makes the page's other table: what autoencoders and likelihoods say of themselves.
+`--table=models` writes the page's other table: metrics of autoencoders and likelihoods.
 """
 
 import json
@@ -17,15 +17,17 @@ import os
 import statistics
 from typing import Any
 
+import ml_collections
 from absl import app, flags
 
 import aigc_jax
 from aigc_jax.experiment.recipes import load_recipe
 from aigc_jax.runs.report.curves import side_by_side
+from aigc_jax.runs.report.samples import save
 from aigc_jax.tools.bench.marked_block import provenance, replace_between
 from aigc_jax.training.metric_log import finite_json, read_metrics
 
-# Each recipe, and the autoencoder behind which it stands, if it does.
+# Each recipe, and the recipe of its first stage, if it has one.
 RECIPES = {
     "gan/dcgan28": "",
     "gan/r3gan_fashion": "",
@@ -46,14 +48,14 @@ flags.DEFINE_list("recipes", list(RECIPES), "Recipes, as in configs/.")
 flags.DEFINE_string("data", "tfds:fashion", "As in data.source.")
 flags.DEFINE_string("data_folder", "data", "As in data.data_dir.")
 flags.DEFINE_integer("samples", 10_000, "Images to generate and compare.")
-flags.DEFINE_string("folder", "runs/results", "Where the runs go.")
-flags.DEFINE_string("page", "docs/results.md", "Whose table is replaced.")
+flags.DEFINE_string("folder", "runs/results", "Folder of the runs.")
+flags.DEFINE_string("page", "docs/results.md", "Page whose table to replace.")
 flags.DEFINE_enum("table", "images", ["images", "models"], "Which of the page's tables.")
-flags.DEFINE_bool("table_only", False, "Trains nothing: the table of what there is.")
+flags.DEFINE_bool("table_only", False, "Train nothing, only write the table.")
 
 
 def recipe_of(name: str, seed: int, stage: str) -> Any:
-    """The recipe on the data of the flags."""
+    """Returns a recipe with the data of the flags."""
     file, _, variant = name.partition(":")
     recipe = load_recipe(os.path.join("configs", f"{file}.py:{variant}".rstrip(":")))
     recipe.seed = seed
@@ -67,7 +69,7 @@ def recipe_of(name: str, seed: int, stage: str) -> Any:
 
 
 def speed(name: str, recipe: Any) -> float:
-    """Steps per second by a short trial, which is done once for all seeds."""
+    """Steps per second in a short trial, which is run once for all seeds."""
     trial_dir = os.path.join(FLAGS.folder, name.replace("/", "_"), "trial")
     note = os.path.join(trial_dir, "speed.json")
     if not os.path.exists(note):
@@ -82,9 +84,9 @@ def speed(name: str, recipe: Any) -> float:
 
 
 def stretch(section: Any, factor: float) -> None:
-    """Makes all schedules of a recipe longer or shorter."""
+    """Scales the lengths of all schedules of a recipe."""
     for key, value in section.items():
-        if hasattr(value, "items"):
+        if isinstance(value, ml_collections.ConfigDict):
             stretch(value, factor)
         elif key in LENGTHS:
             section[key] = round(value * factor)
@@ -102,8 +104,8 @@ def train(name: str, seed: int, minutes: float, stage: str = "") -> str:
     return workdir
 
 
-def judge(name: str, seed: int) -> None:
-    """Trains and judges; the result goes to result.json beside the run."""
+def evaluate(name: str, seed: int) -> None:
+    """Trains and evaluates a recipe with a seed; writes result.json into its workdir."""
     stage, minutes = RECIPES.get(name, ""), FLAGS.minutes
     behind = train(stage, seed, minutes / 2) if stage else ""
     workdir = train(name, seed, minutes / 2 if stage else minutes, behind)
@@ -112,14 +114,14 @@ def judge(name: str, seed: int) -> None:
         return
     metrics = aigc_jax.evaluate(workdir)
     images = aigc_jax.sample(workdir, num=100)
-    aigc_jax.run.save(images, os.path.join(workdir, "samples", "result.png"))
+    save(images, os.path.join(workdir, "samples", "result.png"))
     steps = max(r["step"] for r in read_metrics(workdir) if r["kind"] == "train")
     with open(path, "w") as f:
         json.dump(finite_json({**metrics, "steps": steps, "minutes": minutes}), f, indent=1)
 
 
 def results(name: str) -> list[dict[str, Any]]:
-    """The results of all seeds that there are."""
+    """Results of all finished seeds."""
     folder = os.path.join(FLAGS.folder, name.replace("/", "_"))
     found = []
     for seed in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
@@ -130,7 +132,7 @@ def results(name: str) -> list[dict[str, Any]]:
     return found
 
 
-# For each table what its marks in the page say, and its columns.
+# Tables: name in the marks of the page, and columns.
 TABLES = {
     "images": (
         "results",
@@ -193,7 +195,7 @@ def table(columns: dict[str, str]) -> str:
 
 
 def write_page() -> None:
-    """Puts the table, and how it came about, between its marks in the page."""
+    """Replaces the table and its provenance between its marks in the page."""
     mark, columns = TABLES[FLAGS.table]
     text = f"{provenance()}\n\n{table(columns)}"
     replace_between(FLAGS.page, f"<!-- {mark} -->", f"<!-- end of {mark} -->", text)
@@ -215,7 +217,7 @@ def main(argv: list[str]) -> None:
     del argv
     for seed in FLAGS.seeds if not FLAGS.table_only else ():
         for name in FLAGS.recipes:
-            judge(name, int(seed))
+            evaluate(name, int(seed))
             write_page()
     write_page()
     if FLAGS.table == "images":

@@ -1,4 +1,4 @@
-"""Recipes: config files, found by their names."""
+"""Recipes: config files, found by name."""
 
 import os
 import runpy
@@ -16,7 +16,7 @@ RECIPE_FOLDERS = (
 
 
 def recipe_folder() -> str:
-    """The folder of the library's own recipes."""
+    """Folder of the library's own recipes."""
     found = (f for f in RECIPE_FOLDERS if os.path.isfile(os.path.join(f, "lm", "quickstart.py")))
     return next(found, RECIPE_FOLDERS[-1])
 
@@ -31,14 +31,14 @@ def recipe_names() -> list[str]:
 
 
 def find_recipe(name: str) -> str:
-    """The path of a recipe's file, with the `:VARIANT` that the name has.
+    """Returns the path of a recipe's file, with the `:VARIANT` of the name.
 
     Args:
-      name: a file, or the name of one of the library's own recipes, with or without `configs/`
-        before it and `.py` behind it: "lm/quickstart".
+      name: a file, or the name of one of the library's own recipes, with or without the prefix
+        `configs/` and the suffix `.py`: "lm/quickstart".
 
     Raises:
-      UserError: if there is none.
+      UserError: if neither exists.
     """
     path, colon, variant = name.partition(":")
     own = os.path.join(recipe_folder(), path.removeprefix("configs/"))
@@ -47,8 +47,7 @@ def find_recipe(name: str) -> str:
             return f"{candidate}{colon}{variant}"
     word = path.removeprefix("configs/").removesuffix(".py")
     raise UserError(
-        f"there is no config file {shorten(path)}, and no recipe of that name:"
-        f" {did_you_mean(word, recipe_names())}"
+        f"there is no config file or recipe {shorten(path)}: {did_you_mean(word, recipe_names())}"
     )
 
 
@@ -59,7 +58,7 @@ def load_recipe(name: str) -> ml_collections.ConfigDict:
       name: as `find_recipe` takes it.
 
     Raises:
-      UserError: if there is no such file, or it does not return a config.
+      UserError: if the file does not exist, or does not return a config.
     """
     path, _, variant = find_recipe(name).partition(":")
     try:
@@ -68,12 +67,12 @@ def load_recipe(name: str) -> ml_collections.ConfigDict:
         recipe = get_config(*arguments) if get_config else None
     except UserError:
         raise
-    except (Exception, SystemExit) as e:  # whatever the person's file raises
+    except (Exception, SystemExit) as e:  # of the code in the file
         raise UserError(
             f"{shorten(path)} cannot be loaded ({type(e).__name__}: {one_line(e, 300)})"
         ) from e
     if get_config is None:
-        raise UserError(f"{shorten(path)} is no recipe: it defines no get_config()")
+        raise UserError(f"{shorten(path)} is not a recipe: it must define get_config()")
     if not isinstance(recipe, ml_collections.ConfigDict):
         raise UserError(f"get_config() of {shorten(path)} must return an ml_collections.ConfigDict")
     return recipe

@@ -1,4 +1,4 @@
-"""All four families on embedded data, from nothing to a page of pictures and numbers."""
+"""`aigc demo`: trains four families on embedded data and writes a page of samples and metrics."""
 
 import os
 import time
@@ -23,7 +23,7 @@ from aigc_jax.training.health_checks import TriggeredCheck, health_checks_of, tr
 from aigc_jax.training.metric_log import read_metrics
 
 FAMILIES = {
-    "lm": ("Transformer LM", "A decoder-only transformer that has read the Python reference."),
+    "lm": ("Transformer LM", "A decoder-only transformer trained on the Python reference."),
     "gan": ("GAN", "A class-conditional DCGAN with the relativistic loss and R1 + R2."),
     "vae": ("VAE", "A convolutional VAE with a Gaussian likelihood of learned scale."),
     "diffusion": (
@@ -45,11 +45,14 @@ CURVES = (
 def run_demo(workdir: str) -> str:
     """Trains, evaluates and samples each family; writes `index.html` and returns its path.
 
-    A family that is trained already is not trained again.
+    Families that are already trained in the workdir are not trained again.
+
+    Args:
+      workdir: folder of the runs, one subfolder per family.
     """
     workdir = os.path.expanduser(workdir)
     began = time.perf_counter()
-    sections, table = [], [("family", "trained", "measure", "this run", "beside it")]
+    sections, table = [], [("family", "trained", "metric", "this run", "references")]
     for family in FAMILIES:
         section, seconds = run_family(family, os.path.join(workdir, family))
         sections.append(section)
@@ -60,7 +63,7 @@ def run_demo(workdir: str) -> str:
     path = write_page(
         os.path.join(workdir, "index.html"),
         "aigc_jax: four families, one train step",
-        "Everything below was trained, evaluated and drawn on this machine; this call took"
+        "All models below were trained, evaluated and sampled on this machine; this call took"
         f" {seconds_since(began)} seconds.",
         sections,
     )
@@ -70,11 +73,12 @@ def run_demo(workdir: str) -> str:
 
 
 def seconds_since(began: float) -> int:
+    """Seconds since a value of `time.perf_counter`, rounded."""
     return round(time.perf_counter() - began)
 
 
 def overview(workdir: str) -> str:
-    """The image families beside held-out images, in one picture."""
+    """Writes samples of the image families beside held-out images; returns the path."""
     drawn = {
         FAMILIES[family][0]: os.path.join(workdir, family, "samples", "demo.png")
         for family in ("gan", "vae", "diffusion")
@@ -85,7 +89,7 @@ def overview(workdir: str) -> str:
 
 
 def run_family(family: str, workdir: str) -> tuple[Section, float]:
-    """One family's section of the page, and how long its training took."""
+    """Trains a family; returns its section of the page and the seconds of training."""
     recipe = load_recipe(f"{family}/quickstart")
     began = time.perf_counter()
     train(recipe, workdir, name=f"{family:<9}")
@@ -94,7 +98,7 @@ def run_family(family: str, workdir: str) -> tuple[Section, float]:
     samples = sample(workdir)
     saved = save(samples, os.path.join(workdir, "samples", "demo"))
     records = read_metrics(workdir)
-    # The last evaluation belongs to the curves too.
+    # The curves include the last evaluation.
     records.append({**metrics, "kind": "eval"})
     trained = restore(workdir)[0]
     alarms = triggered_checks(health_checks_of(trained.objective), records)
@@ -118,7 +122,7 @@ def run_family(family: str, workdir: str) -> tuple[Section, float]:
 def curves(
     workdir: str, records: Sequence[dict[str, Any]], alarms: Sequence[TriggeredCheck]
 ) -> dict[str, str]:
-    """`{caption: PNG}`: how well the run did, and whatever else it wrote down of its training."""
+    """Plots the metrics of a run; returns `{caption: PNG}` of the main and the other metrics."""
     path = os.path.join(workdir, "curves.png")
     found = {"curves": save_curves(records, path, CURVES, alarms)}
     if rest := further(records, CURVES):
@@ -128,7 +132,7 @@ def curves(
 
 
 def held_out_images(workdir: str, data: Data, num: int) -> str:
-    """A grid of real images, sorted by class like the generated ones."""
+    """Writes a grid of real images, ordered by class like the generated ones; returns its path."""
     validation = sources.load(data).validation
     examples = [validation[i] for i in range(min(num * 3, len(validation)))]
     classes = sorted({int(e.get("label", 0)) for e in examples})
@@ -138,7 +142,7 @@ def held_out_images(workdir: str, data: Data, num: int) -> str:
 
 
 def metric_rows(metrics: dict[str, Any]) -> list[Row]:
-    """The measures that a family has, beside their references."""
+    """Rows of the page for the metrics of a family, with reference values."""
     makers: dict[str, Callable[[], Row]] = {
         "bits_per_byte": lambda: Row(
             "bits per byte",

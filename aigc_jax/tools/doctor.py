@@ -1,4 +1,4 @@
-"""What this machine has (versions, devices, the speed of a matrix product), and how a run is."""
+"""`aigc doctor`: checks of this machine (versions, devices, speed) and of a workdir."""
 
 import glob
 import os
@@ -18,11 +18,11 @@ PACKAGES = (
     "tensorflow-datasets",
     "numpy",
 )
-SIZE = 1024  # of the product
+SIZE = 1024  # of the timed matrix product
 
 
 def check_machine() -> int:
-    """Prints the findings; 1 if an accelerator seems to be there but JAX does not see it."""
+    """Prints versions, devices and speed; returns 1 if JAX does not use an attached accelerator."""
     import jax
 
     from aigc_jax.tools.bench.hardware import matmul_times
@@ -31,7 +31,7 @@ def check_machine() -> int:
     print("   ".join(f"{name} {metadata.version(name)}" for name in PACKAGES))
     try:
         devices = jax.devices()
-    except Exception as e:  # whatever a driver or JAX_PLATFORMS brings up
+    except Exception as e:  # of drivers, or an invalid JAX_PLATFORMS
         print(f"aigc: warning: JAX finds no device: {' '.join(str(e).split())[:300]}")
         return 1
     for device in devices:
@@ -50,12 +50,12 @@ def check_machine() -> int:
 
 
 def check_workdir(workdir: str) -> int:
-    """Prints how a run stands: its records, checkpoints and troubles; 1 if something is wrong.
+    """Prints records, checkpoints and problem reports of a run; returns 1 if something is wrong.
 
-    Every checkpoint is read and checked against its checksums.
+    Reads every checkpoint and verifies its checksums.
 
     Raises:
-      UserError: if there is no such folder, or no run in it.
+      UserError: if the folder does not exist or has no run.
     """
     from aigc_jax.core.workdir import (
         CONFIG,
@@ -72,36 +72,36 @@ def check_workdir(workdir: str) -> int:
     from aigc_jax.training import metric_log
 
     if not os.path.isdir(workdir):
-        raise UserError(f"there is no folder {workdir}: give the --workdir of a run")
+        raise UserError(f"the folder {workdir} does not exist: give the --workdir of a run")
     if not (os.path.lexists(os.path.join(workdir, CONFIG)) or has_run(workdir)):
-        raise UserError(f"{workdir} holds no run: give the --workdir of one")
+        raise UserError(f"{workdir} has no run: give the --workdir of a run")
     wrong = 0
     try:
         config = read_config(workdir)
         asked = config["train"]["steps"]
-        print(f"{workdir}: {config['objective']['name']}, {asked} steps asked for")
+        print(f"{workdir}: {config['objective']['name']}, {asked} steps planned")
     except (UserError, KeyError, TypeError) as e:
         wrong += 1
-        print(f"{workdir}: its config.json is not that of a run ({e})")
+        print(f"{workdir}: its config.json is invalid ({e})")
     holder = read_lock_holder(workdir)
     if holder and may_be_running(holder):
         print(f"in use by process {holder['pid']} on {holder['host']}")
     elif holder:
         print(f"the last run (process {holder['pid']} on {holder['host']}) was killed: {LOCK} is"
-              " stale and in nobody's way")  # fmt: skip
+              " stale and does not block another run")  # fmt: skip
     records = metric_log.read_metrics(workdir)
     if records:
         last = records[-1]
         losses = {k: v for k, v in last.items() if k.split("/")[-1] == "loss"}
-        print(f"{len(records)} records, the last ({last['kind']}) of step {last['step']}: {losses}")
+        print(f"{len(records)} records, the last ({last['kind']}) at step {last['step']}: {losses}")
     wrong += _checkpoints(workdir, checkpoint_steps(workdir))
     lost = last_saved_step(workdir)
     if lost > max(checkpoint_steps(workdir), default=0):
-        print(f"checkpoint {lost} was saved, but is gone")
+        print(f"checkpoint {lost} was saved, but is missing")
         wrong += 1
     aside = os.path.join(workdir, DAMAGED)
     if os.path.isdir(aside):
-        print(f"put aside, because they could not be read: {', '.join(sorted(os.listdir(aside)))}"
+        print(f"moved aside as unreadable: {', '.join(sorted(os.listdir(aside)))}"
               f" in {aside}")  # fmt: skip
     for place, report in diagnose.reports(workdir):
         wrong += 1
@@ -110,7 +110,7 @@ def check_workdir(workdir: str) -> int:
 
 
 def _checkpoints(workdir: str, steps: list[int]) -> int:
-    """Prints how each checkpoint is; returns how many are damaged."""
+    """Prints the state of each checkpoint; returns the number of damaged ones."""
     from aigc_jax.core.workdir import checkpoint_steps
     from aigc_jax.experiment.restore import load
     from aigc_jax.training.checkpoint import CheckpointReader, CorruptCheckpoint
@@ -122,10 +122,10 @@ def _checkpoints(workdir: str, steps: list[int]) -> int:
     for step in steps:
         try:
             load(reader, step, reader.contents(step))
-            print(f"checkpoint {step}: whole")
+            print(f"checkpoint {step}: intact")
         except (CorruptCheckpoint, UserError) as e:
             if max(checkpoint_steps(workdir), default=0) > steps[0]:
-                print(f"checkpoint {step}: replaced by the run while it was read")
+                print(f"checkpoint {step}: deleted by the running training while it was read")
                 continue
             damaged += 1
             print(f"checkpoint {step}: damaged ({e})")
@@ -134,11 +134,11 @@ def _checkpoints(workdir: str, steps: list[int]) -> int:
 
 
 def unused_accelerator(backend: str) -> str:
-    """What to do about an accelerator that JAX does not use; empty if there is none."""
+    """Advice on an attached accelerator that JAX does not use; empty if there is none."""
     if backend != "cpu":
         return ""
     if glob.glob("/dev/nvidia[0-9]*") or shutil.which("nvidia-smi"):
-        return "an NVIDIA GPU seems to be here, but JAX uses the CPU: pip install 'aigc-jax[cuda]'"
+        return "an NVIDIA GPU is attached, but JAX uses the CPU: pip install 'aigc-jax[cuda]'"
     if glob.glob("/dev/accel*") or os.environ.get("TPU_WORKER_ID"):
-        return "a TPU seems to be here, but JAX uses the CPU: pip install 'aigc-jax[tpu]'"
+        return "a TPU is attached, but JAX uses the CPU: pip install 'aigc-jax[tpu]'"
     return ""

@@ -3,8 +3,8 @@
     pip install 'aigc-jax[peers]'
     python -m benchmarks.peers --page=docs/performance.md
 
-Every case is one piece of work that both sides do: the peers' models are theirs, as published or as
-their own examples build them; ours has as many parameters, and the same weights and outputs where
-those can be loaded, which is checked before anything is timed. The two sides take turns in one
+In each case both sides do the same work. The peers' models are their published ones or those of
+their own examples; ours have the same number of parameters, and the same weights and outputs where
+weights can be converted, which is checked before anything is timed. The two sides take turns in one
 process (`aigc_jax.tools.bench.timing.interleaved`), with as many threads each.
 """

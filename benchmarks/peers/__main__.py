@@ -1,4 +1,4 @@
-"""The command: `python -m benchmarks.peers`."""
+"""Entry point of `python -m benchmarks.peers`."""
 
 import gc
 import importlib.util
@@ -16,15 +16,15 @@ BEGIN, END = "<!-- peers -->", "<!-- end of peers -->"
 PACKAGES = ("torch", "transformers", "diffusers")
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("cases", list(CASES), "What to measure.")
+flags.DEFINE_list("cases", list(CASES), "Cases to measure.")
 flags.DEFINE_integer("slots", 7, "Slots of each side.", lower_bound=1)
-flags.DEFINE_string("page", "", "Whose table is replaced; none: it is only printed.")
+flags.DEFINE_string("page", "", "Markdown page whose table to replace; empty: only print.")
 flags.register_validator("cases", lambda names: all(name in CASES for name in names),
-                         f"there are only {', '.join(CASES)}")  # fmt: skip
+                         f"the cases are {', '.join(CASES)}")  # fmt: skip
 
 
 def write_page(page: str, text: str) -> None:
-    """Puts the table, and how it came about, between the marks of the page."""
+    """Replaces the table and its provenance between the marks of the page."""
     from aigc_jax.tools.bench.marked_block import provenance, replace_between
 
     given = [f"--{name}={FLAGS[name].value}" for name in ("slots", "page") if FLAGS[name].present]
@@ -36,13 +36,13 @@ def write_page(page: str, text: str) -> None:
 
 def main(argv: list[str]) -> None:
     del argv
-    logging.set_verbosity(logging.ERROR)  # JAX says which devices it does not find
+    logging.set_verbosity(logging.ERROR)  # JAX logs missing devices
     lacking = [name for name in PACKAGES if not importlib.util.find_spec(name)]
     if lacking:
-        sys.exit(f"{' and '.join(lacking)} must be there: pip install 'aigc-jax[peers]'")
+        sys.exit(f"{' and '.join(lacking)} must be installed: pip install 'aigc-jax[peers]'")
     import torch
 
-    torch.set_num_threads(os.cpu_count() or 1)  # as many as XLA has
+    torch.set_num_threads(os.cpu_count() or 1)  # as XLA
     rows, others = [], Others()
     for name in FLAGS.cases:
         began = time.perf_counter()

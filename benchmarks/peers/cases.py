@@ -1,6 +1,6 @@
-"""The cases: which work both sides do, how often, and the ratio that ours was to reach.
+"""The cases: work of both sides, slots, and the target ratio.
 
-A case imports its sides' libraries when it is measured.
+A case imports its libraries when it is measured.
 """
 
 import dataclasses
@@ -10,26 +10,26 @@ from typing import Any
 
 from aigc_jax.tools.bench.timing import interleaved
 from benchmarks.peers import work
-from benchmarks.peers.rows import Row
+from benchmarks.peers.rows import ComparisonRow
 from benchmarks.peers.sides import Sides
 from benchmarks.peers.timing import Slot, probe
 
-Report = Callable[[str], None]
-Case = Callable[[int, Report], list[Row]]  # (slots of each side, what is told meanwhile) → rows
+Log = Callable[[str], None]
+Case = Callable[[int, Log], list[ComparisonRow]]  # (slots of each side, log) → rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """A case of one row.
+    """A case with one row.
 
     Attributes:
-      work: in words.
-      peer: whose model the other one is.
-      make: both sides.
-      target: the ratio to reach.
-      unit: of what `Sides.per` counts.
-      seconds: that a slot takes; 0: the work is long, and done once.
-      most: slots of each side, of long work.
+      work: description of the work.
+      peer: model or library of the other side.
+      make: builds both sides.
+      target: ratio to reach.
+      unit: of `Sides.per`.
+      seconds: of a slot; 0: one repetition of long work.
+      most: maximum number of slots of each side.
     """
 
     work: str
@@ -40,16 +40,20 @@ class Compared:
     seconds: float = 1.0
     most: int = 1000
 
-    def __call__(self, slots: int, report: Report) -> list[Row]:
+    def __call__(self, slots: int, log: Log) -> list[ComparisonRow]:
         sides = self.make()
-        report(sides.note)
+        log(sides.note)
         works = dict(ours=Slot(sides.ours, self.seconds), theirs=Slot(sides.theirs, self.seconds))
         found = interleaved(works, min(slots, self.most), probe)
-        return [Row.of(self.work, self.peer, found, self.target, per=sides.per, unit=self.unit)]
+        return [
+            ComparisonRow.of(
+                self.work, self.peer, found, self.target, per=sides.per, unit=self.unit
+            )
+        ]
 
 
 def from_(module: str, function: str, *arguments: Any) -> Callable[[], Sides]:
-    """A call of a function of this package, whose module is imported then."""
+    """A call of a function of this package that imports its module only when it is made."""
 
     def make() -> Sides:
         return getattr(importlib.import_module(f"benchmarks.peers.{module}"), function)(*arguments)
@@ -58,29 +62,31 @@ def from_(module: str, function: str, *arguments: Any) -> Callable[[], Sides]:
 
 
 def _starts(name: str, words: str, peer: str, warm: float, cold: float) -> Case:
-    """Three rows: the start with a warm and with a cold cache, and memory.
+    """A case with three rows: start with a warm and with a cold cache, and peak memory.
 
     Args:
       name: of the work, "lm" or "unet".
-      words: the same in words.
-      peer: whose model the other one is.
-      warm, cold: the ratios to reach.
+      words: description of the work.
+      peer: model or library of the other side.
+      warm, cold: ratios to reach.
     """
 
-    def measure(slots: int, report: Report) -> list[Row]:
+    def measure(slots: int, log: Log) -> list[ComparisonRow]:
         from benchmarks.peers.processes import starts
 
         with starts(name) as processes:
             found = interleaved(processes, min(slots, 3), probe)
         start = f"process start to first step, {words}"
         for kind, process in processes.items():
-            report(f"{kind}: {max(process.bytes) / 1e9:.2f} GB")
+            log(f"{kind}: {max(process.bytes) / 1e9:.2f} GB")
         last = min(slots, 3)  # those with a warm cache
         ours, theirs = (processes[kind].bytes[-last:] for kind in ("ours", "theirs"))
         return [
-            Row.of(f"{start}, warm cache", peer, found, warm),
-            Row.of(f"{start}, cold cache", peer, {**found, "ours": found["cold"]}, cold),
-            Row(f"peak memory of training, {words}", peer, ours, theirs, 1.0, unit="bytes"),
+            ComparisonRow.of(f"{start}, warm cache", peer, found, warm),
+            ComparisonRow.of(f"{start}, cold cache", peer, {**found, "ours": found["cold"]}, cold),
+            ComparisonRow(
+                f"peak memory of training, {words}", peer, ours, theirs, 1.0, unit="bytes"
+            ),
         ]
 
     return measure

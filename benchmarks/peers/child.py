@@ -1,7 +1,6 @@
-"""A process that trains one side and tells how: `python -m benchmarks.peers.child ours lm`.
+"""A process that trains one side: `python -m benchmarks.peers.child ours lm`.
 
-It prints a line after its first step, and after three more the most memory that it ever had, in
-bytes.
+It prints a line after its first step, and after three more steps its peak memory in bytes.
 """
 
 import sys

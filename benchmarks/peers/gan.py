@@ -18,7 +18,7 @@ CRITIC = ("down_0", "down_1", "score")
 
 
 def training(as_in_example: bool) -> Sides:
-    """A turn of each player.
+    """Sides of a train step: a turn of each player.
 
     Args:
       as_in_example: theirs is built as in PyTorch's example; otherwise as ours is.
@@ -28,7 +28,7 @@ def training(as_in_example: bool) -> Sides:
     mine = ours.Training(ours.gan(), ours.image_batches(GAN_BATCH, SMALL_SHAPE))
     note = f"{mine.parameters:,} parameters, theirs {size_of(*players):,}"
     if not as_in_example:
-        # In sub-pixel form each of the four places has a bias of its own.
+        # In sub-pixel form each of the four positions has its own bias.
         extra = 3 * (GAN_CHANNELS[-1] + 1)
         if mine.parameters != size_of(*players) + extra:
             raise ValueError(note)
@@ -40,13 +40,13 @@ def training(as_in_example: bool) -> Sides:
 
 
 def check_outputs(mine: ours.Training, generator: nn.Module, critic: nn.Module) -> str:
-    """Says that players with our weights answer alike; ValueError if they do not."""
+    """Compares the outputs of both sides with our weights; ValueError if they differ."""
     params, objective = jax.device_get(mine.state.params), mine.run.objective
     put(generator, params["generator"], GENERATOR)
     put(critic, params["critic"], CRITIC)
     z = np.random.default_rng(0).normal(size=(4, GAN_LATENT)).astype(np.float32)
-    made = np.asarray(objective.generator.apply({"params": params["generator"]}, z))
-    scores = objective.critic.apply({"params": params["critic"]}, made)
+    made = np.asarray(objective.generator.apply({"params": params["generator"]}, z, {}))
+    scores = objective.critic.apply({"params": params["critic"]}, made, {})
     with torch.no_grad():
         wanted, judged = generator(torch.from_numpy(z)), critic(nchw(made))
     check_close("images", np.moveaxis(made, -1, 1), wanted.numpy(), 1e-3)
@@ -54,7 +54,7 @@ def check_outputs(mine: ours.Training, generator: nn.Module, critic: nn.Module) 
 
 
 def put(network: nn.Sequential, params: Any, names: tuple[str, ...]) -> None:
-    """Gives theirs our weights.
+    """Copies our weights into their network.
 
     Args:
       network: one of `theirs.same`.
@@ -78,7 +78,7 @@ def put(network: nn.Sequential, params: Any, names: tuple[str, ...]) -> None:
 
 
 def transposed(kernel: np.ndarray) -> np.ndarray:
-    """A sub-pixel kernel (3, 3, I, 4·O) as that of a transposed convolution, (I, O, 6, 6).
+    """Converts a sub-pixel kernel (3, 3, I, 4·O) to one of a transposed convolution (I, O, 6, 6).
 
     Output 2 j + p reads input j + k − 1 by tap k; a transposed convolution of padding 2 does so by
     its tap 2 j + p + 2 − 2 (j + k − 1) = p + 4 − 2 k.
@@ -93,7 +93,7 @@ def transposed(kernel: np.ndarray) -> np.ndarray:
 
 
 def channels_first(kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A dense layer from or to 7×7 places, whose channels come last in ours and first in theirs."""
+    """Converts a dense layer from or to 7×7 positions to channels first."""
     side, inputs = theirs.COARSE, kernel.shape[0]
     if kernel.shape[1] == 1:
         return kernel.reshape(side, side, -1).transpose(2, 0, 1).reshape(1, inputs), bias

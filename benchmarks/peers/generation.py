@@ -1,6 +1,6 @@
-"""Writing text token by token, beside `generate` of transformers with its cache.
+"""Text generation, compared with `generate` of transformers with its cache.
 
-The weights are random: both must write the same, the likeliest token each time.
+The weights are random; with greedy decoding both sides must generate the same tokens.
 """
 
 from typing import Any
@@ -22,12 +22,12 @@ PROMPT = 16  # tokens
 
 
 def generation(size: Text, rows: int, new: int) -> Sides:
-    """Texts from their own prompts at once.
+    """Sides of generating a batch of texts from different prompts.
 
     Args:
       size: of the model.
-      rows: how many texts.
-      new: tokens that each gets.
+      rows: number of texts.
+      new: new tokens per text.
     """
     model = gpt2(size).eval()
     spread(model)
@@ -54,9 +54,9 @@ def generation(size: Text, rows: int, new: int) -> Sides:
 
 
 def spread(model: Any) -> None:
-    """Moves the weights off their start, or the likeliest token is always the one before.
+    """Perturbs the initial weights, with which the most probable token repeats the previous one.
 
-    The separator, which would end our texts, becomes an unlikely token.
+    The separator, which would end our texts, becomes improbable.
     """
     torch.manual_seed(1)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def spread(model: Any) -> None:
 
 
 def check_texts(ours_NT: np.ndarray, theirs_NT: np.ndarray) -> str:
-    """Says that both wrote the same; ValueError if they did not."""
+    """Compares the generated tokens; ValueError if they differ."""
     if ours_NT.shape != theirs_NT.shape or (ours_NT != theirs_NT).any():
-        raise ValueError(f"ours wrote {ours_NT.tolist()}, theirs {theirs_NT.tolist()}")
+        raise ValueError(f"ours generated {ours_NT.tolist()}, theirs {theirs_NT.tolist()}")
     return f"{ours_NT.size} tokens equal, {len(np.unique(ours_NT))} different ones"

@@ -1,4 +1,4 @@
-"""Training a language model, beside GPT-2 of transformers in nanoGPT's settings."""
+"""Training of a language model, compared with GPT-2 of transformers in nanoGPT's settings."""
 
 from aigc_jax import interop
 from benchmarks.peers import ours
@@ -6,11 +6,11 @@ from benchmarks.peers.sides import Sides, carried, check_close, check_count, siz
 from benchmarks.peers.theirs import lm as theirs
 from benchmarks.peers.work import Text
 
-CHECKED = 3  # steps after which the losses must still be the same
+CHECKED = 3  # steps whose losses must be equal
 
 
 def training(size: Text) -> Sides:
-    """A train step of each, from the same weights and on the same batches."""
+    """Sides of a train step, with the same initial weights and batches."""
     peer = theirs.Training(size)
     params = {"model": carried(peer.model, interop.read_hf_folder).params}
     mine = ours.Training(ours.lm(size), ours.lm_batches(size), params)

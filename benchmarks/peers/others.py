@@ -1,4 +1,4 @@
-"""What else the machine does: slots tell what changes, this tells what is always there."""
+"""Load of other processes, which probes cannot detect if it is constant."""
 
 import os
 
@@ -6,19 +6,19 @@ BUSY = 0.05  # share of all cores above which a machine is not idle
 
 
 class Others:
-    """What other processes do here by Linux's own account; nothing where there is none."""
+    """CPU time of other processes by /proc/stat; 0 on other systems than Linux."""
 
     def __init__(self) -> None:
         self.last = self._read()
 
     def share(self) -> float:
-        """The share of all cores that others had since this was last asked, 0…1."""
+        """Share of all cores that other processes used since the last call, 0 to 1."""
         before, self.last = self.last, self._read()
         busy, everything, own = (b - a for a, b in zip(before, self.last, strict=True))
         return min(max(busy - own, 0.0) / everything, 1.0) if everything > 0 else 0.0
 
     def _read(self) -> tuple[float, float, float]:
-        """Seconds of cores: busy ones, all, those of this process and its ended children."""
+        """Core seconds: busy, total, of this process and its finished children."""
         spent = os.times()
         own = spent.user + spent.system + spent.children_user + spent.children_system
         try:

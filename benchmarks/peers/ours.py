@@ -22,12 +22,12 @@ Batches = Sequence[Mapping[str, np.ndarray]]
 
 
 class Training:
-    """A run that takes steps.
+    """Trains a run.
 
     Args:
       run: its parts.
-      batches: host batches, which are taken in turn without end.
-      params: `{player: parameters}` to begin with; none: fresh ones.
+      batches: host batches, used cyclically.
+      params: initial `{player: parameters}`; None: from the run's seed.
     """
 
     def __init__(self, run: build.Run, batches: Batches, params: Mapping[str, Any] | None = None):
@@ -40,7 +40,7 @@ class Training:
         self.batches: Iterator[Any] = itertools.cycle(batches)
 
     def __call__(self, times: int) -> None:
-        """So many steps; as in training, the host asks for a step before the last one is done."""
+        """Runs steps; as in training, they are dispatched before the previous one has finished."""
         for _ in range(times):
             batch = self.run.step.put_batch(next(self.batches))
             self.state, self.metrics = self.run.step(self.state, batch)
@@ -48,11 +48,12 @@ class Training:
 
     @property
     def loss(self) -> float:
-        """Of the last step."""
+        """Loss of the last step."""
         return to_floats(self.metrics)["loss"]
 
     @property
     def parameters(self) -> int:
+        """Number of parameters."""
         return count(self.state.params)
 
 
@@ -64,17 +65,17 @@ def check_same_shapes(a: Any, b: Any) -> None:
 
 
 def count(params: Any) -> int:
-    """The number of parameters."""
+    """Number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def make(spec: Spec, **sections: Any) -> build.Run:
-    """The parts of a run on one device."""
+    """Builds a run on one device."""
     return build.build(build.parse_config({**sections, "mesh": "data=1"}), spec)
 
 
 def lm(size: Text, **sample: Any) -> build.Run:
-    """GPT-2 of that size, trained as nanoGPT trains.
+    """GPT-2 of the given size in nanoGPT's settings.
 
     Args:
       size: of the model.
@@ -105,7 +106,7 @@ def lm_batches(size: Text) -> Batches:
 
 
 def unet() -> build.Run:
-    """DDPM's ε-prediction with the U-Net as diffusers has it, and DDIM's walk on its grid."""
+    """DDPM's ε-prediction with the U-Net of diffusers, and DDIM with its time steps."""
     channels = work.UNET_CHANNELS
     return make(
         ImageSpec(work.UNET_SHAPE),
@@ -154,7 +155,7 @@ def gan() -> build.Run:
 
 
 def vae() -> build.Run:
-    """The fully connected VAE of grey values, as PyTorch's example takes them."""
+    """The fully connected VAE of PyTorch's example."""
     return make(
         ImageSpec(work.SMALL_SHAPE),
         data=dict(source="digits", batch_size=work.VAE_BATCH),

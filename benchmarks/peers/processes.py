@@ -1,7 +1,6 @@
-"""How long a process of each side takes to its first train step, and the most memory it needs.
+"""Start time of a process to its first train step, and its peak memory.
 
-Ours starts twice each time: with a cache of compiled programs that has all it needs, and with an
-empty one.
+Ours is measured with a warm and with an empty cache of compiled programs.
 """
 
 import os
@@ -14,23 +13,23 @@ from contextlib import contextmanager
 
 
 class Process:
-    """Starts of one side.
+    """Processes of one side.
 
     Args:
       side: "ours" or "theirs".
       work: "lm" or "unet".
-      cache: the folder for what is kept between starts; "": a fresh one each time.
+      cache: folder of caches between starts; "": an empty one for each start.
     """
 
     def __init__(self, side: str, work: str, cache: str = ""):
         self.command = [sys.executable, "-m", "benchmarks.peers.child", side, work]
         self.cache = cache
-        self.bytes: list[int] = []  # the most memory of each start
+        self.bytes: list[int] = []  # peak memory of each start
 
     def __call__(self) -> float:
-        """Seconds from a start to the first step."""
+        """Starts a process; returns the seconds until its first step."""
         with tempfile.TemporaryDirectory() as fresh:
-            # Below this folder our compiled programs are kept.
+            # The compilation cache is in this folder.
             environment = {**os.environ, "XDG_CACHE_HOME": self.cache or fresh}
             environment.pop("JAX_COMPILATION_CACHE_DIR", None)
             began = time.perf_counter()
@@ -49,7 +48,7 @@ class Process:
 
 @contextmanager
 def starts(work: str) -> Iterator[dict[str, Process]]:
-    """Both sides; ours with a cache that its first start fills, and "cold" with an empty one."""
+    """Yields both sides, ours with a cache that its first start fills, and "cold" with none."""
     with tempfile.TemporaryDirectory() as cache:
         yield {
             "ours": Process("ours", work, cache),

@@ -1,4 +1,4 @@
-"""The table of what was measured, and which figures there were to reach."""
+"""The table of results, and their targets."""
 
 import dataclasses
 import statistics
@@ -13,17 +13,17 @@ COLUMNS = ("work", "beside", "PyTorch", "ours", "ours / PyTorch (95%)")
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One line of the table.
 
     Attributes:
-      work: what both sides did.
-      peer: whose model the other one is.
-      ours, theirs: seconds for the work once, slot by slot; or bytes.
-      target: the ratio to reach; for the terminal.
-      per: tokens or images that the work makes, whose rate is shown; 0: its time is.
-      unit: of these; "bytes": there is memory instead of seconds.
-      disturbed: slots of all that were so to the last try.
+      work: description of the work.
+      peer: model or library of the other side.
+      ours, theirs: seconds of one repetition in each slot; or bytes.
+      target: ratio to reach; for the terminal.
+      per: tokens or images per repetition, to show a rate; 0: show the time.
+      unit: of `per`; "bytes": the values are memory.
+      disturbed: number of slots that were disturbed in every try.
     """
 
     work: str
@@ -43,8 +43,8 @@ class Row:
         found: Mapping[str, tuple[Times, Times]],
         target: float,
         **more: Any,
-    ) -> "Row":
-        """What `interleaved` found of the sides "ours" and "theirs"."""
+    ) -> "ComparisonRow":
+        """A row of the times that `interleaved` returns for the sides "ours" and "theirs"."""
         (ours, _), (theirs, _) = found["ours"], found["theirs"]
         disturbed = ours.disturbed + theirs.disturbed
         seconds = ours.seconds, theirs.seconds
@@ -56,7 +56,7 @@ class Row:
         return [self.work, self.peer, *sides, f"**{middle:.2f}** ({low:.2f}–{high:.2f})"]
 
     def shown(self, value: float) -> str:
-        """A median with its unit, in three figures."""
+        """Formats a median with its unit, in three digits."""
         if self.unit == "bytes":
             return f"{three(value / 1e9)} GB"
         if self.per:
@@ -64,19 +64,19 @@ class Row:
         return f"{three(value)} s" if value >= 0.5 else f"{three(1e3 * value)} ms"
 
     def verdict(self) -> str:
-        """For the terminal: what is in the table, and beside it what was to be reached."""
+        """Formats the row for the terminal, with the target and the disturbed slots."""
         middle = ratio(self.ours, self.theirs)[0]
         slots = f"{self.disturbed} of {2 * len(self.ours)} slots disturbed"
         reached = "reached" if middle <= self.target else "NOT reached"
-        return f"{' | '.join(self.cells())} | to reach {self.target}: {reached}; {slots}"
+        return f"{' | '.join(self.cells())} | target {self.target}: {reached}; {slots}"
 
 
-def disturbances(rows: Sequence[Row], others: float) -> str:
-    """What else the machine did meanwhile; "" if nothing.
+def disturbances(rows: Sequence[ComparisonRow], others: float) -> str:
+    """Sentences about the load of other processes during the measurement; "" if none.
 
     Args:
-      rows: what was measured.
-      others: the share of all cores that other processes had.
+      rows: of the table.
+      others: share of all cores that other processes used.
     """
     bad, slots = sum(row.disturbed for row in rows), sum(2 * len(row.ours) for row in rows)
     said = [f"The machine was not idle: other processes had {others:.0%} of its cores."]
@@ -86,11 +86,11 @@ def disturbances(rows: Sequence[Row], others: float) -> str:
 
 
 def three(value: float) -> str:
-    """Three figures, without an exponent."""
+    """Formats a number with three digits, without an exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
 
 
-def table(rows: Sequence[Row]) -> str:
-    """In Markdown."""
+def table(rows: Sequence[ComparisonRow]) -> str:
+    """Formats the rows as a Markdown table."""
     lines = [COLUMNS, ("---",) * len(COLUMNS), *(row.cells() for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |".replace("| --- ", "|---") for line in lines)

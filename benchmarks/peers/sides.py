@@ -1,4 +1,4 @@
-"""Both sides of a case, and checks that they do one thing."""
+"""Both sides of a case, and checks that they do the same work."""
 
 import dataclasses
 import tempfile
@@ -12,12 +12,12 @@ from benchmarks.peers.timing import Work
 
 @dataclasses.dataclass(frozen=True)
 class Sides:
-    """Both sides of a case, which have been checked against each other and called once.
+    """Both sides of a case, checked against each other and compiled.
 
     Attributes:
-      ours, theirs: do the work so many times.
-      note: what they were found to have in common.
-      per: how many tokens or images the work makes; 0: its time is what counts.
+      ours, theirs: repeat the work.
+      note: result of the checks.
+      per: tokens or images per repetition; 0: only the time counts.
     """
 
     ours: Work
@@ -27,7 +27,7 @@ class Sides:
 
 
 def repeated(once: Callable[[], Any]) -> Work:
-    """What is done when it returns, as work that can be done several times."""
+    """Turns a blocking function into work."""
 
     def work(times: int) -> None:
         for _ in range(times):
@@ -37,19 +37,19 @@ def repeated(once: Callable[[], Any]) -> Work:
 
 
 def size_of(*modules: Any) -> int:
-    """The number of parameters of modules of PyTorch."""
+    """Number of parameters of PyTorch modules."""
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
 def check_count(ours: int, theirs: int) -> str:
-    """Says how many parameters each has; ValueError if they differ."""
+    """Formats the number of parameters; ValueError if it differs between the sides."""
     if ours != theirs:
         raise ValueError(f"ours has {ours} parameters, theirs {theirs}")
     return f"{ours:,} parameters each"
 
 
 def check_close(what: str, ours: Any, theirs: Any, tolerance: float) -> str:
-    """Says how far apart two results are, as a share of the largest; ValueError if too far."""
+    """Formats the largest difference, relative to the largest value; ValueError if too large."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     if ours.shape != theirs.shape:
         raise ValueError(f"{what}: ours are of shape {ours.shape}, theirs of {theirs.shape}")
@@ -60,7 +60,7 @@ def check_close(what: str, ours: Any, theirs: Any, tolerance: float) -> str:
 
 
 def carried(model: Any, read: Callable[[str], Any]) -> Any:
-    """What `read` makes of the folder that a model of transformers or diffusers saves itself to."""
+    """Saves a model of transformers or diffusers to a folder; returns `read` of it."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         return read(folder)

@@ -1,4 +1,4 @@
-"""Slots of about the same length for both sides, what tells that one was disturbed, and ratios."""
+"""Timed slots of equal length for both sides, the speed probe, and ratios with intervals."""
 
 import statistics
 import time
@@ -9,21 +9,21 @@ import numpy as np
 
 from aigc_jax.tools.bench import check
 
-Work = Callable[[int], Any]  # does the work so many times, and is done when it returns
+Work = Callable[[int], Any]  # repeats the work and waits for it
 DRAWS = 2000  # of the bootstrap
 # The threads of PyTorch's OpenMP wait busily for more work for some milliseconds.
 REST = 0.02
 
 
 class Slot:
-    """Work as often as it fits into a slot; returns the seconds for once.
+    """Repeats work as often as it fits into a slot; returns the seconds of one repetition.
 
-    The first call, which does not count, finds out how often that is. Work that fits in more than
-    once is begun by one time that does not count, which brings its memory back into the caches.
+    The first call determines the number of repetitions. If there are several, each slot begins with
+    one that does not count and fills the caches.
 
     Args:
-      work: has been done before: nothing is compiled now.
-      seconds: of a slot; 0: the work is done once.
+      work: to repeat; already compiled.
+      seconds: of a slot; 0: one repetition.
       clock: in seconds.
     """
 
@@ -47,15 +47,15 @@ class Slot:
 
 
 def probe() -> float:
-    """What tells how fast the machine is: the middle time of a few matrix products."""
+    """Speed of the machine: median seconds of a few matrix products."""
     time.sleep(REST)
     return check.probe()
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
-    """The ratio of medians, and the ends of its middle 95%.
+    """Ratio of medians, and the ends of its 95% interval.
 
-    The interval is over pairs of neighbouring slots drawn with replacement (Efron 1979).
+    The interval is from a bootstrap over pairs of neighbouring slots (Efron 1979).
     """
     pairs_PS = np.array([ours, theirs])
     index_DS = np.random.default_rng(0).integers(len(ours), size=(DRAWS, len(ours)))

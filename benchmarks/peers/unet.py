@@ -1,4 +1,4 @@
-"""A diffusion U-Net, beside UNet2DModel of diffusers: a train step, and DDIM's walk."""
+"""A diffusion U-Net, compared with UNet2DModel of diffusers: a train step, and DDIM."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from benchmarks.peers.work import DDIM_STEPS, DRAWN, UNET_BATCH, UNET_SHAPE
 
 
 def training() -> Sides:
-    """A train step of each; before it, both answer the same for the same noisy images."""
+    """Sides of a train step, after a comparison of outputs for the same noisy images."""
     peer = theirs.Training()
     params = {"model": carried(peer.model, read_diffusers_folder).params}
     mine = ours.Training(ours.unet(), ours.image_batches(UNET_BATCH, UNET_SHAPE), params)
@@ -32,17 +32,17 @@ def training() -> Sides:
 
 
 def check_outputs(run: build.Run, params: Any, model: Any) -> str:
-    """Says that the networks answer alike; ValueError if they do not."""
+    """Compares the outputs of the networks; ValueError if they differ."""
     rng, time = np.random.default_rng(0), np.array([3, 500], np.float32)
     x = rng.normal(size=(len(time), *UNET_SHAPE)).astype(np.float32)
-    answer = jax.jit(run.objective.model.apply)({"params": params}, x, time)
+    answer = jax.jit(run.objective.model.apply)({"params": params}, x, time, {})
     with torch.no_grad():
         wanted = model(nchw(x), torch.from_numpy(time)).sample.numpy()
     return check_close("outputs", answer, np.moveaxis(wanted, 1, -1), 1e-3)
 
 
 def sampling() -> Sides:
-    """Images by DDIM, from the same noise with the same weights to begin with."""
+    """Sides of sampling with DDIM, with the same weights."""
     model, run = theirs.network(), ours.unet()
     params = {"model": jax.device_put(carried(model, read_diffusers_folder).params)}
     key_N = numbered_keys(jax.random.key(0), np.arange(DRAWN))
@@ -64,9 +64,9 @@ def sampling() -> Sides:
 
 
 def check_images(images: np.ndarray, peer: Any, noise: np.ndarray) -> str:
-    """Says that both walks from the same noise end alike; ValueError if they do not.
+    """Compares the images from the same noise; ValueError if they differ by more than a level.
 
-    Ours are rounded to 256 levels: they may be one away.
+    Ours are rounded to 256 levels.
     """
     from diffusers.pipelines.ddim import pipeline_ddim
 

@@ -1,8 +1,8 @@
-"""The textbooks' VAE, 784-400-20, beside that of PyTorch's examples.
+"""The VAE 784-400-20, compared with that of PyTorch's examples.
 
-Their two heads of the encoder are one layer of twice the width in ours. They rectify and take
-pixels from 0 to 1; ours has GELU and takes them from −1 to 1, so outputs are compared with a copy
-of theirs that does so too, and what is timed is theirs as it is.
+The two heads of their encoder are one layer of twice the width in ours. Theirs has ReLU and pixels
+from 0 to 1, ours GELU and pixels from −1 to 1: outputs are compared with a modified copy of theirs,
+the original is timed.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from benchmarks.peers.work import SMALL_SHAPE, VAE_BATCH
 
 
 def training() -> Sides:
-    """A train step of each."""
+    """Sides of a train step."""
     batches = ours.image_batches(VAE_BATCH, SMALL_SHAPE)
     mine, peer = ours.Training(ours.vae(), batches), theirs.Training()
     notes = [
@@ -32,12 +32,12 @@ def training() -> Sides:
 
 
 def check_outputs(mine: ours.Training, x: np.ndarray) -> str:
-    """Says that our networks and theirs, with our activation, answer alike for our weights."""
+    """Compares outputs with our weights and activation; ValueError if they differ."""
     params, latents = mine.state.params["model"], mine.run.objective.latents
     model = theirs.VAE(lambda x: functional.gelu(x, approximate="tanh"))
     put(model, jax.device_get(params))
-    mean, log_var = latents.read(params, x, None)
-    image = jax.nn.sigmoid(latents.generate(params, [mean], None))
+    mean, log_var = latents.encode(params, x, {})
+    image = jax.nn.sigmoid(latents.generate(params, [mean], {}))
     with torch.no_grad():
         wanted = model.encode(torch.from_numpy(2 * x - 1).flatten(1))
         shown = model.decode(torch.from_numpy(np.array(mean))).reshape(image.shape)
@@ -46,7 +46,7 @@ def check_outputs(mine: ours.Training, x: np.ndarray) -> str:
 
 
 def put(model: theirs.VAE, params: Any) -> None:
-    """Gives theirs our weights."""
+    """Copies our weights into their model."""
     encoder, decoder = params["encoder"], params["decoder"]
     heads = {name: np.split(value, 2, -1) for name, value in encoder["latent"].items()}
     layers = {

@@ -1,6 +1,6 @@
-"""What both sides do: sizes, constants of optimizers, and random data, of which nothing is learned.
+"""Work of both sides: sizes, optimizer settings and random data.
 
-Only NumPy is imported here, as a process of either side must not pay for the other's libraries.
+Imports only NumPy, so that a process of one side does not load the other's libraries.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ GAN_BATCH, GAN_LATENT, GAN_CHANNELS = 64, 100, (256, 128, 64)  # of the generato
 GAN_ADAM = dict(lr=2e-4, b1=0.5, b2=0.999)  # of both players
 VAE_BATCH, VAE_LATENT, VAE_HIDDEN, VAE_RATE = 128, 20, 400, 1e-3
 
-BATCHES = 4  # which are taken in turn
+BATCHES = 4  # used in turn
 
 
 def texts(size: Text) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ from aigc_jax.tools.bench.timing import interleaved
 from benchmarks.peers import ours, work
 from benchmarks.peers.others import Others
 from benchmarks.peers.processes import starts
-from benchmarks.peers.rows import Row, disturbances, table, three
+from benchmarks.peers.rows import ComparisonRow, disturbances, table, three
 from benchmarks.peers.timing import Slot, probe, ratio
 
 
@@ -55,7 +55,7 @@ def test_long_work_is_done_once_and_not_warmed_up():
 def test_sides_take_turns():
     sides = {"ours": Clocked(0.5).slot(2.0), "theirs": Clocked(1.0).slot(2.0)}
     found = interleaved(sides, 3, lambda: 1.0)
-    row = Row.of("work", "peer", found, 1.0)
+    row = ComparisonRow.of("work", "peer", found, 1.0)
     assert row.ours == (0.5,) * 3 and row.theirs == (1.0,) * 3 and row.disturbed == 0
     assert 0 < probe() < 60
 
@@ -95,9 +95,9 @@ def test_ratio_is_that_of_medians_and_lies_in_its_interval():
 
 
 ROWS = [
-    Row("a step", "theirs", [0.02, 0.03, 0.02], [0.04] * 3, 1.0),
-    Row("tokens", "theirs", [2.0] * 2, [1.0] * 2, 0.5, per=512, unit="tokens"),
-    Row("memory", "theirs", [int(1.2e9)], [int(1e9)], 1.0, unit="bytes", disturbed=1),
+    ComparisonRow("a step", "theirs", [0.02, 0.03, 0.02], [0.04] * 3, 1.0),
+    ComparisonRow("tokens", "theirs", [2.0] * 2, [1.0] * 2, 0.5, per=512, unit="tokens"),
+    ComparisonRow("memory", "theirs", [int(1.2e9)], [int(1e9)], 1.0, unit="bytes", disturbed=1),
 ]
 
 
@@ -107,7 +107,7 @@ def test_table_has_medians_with_their_units():
     assert lines[2] == "| a step | theirs | 40.0 ms | 20.0 ms | **0.50** (0.50–0.75) |"
     assert "| 512 tokens/s | 256 tokens/s | **2.00** (2.00–2.00) |" in lines[3]
     assert "| 1.00 GB | 1.20 GB | **1.20**" in lines[4]
-    assert "to reach 1.0: reached; 0 of 6 slots" in ROWS[0].verdict()
+    assert "target 1.0: reached; 0 of 6 slots" in ROWS[0].verdict()
     assert "NOT reached; 1 of 2" in ROWS[2].verdict()
     assert disturbances(ROWS, 0.0).startswith("1 of 12 slots")
     assert disturbances(ROWS[:2], 0.01) == ""

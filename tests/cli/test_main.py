@@ -413,7 +413,7 @@ def test_a_config_file_that_cannot_be_loaded_is_named(refusal, tmp_path, name):
 def test_a_config_file_that_is_not_there_is_named(refusal, tmp_path, name):
     path = tmp_path / name
     message = refusal("train", f"--config={path}", "--workdir=w")
-    assert f"there is no config file {path}" in message
+    assert f"no config file or recipe {path}" in message
 
 
 @pytest.mark.parametrize("name", ["lm/quickstart", "configs/lm/quickstart.py", "lm/quickstart.py"])

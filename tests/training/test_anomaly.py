@@ -515,7 +515,7 @@ def examined(workdir, capsys):
 def test_the_doctor_on_a_run_that_is_well(saved, capsys):
     out, code = examined(saved, capsys)
     assert code == 0
-    assert "checkpoint 6: whole" in out and "checkpoint 3: whole" in out
+    assert "checkpoint 6: intact" in out and "checkpoint 3: intact" in out
     assert "vae, 6 steps" in out and "of step 6" in out
     assert "in use" not in out and "damaged" not in out
 
@@ -523,13 +523,13 @@ def test_the_doctor_on_a_run_that_is_well(saved, capsys):
 def test_the_doctor_on_damage(workdir, capsys):
     shutil.rmtree(workdir / "checkpoints" / "6" / "data")
     out, code = examined(workdir, capsys)
-    assert code == 1 and "checkpoint 6: damaged" in out and "checkpoint 3: whole" in out
+    assert code == 1 and "checkpoint 6: damaged" in out and "checkpoint 3: intact" in out
     train("vae", workdir, train=dict(steps=7))
     out, code = examined(workdir, capsys)
-    assert code == 0 and "put aside" in out and "6 in" in out
+    assert code == 0 and "moved aside" in out and "6 in" in out
     shutil.rmtree(workdir / "checkpoints" / "7")
     out, code = examined(workdir, capsys)
-    assert code == 1 and "checkpoint 7 was saved, but is gone" in out
+    assert code == 1 and "checkpoint 7 was saved, but is missing" in out
     shutil.rmtree(workdir / "checkpoints")
     out, code = examined(workdir, capsys)
     assert code == 1 and "no checkpoint" in out
@@ -538,7 +538,7 @@ def test_the_doctor_on_damage(workdir, capsys):
 def test_the_doctor_on_bad_steps(given_up, capsys, sixth_batch):
     out, code = examined(given_up[0], capsys)
     assert code == 1
-    assert "checkpoint 3: whole" in out
+    assert "checkpoint 3: intact" in out
     assert "step 6: 3 steps in a row were not finite; the data are not finite: weight" in out
     assert f"examples of the batch: {', '.join(map(str, sixth_batch[0]))}" in out
     assert "loss nan" in out and "to try: look at these examples" in out
@@ -563,7 +563,7 @@ def test_the_doctor_on_rubbish(content, workdir, capsys):
     (workdir / "nonfinite" / "step_1").mkdir(parents=True)
     for name in ("lock", "saved.json", "nonfinite/step_1/report.json"):
         (workdir / name).write_bytes(content)
-    assert "checkpoint 6: whole" in examined(workdir, capsys)[0]
+    assert "checkpoint 6: intact" in examined(workdir, capsys)[0]
 
 
 def test_the_doctor_where_there_is_no_run(tmp_path):

@@ -105,7 +105,7 @@ def _inside(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
 
 
 def _shape(atom: core.Var | core.Literal) -> tuple[int, ...]:
-    return cast(core.ShapedArray, atom.aval).shape
+    return cast(jax.ShapeDtypeStruct, atom.aval).shape
 
 
 def dot(eqn: core.JaxprEqn) -> FlopCount:

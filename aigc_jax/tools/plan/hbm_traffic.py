@@ -35,12 +35,14 @@ def traffic(program: Program, computation: Computation, one: Instruction) -> flo
         return written + sum(read.values())
     for number, name in enumerate(one.operands):
         parameter = _parameter(body, number)
-        places = parameter and _partial_access(program, body, parameter.name)
-        if name not in read or not places:
+        if parameter is None or name not in read:
             continue
-        read[name] = min(read[name], places[0])
-        if places[1] and written:  # the array is updated in place
-            written = max(written - parameter.bytes, 0.0) + places[1]
+        access = _partial_access(program, body, parameter.name)
+        if access is None:
+            continue
+        read[name] = min(read[name], access[0])
+        if access[1] and written:  # the array is updated in place
+            written = max(written - parameter.bytes, 0.0) + access[1]
     return written + sum(read.values())
 
 
@@ -78,7 +80,7 @@ def _partial_access(program: Program, body: Computation, name: str) -> tuple[flo
         elif user.opcode == "fusion":
             inner = program.computations[user.called["calls"]]
             made = _parameter(inner, user.operands.index(name))
-            found = made and _partial_access(program, inner, made.name)
+            found = None if made is None else _partial_access(program, inner, made.name)
         if not found or (found[1] and not _is_output(body, user)):
             return None
         read, written = read + found[0], written + found[1]

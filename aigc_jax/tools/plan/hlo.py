@@ -107,8 +107,8 @@ class Program:
         for instruction in computation.values():
             yield computation, instruction, times
             if instruction.opcode == "while":
-                turns = self.trip_count(computation, instruction)
-                yield from self._walk(instruction.called["body"], times * (turns or 1))
+                trips = self.trip_count(computation, instruction) or 1
+                yield from self._walk(instruction.called["body"], times * trips)
             elif instruction.opcode == "conditional":
                 branches = OPERAND.findall(instruction.attribute("branch_computations"))
                 called = instruction.called
@@ -117,12 +117,12 @@ class Program:
                     most = max(branches, key=lambda b: len(self.computations[b]))
                     yield from self._walk(most, times)
             elif instruction.opcode in ("call", "call-start", "async-start"):
-                for called in instruction.called.values():
-                    yield from self._walk(called, times)
+                for inner in instruction.called.values():
+                    yield from self._walk(inner, times)
 
     def inside(self, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
         """Yields the instructions of a fusion, nested fusions included."""
-        name = instruction.called.get("calls")
+        name = instruction.called.get("calls", "")
         if instruction.opcode != "fusion" or name not in self.computations:
             return
         computation = self.computations[name]

@@ -5,7 +5,7 @@ XLA writes replica groups in three forms: as lists, as a transposed and reshaped
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -61,7 +61,7 @@ def _numbers(text: str) -> list[int]:
     return [int(n) for n in text.split(",") if n]
 
 
-def varying_axes(group: np.ndarray | list[int], mesh: Mapping[str, int]) -> tuple[str, ...]:
+def varying_axes(group: np.ndarray | Sequence[int], mesh: Mapping[str, int]) -> tuple[str, ...]:
     """Mesh axes along which the devices of a group differ.
 
     Args:

@@ -69,7 +69,8 @@ def draw(rows: list[tuple[Any, bool, float]], search: Search, workdir: str) -> s
                 axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
         if field is None:
             best = sorted((t.number, v) for t, whole, v in rows if whole)
-            so_far, pick = [], max if search.maximize else min
+            so_far: list[tuple[int, float]] = []
+            pick = max if search.maximize else min
             for number, v in best:
                 so_far.append((number, pick(v, *(b for _, b in so_far[-1:])) if so_far else v))
             if so_far:

@@ -54,7 +54,7 @@ class Worker:
                 direction="maximize" if search.maximize else "minimize",
                 load_if_exists=True,
             )
-        except Exception as e:  # whatever a database brings up
+        except Exception as e:  # of the database driver
             raise UserError(f"--storage={storage or workdir} cannot be opened ({e})") from e
         before, now = self.study.user_attrs.get(SEARCH), search.describe()
         if before is None:

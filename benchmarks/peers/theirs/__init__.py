@@ -1,1 +1,1 @@
-"""The peers' side, which needs PyTorch and nothing of ours: models and loops of their examples."""
+"""The peers' side in PyTorch, without our library: models and loops of their examples."""

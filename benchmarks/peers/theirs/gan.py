@@ -29,7 +29,7 @@ def leaky() -> nn.Module:
 
 
 def example() -> Players:
-    """In the style of PyTorch's example."""
+    """Players in the style of PyTorch's example."""
     wide, middle, fine = GAN_CHANNELS
     generator = nn.Sequential(
         nn.Unflatten(1, (GAN_LATENT, 1, 1)),
@@ -50,7 +50,7 @@ def example() -> Players:
 
 
 def same() -> Players:
-    """What ours compute."""
+    """Players that compute the same function as ours."""
     wide, middle, fine = GAN_CHANNELS
     pad = nn.ZeroPad2d((1, 2, 1, 2))  # as "SAME" pads for a stride of 2
     generator = nn.Sequential(

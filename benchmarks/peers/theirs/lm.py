@@ -17,7 +17,7 @@ transformers.logging.disable_progress_bar()
 
 
 def gpt2(size: Text) -> Any:
-    """A fresh model."""
+    """GPT-2 of transformers with random weights."""
     torch.manual_seed(0)
     config = transformers.GPT2Config(
         vocab_size=size.vocab, n_positions=size.context, n_embd=size.width, n_layer=size.layers,
@@ -29,7 +29,7 @@ def gpt2(size: Text) -> Any:
 
 
 class Training:
-    """nanoGPT's loop: PyTorch's AdamW, under which matrices and embeddings decay, and clipping."""
+    """nanoGPT's loop: AdamW with weight decay of matrices and embeddings, and clipping."""
 
     def __init__(self, size: Text):
         self.model, self.steps = gpt2(size).train(), 0

@@ -27,7 +27,7 @@ with warnings.catch_warnings():
 
 
 def network() -> Any:
-    """A fresh one."""
+    """UNet2DModel with random weights."""
     torch.manual_seed(0)
     height, _, colours = UNET_SHAPE
     attends = ["Attn" * (level == UNET_ATTENTION) for level in range(len(UNET_CHANNELS))]
@@ -70,7 +70,7 @@ class Training:
 
 
 def ddim(model: Any) -> Any:
-    """The pipeline that draws with it."""
+    """The DDIM pipeline of a network."""
     pipeline = diffusers.DDIMPipeline(model.eval(), diffusers.DDIMScheduler())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

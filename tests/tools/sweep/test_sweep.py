@@ -56,15 +56,15 @@ def test_ranges(text, expected):
     "text, message",
     [
         ("optim.rl=1,2", "no key 'optim.rl': did you mean 'optim.lr'"),
-        ("optim.lr=fast,slow", "is no range of values like optim.lr=0.001: write optim.lr=a,b,c"),
-        ("optim.lr=1..0", "is no range"),
-        ("optim.lr=0..1:log", "is no range"),
-        ("optim.lr=0..1:sqrt", "is no range"),
-        ("optim.lr=0.1", "is no range"),
-        ("model.width=1.5..4", "is no range"),
-        ("optim.name=a..b", "is no range"),
-        ("model.width=8,8", "is no range"),
-        ("eval.image.fidelity=maybe,no", "is no range"),
+        ("optim.lr=fast,slow", "optim.lr=0.001: write optim.lr=a,b,c"),
+        ("optim.lr=1..0", "write optim.lr=a,b,c"),
+        ("optim.lr=0..1:log", "write optim.lr=a,b,c"),
+        ("optim.lr=0..1:sqrt", "write optim.lr=a,b,c"),
+        ("optim.lr=0.1", "write optim.lr=a,b,c"),
+        ("model.width=1.5..4", "write model.width=a,b,c"),
+        ("optim.name=a..b", "write optim.name=a,b,c"),
+        ("model.width=8,8", "write model.width=a,b,c"),
+        ("eval.image.fidelity=maybe,no", "write eval.image.fidelity=a,b,c"),
     ],
 )
 def test_what_is_no_range(text, message):
@@ -262,7 +262,7 @@ def test_what_cannot_be_trained_is_a_result(code, state, run, tmp_path, capsys):
 def test_what_a_person_must_mend_ends_the_search(run, tmp_path):
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "exit").write_text("2")
-    with pytest.raises(UserError, match=r"trial 0 has failed with exit 2: see .*0/log\.txt"):
+    with pytest.raises(UserError, match=r"trial 0 .* 2: see .*0/log\.txt"):
         run(1)
     (tmp_path / "sweep" / "exit").unlink()
     run(1)
