@@ -1,4 +1,4 @@
-"""Speed of decoding: tokens per second, and the memory traffic that they need at least."""
+"""Speed of decoding: tokens per second, and the lower bound of their memory traffic."""
 
 from typing import Any
 
@@ -17,21 +17,21 @@ NEW_TOKENS = 128
 
 
 def can_decode(run: Run) -> bool:
-    """True if samples are written token by token."""
+    """Whether the objective generates text token by token."""
     return isinstance(run.objective, SupportsTextGeneration)
 
 
 def decoding(run: Run, state: TrainState, batch: int, times: int = 5) -> dict[str, Any]:
-    """Tokens per second of a batch of texts, and the bytes that each step has to read.
+    """Measures tokens per second, and the bytes that each step must read.
 
     Args:
-      run: of an objective that `can_decode`.
-      state: its parameters; their values do not matter, as no token ends a text.
-      batch: texts at once.
+      run: for which `can_decode` holds.
+      state: its state; the parameters' values do not matter, because no token ends a text.
+      batch: number of texts.
       times: repetitions.
     """
-    objective: Any = run.objective
-    params = state.sampling_params
+    objective, params = run.objective, state.sampling_params
+    assert isinstance(objective, SupportsTextGeneration)
     new = min(NEW_TOKENS, max(objective.context - 1, 1))
     key_N = numbered_keys(jax.random.key(0), jnp.arange(batch))
     prompts = np.zeros((batch, 1), np.int32), np.ones(batch, np.int32)
