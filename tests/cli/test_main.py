@@ -22,6 +22,7 @@ from aigc_jax.core import config
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import option
 from aigc_jax.experiment import build, recipes
+from aigc_jax.experiment.eval_options import eval_section, override_eval
 from aigc_jax.families import registry
 from aigc_jax.tools import doctor
 
@@ -211,6 +212,18 @@ def test_options_that_differ_between_sections_have_both_help_texts(monkeypatch):
     assert "options of own:" in usage and "Of the weather" in usage and "Softmax" in usage
 
 
+def test_flags_of_an_evaluation_reach_the_sections_of_the_modalities(parse):
+    words = ("--num_samples=5", "--nofidelity", "--metrics=a:B", "--metrics=c:D")
+    _, given = parse("eval", "--workdir=w", *words)
+    names = cli.COMMANDS["eval"].option_names()
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in names}
+    section = override_eval(eval_section()(), "image", options)
+    assert section.num_samples == 5 and section.metrics == ("a:B", "c:D")
+    assert not section.image.fidelity
+    with pytest.raises(UserError, match="fidelity"):
+        override_eval(eval_section()(), "text", options)
+
+
 def test_an_option_of_a_registered_family_is_a_flag(monkeypatch):
     @dataclasses.dataclass(frozen=True)
     class Sample(config.Sample):
@@ -220,6 +233,13 @@ def test_an_option_of_a_registered_family_is_a_flag(monkeypatch):
     monkeypatch.setitem(registry.FAMILIES._items, "own", family)
     assert "sharpness" in cli.COMMANDS["sample"].option_names()
     assert "How sharp" in cli.command_usage("sample")
+
+
+def test_usage_needs_no_jax():
+    code = (
+        "import sys; from aigc_jax.cli import flags; flags.usage(); assert 'jax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_usage_names_every_command_and_its_flags():
