@@ -409,7 +409,7 @@ def test_a_missing_workdir_is_named(refusal, recipe):
 
 CONFIG_FILES = {
     "syntax error": ("def get_config(:\n", "SyntaxError"),
-    "no get_config": ("x = 1\n", "defines no get_config()"),
+    "no get_config": ("x = 1\n", "must define get_config()"),
     "KeyError inside": ("def get_config():\n    return {}['lost']\n", "'lost'"),
     "other error inside": ("def get_config():\n    return 1 / 0\n", "ZeroDivisionError"),
     "missing import": ("import a_module_that_is_not_there\n", "a_module_that_is_not_there"),

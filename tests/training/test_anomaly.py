@@ -516,7 +516,7 @@ def test_the_doctor_on_a_run_that_is_well(saved, capsys):
     out, code = examined(saved, capsys)
     assert code == 0
     assert "checkpoint 6: intact" in out and "checkpoint 3: intact" in out
-    assert "vae, 6 steps" in out and "of step 6" in out
+    assert "vae, 6 steps" in out and "step 6" in out
     assert "in use" not in out and "damaged" not in out
 
 
