@@ -177,7 +177,7 @@ def memory(pipeline: Pipeline) -> float:
 
 
 def same_batches(pipeline: Pipeline) -> bool:
-    """Whether 4 processes yield the rows of one process, in the same order."""
+    """True if 4 processes yield the rows of one process, in the same order."""
     alone = list(itertools.islice(pipeline(0, 1), 4))
     parts = [list(itertools.islice(pipeline(p, 4), 4)) for p in range(4)]
     together = [np.concatenate([part[k] for part in parts]) for k in range(4)]

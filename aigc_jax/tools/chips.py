@@ -86,7 +86,7 @@ def data_sheet_per_device(devices: Sequence[jax.Device]) -> DataSheet | None:
 
 
 def is_tpu(device: jax.Device) -> bool:
-    """Whether the device has a place in a torus: a TPU, attached or of a topology description."""
+    """True if the device has a place in a torus: a TPU, attached or of a topology description."""
     return device.platform == "tpu"
 
 

@@ -17,7 +17,7 @@ NEW_TOKENS = 128
 
 
 def can_decode(run: Run) -> bool:
-    """Whether the objective generates text token by token."""
+    """True if the objective generates text token by token."""
     return isinstance(run.objective, SupportsTextGeneration)
 
 

@@ -96,7 +96,7 @@ def _is_kernel(instruction: Instruction) -> bool:
 
 
 def _is_continuation(outer: Instruction, inner: Computation, one: Instruction) -> bool:
-    """Whether a collective in a fusion is a part of one that was counted at its start.
+    """True if a collective in a fusion is a part of one that was counted at its start.
 
     TPUs run collectives in parts beside matrix products; each part is written as the whole
     collective inside a fusion.

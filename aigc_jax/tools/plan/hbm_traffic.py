@@ -88,7 +88,7 @@ def _partial_access(program: Program, body: Computation, name: str) -> tuple[flo
 
 
 def _is_output(body: Computation, one: Instruction) -> bool:
-    """Whether an instruction is a result of its fusion and has no other user in it."""
+    """True if an instruction is a result of its fusion and has no other user in it."""
     users = [i for i in body.values() if one.name in i.operands]
     return all(i.opcode in ("bitcast", "tuple") and _is_output(body, i) for i in users)
 

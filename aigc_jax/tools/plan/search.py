@@ -134,7 +134,7 @@ def memory_levers(config: Config, spec: Spec, target: Target) -> Iterator[dict[s
 
 
 def _is_valid(config: Config, spec: Spec, target: Target) -> bool:
-    """Whether a config can be built on its mesh."""
+    """True if a config can be built on its mesh."""
     try:
         state_bytes(config, spec, target)
     except UserError:

@@ -68,7 +68,7 @@ def _memory(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def verdict(plan: Mapping[str, Any]) -> str:
-    """Says whether a plan fits, and if not by how much and what to change."""
+    """Verdict on the memory of a plan: it fits, or by how much not and what to change."""
     m = plan["memory"]
     if m["fits"]:
         return f"fits, with {format_bytes(m['capacity'] - m['peak'])} to spare"
