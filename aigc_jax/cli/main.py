@@ -54,7 +54,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         ):
             app.run(main, argv=argv, flags_parser=parse_flags)
     except UserError as e:
-        if e.code != Stopped.code and not e.told:
+        if e.code != Stopped.code and not e.reported_by_main:
             print(f"aigc: error: {e}", file=sys.stderr)
         elif is_main_process():
             print(f"aigc: {e}", file=sys.stderr)

@@ -1,1 +1,1 @@
-"""Contracts that everything else is written against: objectives, metrics, state, configs."""
+"""Protocols and types of the whole library: objectives, metrics, state, config."""

@@ -1,10 +1,10 @@
-"""How sure a held-out figure is."""
+"""Bootstrap confidence intervals of held-out metrics."""
 
 import numpy as np
 
 from aigc_jax.core.errors import UserError
 
-DRAWS = 1 << 20  # drawn at once: 24 MB of indices and sums, whatever the number of parts
+DRAWS = 1 << 20  # indices drawn at once; bounds memory to 24 MB
 
 
 def bootstrap(
@@ -14,32 +14,32 @@ def bootstrap(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The percentile bootstrap interval of Σ totals / Σ weights (Efron 1979).
+    """Returns the percentile bootstrap interval of Σ totals / Σ weights (Efron 1979).
 
-    The parts are drawn again with replacement, N of N, `resamples` times; the interval leaves out
-    an equal share of the ratios at either end. It says how the figure would vary with other parts
-    of the same kind, taking them to be independent: parts that are alike, as neighbouring windows
-    of one document are, make it too narrow. The order of the parts does not change it.
+    N parts are resampled with replacement `resamples` times; the interval cuts the same fraction
+    of the ratios off at either end. The parts are assumed to be independent: correlated parts,
+    such as neighbouring windows of one document, make the interval too narrow. Their order does
+    not matter.
 
     Args:
-      totals_N, weights_N: of each part, such as a window's nats and its bytes; weights are not
-        negative. Parts with neither, such as padding, do not count.
-      level: the share of such intervals that hold the true ratio.
-      resamples: how many times to draw; N · resamples numbers are drawn in all.
-      seed: of the draws.
+      totals_N, weights_N: total and weight of each part, such as a window's nats and its bytes;
+        weights are not negative. Parts where both are 0, such as padding, are ignored.
+      level: confidence level, such as 0.95.
+      resamples: number of bootstrap samples; N · resamples indices are drawn in all.
+      seed: random seed of the resampling.
 
     Returns:
       The lower and the upper end. Both are the ratio itself if there are fewer than two parts, and
       0 if nothing has weight.
 
     Raises:
-      UserError: if the arguments make no sense.
+      UserError: if lengths differ, a weight is negative, or `level` or `resamples` is out of range.
     """
     totals, weights = (np.asarray(x, np.float64).ravel() for x in (totals_N, weights_N))
     _check(totals, weights, level, resamples)
     counted = (totals != 0) | (weights != 0)
     totals, weights = totals[counted], weights[counted]
-    order = np.lexsort((weights, totals))  # equal parts may change places
+    order = np.lexsort((weights, totals))  # makes the result independent of the order
     totals, weights = totals[order], weights[order]
     if weights.sum() == 0:
         return 0.0, 0.0
@@ -55,9 +55,9 @@ def bootstrap(
 def _resampled(
     totals_N: np.ndarray, weights_N: np.ndarray, resamples: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The sums (R,) of totals and of weights, over N parts drawn with replacement R times."""
+    """Returns the sums (R,) of totals and of weights of R bootstrap samples."""
     n = len(totals_N)
-    # As one complex number, a part's two are fetched and added together: half the time.
+    # Total and weight as one complex number are gathered and summed together: half the time.
     part_N = totals_N + 1j * weights_N
     sum_R = np.zeros(resamples, np.complex128)
     rows = max(DRAWS // n, 1)
@@ -71,10 +71,10 @@ def _resampled(
 
 def _check(totals: np.ndarray, weights: np.ndarray, level: float, resamples: int) -> None:
     if len(totals) != len(weights):
-        raise UserError(f"there are {len(totals)} totals for {len(weights)} weights: give as many")
+        raise UserError(f"{len(totals)} totals but {len(weights)} weights: pass equally many")
     if (weights < 0).any():
-        raise UserError("a weight is negative: an interval needs weights of 0 or more")
+        raise UserError("a weight is negative: weights must be 0 or more")
     if not 0 < level < 1:
-        raise UserError(f"an interval's level is between 0 and 1, not {level}")
+        raise UserError(f"level must be between 0 and 1, not {level}")
     if resamples < 1:
-        raise UserError(f"an interval needs 1 resample or more, not {resamples}")
+        raise UserError(f"resamples must be at least 1, not {resamples}")

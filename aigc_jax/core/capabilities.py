@@ -1,4 +1,4 @@
-"""Capabilities: what an objective can do beside `Objective`, each as a runtime-checkable protocol.
+"""Capabilities: optional methods of an objective, each as a runtime-checkable protocol.
 
 Evaluation, sampling, chat, bench, plan and conversion ask `isinstance(objective, SupportsX)`; they
 never ask which family it is. Shapes: B batch, N samples.
@@ -17,26 +17,26 @@ from aigc_jax.core.objective import Batch, HealthCheck, Mutables, Objective, Par
 
 @runtime_checkable
 class SupportsHealthChecks(Protocol):
-    """Says which metrics show that training goes wrong."""
+    """Declares the metrics that show that training is unhealthy."""
 
     health_checks: tuple[HealthCheck, ...]
 
 
 @runtime_checkable
 class SupportsPredictions(Protocol):
-    """Predicts something of each held-out example, such as its class or its codes."""
+    """Makes a prediction for each held-out example, such as its class or its codes."""
 
     def predict(self, params: Params, mutables: Mutables, batch: Batch) -> dict[str, jax.Array]:
-        """Arrays (B, …) by name."""
+        """Returns arrays (B, …) by name."""
         ...
 
 
 @runtime_checkable
 class SupportsSummary(SupportsPredictions, Protocol):
-    """Has metrics of a whole data set that are no means over examples."""
+    """Has metrics of a complete data set that are not means over examples, such as F1."""
 
     def summarize(self, predictions: dict[str, np.ndarray]) -> dict[str, float]:
-        """Metrics from the predictions (N, …) of all examples."""
+        """Returns metrics of the predictions (N, …) of all examples."""
         ...
 
 
@@ -47,7 +47,7 @@ class SupportsReconstruction(Protocol):
     def reconstruct(
         self, params: Params, mutables: Mutables, batch: Batch, key_B: jax.Array
     ) -> jax.Array:
-        """The decoded examples, in the form of the data: uint8 for images."""
+        """Returns the decoded examples in the dtype of the data: uint8 for images."""
         ...
 
 
@@ -58,7 +58,7 @@ class SupportsLikelihood(Protocol):
     def exact_likelihood(
         self, params: Params, mutables: Mutables, batch: Batch, key_B: jax.Array
     ) -> Metrics:
-        """Likelihoods as metrics, `bits_per_dim` among them."""
+        """Returns likelihoods as metrics, including `bits_per_dim`."""
         ...
 
 
@@ -67,7 +67,7 @@ class SupportsAutoguidance(Protocol):
     """Can be guided by a weaker model (Karras et al. 2024)."""
 
     def autoguidance(self, other: Any, params: Params) -> Any:
-        """`SampleRequest.guidance_model` from another run's objective and parameters.
+        """Returns `SampleRequest.guidance_model` for another run's objective and parameters.
 
         Raises:
           UserError: if that objective cannot guide this one.
@@ -79,7 +79,7 @@ class SupportsAutoguidance(Protocol):
 class SupportsInitImage(Protocol):
     """Begins samples with given images: image-to-image and inpainting."""
 
-    init_shape: tuple[int, ...]  # of one image, as a person gives it
+    init_shape: tuple[int, ...]  # (height, width, channels) of an image that the user passes
 
 
 @runtime_checkable
@@ -87,9 +87,9 @@ class SupportsFirstStage(Protocol):
     """An autoencoder that can be the frozen first stage of another model (Rombach et al. 2022).
 
     Attributes:
-      latent_shape: (*spatial, c) of an example's latents, or c codes at each place.
-      num_codes: entries of the codebook; 0: latents are continuous.
-      covered: spatial size that the latents cover, of which the example is the middle.
+      latent_shape: (*spatial, c) of an example's latents, or c codes at each position.
+      num_codes: entries of the codebook; 0 if latents are continuous.
+      covered: spatial size that the latents cover; the example is centred in it, padded.
     """
 
     latent_shape: tuple[int, ...]
@@ -101,11 +101,11 @@ class SupportsFirstStage(Protocol):
     def encode(
         self, params: Params, mutables: Mutables, batch: Batch, key_B: jax.Array
     ) -> jax.Array:
-        """float32 latents or int32 codes (B, *latent_shape)."""
+        """Returns float32 latents or int32 codes (B, *latent_shape)."""
         ...
 
     def decode(self, params: Params, mutables: Mutables, latent_N: jax.Array) -> jax.Array:
-        """Examples in the form of the data (N, …)."""
+        """Returns examples (N, …) in the dtype of the data."""
         ...
 
 
@@ -114,9 +114,9 @@ class UsesFirstStage(Protocol):
     """Works in the latents or codes of a frozen first stage.
 
     Attributes:
-      objective: the inner objective, of latents or codes.
+      objective: the inner objective, which models latents or codes.
       stage: the first stage.
-      latent_spec: of the data that the inner objective models.
+      latent_spec: spec of the latents or codes.
     """
 
     objective: Objective
@@ -124,30 +124,30 @@ class UsesFirstStage(Protocol):
     latent_spec: Spec
 
     def init_frozen(self, params: Params, mutables: Mutables, batch: Batch) -> dict[str, Any]:
-        """The parameters of the frozen player, from those of the trained autoencoder."""
+        """Returns the frozen player's parameters, made from those of the trained autoencoder."""
         ...
 
 
 @runtime_checkable
 class SupportsText(Protocol):
-    """Takes texts as prompts and shows samples as texts."""
+    """Takes texts as prompts and decodes samples to texts."""
 
     def encode_prompts(self, prompts: Sequence[str], options: Any) -> dict[str, np.ndarray]:
-        """`SampleRequest.init` for these texts: padded "tokens" (N, P) and "length" (N,)."""
+        """Returns `SampleRequest.init` for texts: padded "tokens" (N, P) and "length" (N,)."""
         ...
 
     def texts(self, samples: np.ndarray, options: Any) -> list[str]:
-        """Samples as texts."""
+        """Decodes samples to texts."""
         ...
 
 
 @runtime_checkable
 class SupportsTextGeneration(SupportsText, Protocol):
-    """Writes text token by token: chat, streaming, continuations, serving, decoding speed.
+    """Generates text token by token: chat, streaming, continuations, serving, decoding speed.
 
     Attributes:
-      tokenizer: of its tokens.
-      context: tokens that it attends to at most.
+      tokenizer: tokenizer of prompts and samples.
+      context: maximum number of tokens that it attends to.
       bounded: whether prompt and new tokens together must fit into `context`.
     """
 
@@ -158,7 +158,7 @@ class SupportsTextGeneration(SupportsText, Protocol):
     def encode_tokens(
         self, prompts: Sequence[np.ndarray], max_new_tokens: int
     ) -> dict[str, np.ndarray]:
-        """`SampleRequest.init` for prompts of tokens, cut to the end of what the context holds."""
+        """Returns `SampleRequest.init` for token prompts, keeping the last that fit the context."""
         ...
 
     def engine(
@@ -169,24 +169,24 @@ class SupportsTextGeneration(SupportsText, Protocol):
         max_new_tokens: int,
         stops: Sequence[int] | None = None,
     ) -> Any:
-        """The decoding engine (`inference/engine.py`) with these parameters.
+        """Returns a decoding engine (`inference/engine.py`) with these parameters.
 
         Args:
           params: `{player: parameters}`.
-          slots: requests that are written at once.
-          length: tokens of prompt and answer that a slot holds.
-          max_new_tokens: the most that a request may ask for.
-          stops: tokens that end a row; None: the tokenizer's.
+          slots: requests decoded at once.
+          length: capacity of a slot: tokens of prompt and answer.
+          max_new_tokens: maximum number of new tokens of a request.
+          stops: tokens that end a row; defaults to the tokenizer's.
         """
         ...
 
     def decoding_bytes(self, params: Params, batch: int, length: int) -> float:
-        """The least bytes that a step of decoding reads: parameters, and the filled cache.
+        """Returns the least bytes that a decoding step reads: parameters and the filled cache.
 
         Args:
           params: `{player: parameters}`.
-          batch: rows that are written at once.
-          length: tokens that each gets.
+          batch: rows decoded at once.
+          length: tokens in the cache of each row.
         """
         ...
 
@@ -224,10 +224,10 @@ class SupportsAttendedShare(Protocol):
 
 @runtime_checkable
 class SupportsMergedAdapters(Protocol):
-    """Has low-rank adapters that can be merged into the model that they adapt."""
+    """Has low-rank adapters that can be merged into the base model."""
 
     def merge_adapters(self, params: Params) -> Params:
-        """The parameters of one player, the adapters merged; unchanged without adapters."""
+        """Returns one player's parameters with the adapters merged; unchanged without adapters."""
         ...
 
 
@@ -236,7 +236,7 @@ class HasSequenceLength(Protocol):
     """A model config whose network reads sequences, which the mesh axis `sequence` can shard."""
 
     def length_of(self, spec: Any) -> int:
-        """Positions that the network reads at once, for data like `spec`."""
+        """Returns the sequence length of the network for data like `spec`."""
         ...
 
 
@@ -245,7 +245,7 @@ class HasWrongGradients(Protocol):
     """A model config whose gradient XLA's partitioner computes wrongly on some meshes.
 
     Attributes:
-      wrong_on: mesh axes that must not all be larger than 1.
+      wrong_on: mesh axes; gradients are wrong if all of them are larger than 1.
     """
 
     wrong_on: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Conditions: what a sample is given, as one pytree.
+"""Conditions of a sample (class label, text, …) as one pytree.
 
 Shapes: B examples.
 """
@@ -19,10 +19,10 @@ LABEL = "label"
 
 @flax.struct.dataclass
 class Condition:
-    """One thing that is given, for each of B examples.
+    """The values of one condition for B examples.
 
     Attributes:
-      value: (B, …), whatever its embedder reads: class indices, a vector, tokens.
+      value: (B, …), input of the condition's embedder: class indices, a vector, tokens.
       present_B: bool; False takes the null embedding instead (classifier-free guidance).
     """
 
@@ -31,7 +31,7 @@ class Condition:
 
     @classmethod
     def of(cls, value: jax.Array) -> "Condition":
-        """A condition that every example has."""
+        """Returns a condition that is present in every example."""
         value = jnp.asarray(value)
         return cls(value, jnp.ones(value.shape[0], bool))
 
@@ -40,12 +40,12 @@ Conditions = dict[str, Condition]  # by name; a model's `Conditioner` embeds tho
 
 
 def conditions_of(batch: Mapping[str, jax.Array], names: Mapping[str, object]) -> Conditions:
-    """The conditions of a batch: its fields of these names."""
+    """Returns the conditions of a batch: its fields of these names."""
     return {name: Condition.of(batch[name]) for name in names if name in batch}
 
 
 def drop(conditions: Conditions, dropped_B: jax.Array) -> Conditions:
-    """The conditions, absent where `dropped_B` is True."""
+    """Returns the conditions, absent where `dropped_B` is True."""
     return {
         name: condition.replace(present_B=condition.present_B & ~dropped_B)
         for name, condition in conditions.items()
@@ -53,7 +53,7 @@ def drop(conditions: Conditions, dropped_B: jax.Array) -> Conditions:
 
 
 def null(conditions: Conditions) -> Conditions:
-    """The same conditions, all absent: the unconditional model."""
+    """Returns the same conditions, all absent: input of the unconditional model."""
     return {
         name: condition.replace(present_B=jnp.zeros_like(condition.present_B))
         for name, condition in conditions.items()
@@ -61,12 +61,12 @@ def null(conditions: Conditions) -> Conditions:
 
 
 def with_null(conditions: Conditions) -> Conditions:
-    """Conditions of 2B examples: those given, then all of them absent (guidance in one call)."""
+    """Returns conditions of 2B examples: present, then absent (guidance in one call)."""
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), conditions, null(conditions))
 
 
 def any_present(conditions: Conditions, size: int) -> jax.Array:
-    """Whether each of `size` examples has a condition, bool (B,)."""
+    """Returns bool (B,), True for examples with at least one condition; B is `size`."""
     present_B = jnp.zeros(size, bool)
     for condition in conditions.values():
         present_B |= condition.present_B
@@ -75,17 +75,17 @@ def any_present(conditions: Conditions, size: int) -> jax.Array:
 
 @runtime_checkable
 class ConditionSpec(Protocol):
-    """What an objective says of a condition that a sampling request may hold."""
+    """Checks and expands a condition that is passed as a sampling option."""
 
     def values(self, option: int | str | None, num: int) -> np.ndarray:
-        """The condition of each of `num` samples.
+        """Returns the condition's value for each of `num` samples.
 
         Args:
-          option: what a person asked for, or None.
-          num: how many samples.
+          option: the sampling option, or None if it is not set.
+          num: number of samples.
 
         Raises:
-          UserError: if there is no such thing.
+          UserError: if the option has no such value.
         """
         ...
 
@@ -96,24 +96,24 @@ class ClassLabel:
 
     Attributes:
       num_classes: K.
-      names: of the classes, if they have any.
+      names: class names, if there are any.
     """
 
     num_classes: int
     names: tuple[str, ...] = ()
 
     def values(self, option: int | str | None, num: int) -> np.ndarray:
-        """int32 (num,): the class asked for, or all classes in turn (None or −1)."""
+        """Returns int32 (num,): the class asked for, or all classes in turn (None or −1)."""
         label = -1 if option is None else option
         if isinstance(label, str):
             if label not in self.names:
                 raise UserError(
-                    f"this model has no class '{label}': it has {', '.join(self.names)}"
+                    f"this model has no class '{label}': choose one of {', '.join(self.names)}"
                 )
             label = self.names.index(label)
         if label >= self.num_classes:
             raise UserError(
-                f"this model cannot draw class {label}: its classes are 0 to {self.num_classes - 1}"
+                f"this model has no class {label}: choose one from 0 to {self.num_classes - 1}"
             )
         return (
             np.full(num, label, np.int32)
@@ -123,10 +123,10 @@ class ClassLabel:
 
 
 def label_of(conditions: Conditions) -> jax.Array | None:
-    """The class of each example (B,), if it is given."""
+    """Returns the class of each example (B,); None if there is no such condition."""
     return conditions[LABEL].value if LABEL in conditions else None
 
 
 def class_conditions(num_classes: int) -> dict[str, ConditionSpec]:
-    """The conditions of a class-conditional model; none for 0 classes."""
+    """Returns the conditions of a class-conditional model; {} for 0 classes."""
     return {LABEL: ClassLabel(num_classes)} if num_classes else {}

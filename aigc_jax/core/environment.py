@@ -1,6 +1,6 @@
-"""What must be set before JAX starts: flags of its compiler, a cache of programs, its memory.
+"""Environment set before JAX starts: XLA flags, the compilation cache, the memory allocator.
 
-Whatever the user has set himself stays as it is. Nothing here imports JAX.
+Variables that the user has set are left unchanged. Nothing here imports JAX.
 """
 
 import contextlib
@@ -12,30 +12,30 @@ import platform
 import re
 import sys
 
-# XLA's CPU compiler hands each convolution to a library of its own, and a U-Net's train step takes
-# more than twice as long as with its older convolutions.
+# XLA's CPU compiler offloads convolutions to a separate library by default, which makes a U-Net's
+# train step take more than twice as long as with XLA's own convolutions.
 CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type", "-individual_convolution"
-# The versions of jaxlib for which that holds; one that does not know a flag ends the process.
+# jaxlib versions for which that holds; XLA aborts the process on an unknown flag.
 MEASURED = (0, 10, 2), (0, 13)
 
-# M_MMAP_MAX: no array has pages of its own; M_TRIM_THRESHOLD: what may be kept, in bytes.
+# M_MMAP_MAX: arrays are not allocated by mmap; M_TRIM_THRESHOLD: free bytes kept by the process.
 MALLOC = (-4, 0), (-1, (1 << 31) - 1)
 
 CACHE = {
-    "JAX_COMPILATION_CACHE_MAX_SIZE": str(4 << 30),  # bytes; the least recently used leave
+    "JAX_COMPILATION_CACHE_MAX_SIZE": str(4 << 30),  # bytes; the least recently used are evicted
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
 }
 
 
 def configure() -> None:
-    """Sets what has not been set; must come before JAX starts, and is harmless after it."""
+    """Sets what the user has not set; call it before JAX starts (afterwards it has no effect)."""
     set_xla_flags()
     set_compilation_cache()
     set_allocator()
 
 
 def set_xla_flags() -> None:
-    """Chooses XLA's faster convolutions on a CPU, for versions that are known to have both."""
+    """Chooses XLA's faster CPU convolutions, for versions known to have the flag."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms and "cpu" not in platforms:
         return
@@ -47,7 +47,7 @@ def set_xla_flags() -> None:
 
 
 def jaxlib_version() -> tuple[int, ...]:
-    """() if there is none."""
+    """Returns the installed version of jaxlib; () if it is not installed."""
     try:
         version = importlib.metadata.version("jaxlib")
     except importlib.metadata.PackageNotFoundError:
@@ -56,10 +56,11 @@ def jaxlib_version() -> tuple[int, ...]:
 
 
 def set_allocator() -> None:
-    """Has the C library keep freed memory for the next step, where it is of GNU.
+    """Makes glibc keep freed memory for the next step; does nothing with other C libraries.
 
-    It would give large arrays back to the system, which hands out each page anew at the next step:
-    up to a third of a small model's step. MALLOC_… in the environment leaves all as it is.
+    By default glibc returns large arrays to the system, and the next step pays a page fault for
+    each of their pages: up to a third of a small model's step. Does nothing if a variable
+    MALLOC_… is set.
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or sys.platform != "linux":
         return
@@ -70,17 +71,17 @@ def set_allocator() -> None:
 
 
 def set_compilation_cache() -> None:
-    """Keeps compiled programs from run to run, in the user's cache folder.
+    """Enables the persistent compilation cache, in the user's cache folder.
 
-    JAX_COMPILATION_CACHE_DIR names another folder, or none: an empty one turns this off, as does
-    JAX_ENABLE_COMPILATION_CACHE=false. Several processes may share it.
+    JAX_COMPILATION_CACHE_DIR chooses another folder; if it is empty, or
+    JAX_ENABLE_COMPILATION_CACHE is false, there is no cache. Several processes may share it.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     folder = compilation_cache_dir()
     try:
         os.makedirs(folder, exist_ok=True)
-    except OSError:  # no home, or a full or read-only disk: programs are compiled each time
+    except OSError:  # no home, or a full or read-only disk: continue without a cache
         return
     if not os.access(folder, os.W_OK):
         return
@@ -96,7 +97,7 @@ def set_compilation_cache() -> None:
 
 
 def compilation_cache_dir() -> str:
-    """One for each kind of processor: programs for a CPU are of its instructions."""
+    """Returns the cache folder of this kind of CPU: compiled code uses its instruction set."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     kind = platform.machine() + platform.processor()
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as f:

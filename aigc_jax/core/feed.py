@@ -1,4 +1,4 @@
-"""The feed: where the loop gets its batches."""
+"""Feed: source of batches for the training loop."""
 
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ HostBatch = dict[str, np.ndarray]
 class Feed(Protocol):
     """A source of host batches with a position that is saved with the state.
 
-    A data loader ignores the state that `next` is given; a feed of rollouts samples with it.
+    A data loader ignores the state passed to `next`; a feed of rollouts samples with it.
 
     Attributes:
       taken: batches delivered so far.
@@ -19,25 +19,25 @@ class Feed(Protocol):
     taken: int
 
     def next(self, state: Any) -> HostBatch:
-        """The next batch of this process.
+        """Returns the next batch of this process.
 
         Args:
-          state: the train state as it stands, in the form of `CompiledStep`.
+          state: the current train state, in the form of `CompiledStep`.
         """
         ...
 
     def position(self) -> dict[str, Any]:
-        """Where the feed stands, as plain JSON values; every process asks and gets the same."""
+        """Returns the position as plain JSON values; all processes call it and get the same."""
         ...
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Continues after what `position` counts."""
+        """Continues from a `position`."""
         ...
 
     def skip_to(self, taken: int) -> None:
-        """Continues after so many batches, without delivering those before."""
+        """Continues after `taken` batches, without delivering those before."""
         ...
 
     def example_ids(self, batch: int) -> list[int]:
-        """The source's examples in batch number `batch`; [] if unknown."""
+        """Returns indices of the source's examples in batch number `batch`; [] if unknown."""
         ...

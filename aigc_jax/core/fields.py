@@ -1,4 +1,4 @@
-"""Fields of a config: their defaults, types and ranges, and the messages for wrong values."""
+"""Config fields: defaults, types, ranges, and validation."""
 
 import dataclasses
 import typing
@@ -29,20 +29,20 @@ def option(
     init_compatible: bool = False,
     flag: str = "",
 ) -> Any:
-    """A dataclass field with a default and what is known of it.
+    """Declares a dataclass field with a default, its range, and metadata.
 
     Args:
-      default: its value where a config leaves it out.
-      low: the least value.
-      high: the greatest value.
-      choices: the values that it may have; a `Registry` also takes names of other packages.
-      nonempty: an empty string or tuple is refused.
-      resumable: it may differ between a workdir and the config that resumes the run, because it
-        changes what is watched, where the run happens or how long it is, not its numbers.
-      init_compatible: parameters mean the same whatever its value, so that a warm start does not
-        mention it.
+      default: value if a config omits the field.
+      low: minimum.
+      high: maximum.
+      choices: valid values; a `Registry` also accepts import paths.
+      nonempty: rejects an empty string or tuple.
+      resumable: the field may change when a run is resumed, because it affects monitoring,
+        placement or the length of the run, but not its numbers.
+      init_compatible: parameters mean the same for every value of the field, so that a warm start
+        does not report a difference.
       flag: help text of the command-line flag, for fields of sampling and evaluation options;
-        range and choices are appended to it. "": the help only names the field.
+        range and choices are appended to it. If empty, the help only names the field.
     """
     metadata = dict(
         low=low,
@@ -57,7 +57,7 @@ def option(
 
 
 def marked(section: type, mark: str, where: str) -> list[str]:
-    """Dotted names of a section's fields that carry a mark of `option`.
+    """Returns dotted names of a section's fields that have been marked by `option`.
 
     Args:
       section: a dataclass. The class attribute `RESUMABLE = True` marks all of its fields.
@@ -76,7 +76,7 @@ def marked(section: type, mark: str, where: str) -> list[str]:
 
 
 def parse(cls: type[T], values: Mapping[str, Any], where: str, *, named: bool = False) -> T:
-    """An instance of the dataclass `cls` from `values`; if `named`, the key `name` is skipped.
+    """Builds the dataclass `cls` from `values`; if `named`, the key `name` is skipped.
 
     Raises:
       UserError: for an unknown key, a wrong type, or a value outside its range.
@@ -97,7 +97,7 @@ def parse(cls: type[T], values: Mapping[str, Any], where: str, *, named: bool = 
 
 
 def check_value(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type `hint`: a plain type, or a tuple of one."""
+    """Returns `value` converted to the type `hint`: a plain type, or a tuple of one."""
     if dataclasses.is_dataclass(hint):
         return parse(hint, value, where)
     if typing.get_origin(hint) is tuple:

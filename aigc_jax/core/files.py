@@ -1,7 +1,4 @@
-"""Files that people name: only regular ones are opened, and no more is read than memory holds.
-
-What is written appears whole or not at all.
-"""
+"""Reading files named by the user (regular files only, bounded by memory) and atomic writes."""
 
 import contextlib
 import os

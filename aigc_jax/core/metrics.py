@@ -1,4 +1,4 @@
-"""Losses and metrics as sums with weights, merged first and divided once."""
+"""Losses and metrics as weighted sums, merged first and divided once."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +11,10 @@ import numpy as np
 
 @flax.struct.dataclass
 class Mean:
-    """A weighted mean that is still a sum: `total / weight`.
+    """A weighted mean as a pair of sums: `total / weight`.
 
-    Adding the totals and the weights of parts gives the mean of the whole exactly, however unevenly
-    the parts are masked: microbatches, devices, processes, partial last batches.
+    Adding totals and weights gives the exact mean over all parts (microbatches, devices, processes,
+    partial last batches), however unevenly they are masked.
 
     Attributes:
       total: scalar, Σ wᵢ xᵢ; or one sum per example, (B,).
@@ -26,7 +26,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: jax.Array, weights: jax.Array | None = None) -> "Mean":
-        """The mean of `values` under `weights` of the same shape, or with weight one each."""
+        """Returns the mean of `values`, weighted by `weights` of the same shape or by 1."""
         values = jnp.asarray(values, jnp.float32)
         if weights is None:
             return cls(values.sum(), jnp.float32(values.size))
@@ -36,7 +36,7 @@ class Mean:
 
     @classmethod
     def rows(cls, values: jax.Array, weights: jax.Array) -> "Mean":
-        """The same with a sum per example, (B,), out of values and weights (B, …)."""
+        """Like `of`, with a sum per example (B,) of values and weights (B, …)."""
         values, weights = jnp.asarray(values, jnp.float32), jnp.asarray(weights, jnp.float32)
         axes = tuple(range(1, values.ndim))
         return cls(jnp.where(weights != 0, values * weights, 0).sum(axes), weights.sum(axes))
@@ -45,7 +45,7 @@ class Mean:
         return Mean(self.total + other.total, self.weight + other.weight)
 
     def value(self) -> jax.Array:
-        """The mean; 0 if nothing had weight."""
+        """Returns the mean; 0 if the total weight is 0."""
         return self.total / jnp.where(self.weight > 0, self.weight, 1)
 
 
@@ -53,12 +53,12 @@ Metrics = Mapping[str, Mean]
 
 
 def merge(a: Metrics, b: Metrics) -> dict[str, Mean]:
-    """The metrics of two parts of the data as those of the whole; a key may be in one only."""
+    """Adds up the metrics of two parts of the data; a key may be in one only."""
     return {k: a[k] + b[k] if k in a and k in b else either for k, either in {**a, **b}.items()}
 
 
 def to_floats(metrics: Metrics) -> dict[str, float]:
-    """Fetches metrics from the devices and divides."""
+    """Fetches metrics from the devices and divides totals by weights."""
     host: dict[str, Any] = jax.device_get(dict(metrics))
     means = {}
     for name, mean in sorted(host.items()):

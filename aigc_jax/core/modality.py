@@ -1,7 +1,7 @@
-"""Modalities: the kinds of data, and what the rest of the library asks of them.
+"""Modalities: the interface of a kind of data (text, images, …) to the rest of the library.
 
-A modality is one folder of `modalities/` or one class of another package. Nothing outside it asks
-which modality a spec has; it calls `MODALITIES[spec.modality]`.
+A modality is one folder of `modalities/` or one class of another package. Code outside it never
+branches on a spec's modality; it calls `MODALITIES[spec.modality]`.
 """
 
 import abc
@@ -15,7 +15,7 @@ from aigc_jax.core.config import Config
 from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.core.registry import Registry
 
-# Kinds of fields: a family declares which of them it models.
+# Kinds of fields. A family declares which of them it models.
 LEVELS = "arrays of levels"  # (…, channels) uint8; the spec is an `ArraySpec`
 CONTINUOUS = "continuous arrays"  # (…, channels) float32; the spec is an `ArraySpec`
 TOKENS = "tokens"  # (T,) entries of a vocabulary
@@ -31,7 +31,7 @@ class Field:
 
     Attributes:
       kind: one of the constants above, or a kind that only families of another package model.
-      role: `MODELLED`: it is what a model learns to generate or predict; `GIVEN`: a condition.
+      role: `MODELLED` for the field that a model generates or predicts; `GIVEN` for a condition.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Spec(Protocol):
     """Properties of a data set that its model depends on; small, and saved in every checkpoint.
 
     Attributes:
-      class_names: one per label; empty for data without labels.
+      class_names: names of the classes; empty for data without labels.
     """
 
     @property
@@ -62,20 +62,20 @@ class Spec(Protocol):
         ...
 
     def example_batch(self, size: int) -> dict[str, np.ndarray]:
-        """A batch of zeros with the fields, shapes and types of the data, and weights of 1."""
+        """Returns a batch of zeros with the data's fields, shapes and dtypes, and weights of 1."""
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values with the key "modality"; the inverse of `spec_from_json`."""
+        """Returns plain JSON values with the key "modality"; the inverse of `spec_from_json`."""
         ...
 
 
 class ArraySpec(Spec, Protocol):
-    """A spec whose modelled field is an array of any number of axes.
+    """A spec whose modelled field is an array of any rank.
 
     Attributes:
       shape: of one example: (T, C), (H, W, C), (T, H, W, C).
-      levels: number of values of an element, spread over 0…255; 0: continuous.
+      levels: number of values of an element, spread over 0…255; 0 if continuous.
     """
 
     @property
@@ -86,7 +86,7 @@ class ArraySpec(Spec, Protocol):
 
 
 class Examples(Protocol):
-    """Examples by index."""
+    """Random access to examples by index."""
 
     def __len__(self) -> int: ...
 
@@ -94,7 +94,7 @@ class Examples(Protocol):
 
 
 class Modality(abc.ABC):
-    """A kind of data: what training, evaluation, reports and tools need to know of it.
+    """A kind of data: the methods that training, evaluation, reports and tools call.
 
     Attributes:
       name: its key in `MODALITIES`, and `Spec.modality` of its data.
@@ -102,7 +102,7 @@ class Modality(abc.ABC):
       unit: unit of throughput, in the plural: "images".
       metrics: names in `METRICS`, or import paths, of the metrics that evaluation computes.
       eval_options: dataclass of the config section `eval.NAME`, the options of these metrics; None
-        without options.
+        if they have no options.
     """
 
     name: ClassVar[str]
@@ -113,7 +113,7 @@ class Modality(abc.ABC):
 
     @abc.abstractmethod
     def spec_from_json(self, value: Mapping[str, Any]) -> Spec:
-        """The inverse of `Spec.to_json`; the value may come from anywhere.
+        """Builds a spec from the output of `Spec.to_json`, which is not trusted.
 
         Raises:
           KeyError, TypeError, ValueError: if the value describes no data of this modality.
@@ -121,7 +121,7 @@ class Modality(abc.ABC):
 
     @abc.abstractmethod
     def save(self, samples: Any, path: str) -> str:
-        """Writes samples for people to look at or listen to; returns the path.
+        """Writes samples to a file that people can view or play; returns its path.
 
         Args:
           samples: what an objective's `sample` returned, or texts.
@@ -136,20 +136,20 @@ class Modality(abc.ABC):
         """Whether a value has the type and shape of samples of this modality."""
 
     def units_per_example(self, spec: Spec) -> int:
-        """The number of `unit`s in one example: 1 image, T tokens."""
+        """Returns the number of `unit`s in one example: 1 image, T tokens."""
         del spec
         return 1
 
     def describe(self, spec: Spec) -> dict[str, Any]:
-        """The sizes of an example as plain values, for reports."""
+        """Returns the sizes of an example as plain values, for reports."""
         del spec
         return {}
 
     def synthetic_spec(self, shape: str, config: Config) -> Spec | None:
-        """The spec of random data of a shape that a person writes; None if it is not of this kind.
+        """Returns the spec of random data; None if `shape` is not one of this modality.
 
         Args:
-          shape: as in `--synthetic`; "": the shape that the config alone determines, if it does.
+          shape: value of `--synthetic`; if empty, the shape that the config implies, if it does.
           config: of the run.
 
         Raises:
@@ -161,15 +161,15 @@ class Modality(abc.ABC):
     def synthetic_data(
         self, spec: Spec, config: Config, rng: np.random.Generator
     ) -> tuple[Spec, Examples]:
-        """Random examples, read through the same source class as real ones, and their spec.
+        """Returns random examples, read by the same source class as real ones, and their spec.
 
         Raises:
           UserError: if there are no random data of this kind.
         """
-        raise UserError(f"--synthetic: there are no random examples of the modality '{self.name}'")
+        raise UserError(f"--synthetic: the modality '{self.name}' cannot generate random examples")
 
     def resolve(self, config: Config) -> Config:
-        """The config with sizes that the data would determine written out, without reading data.
+        """Returns the config with sizes that depend on the data filled in, without reading data.
 
         Raises:
           UserError: if only the data determine them.
@@ -181,27 +181,27 @@ MODALITIES: Registry[Modality] = Registry("modality", "modality", package="aigc_
 
 
 def modelled_field(spec: Spec) -> str:
-    """The name of the field that a model of such data generates or predicts."""
+    """Returns the name of the field that a model of such data generates or predicts."""
     return next(name for name, field in spec.fields.items() if field.role == MODELLED)
 
 
 def task_of(spec: Spec) -> str:
-    """The kind of the field that is modelled, such as `TOKENS`."""
+    """Returns the kind of the modelled field, such as `TOKENS`."""
     return spec.fields[modelled_field(spec)].kind
 
 
 def spec_from_json(value: Any) -> Spec:
-    """The inverse of `Spec.to_json`.
+    """Builds a spec from the output of `Spec.to_json`.
 
     Args:
-      value: parsed JSON from anywhere: nothing about it is assumed.
+      value: parsed JSON from an untrusted source.
 
     Raises:
-      UserError: if it describes no data, or absurdly large ones.
+      UserError: if it is not the description of a spec, or its sizes are absurd.
     """
     try:
         name = value["modality"]
-        # Of registered names only: an import path in a checkpoint would import any module.
+        # Registered names only: an import path in a checkpoint could import any module.
         if name not in MODALITIES.names():
             raise ValueError(f"the modality is {shorten(name, 40)}")
         return MODALITIES[name].spec_from_json(value)
@@ -213,13 +213,13 @@ def spec_from_json(value: Any) -> Spec:
 
 
 def check_spec(workdir: str, old: Mapping[str, Any], new: Spec, source: str) -> None:
-    """Raises UserError if data differ in kind from those that a workdir was trained on.
+    """Raises UserError if the spec of the data differs from that of a trained workdir.
 
     Args:
       workdir: the run's folder.
-      old: `Spec.to_json` of its data.
-      new: spec of the data now.
-      source: their name, as in `data.source`.
+      old: `Spec.to_json` of the data that it was trained on.
+      new: spec of the present data.
+      source: `data.source` of the present data, for the message.
     """
     if old != new.to_json():
         raise UserError(
@@ -229,7 +229,7 @@ def check_spec(workdir: str, old: Mapping[str, Any], new: Spec, source: str) -> 
 
 
 def class_names_from_json(value: Any) -> tuple[str, ...]:
-    """Class names out of a checkpoint; ValueError unless they are different valid strings."""
+    """Returns class names from a checkpoint; ValueError unless they are distinct valid strings."""
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ValueError("the class names are not strings")
     "".join(value).encode("utf-8")  # raises ValueError for half a surrogate pair

@@ -1,4 +1,4 @@
-"""The one abstraction: a family is a turn-based game of players.
+"""Objective: a family as a turn-based game of players.
 
 A language model, a VAE or a diffusion model has one player, a GAN two. The train step plays the
 turns and never asks which family it is training.
@@ -15,19 +15,19 @@ from aigc_jax.core.request import SampleRequest
 
 Batch = dict[str, jax.Array]  # fields of B examples each; always "weight"
 Params = dict[str, Any]  # {player: its parameters}
-Mutables = dict[str, Any]  # {player: what a loss updates besides parameters}
+Mutables = dict[str, Any]  # {player: non-trainable state that a loss updates}
 
 
 @dataclasses.dataclass(frozen=True)
 class HealthCheck:
-    """A range that a metric leaves when training goes wrong; people are warned, training continues.
+    """Healthy range of a metric. Outside it the run warns and continues.
 
     Attributes:
-      metric: its name in the records of training.
+      metric: its name in training records.
       low: the lowest healthy value.
       high: the highest healthy value.
       records: consecutive records outside the range before the warning.
-      message: one sentence: what that means and what to do.
+      message: one sentence: the likely cause and what to do.
     """
 
     metric: str
@@ -38,22 +38,22 @@ class HealthCheck:
 
 
 class Objective(Protocol):
-    """A family: the only thing to write for a new one.
+    """Interface of a family: players, losses, evaluation and sampling.
 
-    Subclass it to inherit the defaults. What an objective can do beside this is declared in
+    Subclass it to inherit the defaults. Optional capabilities are declared in
     `core/capabilities.py`.
 
     Attributes:
       turns: the players in the order in which they move within one step; a player may move more
         than once. A player that is not among them is frozen.
-      conditions: what a sample can be given, by name: `{"label": ClassLabel(10)}`.
+      conditions: conditions of a sample by name: `{"label": ClassLabel(10)}`.
     """
 
     turns: tuple[str, ...]
-    conditions: dict[str, ConditionSpec] = {}  # noqa: RUF012 (a default that nobody changes)
+    conditions: dict[str, ConditionSpec] = {}  # noqa: RUF012 (never mutated)
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Mutables]:
-        """Parameters and mutables, `{player: …}` each, for batches shaped like `batch`."""
+        """Returns parameters and mutables, `{player: …}` each, for batches shaped like `batch`."""
         ...
 
     def prepare(
@@ -64,7 +64,7 @@ class Objective(Protocol):
         key_B: jax.Array,
         step: jax.Array,
     ) -> Batch:
-        """The batch as the losses see it; called once per step, outside every gradient.
+        """Returns the batch for the losses; called once per step, outside every gradient.
 
         Frozen players work here: latents of a first stage, text embeddings, teacher logits.
         Evaluation calls it once per batch, too.
@@ -73,11 +73,11 @@ class Objective(Protocol):
           params: `{player: parameters}` of all players.
           mutables: `{player: mutables}` of all players.
           batch: arrays of leading size B.
-          key_B: one random key per example, of its own: no turn has the same.
+          key_B: one random key per example, different from the keys of every turn.
           step: int32 scalar; 0 in evaluation.
 
         Returns:
-          Arrays of leading size B, `weight` among them.
+          Arrays of leading size B, including `weight`.
         """
         return batch
 
@@ -90,26 +90,26 @@ class Objective(Protocol):
         key_B: jax.Array,
         step: jax.Array,
     ) -> tuple[Mean, tuple[Metrics, Mutables]]:
-        """The loss of `player`, which the step differentiates by the player's own parameters only.
+        """Returns the loss of `player`, differentiated by that player's parameters only.
 
         Args:
           player: whose turn it is.
           params: `{player: parameters}` of all players.
           mutables: `{player: mutables}` of all players.
-          batch: from `prepare`; an example whose `weight` is 0 counts for nothing.
+          batch: from `prepare`; an example whose `weight` is 0 does not contribute.
           key_B: one random key per example. Because noise belongs to an example and not to a batch,
             a loss is the same however the batch is cut into microbatches and devices.
           step: int32 scalar, for losses with schedules.
 
         Returns:
-          The loss as a sum with its weight, further metrics, and the updated mutables.
+          The loss as a weighted sum, further metrics, and the updated mutables.
         """
         ...
 
     def evaluate(
         self, params: Params, mutables: Mutables, batch: Batch, key_B: jax.Array
     ) -> Metrics:
-        """Metrics of a held-out batch from `prepare`, `loss` among them.
+        """Returns metrics, including `loss`, of a held-out batch from `prepare`.
 
         Means per example (`Mean.rows`) get a confidence interval.
         """
@@ -118,9 +118,9 @@ class Objective(Protocol):
     def sample(
         self, params: Params, mutables: Mutables, key_N: jax.Array, request: SampleRequest
     ) -> jax.Array:
-        """N new examples, such as uint8 images (N, H, W, C) or tokens (N, T).
+        """Returns N samples, such as uint8 images (N, H, W, C) or tokens (N, T).
 
-        A sample depends on its own key and its own row of the request only, so it is the same
-        whatever else is drawn beside it.
+        A sample depends on its own key and its own row of the request only, not on the rest of
+        the batch.
         """
         ...

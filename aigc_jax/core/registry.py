@@ -1,6 +1,6 @@
-"""Registries: names in a config → objects, also from packages outside the library.
+"""Registries: map names in a config to objects, also from packages outside the library.
 
-A name is looked up in this order: what has been registered, an import path `package.module:NAME`,
+A name is looked up in this order: registered names, an import path `package.module:NAME`,
 the folders of the registry's package, and the entry points of the group `aigc_jax.<kind>` of
 installed packages.
 """
@@ -22,11 +22,11 @@ class Registry(Mapping[str, T], Generic[T]):
     """Named objects of one kind.
 
     Args:
-      kind: what they are, in the singular: "sampler". Entry points of the group `aigc_jax.sampler`
-        belong to it.
+      kind: kind of object, in the singular: "sampler". Entry points of the group
+        `aigc_jax.sampler` are looked up too.
       field: the config field that holds such a name, for messages.
-      items: the library's own.
-      package: a package in whose folder NAME the module KIND registers NAME when it is imported:
+      items: initial objects by name.
+      package: a package whose modules NAME.KIND register NAME when they are imported:
         `aigc_jax.modalities` with `aigc_jax/modalities/image/modality.py`.
     """
 
@@ -37,7 +37,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self._items: dict[str, T] = dict(items or {})
 
     def folders(self) -> tuple[str, ...]:
-        """Names of the package's folders that register something of this kind."""
+        """Returns names of the package's folders that have a module of this kind."""
         if not self._package:
             return ()
         paths = importlib.import_module(self._package).__path__
@@ -49,19 +49,19 @@ class Registry(Mapping[str, T], Generic[T]):
         )
 
     def register(self, name: str, item: T) -> T:
-        """Makes `name` mean `item`; the last registration of a name counts."""
+        """Registers `item` as `name`, replacing an earlier registration; returns `item`."""
         self._items[name] = item
         return item
 
     def decorator(self, name: str) -> Callable[[T], T]:
-        """`@REGISTRY.decorator("name")` registers a class or function."""
+        """Returns a decorator that registers a class or function as `name`."""
         return lambda item: self.register(name, item)
 
     def __getitem__(self, name: str) -> T:
-        """The object of a name.
+        """Returns the object registered as `name`.
 
         Raises:
-          UserError: if there is none, or its module cannot be imported.
+          UserError: if the name is unknown, or its module cannot be imported.
         """
         if name in self._items:
             return self._items[name]
@@ -74,9 +74,8 @@ class Registry(Mapping[str, T], Generic[T]):
             if point.name == name:
                 return self.register(name, point.load())
         raise UserError(
-            f"{self.field} is '{shorten(name, 80)}': {did_you_mean(str(name), self.names())},"
-            " or give the"
-            " import path of your own as package.module:NAME"
+            f"{self.field} is '{shorten(name, 80)}': {did_you_mean(str(name), self.names())}"
+            " (for your own, give its import path as package.module:NAME)"
         )
 
     def __contains__(self, name: object) -> bool:
@@ -93,7 +92,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return len(tuple(iter(self)))
 
     def names(self) -> tuple[str, ...]:
-        """Registered names, folders of the package and names of entry points."""
+        """Returns registered names, folders of the package and names of entry points."""
         points = importlib.metadata.entry_points(group=f"{OWN_PACKAGE}.{self.kind}")
         return tuple(dict.fromkeys((*self, *(point.name for point in points))))
 
@@ -109,10 +108,10 @@ def is_import_path(name: str) -> bool:
 
 
 def import_path(path: str, field: str) -> object:
-    """The object at `package.module:NAME`.
+    """Imports the object at `package.module:NAME`.
 
     Args:
-      path: where it is.
+      path: the import path.
       field: the config field that names it, for messages.
 
     Raises:
@@ -130,7 +129,7 @@ def import_path(path: str, field: str) -> object:
 
 
 def import_plugins(modules: Iterable[str]) -> None:
-    """Imports the modules of the config field `plugins`, whose import registers things.
+    """Imports the modules of the config field `plugins`, which register objects when imported.
 
     Raises:
       UserError: if one cannot be imported.

@@ -1,4 +1,4 @@
-"""What to sample."""
+"""SampleRequest: options, conditions and initial values of samples to draw."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import numpy as np
 
 from aigc_jax.core.conditions import Conditions
 
-# Told the new tokens of all rows so far (N, t); returns the rows that need no more (N,).
+# Called with all new tokens so far (N, t); returns bool (N,), True for rows to finish.
 TokenCallback = Callable[[np.ndarray], np.ndarray]
 
 
@@ -19,12 +19,11 @@ class SampleRequest:
 
     Attributes:
       options: the family's own dataclass of sampling options.
-      index_N: the number of each sample among all that are asked for: a sample's random key is
-        numbered by it.
-      conditions: what is given, by name; rows of N.
-      init: what to begin with, by name; rows of N: "image" and "inpaint_mask" (N, H, W), True where
-        to draw anew; "tokens" (N, P) and "length" (N,) of prompts.
-      token_callback: sees the tokens while they are drawn.
+      index_N: index of each sample in the full request, from which its random key is derived.
+      conditions: conditions by name, with N rows.
+      init: initial values by name, with N rows: "image" and "inpaint_mask" (N, H, W), True where
+        the image is to be replaced; "tokens" (N, P) and "length" (N,) of prompts.
+      token_callback: receives tokens while they are generated.
       guidance_model: another model that guides this one (autoguidance).
     """
 
@@ -39,7 +38,7 @@ class SampleRequest:
         return len(self.index_N)
 
     def rows(self, row_R: np.ndarray) -> "SampleRequest":
-        """The request for some of the samples."""
+        """Returns the request for a subset of the samples."""
         index_N, conditions, init = jax.tree.map(
             lambda x: x[row_R], (self.index_N, self.conditions, self.init)
         )

@@ -1,4 +1,4 @@
-"""safetensors files: the header is checked against the file's size before memory is taken."""
+"""safetensors files: the header is checked against the file's size before memory is allocated."""
 
 import json
 import math
@@ -58,8 +58,8 @@ def safetensors_header(f: BinaryIO, size: int) -> dict[str, Any]:
     """Returns `{name: {dtype, shape, data_offsets}}`; ValueError if it does not fit the file.
 
     Args:
-      f: at its beginning; afterwards behind the header.
-      size: of the file, bytes.
+      f: positioned at the beginning of the file; afterwards at the end of the header.
+      size: bytes in the file.
     """
     length_bytes = f.read(8)
     if len(length_bytes) < 8:

@@ -20,9 +20,9 @@ class TrainState(flax.struct.PyTreeNode):
       ema: `{player: averaged parameters}`, without frozen players; empty if the run keeps no
         average.
       power_ema: `{width: {player: average with a power-function profile of that width}}`.
-      mutables: `{player: what a loss updates besides parameters}`.
-      rng: the data of the run's only random key; it never changes, steps fold their number in.
-      skipped: int32 scalar, steps whose update was left out because something was not finite.
+      mutables: `{player: non-trainable state that a loss updates}`.
+      rng: data of the run's random key, constant over the run; steps fold their number into it.
+      skipped: int32 scalar, steps whose update was skipped because something was not finite.
     """
 
     step: jax.Array
@@ -36,7 +36,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def sampling_params(self) -> Params:
-        """The parameters to evaluate and to sample with: the average where there is one."""
+        """Returns the parameters for evaluation and sampling: the average where there is one."""
         first = next(iter(self.power_ema.values()), {})
         return {**self.params, **first, **self.ema}
 
@@ -47,7 +47,7 @@ def copy_buffers(tree: Any) -> Any:
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """The leaves of a tree with their paths, as in "model/layers/mlp/in/kernel"."""
+    """Returns the leaves of a tree with their paths, such as "model/layers/mlp/in/kernel"."""
     return [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

@@ -1,4 +1,4 @@
-"""The standard streams: what nobody reads must not end a run."""
+"""Standard streams that survive a closed terminal or pipe."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class UnbreakableStream:
-    """A stream whose reader may go away."""
+    """A text stream that ignores writes after its reader has closed it."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -26,11 +26,11 @@ class UnbreakableStream:
 
 
 def make_streams_unbreakable() -> None:
-    """Makes the standard streams of a program safe to write to, whether open, closed or broken."""
+    """Makes stdout and stderr safe to write to, whether open, closed or broken."""
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # a file of the run must not get the number of a closed stream
+        except OSError:  # so that no file of the run gets the descriptor of a closed stream
             os.open(os.devnull, os.O_RDWR)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -40,6 +40,6 @@ def make_streams_unbreakable() -> None:
 
 
 def write_stderr(message: str) -> None:
-    """One line to the person, if there is one; not with `print`, which a signal may interrupt."""
+    """Writes one line to stderr, if it is open; safe in signal handlers, unlike `print`."""
     with contextlib.suppress(OSError):
         os.write(2, f"{message}\n".encode())

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, who is writing there, and its config.json."""
+"""Workdir: the folder of a run, its config.json, lock, and checkpoint steps."""
 
 import contextlib
 import fcntl
@@ -25,8 +25,8 @@ def check_same_run(workdir: str, old: dict[str, Any], new: Config) -> None:
 
     Args:
       workdir: its folder, for the message.
-      old: the plain config that the folder holds.
-      new: the config that is to resume it.
+      old: the plain config in the folder.
+      new: the config to resume with.
     """
     phrases = differences(old, new.raw, new.resumable_fields())
     if phrases:
@@ -38,7 +38,7 @@ def check_same_run(workdir: str, old: dict[str, Any], new: Config) -> None:
 
 
 def read_config(workdir: str) -> dict[str, Any]:
-    """The config.json of a workdir; UserError if it is none."""
+    """Reads the config.json of a workdir; UserError if it is missing or damaged."""
     path = os.path.join(workdir, CONFIG)
     try:
         with open_file(path) as f:
@@ -47,24 +47,24 @@ def read_config(workdir: str) -> dict[str, Any]:
             raise ValueError("not a config")
         return config
     except (OSError, ValueError, RecursionError) as e:
-        raise UserError(f"{path} cannot be read ({e}): mend or remove it") from e
+        raise UserError(f"{path} cannot be read ({e}): repair or remove it") from e
 
 
 def create_workdir(workdir: str) -> None:
-    """Makes the folder; StorageError if it cannot be written."""
+    """Creates the folder; StorageError if it cannot be written."""
     with storage_errors(workdir):
         os.makedirs(os.path.join(workdir, "samples"), exist_ok=True)
 
 
 def write_config(workdir: str, raw: dict[str, Any]) -> None:
-    """Writes config.json, whole or not at all; StorageError if it cannot be written."""
+    """Writes config.json atomically; StorageError if it cannot be written."""
     with storage_errors(workdir):
         write_text_atomically(os.path.join(workdir, CONFIG), json.dumps(raw, indent=2))
 
 
 @contextlib.contextmanager
 def storage_errors(workdir: str) -> Iterator[None]:
-    """Turns what goes wrong with a file of the workdir into a StorageError."""
+    """Turns an OSError from a file of the workdir into a StorageError."""
     try:
         yield
     except OSError as e:
@@ -72,16 +72,16 @@ def storage_errors(workdir: str) -> Iterator[None]:
 
 
 def write_text_atomically(path: str, text: str) -> None:
-    """Writes a file so that after a crash either the old one or the new one is there."""
+    """Writes a file; after a crash either the old one or the new one is there."""
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
         f.write(text)
 
 
 class WorkdirLock:
-    """One writer per workdir.
+    """Lock that admits one writer per workdir.
 
-    The operating system holds the lock as long as the process lives, so a dead process leaves none
-    behind, however it died. Where the file system has no locks, the file's host and pid decide.
+    The operating system releases the lock when the process ends, however it ends. Where the file
+    system has no locks, host and pid in the lock file decide.
     """
 
     def __init__(self, workdir: str):
@@ -126,7 +126,7 @@ class WorkdirLock:
             )
 
     def release(self) -> None:
-        """Leaves the (empty) file: removing it would race with the next run's opening it."""
+        """Releases the lock; the empty file stays, since removing it would race with a new run."""
         if self._fd >= 0:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, 0)
@@ -135,7 +135,7 @@ class WorkdirLock:
 
 
 def read_lock_holder(workdir: str) -> dict[str, Any]:
-    """Host and pid of the run that writes to a workdir, or wrote there until it was killed."""
+    """Returns host and pid of the run that is writing to a workdir, or was until it was killed."""
     try:
         with open_file(os.path.join(workdir, LOCK)) as f:
             holder = json.loads(f.read())
@@ -146,7 +146,7 @@ def read_lock_holder(workdir: str) -> dict[str, Any]:
 
 
 def may_be_running(holder: dict[str, Any]) -> bool:
-    """Whether a lock's holder may still be running; another host's cannot be asked."""
+    """Returns whether a lock's holder may be running; True if it is on another host."""
     if not holder:
         return False
     if holder["host"] != socket.gethostname():
@@ -165,10 +165,10 @@ def checkpoint_dir(workdir: str) -> str:
 
 
 def checkpoint_steps(workdir: str) -> list[int]:
-    """The steps of a workdir's checkpoints, newest first, whole or not.
+    """Returns the steps of a workdir's checkpoints, newest first, including incomplete ones.
 
     Raises:
-      UserError: if there is something else where the checkpoints should be.
+      UserError: if `checkpoints` is not a folder or cannot be read.
     """
     folder = checkpoint_dir(workdir)
     try:
@@ -184,7 +184,7 @@ def _is_step(name: str) -> bool:
 
 
 def last_saved_step(workdir: str) -> int:
-    """The newest step that a run is known to have saved; 0 if it never did."""
+    """Returns the newest step that a run is known to have saved; 0 if it has saved none."""
     try:
         with open_file(os.path.join(os.path.dirname(checkpoint_dir(workdir)), SAVED)) as f:
             step = json.loads(f.read())["step"]
@@ -194,5 +194,5 @@ def last_saved_step(workdir: str) -> int:
 
 
 def has_run(workdir: str) -> bool:
-    """Whether a run has ever saved there: if so, it must not be begun afresh."""
+    """Returns whether a run has ever saved there, so that it must be resumed, not restarted."""
     return bool(checkpoint_steps(workdir)) or last_saved_step(workdir) > 0

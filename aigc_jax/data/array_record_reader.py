@@ -1,4 +1,4 @@
-"""Records of sharded ArrayRecord files, on this machine or in an object store.
+"""Reads sharded ArrayRecord files, local or in an object store.
 
 A file is opened when one of its records is first read. The index of an open file takes 8 bytes per
 record, so the number of records in open files is bounded; `shuffle.WindowShuffle` reads shard by
@@ -23,16 +23,16 @@ BUFFER = 1 << 15  # bytes
 
 
 class Shards:
-    """The records of consecutive files, by number.
+    """Random access to the records of consecutive files.
 
     Args:
-      paths: of the files; anything that `etils.epath` reads.
+      paths: paths of the files; anything that `etils.epath` reads.
       lengths: number of records of each file.
       max_open_records: number of records in open files; at least one file is open.
 
     Attributes:
       ends: number of records up to the end of each file, (F,).
-      opened: number of times that a file was opened, for tests.
+      opened: number of file openings, for tests.
     """
 
     def __init__(self, paths: Sequence[str], lengths: Sequence[int], max_open_records: int):
@@ -46,10 +46,10 @@ class Shards:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def __getitem__(self, index: int) -> bytes:
-        """One record.
+        """Returns one record.
 
         Raises:
-          ValueError: if its file has another number of records than it should.
+          ValueError: if its file has an unexpected number of records.
           RuntimeError, OSError, UserError: if it cannot be read.
         """
         if not 0 <= index < len(self):
@@ -58,7 +58,7 @@ class Shards:
         return self._shard(shard).read(index - self._first(shard))
 
     def check(self) -> None:
-        """Opens the first and the last file; raises what indexing raises."""
+        """Opens the first and the last file; raises the same errors as indexing."""
         for index in (0, len(self) - 1):
             self[index]
 
@@ -76,7 +76,7 @@ class Shards:
             self._open.move_to_end(shard)
             limit = self._max_open_records
             while len(self._open) > 1 and sum(map(self._length, self._open)) > limit:
-                self._open.popitem(last=False)  # closed when its last reader is done
+                self._open.popitem(last=False)  # closed when its last reader has finished
             return self._open[shard]
 
 
@@ -103,10 +103,10 @@ class _Shard:
                 reader = _reader(copy)  # keeps the file open after its name is removed
         else:
             if not is_remote(self._path):
-                open_file(self._path).close()  # a regular file: a pipe could block for ever
+                open_file(self._path).close()  # only a regular file: a pipe could block forever
             reader = _reader(self._path)
         if not reader.ok():
-            reader.close()  # raises the reason
+            reader.close()  # raises the cause
         if reader.num_records() != self._length:
             raise ValueError(f"{name} has {reader.num_records()} records, not {self._length}")
         return reader

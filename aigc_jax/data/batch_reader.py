@@ -1,4 +1,4 @@
-"""One process's rows of a run's batches, by the batch's number.
+"""BatchReader: this process's rows of batch k.
 
 B is the number of rows of a batch over all processes, R that of this process's rows.
 """
@@ -21,24 +21,24 @@ from aigc_jax.data.source import (
     stack,
 )
 
-NumberedBatch = tuple[HostBatch, list[int]]  # a batch, and the streamed documents in it
+NumberedBatch = tuple[HostBatch, list[int]]  # a batch and the ids of streamed documents in it
 
 
 class BatchReader:
-    """Makes this process's rows of a batch.
+    """Assembles this process's rows of a batch.
 
-    A row of examples by index depends on its place in the shuffled order alone. A row of streamed
-    documents is the next one of its stream, so that such batches must be made in sequence.
+    A row from a random-access source depends only on its place in the shuffled order. A row of
+    streamed documents is the next one of its stream, so such batches must be made in sequence.
 
     Args:
       source: the examples; a `MixedSource` draws from its parts by weight.
       batch_size: B.
-      seed: of the order.
-      row_R: which of the B rows to make.
+      seed: random seed of the order.
+      row_R: indices of the rows to make, of B.
       threads: threads that read the row streams.
 
     Attributes:
-      streams: the row streams of streamed parts, by the part's number as a string, as in JSON.
+      streams: row streams of streamed parts, by the part's index as a string (a JSON key).
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class BatchReader:
         return gather(part_R, read), documents
 
     def taken(self, batches: int) -> list[int]:
-        """How many examples of each part the first batches hold, over all processes."""
+        """Returns the number of examples of each part in the first batches, over all processes."""
         return self._schedule.taken(batches)
 
     def example_ids(self, number: int) -> list[int]:
-        """The numbers of a whole batch's examples, over all processes; only without streams."""
+        """Returns indices of a batch's examples, over all processes; without streams only."""
         part_B, place_B = self._schedule.batch(number, self._all_R)
         example_B = np.empty_like(place_B)
         for part, reader in self._readers.items():
@@ -86,7 +86,7 @@ class BatchReader:
 
 
 class _ShuffledReader:
-    """Reads the examples at some places (B,) of a source's shuffled order."""
+    """Reads the examples at places (B,) of a source's shuffled order."""
 
     def __init__(self, source: Source, seed: int):
         self._source, self._seed, self.order = source, seed, epoch_shuffle(source, seed)

@@ -16,15 +16,15 @@ class Dataset:
     """Training and held-out examples.
 
     Attributes:
-      spec: what a model must know of them.
-      train: examples to train on.
+      spec: spec of the examples.
+      train: training examples.
       validation: held-out examples.
-      texts: for text, the documents of the splits "train" and "validation", for baselines that
-        read plain text.
-      dialogues: for chats, the held-out conversations with a message of the assistant.
-      channel_images: if each channel of an image is an image of its own, such images, (N, H, W)
-        uint8, and their classes (N,). An image's class has theirs as its decimal digits.
-      fingerprint: a hash by which data given from Python are recognised; "": unknown.
+      texts: documents of the splits "train" and "validation", for baselines that read plain text;
+        {} for other data.
+      dialogues: held-out conversations with a message of the assistant; [] for other data.
+      channel_images: for images whose channels are independent images: such images, (N, H, W)
+        uint8, and their classes (N,), the decimal digits of an image's class.
+      fingerprint: hash that identifies data passed from Python; "" if unknown.
     """
 
     spec: Spec
@@ -37,8 +37,8 @@ class Dataset:
 
 
 def draw_examples(source: Source, limit: int) -> list[Example]:
-    """At most `limit` examples from all over the source, always the same ones.
+    """Returns at most `limit` evenly spaced examples.
 
-    The first ones would not do: a data set may be stored class by class.
+    The first ones would be biased: a data set may be stored class by class.
     """
     return [source[int(i)] for i in permutation(len(source), 0)[:limit]]

@@ -1,4 +1,4 @@
-"""Batches of one fixed size: the last one is padded, so that nothing is compiled twice."""
+"""Batches of a fixed size, with a padded last one, so that functions compile once."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -13,11 +13,11 @@ from aigc_jax.data.source import Source, read_batch
 
 
 def padded_indices(count: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The numbers below `count` in batches of `size`.
+    """Yields the indices below `count` in batches of `size`.
 
     Yields:
-      The numbers (size,), of which the last one is repeated to fill the last batch; and which of
-      them are not such padding, (size,) bool.
+      Indices (size,), where the last index is repeated to fill the last batch; and a mask (size,)
+      bool, False for that padding.
     """
     for first in range(0, count, size):
         index_B = np.arange(first, first + size)
@@ -25,10 +25,10 @@ def padded_indices(count: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarr
 
 
 def map_batches(function: Callable[[np.ndarray, np.ndarray], Any], count: int, size: int) -> Any:
-    """Applies a function to the numbers below `count` in batches of one size.
+    """Applies a function to the indices below `count` in batches of a fixed size.
 
     Args:
-      function: numbers (size,) and which of them are not padding, (size,) bool → a tree of arrays
+      function: maps indices (size,) and their mask (size,), False for padding, to a tree of arrays
         (size, …).
       count: at least 1.
       size: rows of a batch.
@@ -44,7 +44,7 @@ def map_batches(function: Callable[[np.ndarray, np.ndarray], Any], count: int, s
 
 
 def num_batches(source: Source, batch_size: int, limit: int = 0) -> int:
-    """The number of batches that `eval_batches` makes."""
+    """Returns the number of batches of `eval_batches`."""
     batches = -(-len(source) // batch_size)
     return min(limit, batches) if limit else batches
 
@@ -52,13 +52,13 @@ def num_batches(source: Source, batch_size: int, limit: int = 0) -> int:
 def eval_batches(
     source: Source, batch_size: int, limit: int = 0, shard: tuple[int, int] | None = None
 ) -> Iterator[HostBatch]:
-    """Yields every example once, in order; the last batch is padded with examples of weight 0.
+    """Yields all examples in order; the last batch is padded with examples of weight 0.
 
-    All processes make equally many batches.
+    All processes yield the same number of batches.
 
     Args:
       source: held-out examples.
-      batch_size: over all processes.
+      batch_size: examples per batch over all processes.
       limit: at most this many batches; 0: all.
       shard: as for `DataLoader`.
     """

@@ -1,4 +1,4 @@
-"""Files of lines and of JSON lines, from anywhere."""
+"""Reads files of text lines and JSON lines from untrusted sources."""
 
 import json
 from collections.abc import Collection, Iterator
@@ -7,7 +7,7 @@ from typing import Any
 from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.core.files import check_memory, file_size, open_file
 
-MAX_LINE = 1 << 28  # bytes of a line; a file without line ends is read no further
+MAX_LINE = 1 << 28  # maximum bytes of a line; bounds memory for files without line ends
 
 
 def decode(data: bytes, where: str) -> str:
@@ -19,10 +19,10 @@ def decode(data: bytes, where: str) -> str:
 
 
 def read_lines(path: str) -> Iterator[tuple[str, str]]:
-    """Yields every line of a file, blank ones too, as (its name in messages, the line).
+    """Yields (name for messages, line) for every line of a file, including blank ones.
 
     Raises:
-      UserError: if the file cannot be read or held in memory, or a line is too long or not UTF-8.
+      UserError: if the file cannot be read or is too large, or a line is too long or not UTF-8.
     """
     name = shorten(path)
     with open_file(path) as f:
@@ -44,7 +44,7 @@ def parse_json(line: str, where: str, once: Collection[str] = ()) -> Any:
     Args:
       line: the text.
       where: its name in messages.
-      once: keys that no object may have twice, at any depth.
+      once: keys that must be unique within each object, at any depth.
 
     Raises:
       UserError: if it is not JSON, or has one of the keys twice.
@@ -67,7 +67,7 @@ def parse_json(line: str, where: str, once: Collection[str] = ()) -> Any:
 
 
 def is_unicode(text: str) -> bool:
-    """True if UTF-8 can encode the text: it has no half of a surrogate pair."""
+    """Returns whether UTF-8 can encode the text: it contains no lone surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

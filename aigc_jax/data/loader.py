@@ -1,4 +1,4 @@
-"""The data loader: endless shuffled batches of a process, with a position that can be saved.
+"""DataLoader: endless shuffled batches of one process, with a position that can be saved.
 
 Each process reads only its shard of a batch. Batch k of a run has the same examples in the same
 order under any number of processes: process p of P reads rows p·B/P … (p+1)·B/P − 1 of it.
@@ -23,10 +23,10 @@ RECENT = 64  # batches for which the positions of the row streams are remembered
 
 
 def local_size(batch_size: int, processes: int) -> int:
-    """One process's rows of a batch.
+    """Returns the number of rows per process.
 
     Raises:
-      UserError: if the rows cannot be divided by the processes.
+      UserError: if the batch size is not divisible by the number of processes.
     """
     if batch_size % processes:
         raise UserError(
@@ -37,7 +37,7 @@ def local_size(batch_size: int, processes: int) -> int:
 
 
 class SequentialIterator(grain.DatasetIterator):
-    """Makes batches one after another; its state is that of the row streams."""
+    """Iterator over batches in sequence; its state is that of the row streams."""
 
     def __init__(self, batches: BatchReader):
         super().__init__()
@@ -63,16 +63,16 @@ class SequentialIterator(grain.DatasetIterator):
 class DataLoader:
     """A feed of endless shuffled batches of this process; see `core.feed.Feed`.
 
-    Grain makes whole batches ahead: its threads and its position are used, not its stacking of
-    examples, which takes longer than a small model's step.
+    Grain prefetches complete batches: its threads and iterator state are used, but not its stacking
+    of examples, which takes longer than a small model's step.
 
     Args:
       source: the training examples: by index, streamed, or a `MixedSource` of both.
       batch_size: examples of a step over all processes.
-      seed: of the order; every epoch has its own.
+      seed: random seed; every epoch has a different order.
       threads: reader threads.
-      shard: (which, of how many) equal parts of each batch to read; by default this process's.
-        (0, 1) is the whole batch.
+      shard: (index, number) of equal shards of each batch; this process's by default. (0, 1) is
+        the complete batch.
 
     Attributes:
       batch_size: examples of a step over all processes.
@@ -111,7 +111,7 @@ class DataLoader:
         self._recent: collections.deque[tuple[int, Any]] = collections.deque(maxlen=RECENT)
 
     def next(self, state: Any = None) -> HostBatch:
-        """The next batch of this process; the train state is ignored."""
+        """Returns the next batch of this process; ignores the train state."""
         del state
         batch, self._doc_ids = next(self._iterator)
         self.taken += 1
@@ -120,7 +120,7 @@ class DataLoader:
         return batch
 
     def position(self) -> dict[str, Any]:
-        """The position as plain JSON values, equal on every process; all processes must call it."""
+        """Returns the position as plain JSON values, equal on all processes; all must call it."""
         position: dict[str, Any] = {"examples": self.taken * self.batch_size}
         state = self._iterator.get_state()
         if self._batches.streams:
@@ -132,7 +132,7 @@ class DataLoader:
         return position | ({"mixture": mixed} if len(mixed) > 1 else {})
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Continues after the examples that `position` counts."""
+        """Continues from a `position`."""
         taken = position["examples"] // self.batch_size
         if self._batches.streams:
             streams = position["streams"].items()
@@ -141,7 +141,7 @@ class DataLoader:
         self.skip_to(taken)
 
     def skip_to(self, taken: int) -> None:
-        """Continues after `taken` batches; row streams read on from the nearest known position."""
+        """Continues after `taken` batches; row streams resume at the nearest saved position."""
         if not self._batches.streams:
             self._iterator.set_state({**self._iterator.get_state(), "next_index": taken})
             self.taken = taken
@@ -154,8 +154,8 @@ class DataLoader:
             self.next()
 
     def example_ids(self, batch: int) -> list[int]:
-        """The source's examples in batch number `batch` of the run, over all processes.
+        """Returns indices of the source's examples in batch number `batch`, over all processes.
 
-        Of streamed documents, those in this process's rows; the batch must be the last one taken.
+        For streamed documents: the ids in this process's rows; `batch` must be the last one taken.
         """
         return self._doc_ids if self._batches.streams else self._batches.example_ids(batch)

@@ -1,6 +1,6 @@
-"""Several sources mixed by weight: what to draw from which part at which place.
+"""Mixtures of sources by weight.
 
-R is the number of rows of a batch that are looked up, B that of a batch.
+Shapes: B rows of a batch, R of them that are read.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ MAX_WEIGHT = 10**9  # sum of a mixture's weights: products with it fit into 64 b
 
 
 class MixedSource:
-    """Several sources as one, and the weights by which to draw from them.
+    """A mixture or concatenation of several sources.
 
     Args:
       parts: sources of examples with the same fields and shapes.
-      weights: whole numbers, one per part; none: the parts are concatenated.
+      weights: integer weight of each part; () concatenates the parts.
     """
 
     def __init__(self, parts: Sequence[TrainSource], weights: Sequence[int] = ()):
@@ -37,7 +37,7 @@ class MixedSource:
         return int(self._ends[-1])
 
     def first(self, part: int) -> int:
-        """The number of a part's first example among those of all."""
+        """Returns the index of a part's first example in the concatenation."""
         return int(self._ends[part])
 
     def __getitem__(self, index: int) -> Example:
@@ -61,20 +61,20 @@ class MixedSource:
 
 
 class MixtureSchedule:
-    """Interleaves several endless sequences by weight.
+    """Interleaves endless sequences by weight.
 
-    After n places each part has had its share of them, to within one or two. In a batch the places
-    are rotated by a random number, so that weights and batch size have no pattern in common: no row
-    of the batches always belongs to the same part.
+    After n places each part has had its share, up to one or two places. Within a batch the places
+    are rotated by a random number, which avoids a common period of weights and batch size: no row
+    always belongs to the same part.
 
     Args:
-      weights: of the parts: whole numbers, more than 0, whose sum is at most `MAX_WEIGHT`.
+      weights: positive integer weight of each part, with a sum of at most `MAX_WEIGHT`.
       batch_size: places of a batch.
-      seed: of the rotations.
+      seed: random seed of the rotations.
     """
 
     def __init__(self, weights: Sequence[int], batch_size: int, seed: int):
-        # A part's share of what the parts before it leave.
+        # A part's share of the places that the parts before it leave.
         self._shares = [(weight, sum(weights[i:])) for i, weight in enumerate(weights)]
         self._batch_size = batch_size
         self._turn = lru(
@@ -82,11 +82,11 @@ class MixtureSchedule:
         )
 
     def batch(self, number: int, row_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The parts (R,) of some rows of a batch, and their places (R,) in the parts' sequences."""
+        """Returns parts (R,) and places in the parts' sequences (R,) of rows of a batch."""
         turn = self._turn(number) if len(self._shares) > 1 else 0
         place_R = number * self._batch_size + (row_R + turn) % self._batch_size
         part_R = np.zeros(len(place_R), np.int64)
-        open_R = np.ones(len(place_R), bool)  # no part has been found yet
+        open_R = np.ones(len(place_R), bool)  # True until a part has been found
         for part, share in enumerate(self._shares):
             before_R, after_R = _taken(place_R, *share), _taken(place_R + 1, *share)
             mine_R = open_R & (after_R > before_R)
@@ -96,7 +96,7 @@ class MixtureSchedule:
         return part_R, place_R
 
     def taken(self, batches: int) -> list[int]:
-        """How many examples of each part the first batches hold."""
+        """Returns the number of examples of each part in the first batches."""
         place, found = np.array([batches * self._batch_size]), []
         for share in self._shares:
             mine = _taken(place, *share)
@@ -106,6 +106,6 @@ class MixtureSchedule:
 
 
 def _taken(place_R: np.ndarray, weight: int, of: int) -> np.ndarray:
-    """⌊place · weight / of⌋, without products that 64 bits cannot hold."""
+    """Returns ⌊place · weight / of⌋ without overflow of 64 bits."""
     whole_R, rest_R = np.divmod(place_R, of)
     return whole_R * weight + rest_R * weight // of

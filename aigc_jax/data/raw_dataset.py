@@ -1,4 +1,4 @@
-"""Raw examples: what every reader returns."""
+"""RawDataset: undecoded examples, the output of every reader."""
 
 import dataclasses
 import functools
@@ -10,18 +10,18 @@ Example = dict[str, Any]
 
 @dataclasses.dataclass
 class RawDataset:
-    """Raw examples, as they were read.
+    """Undecoded examples with their format.
 
     Attributes:
-      splits: `{split: examples}`; calling an example reads or makes it.
-      image_shape: (H, W, C) of images; None for others.
-      class_names: one per label; empty without labels.
-      kind: what an example has: "image" or "text" (with "label" if there are classes), "messages",
-        or "words" (with "tags"); by default "image" if there is an image shape, else "text".
-      unlabelled: the reason why text has no labels.
-      channel_images: if each channel of an image is an image of its own, such images to learn from,
-        (N, H, W) uint8, and their classes (N,); an image's class has theirs as its decimal digits.
-      levels: number of values of a pixel, which are spread over 0…255.
+      splits: `{split: examples}`; an example is a function that reads or generates it.
+      image_shape: (H, W, C) of images; None for other data.
+      class_names: name of each class; empty without labels.
+      kind: main field of an example: "image" or "text" (with "label" if there are classes),
+        "messages", or "words" (with "tags"); by default "image" if there is an image shape, else
+        "text".
+      unlabelled: the reason why a text has no labels, for messages.
+      channel_images: as in `Dataset`.
+      levels: number of values of a pixel, spread over 0…255.
       streamed: whether it is text that does not fit into memory.
     """
 
@@ -39,10 +39,10 @@ class RawDataset:
 
 
 class Examples(Sequence[Callable[[], Example]]):
-    """Examples of a split that are made when they are called.
+    """Lazy examples of a split.
 
     Args:
-      make: index → example.
+      make: returns the example of an index.
       count: number of examples.
       ends: number of examples up to the end of each file, (F,), if they are stored in files.
     """
@@ -61,7 +61,7 @@ class ColumnarExamples(Examples):
     """Examples in memory, as one sequence or array per field.
 
     Attributes:
-      values: these sequences or arrays.
+      values: sequence or array by field.
     """
 
     def __init__(self, **values: Any):

@@ -1,8 +1,8 @@
-"""The order of an endless shuffled sequence of examples, in memory that does not grow.
+"""Order of an endless shuffled sequence of examples, in constant memory.
 
-A place is a number from 0. The example at a place is a function of the place and the seed alone:
-a position in the data is one number, and processes agree on the order without communication.
-B is the number of places that are looked up together.
+A place is an index from 0 in that sequence. The example at a place is a function of the place and
+the seed alone: a position in the data is one number, and processes agree on the order without
+communication. Shapes: B places looked up together.
 """
 
 import copy
@@ -15,18 +15,18 @@ from grain.experimental import index_shuffle
 
 V = TypeVar("V")
 
-PLACES = 2**53  # as good as endless
-SMALL = 1 << 16  # numbers whose order is stored: computing the places of a short one is slow
+PLACES = 2**53  # length of an "endless" sequence
+SMALL = 1 << 16  # up to this length a permutation is stored: computing a short one is slow
 
 
 class EpochShuffle:
-    """Shuffles the examples of a data set: every epoch has each of them once, in its own order.
+    """Shuffles a data set: every epoch has each example once, in a different order.
 
     Args:
       count: number of examples.
-      seed: of the order.
+      seed: random seed of the order.
       file_ends: number of examples up to the end of each file, if they are stored in files.
-      window: if there are files and more examples than this, whole files of about so many examples
+      window: if there are files and more examples than this, files with about this many examples
         are shuffled together, so that each file is opened once in an epoch.
 
     Attributes:
@@ -46,7 +46,7 @@ class EpochShuffle:
         return permutation(self.count, seed)
 
     def __call__(self, place_B: np.ndarray) -> np.ndarray:
-        """The examples (B,) at these places."""
+        """Returns the examples (B,) at these places."""
         epoch_B, inside_B = np.divmod(place_B, self.count)
         example_B = np.empty_like(inside_B)
         for epoch in np.unique(epoch_B).tolist():
@@ -56,19 +56,19 @@ class EpochShuffle:
 
 
 def lru(function: Callable[[int], V]) -> Callable[[int], V]:
-    """Caches the last few values: reader threads can be in two epochs or batches at once."""
+    """Caches the last few values, since reader threads can be in two epochs or batches at once."""
     return functools.lru_cache(maxsize=4)(function)
 
 
 class IndexShuffle(Sequence[int]):
-    """A permutation of the numbers below `count` that is computed place by place, not stored.
+    """A permutation of the integers below `count`, computed place by place instead of stored.
 
-    Grain's permutation by a block cipher (Black and Rogaway 2002), which needs no memory.
+    Uses Grain's permutation by a block cipher (Black and Rogaway 2002), which needs no memory.
 
     Args:
-      count: how many numbers.
-      seed: of the order.
-      chosen: which places of it; None: all.
+      count: length of the permutation.
+      seed: random seed.
+      chosen: places to keep; all by default.
     """
 
     def __init__(self, count: int, seed: int | Sequence[int], chosen: range | None = None):
@@ -96,30 +96,32 @@ class IndexShuffle(Sequence[int]):
 
 
 def permutation(count: int, seed: int | Sequence[int]) -> np.ndarray | IndexShuffle:
-    """The numbers below `count` in random order, in bounded memory."""
+    """Returns a random permutation of the integers below `count`, in bounded memory."""
     if count > SMALL:
         return IndexShuffle(count, seed)
     return np.random.default_rng(seed).permutation(count)
 
 
 class WindowShuffle:
-    """Shuffles files, then the examples of a few consecutive files ("window") together.
+    """Shuffles the files, then the examples within windows of a few consecutive files.
 
-    Needs memory for the files, not for their examples.
+    Memory grows with the number of files, not of examples.
 
     Args:
       file_ends: number of examples up to the end of each file, (F,).
-      seed: of the order.
-      window: examples of a window, to which the rest of its last file is added.
+      seed: random seed of the order.
+      window: minimum number of examples in a window, which ends with a file.
     """
 
     def __init__(self, file_ends: np.ndarray, seed: Sequence[int], window: int):
         firsts = np.concatenate([[0], file_ends[:-1]])
         files = np.random.default_rng(seed).permutation(len(file_ends))
-        self._first = firsts[files]  # of the files in their new order
+        self._first = firsts[files]  # in the shuffled order of files
         length = (file_ends - firsts)[files]
-        self._place = np.cumsum(length) - length  # where each file begins in the new order
-        opens = np.diff(self._place // window, prepend=-1) > 0  # files with which a window begins
+        self._place = np.cumsum(length) - length  # first place of each file in the shuffled order
+        opens = (
+            np.diff(self._place // window, prepend=-1) > 0
+        )  # whether a file is the first of a window
         self._starts = starts = np.append(self._place[opens], file_ends[-1])
         self._window = lru(
             lambda window: permutation(int(starts[window + 1] - starts[window]), [*seed, window])

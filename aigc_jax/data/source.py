@@ -1,6 +1,6 @@
-"""Sources of examples: the protocol, and what some sources can do beyond it.
+"""Sources of examples: the protocol and its optional capabilities.
 
-B is the number of rows of a batch, R that of the rows that one process reads.
+Shapes: B rows of a batch, R rows that one process reads.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ Example = dict[str, Any]  # arrays and NumPy scalars
 
 
 class Source(Protocol):
-    """Examples by index."""
+    """Random access to examples."""
 
     def __len__(self) -> int: ...
 
@@ -24,10 +24,10 @@ class Source(Protocol):
 
 @runtime_checkable
 class SupportsBatch(Protocol):
-    """A source that reads several examples faster together than one by one."""
+    """A source with a fast path for reading several examples together."""
 
     def batch(self, index_B: np.ndarray) -> HostBatch:
-        """The examples `index_B`, stacked: equal to reading each of them alone."""
+        """Returns the examples `index_B`, stacked; equal to reading each of them alone."""
         ...
 
 
@@ -36,7 +36,7 @@ class SupportsEpochBatch(Protocol):
     """A source whose examples differ between epochs, such as windows with a random offset."""
 
     def epoch_batch(self, index_B: np.ndarray, epoch_B: np.ndarray, seed: int) -> HostBatch:
-        """The examples `index_B` as they are in the epochs `epoch_B` of a run with this seed."""
+        """Returns the examples `index_B` in the epochs `epoch_B` of a run with this seed."""
         ...
 
 
@@ -45,8 +45,8 @@ class StoredInFiles(Protocol):
     """A source whose examples are stored in files that are expensive to open.
 
     Attributes:
-      file_ends: number of examples up to the end of each file, (F,); None if files do not matter.
-      shuffle_window: about how many examples are shuffled together.
+      file_ends: number of examples up to the end of each file, (F,); None for a full shuffle.
+      shuffle_window: approximate number of examples that are shuffled together.
     """
 
     file_ends: np.ndarray | None
@@ -57,30 +57,30 @@ class RowStreams(Protocol):
     """One endless stream of rows for each row of a process's batches."""
 
     def row(self, index: int) -> tuple[Example, list[int]]:
-        """The next row of stream `index`, and the numbers of the documents it is made of."""
+        """Returns the next row of stream `index`, and the indices of the documents in it."""
         ...
 
     def state(self) -> np.ndarray:
-        """Positions of the streams, (R, S) int32."""
+        """Returns positions of the streams, (R, S) int32."""
         ...
 
     def restore(self, state_RS: np.ndarray) -> None:
-        """Continues at the positions that `state` returned."""
+        """Continues from positions returned by `state`."""
         ...
 
 
 @runtime_checkable
 class SupportsRowStreams(Protocol):
-    """A source of documents that become rows only in sequence, as their lengths are unknown."""
+    """A source of documents of unknown length, which are packed into rows in sequence."""
 
     def __len__(self) -> int: ...
 
     def row_streams(self, seed: int, row_R: np.ndarray, batch_size: int) -> RowStreams:
-        """The streams of these rows of every batch.
+        """Returns the streams of these rows of every batch.
 
         Args:
-          seed: of the order of the documents.
-          row_R: which of the `batch_size` rows.
+          seed: random seed of the order of the documents.
+          row_R: indices of the rows, of `batch_size`.
           batch_size: rows of a batch over all processes.
         """
         ...
@@ -90,14 +90,14 @@ TrainSource = Source | SupportsRowStreams
 
 
 def epoch_shuffle(source: TrainSource, seed: int) -> EpochShuffle:
-    """The order of a source's examples; those in files are shuffled in windows of whole files."""
+    """Returns the order of a source's examples; files are shuffled in windows of complete files."""
     if isinstance(source, StoredInFiles):
         return EpochShuffle(len(source), seed, source.file_ends, source.shuffle_window)
     return EpochShuffle(len(source), seed)
 
 
 def read_batch(source: Source, index_B: np.ndarray) -> HostBatch:
-    """The examples `index_B` as one batch."""
+    """Returns the examples `index_B` as one batch."""
     if isinstance(source, SupportsBatch):
         return source.batch(index_B)
     return stack([source[i] for i in index_B.tolist()])
@@ -112,8 +112,8 @@ def gather(part_B: np.ndarray, read: Callable[[int, np.ndarray], HostBatch]) -> 
     """Assembles a batch whose rows come from several sources.
 
     Args:
-      part_B: the source of each row.
-      read: (source, rows of the batch) → these rows.
+      part_B: index of the source of each row.
+      read: returns the rows of a source, given its index and rows of the batch.
     """
     batch: HostBatch = {}
     for part in np.unique(part_B).tolist():

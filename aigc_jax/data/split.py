@@ -1,4 +1,4 @@
-"""Training and held-out examples of one data set, in memory that does not grow with it."""
+"""Splits a data set into training and held-out examples, in constant memory."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -13,21 +13,21 @@ from aigc_jax.data.shuffle import SMALL, IndexShuffle
 
 T = TypeVar("T", bound=Sequence)
 
-MAX_IN_MEMORY = 1 << 20  # numbers up to which a split is a list; that of more is computed
-MAX_STRATUM = 10**6  # numbers of which a fixed share is chosen
+MAX_IN_MEMORY = 1 << 20  # examples up to which a split is a list; larger ones are computed
+MAX_STRATUM = 10**6  # maximum examples of a stratum
 
 
 class StratifiedSplit(Sequence[int]):
-    """The same share of every short run of numbers ("stratum"), chosen at random within each.
+    """A random split that takes the same share of every stratum, a short range of indices.
 
-    So numbers that are close to each other are close in the split, too: files are read in order.
+    Indices that are close to each other are close in the split, too: files are read in order.
 
     Args:
-      count: how many numbers there are.
-      size: numbers of a stratum.
-      chosen: the places of its random order that belong to the split.
-      with_rest: whether an incomplete last stratum belongs to it as a whole, or not at all.
-      seed: of the random orders.
+      count: number of examples.
+      size: examples of a stratum.
+      chosen: places of a stratum's random order that belong to the split.
+      with_rest: whether an incomplete last stratum belongs to the split, or not at all.
+      seed: random seed.
     """
 
     def __init__(self, count: int, size: int, chosen: range, with_rest: bool, seed: int):
@@ -57,20 +57,19 @@ class StratifiedSplit(Sequence[int]):
         return stratum * self._size + order[self._chosen[inside]]
 
     def count_below(self, ends: np.ndarray) -> np.ndarray:
-        """About how many numbers of the split are below each of `ends`; all, below the last."""
+        """Returns about how many indices of the split are below each end; all for the last."""
         below = np.minimum(ends // self._size * len(self._chosen), len(self))
         return np.append(below[:-1], len(self))
 
 
 def random_split(count: int, fraction: float, seed: int) -> tuple[Sequence[int], Sequence[int]]:
-    """Splits the numbers below `count` into all but a fraction of them, and that fraction.
+    """Splits the integers below `count` at random into (1 − fraction) and fraction of them.
 
-    Of more than `MAX_IN_MEMORY` numbers the fraction is taken stratum by stratum, which needs no
-    memory.
+    Beyond `MAX_IN_MEMORY` the split is stratified, which needs no memory.
     """
     if count > MAX_IN_MEMORY:
         share = Fraction(fraction).limit_denominator(MAX_STRATUM)
-        times = max(SMALL // share.denominator, 1)  # a computed order must not be short
+        times = max(SMALL // share.denominator, 1)  # IndexShuffle is slow for short permutations
         size, held = times * share.denominator, times * share.numerator
         return (
             StratifiedSplit(count, size, range(held, size), True, seed),
@@ -82,17 +81,17 @@ def random_split(count: int, fraction: float, seed: int) -> tuple[Sequence[int],
 
 
 def held_out_split(splits: Mapping[str, Any]) -> str | None:
-    """The name of a source's own held-out split: "validation", else "test", else None."""
+    """Returns the name of a source's held-out split: "validation", else "test", else None."""
     return next((s for s in ("validation", "test") if splits.get(s)), None)
 
 
 def hold_out(count: int, config: Data, unit: str) -> tuple[Sequence[int], Sequence[int]]:
-    """Indices to train on and held-out ones: a random fraction, or the last ones.
+    """Returns indices of training and of held-out examples: a random fraction, or the last ones.
 
     Args:
       count: number of examples.
       config: the section `data`.
-      unit: the examples, for messages: "images".
+      unit: name of the examples, for messages: "images".
 
     Raises:
       UserError: if either would be empty.
@@ -114,12 +113,12 @@ def hold_out(count: int, config: Data, unit: str) -> tuple[Sequence[int], Sequen
 
 
 def limit_train(examples: T, config: Data) -> T:
-    """The first `data.max_train_examples` of the training examples, or all of them."""
+    """Returns the first `data.max_train_examples` training examples, or all of them."""
     return cast(T, examples[: config.max_train_examples or len(examples)])
 
 
 def file_ends(ends: np.ndarray | None, indices: Sequence[int], config: Data) -> np.ndarray | None:
-    """Where files end among examples that `hold_out` or `limit_train` chose.
+    """Returns the ends of files among the examples chosen by `hold_out` or `limit_train`.
 
     Args:
       ends: number of examples up to the end of each file, (F,), if they are stored in files.
@@ -127,11 +126,11 @@ def file_ends(ends: np.ndarray | None, indices: Sequence[int], config: Data) -> 
       config: the section `data`.
 
     Returns:
-      The number of chosen examples up to the end of each file; None if they are so few that they
-      are shuffled all together.
+      The number of chosen examples up to the end of each file; None if there are few enough for a
+      full shuffle.
     """
     if ends is None or len(indices) <= config.shuffle_window:
         return None
     if isinstance(indices, StratifiedSplit):
         return indices.count_below(ends)
-    return np.append(ends[ends < len(indices)], len(indices))  # the first of them
+    return np.append(ends[ends < len(indices)], len(indices))  # the first examples were chosen

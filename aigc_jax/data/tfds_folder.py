@@ -1,4 +1,4 @@
-"""Folders of TFDS data sets that may come from anywhere.
+"""Finds and validates folders of TFDS data sets from untrusted sources.
 
 TFDS trusts a folder: its features.json names Python classes, which TFDS imports, and its
 dataset_info.json the files of records and their lengths. Both are checked here before TFDS reads
@@ -23,7 +23,7 @@ CONFIG = re.compile(r"[\w+-][\w+.-]*", re.ASCII)
 VERSION = re.compile(r"\d{1,9}\.\d{1,9}\.\d{1,9}", re.ASCII)
 # A shard's file name; in TFDS's own, `{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}`.
 TEMPLATE = re.compile(r"([\w@.-]|\{[A-Z_]+\})+(/([\w@.-]|\{[A-Z_]+\})+)*", re.ASCII)
-MAX_JSON = 1 << 24  # bytes of a description
+MAX_JSON = 1 << 24  # maximum bytes of a JSON description
 MAX_CLASSES = 1_000_000
 
 
@@ -31,9 +31,9 @@ def check_name(name: str) -> None:
     """Raises UserError unless `name` is NAME, NAME/CONFIG, NAME:VERSION or both."""
     if not NAME.fullmatch(name):
         raise UserError(
-            f"data.source=tfds:{shorten(name)} names no data set: write tfds:NAME,"
-            " tfds:NAME/CONFIG,"
-            " tfds:NAME:1.0.0 or tfds:NAME/CONFIG:1.0.0, of letters, digits and underscores"
+            f"data.source=tfds:{shorten(name)} is not the name of a data set: write tfds:NAME,"
+            " tfds:NAME/CONFIG, tfds:NAME:1.0.0 or tfds:NAME/CONFIG:1.0.0, with letters, digits"
+            " and underscores"
         )
 
 
@@ -41,11 +41,11 @@ def find_folder(name: str, data_dir: str) -> str:
     """Finds a data set's folder `data_dir/NAME[/CONFIG]/VERSION`, by default of the newest version.
 
     Raises:
-      ValueError: if there is none, or NAME has several configs and `name` names none.
+      ValueError: if there is no such folder, or NAME has several configs and none is given.
     """
     match = NAME.fullmatch(name)
     if match is None:
-        raise ValueError(f"{shorten(name)} names no data set")
+        raise ValueError(f"{shorten(name)} is not the name of a data set")
     folder = os.path.join(data_dir, match["name"])
     config = match["config"] or ("" if _versions(folder) else _only_config(folder))
     folder = os.path.join(folder, config) if config else folder
@@ -57,18 +57,18 @@ def find_folder(name: str, data_dir: str) -> str:
 
 
 def folders(folder: str) -> list[str]:
-    """The names of the folders in a folder."""
+    """Returns the names of the subfolders."""
     return [d.name for d in epath.Path(folder).iterdir() if d.is_dir()]
 
 
 def _versions(folder: str) -> list[str]:
-    """The versions in the folder, newest first."""
+    """Returns the versions in the folder, newest first."""
     found = [name for name in folders(folder) if VERSION.fullmatch(name)]
     return sorted(found, key=lambda v: [int(n) for n in v.split(".")], reverse=True)
 
 
 def _only_config(folder: str) -> str:
-    """The default config in TFDS's metadata, or the only config."""
+    """Returns the default config in TFDS's metadata, or the only config."""
     metadata = os.path.join(folder, ".config", "metadata.json")
     exists = epath.Path(metadata).exists()
     default = _read_json(metadata).get("default_config_name") if exists else None
@@ -88,7 +88,7 @@ def _read_json(path: str) -> dict[str, Any]:
 
 
 def _bytes(path: str) -> bytes:
-    """The content of a description; ValueError if it is too long for one."""
+    """Reads a JSON description; ValueError if it is too long for one."""
     if is_remote(path):
         remote = epath.Path(path)
         size, data = remote.stat().length, b""
@@ -130,7 +130,7 @@ def _list(value: Any) -> list[Any]:
 
 
 def _feature_classes() -> set[str]:
-    """The names of TFDS's own feature classes, as features.json writes them."""
+    """Returns the names of TFDS's feature classes, as in features.json."""
     import tensorflow_datasets as tfds
 
     base = tfds.features.FeatureConnector

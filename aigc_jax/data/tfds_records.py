@@ -1,4 +1,4 @@
-"""Records of TFDS data sets, of which only what is used is decoded."""
+"""Reads records of TFDS data sets and decodes selected features."""
 
 import json
 import os
@@ -14,21 +14,21 @@ Decoder = Callable[[bytes, tuple[int, ...]], np.ndarray]  # (encoded value, shap
 
 
 class TfdsRecords:
-    """The examples of a split, of which only some features are decoded.
+    """Examples of a split, with only some features decoded.
 
     Args:
-      builder: TFDS's builder of the data set.
+      builder: TFDS builder of the data set.
       split: the split's name.
       used: the features to decode.
-      where: the data set's name in messages.
+      where: name of the data set in messages.
       window: number of records that are shuffled together; see `shuffle.WindowShuffle`.
-      decoders: (encoded image, its shape) → array, of features that TFDS stores encoded.
+      decoders: functions from (encoded value, shape) to an array, by feature.
 
     Attributes:
       ends: number of records up to the end of each file, (F,).
 
     Raises:
-      ValueError: if the files do not agree with the description.
+      ValueError: if the files do not match the description.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class TfdsRecords:
         return len(self._raw)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One example.
+        """Returns one example.
 
         Raises:
-          UserError: if it is damaged, or does not agree with the description.
+          UserError: if it is damaged, or does not match the description.
         """
         try:
             record = self._features.deserialize_example_np(
@@ -83,12 +83,14 @@ class TfdsRecords:
             for key, (decode, shape) in self._decoders.items():
                 record[key] = decode(record[key], shape)
             if self._classes and not 0 <= record["label"] < self._classes:
-                raise ValueError(f"its label {record['label']} is none of {self._classes} classes")
+                raise ValueError(
+                    f"its label {record['label']} is not one of {self._classes} classes"
+                )
             return record
         except Exception as e:  # TFDS, protobuf and array_record raise many types
             raise UserError(
-                f"record {index} of {self._where} cannot be read ({one_line(e)}): make the data set"
-                " again"
+                f"record {index} of {self._where} cannot be read ({one_line(e)}): prepare the data"
+                " set again"
             ) from e
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -64,7 +64,7 @@ class Watchdog:
             kv_store.put(f"last/{self._me}", last)
             time.sleep(BEAT)
             if isinstance(error, UserError) and self._me > 0:
-                error.told = kv_store.get("last/0") == last
+                error.reported_by_main = kv_store.get("last/0") == last
             time.sleep(BEAT)  # process 0 takes the store with it
 
     def _watch(self) -> None:

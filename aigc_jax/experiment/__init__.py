@@ -1,1 +1,1 @@
-"""From a config to the parts of a run, and from a workdir back to them."""
+"""Builds a run from a config and its data, and restores it from a workdir."""

@@ -38,12 +38,12 @@ from aigc_jax.training.step import make_step
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family that `objective.name` names."""
+    """Returns the family named by `objective.name`."""
     return registry.FAMILIES[_name(config, "objective")]
 
 
 def model_of(config: Mapping[str, Any]) -> Model:
-    """The model that `model.name` names."""
+    """Returns the model named by `model.name`."""
     return family_of(config).model(_name(config, "model"))
 
 
@@ -54,13 +54,13 @@ def _name(config: Mapping[str, Any], section: str) -> str:
 
 
 def parse_config(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
-    """The typed view of a recipe, every default filled in.
+    """Parses a recipe into its typed form, with defaults filled in.
 
-    Modules that `plugins` names are imported first. Modules that have registered the family or the
-    model from outside the library are added to `plugins`, so that a workdir knows what it needs.
+    Modules listed in `plugins` are imported first. Modules outside the library that define the
+    family or the model are added to `plugins`, so that the workdir records its dependencies.
 
     Raises:
-      UserError: for a wrong key, type or value, naming it.
+      UserError: for an unknown key, or an invalid type or value, with its name.
     """
     try:
         plain = ml_collections.ConfigDict(config).to_dict()
@@ -81,7 +81,7 @@ def parse_config(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Confi
 
 
 def _registered_by(config: Mapping[str, Any], family: Family, model: Model) -> list[str]:
-    """Modules outside the library that define a registered family or model."""
+    """Returns modules outside the library that define a registered family or model."""
     sources = {"objective": family.objective, "model": model.config}
     known = (*config["plugins"], "__main__") if config.get("plugins") else ("__main__",)
     found = (
@@ -95,7 +95,7 @@ def _registered_by(config: Mapping[str, Any], family: Family, model: Model) -> l
 
 
 def recipe(**sections: Any) -> ml_collections.ConfigDict:
-    """A recipe with every key present, so that each can be overridden on the command line.
+    """Builds a recipe with all keys present, so that each can be overridden on the command line.
 
     `optim` is one block, or one per player.
     """
@@ -103,7 +103,7 @@ def recipe(**sections: Any) -> ml_collections.ConfigDict:
 
 
 def _tuples(value: Any) -> Any:
-    """Lists as tuples, which command-line flags can override."""
+    """Converts lists to tuples, which command-line flags can override."""
     if isinstance(value, Mapping):
         return {k: _tuples(v) for k, v in value.items()}
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
@@ -115,16 +115,16 @@ class Run:
 
     Attributes:
       config: its typed config.
-      spec: what its data looks like.
-      objective: the game.
-      init: seed → a fresh state; pure.
+      spec: spec of its data.
+      objective: the family's objective.
+      init: pure function from a seed to the initial state.
       step: the compiled train step.
       mesh: the devices.
       shardings: a prefix pytree of shardings for the state; an entry applies to its whole subtree.
       optimizers: `{player: Optax transformation}`.
-      schedules: `{player: learning rate at a training step}`, without players whose optimizer was
-        given from Python.
-      parts: what was given from Python.
+      schedules: `{player: learning rate by training step}`, without players whose optimizer was
+        passed from Python.
+      parts: network and optimizers passed from Python.
     """
 
     config: Config
@@ -139,33 +139,33 @@ class Run:
     parts: PythonParts
 
     def state_shapes(self) -> TrainState:
-        """The state's shapes; nothing is computed."""
+        """Returns the state's shapes without computing anything."""
         return jax.eval_shape(self.init, jnp.int32(0))
 
     def fresh_state(self) -> TrainState:
-        """A fresh state, each array made on its own devices."""
+        """Returns an initial state, each array created in its sharding."""
         init = jax.jit(with_mesh(self.mesh, self.init), out_shardings=self.shardings)
         return init(jnp.int32(self.config.seed))
 
 
 def make_objective(config: Config, spec: Spec, network: Network | None = None) -> Objective:
-    """The objective of a config for data like `spec`; with a first stage, in its latent space.
+    """Builds the objective of a config for data like `spec`; with a first stage, on its latents.
 
     Args:
-      config: of the run.
-      spec: what its data looks like.
-      network: given from Python in place of that of the config.
+      config: config of the run.
+      spec: spec of the data.
+      network: network passed from Python, which replaces that of the config.
 
     Raises:
-      UserError: if the family cannot be trained on such data, or the first stage is no autoencoder.
+      UserError: if the family does not support such data, or the first stage is not an autoencoder.
     """
     if not config.first_stage.given:
         return _make_objective(config, spec, network)
     stage = make_objective(parse_config(config.first_stage.config), spec)
     if not isinstance(stage, SupportsFirstStage):
         raise UserError(
-            f"first_stage.workdir={config.first_stage.workdir} has no autoencoder with latents:"
-            " give the workdir of a run of configs/vae/kl.py, fsq.py or vq.py"
+            f"first_stage.workdir={config.first_stage.workdir} is not the run of an autoencoder:"
+            " set it to the workdir of a run of configs/vae/kl.py, fsq.py or vq.py"
         )
     kind = TokenSequenceObjective if stage.num_codes else ContinuousLatentObjective
     arrays = cast(ArraySpec, spec)  # since an autoencoder of them could be made
@@ -190,7 +190,7 @@ def _make_objective(config: Config, spec: Spec, network: Network | None) -> Obje
 
 
 def _as_constructor(network: Network) -> Any:
-    """The network as families call it: functions that ignore what it would be built from."""
+    """Wraps a network as the constructor that families call; it ignores the arguments."""
     if isinstance(network, tuple):
         return tuple(_as_constructor(part) for part in network)
     return lambda *arguments: network
@@ -203,18 +203,17 @@ def build(
     trains: bool = True,
     parts: PythonParts | None = None,
 ) -> Run:
-    """Everything that a run needs, from its config and what its data looks like.
+    """Builds a run from its config and the spec of its data.
 
     Args:
-      config: of the run.
-      spec: what its data looks like.
-      mesh: the devices, which need not be there to lower the step for them; those that the config
-        asks for if left out.
-      trains: whether batches are to be trained on, so that their size has to fit.
-      parts: a network and optimizers given from Python.
+      config: config of the run.
+      spec: spec of the data.
+      mesh: the devices, which need not be attached to lower the step; defaults to the config's.
+      trains: whether the run trains, so that the batch size must suit the mesh.
+      parts: network and optimizers passed from Python.
 
     Raises:
-      UserError: if the parts do not fit together, or not on the mesh.
+      UserError: if sections of the config contradict each other or do not suit the mesh.
     """
     parts = parts or PythonParts()
     objective = make_objective(config, spec, parts.network)
@@ -222,8 +221,8 @@ def build(
     unknown = set(config.optim) - {"", *players}
     if unknown:
         raise UserError(
-            f"optim.{sorted(unknown)[0]} is for a player that does not play:"
-            f" {', '.join(players)} do"
+            f"optim.{sorted(unknown)[0]} is not a player of this objective: its players are"
+            f" {', '.join(players)}"
         )
     optimizers, schedules = {}, {}
     for p in players:
@@ -270,46 +269,46 @@ def build(
 
 
 def check_length(config: Config, spec: Spec, mesh: Mesh) -> None:
-    """Raises UserError unless the mesh's axis `sequence` can share out what the model reads."""
+    """Raises UserError unless the mesh axis `sequence` can shard the model's sequences."""
     parts, name = axis_size(mesh, "sequence"), config.raw["model"]["name"]
     if parts == 1:
         return
     if not isinstance(config.model, HasSequenceLength):
         raise UserError(
-            f"sequence={parts} in mesh splits long sequences, which model.name='{name}' does not"
-            " read at once: use fsdp or tensor instead"
+            f"sequence={parts} in mesh shards sequences, but model.name='{name}' does not read"
+            " sequences: use fsdp or tensor instead"
         )
     length = config.model.length_of(spec)
     if length % parts:
         raise UserError(
-            f"sequence={parts} in mesh does not divide the {length} places that model.name="
-            f"'{name}' reads at once: change data.seq_len, the size of the images, or sequence"
+            f"sequence={parts} in mesh does not divide the sequence length {length} of model.name="
+            f"'{name}': change data.seq_len, the size of the images, or sequence"
         )
 
 
 def check_product(config: Config, mesh: Mesh) -> None:
-    """Raises UserError for axes along which together XLA computes a model's gradient wrongly."""
+    """Raises UserError for combinations of mesh axes where XLA computes wrong gradients."""
     wrong = config.model.wrong_on if isinstance(config.model, HasWrongGradients) else ()
     if wrong and all(axis_size(mesh, axis) > 1 for axis in wrong):
         split, batch = " and ".join(wrong), axis_size(mesh, "data") * axis_size(mesh, "fsdp")
         raise UserError(
             f"XLA's partitioner computes a wrong gradient of model.name="
-            f"'{config.raw['model']['name']}' where {split} are all split: use mesh=fsdp={batch}"
-            f",tensor={axis_size(mesh, 'tensor')}, which splits the batch the same way"
+            f"'{config.raw['model']['name']}' where {split} are all larger than 1: use mesh="
+            f"fsdp={batch},tensor={axis_size(mesh, 'tensor')}, which shards the batch the same way"
         )
 
 
 def sample_options(config: Config, overrides: Mapping[str, Any]) -> Sample:
-    """The config's sampling options with some replaced.
+    """Returns the config's sampling options with some replaced.
 
     Raises:
-      UserError: for an option that this family's sampling does not have.
+      UserError: for an option that the family does not have.
     """
     known = {f.name for f in dataclasses.fields(config.sample)}
     for name in overrides:
         if name not in known:
             family = config.raw["objective"]["name"]
-            raise UserError(f"sampling from '{family}' has no option '{name}': it has"
+            raise UserError(f"sampling from '{family}' has no option '{name}': choose one of"
                             f" {', '.join(sorted(known - {'every'}))}")  # fmt: skip
     values = {**dataclasses.asdict(config.sample), **overrides}
     return parse(type(config.sample), values, "sample")

@@ -1,4 +1,4 @@
-"""The data set of a run: from its config, or given from Python."""
+"""Loads the data set of a run, from its config or from Python objects."""
 
 from typing import Any
 
@@ -10,12 +10,13 @@ from aigc_jax.modalities.in_memory import dataset_from_python
 
 
 def load_dataset(config: Data, data: Any = None) -> Dataset:
-    """The training and held-out examples of a run.
+    """Loads the training and held-out examples of a run.
 
     Args:
       config: the section `data`.
-      data: examples given from Python instead of `config.source`, as `dataset_from_python` takes
-        them: arrays, lists, generators, Hugging Face data sets or data frames.
+      data: examples from Python that replace `config.source`, in a form that
+        `dataset_from_python` accepts: arrays, lists, generators, Hugging Face data sets or data
+        frames.
 
     Raises:
       UserError: if the data cannot be found or used.

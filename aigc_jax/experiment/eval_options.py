@@ -1,4 +1,4 @@
-"""The config section `eval` with a section for the metrics of each modality: `eval.image`."""
+"""Config section `eval` with subsections for the metrics of each modality, such as `eval.image`."""
 
 import dataclasses
 import functools
@@ -12,11 +12,11 @@ from aigc_jax.core.modality import MODALITIES
 
 
 def eval_section(mentioned: Collection[str] = ()) -> type[Eval]:
-    """The dataclass of the section `eval`.
+    """Returns the dataclass of the section `eval`.
 
     Args:
-      mentioned: keys of the section in a config. Modalities of other packages have a section only
-        if it is mentioned, so that a saved config does not need packages that its run does not.
+      mentioned: keys of the section in a config. Modalities of other packages get a subsection
+        only if it is mentioned, so that a saved config depends only on packages of its run.
     """
     options = {
         name: MODALITIES[name].eval_options
@@ -33,7 +33,7 @@ def _section(options: tuple[tuple[str, type], ...]) -> type[Eval]:
 
 
 def modality_options(section: Eval, modality: str) -> Any:
-    """The options of a modality's metrics, the defaults without `eval.MODALITY`; None: no options.
+    """Returns the options of a modality's metrics; None if it has no options.
 
     Args:
       section: from `eval_section`.
@@ -44,15 +44,15 @@ def modality_options(section: Eval, modality: str) -> Any:
 
 
 def override_eval(section: Eval, modality: str, overrides: Mapping[str, Any]) -> Eval:
-    """The section `eval` with some fields replaced.
+    """Returns the section `eval` with some fields replaced.
 
     Args:
       section: from `eval_section`.
-      modality: of the data; fields of its own section are named without the section.
-      overrides: by field: `{"num_samples": 500, "features": "efficientnet-lite0"}`.
+      modality: modality of the data; fields of its subsection are named without a prefix.
+      overrides: values by field: `{"num_samples": 500, "features": "efficientnet-lite0"}`.
 
     Raises:
-      UserError: for an unknown field, or a wrong value.
+      UserError: for an unknown field or an invalid value.
     """
     own = MODALITIES[modality].eval_options
     inner = {f.name for f in dataclasses.fields(own)} if own is not None else set()

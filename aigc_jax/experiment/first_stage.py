@@ -1,4 +1,4 @@
-"""The frozen first stage of a run: its config, and its parameters from a trained workdir."""
+"""Resolves the config of a frozen first stage and loads its parameters from a workdir."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,21 +19,21 @@ from aigc_jax.experiment.restore import restore
 from aigc_jax.families.latent.first_stage import PLAYER
 from aigc_jax.training.checkpoint import restore_latest
 
-LATENT_STATS_IMAGES = 512  # training images whose latents give the normalisation of latents
+LATENT_STATS_IMAGES = 512  # training images used for the latents' mean and standard deviation
 
 
 def resolve_first_stage(
     config: Config, spec: Spec | None = None, saved: Mapping[str, Any] | None = None
 ) -> Config:
-    """The config with that of its first stage filled in, if it names one.
+    """Returns the config with that of its first stage filled in, if there is one.
 
     Args:
-      config: of a run.
-      spec: of its data, to be compared with what the first stage was trained on; None: unknown.
-      saved: the config of the run's own workdir, if there is one: its first stage is already known.
+      config: config of a run.
+      spec: spec of its data, compared with that of the first stage; None skips the check.
+      saved: config in the run's own workdir, which has the first stage's, if it exists.
 
     Raises:
-      UserError: if the workdir holds no checkpoint, or one of other data.
+      UserError: if the workdir holds no checkpoint, or one trained on other data.
     """
     workdir = config.first_stage.workdir
     if not workdir or config.first_stage.config:
@@ -50,24 +50,24 @@ def resolve_first_stage(
 
 
 def without_first_stage(config: Config) -> Config:
-    """The config of a model that reads its data directly, such as synthetic latents."""
+    """Returns the config without its first stage, for data that are latents themselves."""
     return parse_config({**config.raw, "first_stage": {}})
 
 
 def load_first_stage(
     workdir: str, objective: UsesFirstStage, params: Params, source: Source
 ) -> Params:
-    """Fresh parameters with a trained autoencoder as their frozen first stage.
+    """Returns initial parameters with those of a trained autoencoder as frozen first stage.
 
     Args:
-      workdir: of the autoencoder's run.
-      objective: works in its latents or codes.
-      params: `{player: parameters}`.
-      source: of the training examples; the mean and standard deviation of some examples' latents,
-        drawn evenly, normalise all latents.
+      workdir: workdir of the autoencoder.
+      objective: objective on its latents or codes.
+      params: initial `{player: parameters}`.
+      source: training examples; the latents of an evenly spaced subset give the mean and standard
+        deviation for normalisation.
 
     Raises:
-      UserError: if the workdir holds no checkpoint, or one of other sizes than the config says.
+      UserError: if the workdir holds no checkpoint, or one whose sizes differ from the config.
     """
     _, state, _ = restore(workdir, optimizer=False)
     examples = draw_examples(source, LATENT_STATS_IMAGES)
@@ -76,7 +76,7 @@ def load_first_stage(
     shapes = [jax.tree.map(np.shape, tree) for tree in (frozen, params[PLAYER])]
     if shapes[0] != shapes[1]:
         raise UserError(
-            f"first_stage.workdir={workdir} now holds another autoencoder than when this run was"
-            " first started: use a new --workdir"
+            f"first_stage.workdir={workdir} holds another autoencoder than at the start of this"
+            " run: use a new --workdir"
         )
     return {**params, PLAYER: jax.device_get(frozen)}

@@ -1,4 +1,4 @@
-"""Draws as many samples as asked for, in batches of one size."""
+"""Draws samples in batches of a fixed size."""
 
 import copy
 import dataclasses
@@ -29,25 +29,25 @@ def make_request(
     token_callback: TokenCallback | None = None,
     guidance_model: Any = None,
 ) -> SampleRequest:
-    """The request for `num` samples.
+    """Builds the request for `num` samples.
 
     Args:
-      objective: the family.
+      objective: the family's objective.
       options: its sampling options.
-      num: N.
-      conditions: by name, a value for each sample; the others are those that the options ask for,
-        or the default of the condition, such as all classes in turn.
-      init: what to begin with, by name, with any number of rows, which are taken in turn; text
-        families begin with the prompts of the options if it is left out.
-      token_callback: sees tokens while they are drawn.
-      guidance_model: another model that guides this one.
+      num: number of samples, N.
+      conditions: values (N, …) by name. Other conditions follow the options, or the condition's
+        default, such as all classes in turn.
+      init: initial values by name, with any number of rows, which are repeated in turn; defaults
+        to the prompts of the options for text families.
+      token_callback: receives tokens while they are generated.
+      guidance_model: weaker model for autoguidance.
 
     Raises:
-      UserError: for a class that the model does not know.
+      UserError: for a class that the model does not have.
     """
     asked, given = dataclasses.asdict(options), dict(conditions or {})
     if options.label >= 0 and LABEL not in objective.conditions:
-        raise UserError(f"this model cannot draw class {options.label}: it has no classes")
+        raise UserError(f"sample.label={options.label}: this model has no classes; set it to -1")
     for name, spec in objective.conditions.items():
         if name not in given:
             given[name] = spec.values(asked.get(name), num)
@@ -73,19 +73,18 @@ def generate(
     seed: int = 0,
     batch_size: int = 256,
 ) -> np.ndarray:
-    """N samples: uint8 images (N, H, W, C) or tokens (N, T).
+    """Draws N samples: uint8 images (N, H, W, C) or tokens (N, T).
 
-    Sample n depends on the seed and on n only, not on how many are drawn. (Matrix products may
-    round differently in batches of different size: equal up to that.)
+    Sample n depends on the seed and on n only, not on N, up to the rounding of matrix products in
+    batches of different sizes.
 
     Args:
-      objective: the family.
+      objective: the family's objective.
       params: `{player: parameters}`.
       mutables: `{player: mutables}`.
-      request: what to draw, from `make_request`. Its token callback is copied for each of several
-        batches.
-      seed: of the random keys.
-      batch_size: samples drawn at once.
+      request: from `make_request`. Its token callback is copied for each of several batches.
+      seed: random seed.
+      batch_size: samples per batch.
     """
     num = len(request)
     size = min(num, batch_size)
@@ -94,7 +93,7 @@ def generate(
     looks = dict(desc="sampling", unit="batch", leave=False, disable=single)
     for row_R, real_R in tqdm(padded_indices(num, size), total=-(-num // size), **looks):
         own = request.rows(row_R)
-        if not single:  # each batch has a callback that knows nothing of the rows before
+        if not single:  # each batch needs a callback with a fresh state
             own = dataclasses.replace(own, token_callback=copy.copy(request.token_callback))
         key_N = numbered_keys(jax.random.key(seed), row_R)
         parts.append(np.asarray(objective.sample(params, mutables, key_N, own))[real_R])
@@ -102,10 +101,10 @@ def generate(
 
 
 def check_sampling(objective: Objective, params: Any, mutables: Any, options: Sample) -> None:
-    """Traces one sample, so that impossible options are reported before hours of training.
+    """Traces sampling abstractly, so that invalid options are reported before training.
 
     Raises:
-      UserError: for such options.
+      UserError: if the options are invalid.
     """
     request = make_request(objective, options, 1)
     key_N = numbered_keys(jax.random.key(0), np.arange(1))

@@ -1,8 +1,8 @@
-"""Networks and optimizers given from Python instead of a config, and their records in a workdir.
+"""Networks and optimizers passed from Python, and their record in a workdir.
 
 A network is recorded by its import path and its fields, so that a new process builds the same one.
-Like the modules that the config field `plugins` names, that of a network is imported: evaluate only
-workdirs whose packages you trust.
+Its module is imported, like those in the config field `plugins`: evaluate only workdirs whose
+packages you trust.
 """
 
 import dataclasses
@@ -16,41 +16,41 @@ import optax
 from aigc_jax.core.errors import UserError, shorten
 from aigc_jax.core.registry import import_path
 
-# Several networks are a tuple: of a GAN, (generator, critic).
+# A tuple for families with several networks: (generator, critic) for a GAN.
 Network: TypeAlias = nn.Module | tuple[nn.Module, ...]
 Optimizer: TypeAlias = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
 Record = dict[str, Any]
-OF_FLAX = ("parent", "name")  # fields of every Flax module that are not its constructor's
+OF_FLAX = ("parent", "name")  # fields of every Flax module, not part of its configuration
 
 
 @dataclasses.dataclass(frozen=True)
 class PythonParts:
-    """What is given from Python instead of being built from the config.
+    """Parts of a run passed from Python instead of being built from the config.
 
     Attributes:
-      network: a Flax module in place of that of `model.name`, called in the same way; a family with
-        several networks takes them as a tuple.
-      optimizer: an Optax transformation in place of that of `optim`; one per player or one for all.
+      network: a Flax module that replaces that of `model.name`, with the same call signature; a
+        tuple for families with several networks.
+      optimizer: an Optax transformation that replaces the section `optim`, or one per player.
     """
 
     network: Network | None = None
     optimizer: Optimizer | None = None
 
     def record(self) -> Record:
-        """Plain JSON values by which a workdir remembers them."""
+        """Returns plain JSON values that describe the parts, to be saved in the workdir."""
         network = None if self.network is None else _record_network(self.network)
         return {"network": network, "optimizer": self.optimizer is not None}
 
     def optimizer_of(self, player: str) -> optax.GradientTransformation | None:
-        """The transformation given for a player; None if none was given at all.
+        """Returns the transformation of a player; None if no optimizer was passed.
 
         Raises:
-          UserError: if there are some, but not for this player.
+          UserError: if optimizers were passed, but none for this player.
         """
         if isinstance(self.optimizer, Mapping):
             if player not in self.optimizer:
                 raise UserError(
-                    f"optimizer= has no transformation for the player '{player}': it has"
+                    f"optimizer= has no transformation for the player '{player}', only for"
                     f" {', '.join(map(str, self.optimizer))}"
                 )
             return self.optimizer[player]
@@ -58,28 +58,28 @@ class PythonParts:
 
 
 def check_same_parts(workdir: str, saved: Record, now: Record) -> None:
-    """Raises UserError if a run is resumed with other Python parts than it began with."""
+    """Raises UserError if a run is resumed with other Python parts than it was started with."""
     for name, missing in (("network", None), ("optimizer", False)):
         before, given = saved.get(name, missing), now[name]
         if before == given:
             continue
         if not given:
-            raise UserError(f"{workdir} was trained with {name}= given from Python: pass it again")
+            raise UserError(f"{workdir} was trained with {name}= passed from Python: pass it again")
         raise UserError(
-            f"{workdir} was trained with another network or optimizer than {name}= gives: pass the"
-            " same, or choose another workdir"
+            f"{workdir} was trained with another {name}=: pass the same one, or choose another"
+            " workdir"
         )
 
 
 def restore_parts(saved: Record, network: Network | None = None) -> PythonParts:
-    """The parts of a trained run, as far as inference needs them.
+    """Restores the parts of a trained run that inference needs.
 
     Args:
       saved: the run's record.
-      network: given again by the caller; it counts instead of the record.
+      network: network passed by the caller, which replaces the recorded one.
 
     Raises:
-      UserError: if the network was given from Python and can neither be imported nor is given.
+      UserError: if the network was passed from Python, cannot be imported, and is not passed again.
     """
     recorded = saved.get("network")
     if recorded is None or network is not None:
@@ -89,7 +89,7 @@ def restore_parts(saved: Record, network: Network | None = None) -> PythonParts:
     for part in parts:
         if "path" not in part:
             raise UserError(
-                f"the run was trained with a network given from Python, {shorten(part['class'])}:"
+                f"the run was trained with a network passed from Python, {shorten(part['class'])}:"
                 f" {shorten(part['reason'])}, so pass network= again"
             )
         modules.append(_decode(part))
@@ -97,14 +97,14 @@ def restore_parts(saved: Record, network: Network | None = None) -> PythonParts:
 
 
 class _Unrecordable(Exception):
-    """A value that another process could not build again."""
+    """Raised for a value that another process cannot rebuild."""
 
 
 def _record_network(network: Network) -> Any:
     if isinstance(network, tuple):
         return [_record_network(part) for part in network]
     if not isinstance(network, nn.Module):
-        raise UserError(f"network={shorten(network, 80)} is no Flax module (flax.linen.Module)")
+        raise UserError(f"network={shorten(network, 80)} is not a Flax module (flax.linen.Module)")
     try:
         return _encode(network)
     except _Unrecordable as e:
@@ -113,7 +113,7 @@ def _record_network(network: Network) -> Any:
 
 
 def _encode(value: Any) -> Any:
-    """`value` as JSON; dataclasses, Flax modules, functions and types by their import paths."""
+    """Encodes `value` as JSON; dataclasses, modules, functions and types by import path."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):
@@ -136,17 +136,19 @@ def _encode(value: Any) -> Any:
 
 
 def _path_of(item: Any) -> str:
-    """`package.module:NAME` of a class or function that can be imported by it."""
+    """Returns the import path `package.module:NAME` of a class or function."""
     module, name = getattr(item, "__module__", None), getattr(item, "__qualname__", "")
     if module in (None, "__main__") or not name.isidentifier():
-        raise _Unrecordable(f"{name or item} is not defined at the top of a module to import")
+        raise _Unrecordable(
+            f"{name or item} is not defined at the top level of an importable module"
+        )
     path = f"{module}:{name}"
     try:
         found = import_path(path, "network")
     except UserError as e:
         raise _Unrecordable(str(e)) from e
     if found is not item:
-        raise _Unrecordable(f"{path} is another object")
+        raise _Unrecordable(f"{path} refers to another object")
     return path
 
 
@@ -163,7 +165,7 @@ def _decode(value: Any) -> Any:
         return import_path(value["import"], "network")
     made: Any = import_path(value["path"], "network")
     if not isinstance(made, type) or not dataclasses.is_dataclass(made):
-        raise UserError(f"network={shorten(value['path'])} is no Flax module or dataclass any more")
+        raise UserError(f"network={shorten(value['path'])} is no longer a Flax module or dataclass")
     try:
         return made(**{name: _decode(item) for name, item in value["fields"].items()})
     except TypeError as e:

@@ -8,7 +8,7 @@ import ml_collections
 from aigc_jax.core.errors import UserError, did_you_mean, one_line, shorten
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# In a checkout configs/ is beside the package, in an installation inside it.
+# configs/ is next to the package in a checkout, and inside it when installed.
 RECIPE_FOLDERS = (
     os.path.join(os.path.dirname(_PACKAGE), "configs"),
     os.path.join(_PACKAGE, "configs"),
@@ -22,7 +22,7 @@ def recipe_folder() -> str:
 
 
 def recipe_names() -> list[str]:
-    """Names of the library's own recipes, such as "lm/quickstart"."""
+    """Returns names of the built-in recipes, such as "lm/quickstart"."""
     folder, names = recipe_folder(), []
     for path, _, files in os.walk(folder):
         part = os.path.relpath(path, folder)
@@ -55,7 +55,7 @@ def load_recipe(name: str) -> ml_collections.ConfigDict:
     """Returns `get_config()` of a recipe's file, or `get_config(VARIANT)` for `NAME:VARIANT`.
 
     Args:
-      name: as `find_recipe` takes it.
+      name: as for `find_recipe`.
 
     Raises:
       UserError: if the file does not exist, or does not return a config.

@@ -29,20 +29,19 @@ def restore(
     network: Network | None = None,
     optimizer: bool = True,
 ) -> tuple[build.Run, TrainState, int]:
-    """Restores the newest checkpoint of a workdir that can be read; only the workdir is needed.
+    """Restores the newest intact checkpoint of a workdir; needs only the workdir.
 
     Args:
       workdir: a trained run's folder.
-      mesh: over which devices, as in a config; this process's first one if left out.
-      network: that with which the run was trained, if it was given from Python and cannot be
-        imported.
+      mesh: mesh, as in a config; this process's first device by default.
+      network: the network of the run, if it was passed from Python and cannot be imported.
       optimizer: whether to restore the optimizers' state too, which inference does not need.
 
     Returns:
       The parts of the run, its state and its step.
 
     Raises:
-      UserError: if it holds no checkpoint, or the mesh does not fit.
+      UserError: if the workdir holds no checkpoint, or the mesh does not suit it.
     """
     read = functools.partial(load, mesh=mesh, network=network, optimizer=optimizer)
     step, (run, state) = restore_latest(workdir, read)
@@ -57,19 +56,19 @@ def load(
     network: Network | None = None,
     optimizer: bool = True,
 ) -> tuple[build.Run, TrainState]:
-    """The run and the state of one checkpoint; the arguments are those of `restore`.
+    """Loads the run and the state of one checkpoint; arguments as for `restore`.
 
     Raises:
-      CorruptCheckpoint: if it does not hold what was saved.
-      UserError: if its network was given from Python and is not available, or the run was trained
-        with an optimizer given from Python and `optimizer` is asked for.
+      CorruptCheckpoint: if it is damaged.
+      UserError: if its network was passed from Python and is not available, or its optimizer was
+        passed from Python and `optimizer` is True.
     """
     saved = contents["config"]
     given = saved.get("python", {})
     if optimizer and given.get("optimizer"):
-        raise UserError("the run was trained with optimizer= given from Python: its state is only"
-                        " restored by train(…, optimizer=…)")  # fmt: skip
-    # On whatever devices there are now, and with no batch to train on.
+        raise UserError("the run was trained with optimizer= passed from Python: restore its state"
+                        " by train(…, optimizer=…)")  # fmt: skip
+    # The present devices may differ from those of training, and there is no training batch.
     now = {"mesh": mesh or "data=1", "train": {**saved["config"]["train"], "parallel_mode": "jit"}}
     config = build.parse_config({**saved["config"], **now})
     devices = make_mesh(mesh) if mesh else local_mesh()
@@ -80,10 +79,10 @@ def load(
 
 
 def tokenizer_of(data: Data) -> Tokenizer | None:
-    """The tokenizer of the workdir that `data.tokenizer=workdir:DIR` names; otherwise none.
+    """Returns the tokenizer of DIR for `data.tokenizer=workdir:DIR`; otherwise None.
 
     Raises:
-      UserError: if it holds no checkpoint, or not one of a text model.
+      UserError: if DIR holds no checkpoint of a text model.
     """
     if not data.tokenizer.startswith(WORKDIR):
         return None
@@ -94,17 +93,17 @@ def tokenizer_of(data: Data) -> Tokenizer | None:
     tokenizer = text_tokenizer(spec)
     if tokenizer is None:
         raise UserError(
-            f"data.tokenizer={data.tokenizer}: the model of that run has no tokenizer, its data are"
-            f" of the modality '{spec.modality}': name the workdir of a text model"
+            f"data.tokenizer={data.tokenizer}: that run has no tokenizer, because its modality is"
+            f" '{spec.modality}': set it to the workdir of a text model"
         )
     return tokenizer
 
 
 def guidance_model_of(run: build.Run, options: Any) -> Any:
-    """`SampleRequest.guidance_model` from the workdir `options.guidance_workdir`; None without one.
+    """Loads `SampleRequest.guidance_model` from `options.guidance_workdir`; None without one.
 
     Raises:
-      UserError: if it holds no checkpoint, or its model cannot guide this one.
+      UserError: if the workdir holds no checkpoint, or its model cannot guide this one.
     """
     workdir = dataclasses.asdict(options).get("guidance_workdir", "")
     if not workdir or not isinstance(run.objective, SupportsAutoguidance):

@@ -1,4 +1,4 @@
-"""A trained model as pure functions: its objective, its parameters, and `apply`."""
+"""TrainedModel: objective and parameters of a trained run, as pure functions."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ class TrainedModel:
     """A trained model; unpacks as `objective, params = load(workdir)`.
 
     Attributes:
-      objective: the family, whose methods are pure functions of parameters, mutables and a batch.
-      params: `{player: parameters}` to evaluate and sample with: averages where the run keeps them.
+      objective: the objective; its methods are pure functions of parameters, mutables and a batch.
+      params: `{player: parameters}` for evaluation and sampling: averages if the run keeps them.
       mutables: `{player: mutables}`.
-      config: of the run.
-      spec: what its data looks like.
+      config: config of the run.
+      spec: spec of its data.
       step: steps trained.
     """
 
@@ -34,14 +34,14 @@ class TrainedModel:
     step: int
 
     def apply(self, params: Params, *arguments: Any, method: str = "evaluate") -> Any:
-        """Calls a method of the objective: pure, so that it can be jitted, mapped, differentiated.
+        """Calls a method of the objective; pure, so that it can be jitted, mapped, differentiated.
 
         Args:
           params: `{player: parameters}`, such as `self.params`.
-          *arguments: those of the method after parameters and mutables, such as a batch and a key
-            per example.
-          method: its name: "evaluate", "sample", and what the objective has besides, such as
-            "reconstruct", "encode", "decode" or "predict" (see `core/capabilities.py`).
+          *arguments: arguments after parameters and mutables, such as a batch and a key per
+            example.
+          method: name of the method: "evaluate", "sample", or a method of one of its capabilities,
+            such as "reconstruct", "encode", "decode" or "predict" (see `core/capabilities.py`).
         """
         return getattr(self.objective, method)(params, self.mutables, *arguments)
 
@@ -56,14 +56,13 @@ def load(
     sigma_rel: float | None = None,
     network: Network | None = None,
 ) -> TrainedModel:
-    """Loads the newest checkpoint of a workdir for inference; only the workdir is needed.
+    """Loads the newest checkpoint of a workdir for inference; needs only the workdir.
 
     Args:
       workdir: a trained run's folder.
-      mesh: over which devices, as in a config; this process's first one if left out.
+      mesh: mesh, as in a config; this process's first device by default.
       sigma_rel: relative width of the power-function average to use; needs `ema.sigma_rels`.
-      network: that with which the run was trained, if it was given from Python and cannot be
-        imported.
+      network: the network of the run, if it was passed from Python and cannot be imported.
 
     Raises:
       UserError: if it holds no checkpoint.

@@ -1,4 +1,4 @@
-"""Warm starts: fresh parameters replaced by those of a trained run."""
+"""Warm starts: initial parameters from a trained run."""
 
 from typing import Any
 
@@ -17,20 +17,20 @@ from aigc_jax.experiment.restore import restore
 def warm_start(
     workdir: str, params: dict[str, Any], config: Config | None = None
 ) -> dict[str, Any]:
-    """Returns fresh parameters, replaced by those of a trained run where it has them.
+    """Returns initial parameters, replaced by those of a trained run where it has them.
 
     Parameters are matched by name. Adapters of the trained run are merged into its model, and a
-    frozen `base` of the new run gets the trained model. Parameters that the trained run does not
-    have, such as the head of a new task, stay fresh; they and model settings that differ, with
-    which the same parameters would mean something else, are logged.
+    frozen `base` of the new run gets the trained model. Parameters missing in the trained run,
+    such as the head of a new task, keep their initial values. They are logged, as are differences
+    between the model configs that change the meaning of parameters.
 
     Args:
       workdir: the trained run.
       params: `{player: parameters}` on the host or on devices.
-      config: of the new run.
+      config: config of the new run.
 
     Raises:
-      UserError: if it has no parameter of this model, or arrays of other sizes.
+      UserError: if the trained run has no parameter of this model, or arrays of other shapes.
     """
     run, state, _ = restore(workdir, optimizer=False)
     trained = state.sampling_params
@@ -48,8 +48,8 @@ def warm_start(
             return leaf
         if np.shape(old) != np.shape(leaf):
             raise UserError(
-                f"train.init_from={workdir}: {name} is of shape {np.shape(old)} there and"
-                f" {np.shape(leaf)} here: give the model the same sizes"
+                f"train.init_from={workdir}: {name} has the shape {np.shape(old)} there and"
+                f" {np.shape(leaf)} here: use the same model sizes"
             )
         taken.append(name)
         return np.asarray(old, leaf.dtype)
@@ -57,10 +57,10 @@ def warm_start(
     placed = jax.tree_util.tree_map_with_path(place, params)
     if not taken:
         raise UserError(
-            f"train.init_from={workdir} has no parameter of this model: it is of another kind"
+            f"train.init_from={workdir} has no parameter of this model: choose another run"
         )
     more = f" ({', '.join(fresh[:4])}{' …' if len(fresh) > 4 else ''})" if fresh else ""
-    log_main(f"begun with {len(taken)} arrays of {workdir}; {len(fresh)} are fresh{more}")
+    log_main(f"warm start: {len(taken)} arrays from {workdir}, {len(fresh)} initialised{more}")
     others: list[str] = []
     if config is not None:
         compatible = marked(type(config.model), "init_compatible", "model")

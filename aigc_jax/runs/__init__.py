@@ -1,1 +1,1 @@
-"""Training, evaluating and sampling as functions: what the command line and a notebook call."""
+"""Training, evaluation and sampling as functions, called by the command line and notebooks."""

@@ -1,4 +1,4 @@
-"""Chat with a language model in a terminal, in the format ChatML."""
+"""Chat with a language model in a terminal, in the ChatML format."""
 
 import dataclasses
 import sys
@@ -22,13 +22,13 @@ class Chat:
     """A conversation with a workdir's model.
 
     Args:
-      workdir: a run of a language model that was trained on conversations.
-      system: the system message; "": none.
-      seed: of the answers.
+      workdir: a run of a language model trained on conversations.
+      system: the system message; if empty, there is none.
+      seed: random seed of the answers.
       **options: fields of the family's `sample` section, such as `temperature`.
 
     Raises:
-      UserError: if there is no checkpoint, no language model, or no such option.
+      UserError: if there is no checkpoint, no language model, or an unknown option.
     """
 
     def __init__(self, workdir: str, system: str = "", seed: int = 0, **options: Any):
@@ -44,7 +44,7 @@ class Chat:
         self._options: Any = dataclasses.replace(chosen, stop=stop)
         context = run.objective.context
         self._max_prompt = context - chosen.max_new_tokens
-        if not run.objective.bounded:  # the answer may push the beginning out of the window
+        if not run.objective.bounded:  # the answer may exceed the window, as old tokens leave it
             self._max_prompt = max(self._max_prompt, context // 2)
         self._system = [{"role": "system", "content": system}] if system else []
         self.messages: list[Message] = list(self._system)
@@ -54,18 +54,18 @@ class Chat:
         self.messages = list(self._system)
 
     def retract(self) -> None:
-        """Removes a message of the user that has not been answered."""
+        """Removes the last message of the user if it has not been answered."""
         if self.messages[-1:] and self.messages[-1]["role"] == "user":
             self.messages.pop()
 
     def answer(self, text: str, show: Callable[[str], None] = lambda piece: None) -> str:
-        """The model's answer to `text`; both are added to `messages`.
+        """Returns the model's answer to `text`; adds both to `messages`.
 
-        If the conversation is too long for the model, its oldest turns are left out of the prompt.
+        If the conversation is too long for the model, its oldest turns are omitted from the prompt.
 
         Args:
           text: the user's message.
-          show: is given the pieces of the answer as they are written.
+          show: called with the pieces of the answer as they are generated.
 
         Raises:
           UserError: if `text` alone is too long.
@@ -78,8 +78,8 @@ class Chat:
             if first + left_out >= len(self.messages):
                 self.messages.pop()
                 raise UserError(
-                    f"that is {len(prompt)} tokens, but the model has room for"
-                    f" {self._max_prompt} beside its answer: say less, or lower --max_new_tokens"
+                    f"the message has {len(prompt)} tokens, but the model takes at most"
+                    f" {self._max_prompt}: shorten it, or lower --max_new_tokens"
                 )
             prompt = self._prompt(left_out)
         streamer = StopStringStreamer(self._tokenizer, self._options.stop, show)
@@ -124,7 +124,7 @@ def talk(chat: Chat) -> None:
             try:
                 chat.answer(line, show)
                 print()
-            except KeyboardInterrupt:  # ends this answer, not the conversation
+            except KeyboardInterrupt:  # stops this answer, not the chat
                 chat.retract()
                 print()
             except UserError as e:

@@ -1,4 +1,4 @@
-"""Why steps were not finite: a report, the state and the batch, for a person to look at."""
+"""Diagnoses non-finite steps: dumps a report, the state and the batch."""
 
 import json
 import os
@@ -21,24 +21,24 @@ from aigc_jax.training.anomaly import TrainingAnomaly
 from aigc_jax.training.step import example_keys, gradients, prepare, turn_key
 
 FOLDER, REPORT = "nonfinite", "report.json"
-SHOWN = 3  # names in a sentence
+SHOWN = 3  # items of a list in a message
 Report = dict[str, Any]
 
 
 def report_and_raise(
     run: Run, feed: Feed, anomaly: TrainingAnomaly, workdir: str, state: TrainState
 ) -> NoReturn:
-    """Writes down what is known of a step that was not finite, and ends the run.
+    """Dumps a diagnosis of a non-finite step and ends the run.
 
     Args:
-      run: its parts.
+      run: the run.
       feed: positioned after the batch of that step.
-      anomaly: which step, and why.
-      workdir: where the report goes.
-      state: before the step, which has left it as it was; in the form of `CompiledStep`.
+      anomaly: the step and the reason.
+      workdir: folder for the dump.
+      state: state before the step, in the form of `CompiledStep`.
 
     Raises:
-      NotFinite: with the step, the examples and the first names.
+      NotFinite: with the step, the examples and the first non-finite values.
     """
     number = feed.taken - 1
     feed.skip_to(number)
@@ -62,12 +62,12 @@ def report_and_raise(
 
 
 def diagnose(run: Run, state: TrainState, batch: dict[str, np.ndarray]) -> Report:
-    """What is not finite in a step, per player, in the order in which a step computes it.
+    """Lists what is not finite in a step, per player, in the order of computation.
 
     Args:
-      run: its parts.
-      state: before the step, on the host.
-      batch: this process's rows.
+      run: the run.
+      state: state before the step, on the host.
+      batch: this process's rows of the batch.
     """
     arrays = {name: [k for k, x in named_leaves(getattr(state, name)) if not is_finite(x)]
               for name in ("params", "opt_state", "ema", "power_ema", "mutables")}  # fmt: skip
@@ -110,20 +110,20 @@ def diagnose(run: Run, state: TrainState, batch: dict[str, np.ndarray]) -> Repor
 
 
 def largest(tree: Any) -> list[Any]:
-    """The name and the size of the largest element in a tree."""
+    """Returns name and magnitude of the largest element in a tree."""
     sizes = [(float(np.max(np.abs(np.asarray(x, np.float32)))), k) for k, x in named_leaves(tree)]
     size, name = max(sizes, key=lambda pair: (not np.isfinite(pair[0]), pair[0]))
     return [name, repr(size)]
 
 
 def range_of(x: np.ndarray) -> dict[str, Any]:
-    """The extent of a batch's array, as JSON."""
+    """Returns the range of an array's values, as JSON."""
     return {"shape": list(x.shape), "min": repr(x.min()), "max": repr(x.max()),
             "finite": is_finite(x)}  # fmt: skip
 
 
 def dump(place: str, report: Report, state: TrainState, batch: dict[str, np.ndarray]) -> None:
-    """Writes the report, and the arrays as npz files, which hold plain numbers only."""
+    """Writes the report as JSON, and the arrays as npz files without pickles."""
     os.makedirs(place, exist_ok=True)
     arrays: dict[str, Any] = {k: plain(x) for k, x in named_leaves(state)}
     np.savez(os.path.join(place, "state.npz"), **arrays)
@@ -133,13 +133,13 @@ def dump(place: str, report: Report, state: TrainState, batch: dict[str, np.ndar
 
 
 def plain(x: Any) -> np.ndarray:
-    """bfloat16 and its like, which npz does not know, as float32."""
+    """Converts dtypes that npz does not support, such as bfloat16, to float32."""
     x = np.asarray(x)
     return x.astype(np.float32) if x.dtype.kind == "V" else x
 
 
 def summary(report: Report) -> str:
-    """The first thing that was not finite, as a clause."""
+    """Describes the first non-finite value, as a clause."""
     for name, bad in report["arrays"].items():
         if bad:
             return f"the state itself is not finite: {name} {shorten_list(bad)}"
@@ -155,20 +155,20 @@ def summary(report: Report) -> str:
         for what, norm in found["norms"].items():
             if norm in ("nan", "inf"):
                 name, size = found["largest_update"]
-                return (f"the {what} of turn {turn} is too large for its norm to be a number; the"
+                return (f"the norm of the {what} of turn {turn} overflows; the"
                         f" largest update is of {name} ({float(size):.3g})")  # fmt: skip
     several = len(report["turns"]) > 1 and "finite" in report["reason"]
     return "everything in it is finite" + (" until an earlier turn's update" if several else "")
 
 
 def shorten_list(items: list[Any]) -> str:
-    """The first items of a list, and how many more there are."""
+    """Formats the first items of a list and the number of the others."""
     more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
     return ", ".join(map(str, items[:SHOWN])) + more
 
 
 def reports(workdir: str) -> list[tuple[str, Report]]:
-    """The reports of a workdir, oldest first, with their folders."""
+    """Returns folder and report of each dump in a workdir, oldest first."""
     folder, found = os.path.join(workdir, FOLDER), []
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
         try:
@@ -180,7 +180,7 @@ def reports(workdir: str) -> list[tuple[str, Report]]:
 
 
 def explain(report: Report) -> list[str]:
-    """A report in sentences, with what to try."""
+    """Formats a report as lines of text, with remedies."""
     try:
         return _explain(report)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
@@ -204,13 +204,13 @@ def _explain(report: Report) -> list[str]:
 
 
 def remedies(report: Report) -> list[str]:
-    """What usually helps."""
+    """Returns remedies to try."""
     if any(not data["finite"] for data in report["batch"].values()):
-        return ["look at these examples: their numbers are not finite before any model sees them"]
+        return ["check these examples: their values are not finite before the model reads them"]
     if any(report["arrays"].values()):
-        return ["go back to an older checkpoint, or start again in another --workdir"]
+        return ["resume from an older checkpoint, or start again in another --workdir"]
     return [
-        "let the run go back and skip these data with anomaly.max_rollbacks=3",
+        "let the run roll back and skip these data with anomaly.max_rollbacks=3",
         "a lower optim.lr, more optim.warmup_steps or optim.clip_norm=1 in a new --workdir",
-        "train.compute_dtype=float32 if it is not",
+        "train.compute_dtype=float32, if it is bfloat16",
     ]

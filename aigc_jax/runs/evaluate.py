@@ -29,21 +29,20 @@ def evaluate(
     network: Network | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Returns the held-out metrics of a workdir's newest checkpoint, `loss` among them.
+    """Returns held-out metrics, including `loss`, of a workdir's newest checkpoint.
 
-    For classes and tags, `report` holds the scores of each. Samples of images are shown beside
-    their nearest training images in `samples/neighbours.png`.
+    For classes and tags, `report` has scores per class. For images, samples are written next to
+    their nearest training images to `samples/neighbours.png`.
 
     Args:
       workdir: a trained run's folder.
-      data_dir: folder of prepared data sets; that of the training if left out.
+      data_dir: folder of prepared data sets; defaults to that of the run.
       source: other data to evaluate on, as in `data.source`.
       sigma_rel: relative width of the power-function average to use; needs `ema.sigma_rels`.
-      mesh: over which devices, as in a config; one if left out.
-      data: examples given from Python to evaluate on, as for `train`.
-      network: that with which the run was trained, if it was given from Python and cannot be
-        imported.
-      **options: fields of the section `eval`, and of the modality's own, such as `eval.image`:
+      mesh: mesh, as in a config; one device by default.
+      data: examples passed from Python to evaluate on, as for `train`.
+      network: the network of the run, if it was passed from Python and cannot be imported.
+      **options: fields of the config section `eval` and of the modality's, such as `eval.image`:
         `num_samples=500, features="efficientnet-lite0"`.
 
     Raises:
@@ -63,13 +62,13 @@ def evaluate(
 
 
 def _dataset(run: build.Run, config: Data, data: Any, other: bool) -> Dataset:
-    """The data to evaluate on, with the tokenizer of the run.
+    """Loads the data to evaluate on, with the tokenizer of the run.
 
     Args:
       run: the trained run.
       config: the section `data`.
-      data: given from Python; None: those of `config.source`.
-      other: whether that is another source than the run was trained on.
+      data: examples passed from Python; None for those of `config.source`.
+      other: whether the source differs from that of the run.
     """
     tokenizer = text_tokenizer(run.spec)
     if data is not None:

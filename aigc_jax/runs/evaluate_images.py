@@ -1,4 +1,4 @@
-"""Evaluates images of any library with the metrics of generated images."""
+"""Evaluates images from any source with the metrics of generated images."""
 
 import dataclasses
 import os
@@ -25,28 +25,28 @@ def evaluate_images(
     out: str = "",
     **options: Any,
 ) -> dict[str, Any]:
-    """Compares given images with those of a data set, as `evaluate` does with a model's samples.
+    """Compares images with a data set, by the metrics that `evaluate` computes of samples.
 
-    All of them are used. The metrics depend on their number: use as many of each model.
+    All images are used. The metrics depend on their number: compare equal numbers.
 
     Args:
       images: uint8 (N, H, W, 1 or 3), or a folder of image files, or an npz or safetensors file
         with the array `images`.
       source: the data set, as in `data.source`.
-      workdir: a run whose data they are compared with, if no source is given: split as there.
-      data_dir: where a prepared data set lies.
-      out: a PNG to write, of images beside their nearest training images; "": none.
+      workdir: a run whose data set and split are used, if `source` is empty.
+      data_dir: folder of prepared data sets.
+      out: path of a PNG of images next to their nearest training images; if empty, none is written.
       **options: fields of the sections `eval` and `eval.image`, such as `features`.
 
     Raises:
-      UserError: if there are no such images or data, or they differ in shape.
+      UserError: if images or data cannot be found, or differ in shape.
     """
     data, section = Data(), eval_section()()
     if workdir:
         config = build.parse_config(read_config(os.path.expanduser(workdir)))
         data, section = config.data, config.eval
     elif not source:
-        raise UserError("images are compared with a data set: name it with --source or --workdir")
+        raise UserError("images are compared with a data set: set --source or --workdir")
     given: dict[str, Any] = {"source": source, "data_dir": data_dir}
     data = dataclasses.replace(data, **{k: v for k, v in given.items() if v})
     generated = read_images(images) if isinstance(images, str) else np.asarray(images)
@@ -56,8 +56,8 @@ def evaluate_images(
     shape = dataset.spec.example_batch(1)["image"].shape[1:]
     if generated.dtype != np.uint8 or generated.shape[1:] != shape:
         raise UserError(
-            f"the images are {generated.dtype} {generated.shape}, but those of"
-            f" '{shorten(data.source)}' are uint8 of {shape}: make them the same"
+            f"images are {generated.dtype} {generated.shape}, but those of"
+            f" '{shorten(data.source)}' are uint8 of {shape}: convert them"
         )
     section = override_eval(section, "image", options)
     image_options = modality_options(section, "image")
@@ -69,10 +69,10 @@ def evaluate_images(
 
 
 def read_images(path: str) -> np.ndarray:
-    """uint8 (N, H, W, C) of a folder of image files, or of a file of arrays.
+    """Reads uint8 images (N, H, W, C) from a folder of image files or an array file.
 
     Raises:
-      UserError: if there are none.
+      UserError: if it is neither.
     """
     kind, _, rest = path.partition(":")
     if kind not in ("folder", "npz", "safetensors") or not rest:

@@ -1,4 +1,4 @@
-"""The periodic work of a run beside training: evaluations, samples, snapshots of averages."""
+"""Periodic callbacks of a run: evaluation, sampling and EMA snapshots."""
 
 import os
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class Evaluation(Periodic):
 
     Args:
       session: the run; its `eval.every` is the period.
-      evaluator: evaluates states.
+      evaluator: returns the metrics of a state.
     """
 
     def __init__(self, session: Session, evaluator: Callable[[TrainState], dict]):
@@ -64,7 +64,7 @@ class Sampling(Periodic):
 
 
 class EmaSnapshot(Periodic):
-    """Writes the power-function averages, from which others are reconstructed after training.
+    """Writes snapshots of the power-function averages, for post-hoc EMA.
 
     Args:
       session: the run; its `ema.snapshot_every` is the period.
@@ -87,5 +87,5 @@ class EmaSnapshot(Periodic):
 
 
 def recipe_callbacks(session: Session, evaluator: Evaluator) -> tuple[Periodic, ...]:
-    """The callbacks that a recipe asks for, in the order in which they run."""
+    """Returns the evaluation, sampling and EMA-snapshot callbacks of a recipe, in call order."""
     return EmaSnapshot(session), Evaluation(session, evaluator), Sampling(session)

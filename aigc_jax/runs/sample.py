@@ -33,21 +33,21 @@ def sample(
     network: Network | None = None,
     **options: Any,
 ) -> np.ndarray | list[str]:
-    """Samples from a workdir's newest checkpoint: uint8 images (N, H, W, C), or texts.
+    """Draws samples from a workdir's newest checkpoint: uint8 images (N, H, W, C), or texts.
 
     Args:
       workdir: a trained run's folder.
       num: number of samples. Defaults to one per prompt or image if several are given, else
         `sample.num`.
-      seed: of the samples.
+      seed: random seed of the samples.
       prompt: a text to continue, or several.
-      show: receives the pieces of a (single) text while it is drawn.
-      image: a file or array to begin with; `strength` (0…1) is how much of it is replaced.
-      mask: a file or array, white where the image is drawn again; see `load_init_images`.
+      show: called with the pieces of a (single) text while it is generated.
+      image: initial image, a file or array; the option `strength` (0…1) sets how far samples may
+        depart from it.
+      mask: inpainting mask, a file or array, white where to inpaint; see `load_init_images`.
       sigma_rel: relative width of the power-function average to use; needs `ema.sigma_rels`.
-      mesh: over which devices, as in a config; one if left out.
-      network: that with which the run was trained, if it was given from Python and cannot be
-        imported.
+      mesh: mesh, as in a config; one device by default.
+      network: the network of the run, if it was passed from Python and cannot be imported.
       **options: fields of the family's `sample` section, such as `temperature` or `guidance`.
 
     Raises:
@@ -89,42 +89,42 @@ def sample(
 def init_images(
     run: build.Run, image: Picture | None, mask: Picture | None
 ) -> dict[str, np.ndarray]:
-    """`SampleRequest.init` of given images, with a mask if there is one.
+    """Returns `SampleRequest.init` for an initial image and an optional mask.
 
     Raises:
-      UserError: if the family's samples do not begin with images, or the images do not fit.
+      UserError: if the family does not support initial images, or their shape is wrong.
     """
     if not isinstance(run.objective, SupportsInitImage):
         name = run.config.raw["objective"]["name"]
-        raise UserError(f"samples of '{name}' do not begin with an image: leave out image and mask")
+        raise UserError(f"'{name}' does not sample from an initial image: omit image and mask")
     image_NHWC, mask_NHW = load_init_images(image, mask, run.objective.init_shape)
     return {"image": image_NHWC} | ({} if mask_NHW is None else {"inpaint_mask": mask_NHW})
 
 
 def samples_of(count: int, num: int | None) -> int:
-    """The number of samples that begin with `count` images: `num`, or one for each.
+    """Returns the number of samples for `count` initial images: `num`, or one per image.
 
     Raises:
-      UserError: if it is no multiple of `count`.
+      UserError: if `num` is not a multiple of `count`.
     """
     num = count if num is None else num
     if num % count:
-        raise UserError(f"{num} samples cannot begin with {count} images: ask for a multiple")
+        raise UserError(f"{num} samples cannot be drawn from {count} images: set num to a multiple")
     return num
 
 
 def stop_string_streamer(
     run: build.Run, options: Any, show: Callable[[str], None] | None
 ) -> StopStringStreamer | None:
-    """Shows a text while it is drawn, or ends it at a stop string; None if neither is asked for.
+    """Returns a streamer for `show` and stop strings; None if there are neither.
 
     Raises:
-      UserError: if the family's samples cannot be streamed.
+      UserError: if the family does not support streaming.
     """
     if not isinstance(run.objective, SupportsTextGeneration):
         if show is not None:
             name = run.config.raw["objective"]["name"]
-            raise UserError(f"samples of '{name}' cannot be streamed: leave out --stream")
+            raise UserError(f"'{name}' does not support streaming: omit --stream")
         return None
     stops = options.stop
     return StopStringStreamer(run.objective.tokenizer, stops, show) if stops or show else None

@@ -1,4 +1,4 @@
-"""A training session: what a run saves, restores and records together."""
+"""A training session: state, feed position and metric records, saved and restored together."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,22 +36,22 @@ Logger = metric_log.MetricLogger | metric_log.NullLogger
 
 
 class Session(RunCallbacks):
-    """State, feed, metrics and records of a run: saved together, restored together.
+    """Saves and restores state, feed position, metrics and records of a run.
 
     Args:
-      run: its parts.
+      run: the run.
       dataset: its data.
       workdir: its folder.
-      feed: where its batches come from.
-      fresh: makes the state of a run that has no checkpoint yet.
-      lock: of the workdir, in the process that holds it.
-      heartbeat: is given the name of each phase of the main thread.
-      preemption: requests to stop.
+      feed: source of its batches.
+      fresh: returns the initial state of a run without a checkpoint.
+      lock: lock of the workdir, in the process that holds it; else None.
+      heartbeat: called with the name of each phase of the main thread.
+      preemption: handler of requests to stop.
       callbacks: observers of the records.
 
     Attributes:
-      metrics: accumulates them between two records.
-      records: those written so far.
+      metrics: accumulator of the metrics between two records.
+      records: logger of the records.
     """
 
     records: Logger
@@ -84,10 +84,10 @@ class Session(RunCallbacks):
     # Beginning and end -----------------------------------------------------------------------
 
     def begin(self, writes: bool) -> tuple[int, TrainState]:
-        """Restores the newest checkpoint, or makes a fresh state; opens the records.
+        """Restores the newest checkpoint, or makes an initial state; opens the metric log.
 
         Args:
-          writes: whether this process writes the records.
+          writes: whether this process writes records.
 
         Returns:
           Steps taken, and the state.
@@ -105,7 +105,7 @@ class Session(RunCallbacks):
         return start, state
 
     def close(self) -> None:
-        """Closes the files; waits for what is being written."""
+        """Waits for pending writes and closes the files."""
         self.writer.close()
         self.records.close()
 
@@ -116,10 +116,10 @@ class Session(RunCallbacks):
     def _newest_or_fresh(
         self, skip: Callable[[checkpoint.Contents], bool] = lambda contents: False
     ) -> tuple[int, TrainState]:
-        """The newest checkpoint's step and state; if there is none, step 0 and a fresh state.
+        """Returns step and state of the newest checkpoint; without one, 0 and an initial state.
 
         Args:
-          skip: which checkpoints to use only if there is no other.
+          skip: returns True for checkpoints to use only if there is no other.
         """
         if not broadcast_from_main(has_run(self.workdir)):
             self.feed.skip_to(0)
@@ -187,26 +187,26 @@ class Session(RunCallbacks):
         if self._lock:
             self._lock.check()
         with self.storage(retry=True):
-            self.writer.wait()  # for the save before, whose failure is no reason not to try again
+            self.writer.wait()  # for the previous save; if it failed, this one is still tried
         with self.storage(retry=True):
-            self.records.flush()  # no checkpoint runs ahead of metrics.jsonl
+            self.records.flush()  # metrics.jsonl must not be behind a checkpoint
             self.writer.save(step, state, {**position, "preempted": preempted}, contents)
 
     def flush(self, step: int) -> None:
-        """Returns when everything up to a step is on the disk.
+        """Waits until everything up to a step is on the disk.
 
         Raises:
-          StorageError: if that step is not, whatever checkpoint.on_error says.
+          StorageError: if that step could not be saved, whatever `checkpoint.on_error`.
         """
         self._wait()
         if step and step not in checkpoint_steps(self.workdir):
             raise StorageError(
-                f"step {step} of {self.workdir} could not be saved: free some space, then give the"
+                f"step {step} of {self.workdir} could not be saved: free some space, then run the"
                 " same command again"
             )
 
     def _wait(self) -> None:
-        """Returns when all that was saved and recorded is on the disk."""
+        """Waits until checkpoints and records are on the disk."""
         with self.storage():
             self.records.flush()
         with self.storage(retry=True):
@@ -214,24 +214,24 @@ class Session(RunCallbacks):
 
     @contextlib.contextmanager
     def storage(self, retry: bool = False) -> Iterator[None]:
-        """Ends the run if the workdir cannot be written, or continues if the config says so.
+        """Re-raises a StorageError of the block, or logs it, by `checkpoint.on_error`.
 
         Args:
-          retry: make the writer of checkpoints ready for another try.
+          retry: prepares the checkpoint writer for another attempt.
         """
         try:
             with storage_errors(self.workdir):
                 yield
         except StorageError as e:
-            # Processes that cannot know of each other's full disks cannot continue together.
+            # One process cannot know of another's full disk, so several cannot continue together.
             if self.run.config.checkpoint.on_error == "stop" or jax.process_count() > 1:
                 raise
-            log_main(f"warning: {e}; training continues, as checkpoint.on_error=continue says")
+            log_main(f"warning: {e}; training continues (checkpoint.on_error=continue)")
             if retry:
                 self.writer.recover()
 
     def rollback(self, anomaly: TrainingAnomaly, since: int, state: Any) -> tuple[int, Any]:
-        """Goes back to the newest checkpoint and continues with the data after the anomaly.
+        """Rolls back to the newest checkpoint and continues with the data after the anomaly.
 
         Raises:
           NotFinite: if the config allows no (further) rollback.
@@ -245,7 +245,7 @@ class Session(RunCallbacks):
         after, preempted = self.feed.taken, []
 
         def skip(contents: checkpoint.Contents) -> bool:
-            # An undisturbed run would not have saved where this one was asked to stop.
+            # An uninterrupted run would not have a checkpoint where this one was preempted.
             if contents["data"]["preempted"]:
                 preempted.append(contents["config"]["step"])
             return contents["data"]["preempted"]
@@ -253,7 +253,7 @@ class Session(RunCallbacks):
         step, state = self._newest_or_fresh(skip)
         self.feed.skip_to(after)
         self.metrics.detector.rollbacks = rollbacks + 1
-        log_main(f"{anomaly}: rolling back to step {step} and continuing with other data")
+        log_main(f"{anomaly}: rolling back to step {step} and skipping the data since")
         with storage_errors(self.workdir):
             self.records.rewind(step)
             self.health.replay(self.records.kept)
@@ -265,7 +265,7 @@ class Session(RunCallbacks):
 
 
 def check_config(workdir: str, old: dict[str, Any], config: Config) -> None:
-    """Raises UserError if `old`, a config as JSON, is not that of the same run as `config`."""
-    with contextlib.suppress(UserError):  # one that is no longer valid is compared as it is
-        old = build.parse_config(old).raw  # with the defaults of fields that it does not know yet
+    """Raises UserError if `old`, a config as JSON, belongs to another run than `config`."""
+    with contextlib.suppress(UserError):  # a config that is no longer valid is compared unchanged
+        old = build.parse_config(old).raw  # adds the defaults of new fields
     check_same_run(workdir, old, config)

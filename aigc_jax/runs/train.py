@@ -32,22 +32,23 @@ def train(
     Args:
       config: a recipe, such as `configs/lm/quickstart.py` returns.
       workdir: the folder for everything that the run writes.
-      data: examples instead of those of `data.source`: a dict of arrays, a list, a generator, a
-        Hugging Face data set or a data frame; or (training, held-out) of these.
-      network: a Flax module instead of that of `model.name`, called in the same way; a GAN takes
-        (generator, critic). The rest of the section `model` stays in force.
-      optimizer: an Optax transformation instead of the section `optim`, or `{player: …}`.
+      data: examples that replace those of `data.source`: a dict of arrays, a list, a generator, a
+        Hugging Face data set or a data frame; or a pair (training, held-out) of these.
+      network: a Flax module that replaces the network of `model.name`, with the same call
+        signature; a pair (generator, critic) for a GAN. The section `model` still applies
+        otherwise.
+      optimizer: an Optax transformation that replaces the section `optim`, or `{player: …}`.
       callbacks: observers of the run.
       name: label of the progress bar.
-      progress: whether to show one.
-      stop: requests to stop; `aigc train` turns signals into such requests.
+      progress: whether to show a progress bar.
+      stop: handler of requests to stop; `aigc train` turns signals into such requests.
 
     Returns:
-      The last evaluation, or the last training record if the recipe never evaluates.
+      The last evaluation record, or the last training record if the recipe does not evaluate.
 
     Raises:
-      UserError: for a wrong config, missing data, or a workdir of another config or in use; its
-        subclasses in `core/errors.py` for a run that cannot continue.
+      UserError: if the config is invalid, data are missing, or the workdir belongs to another
+        config or is in use; its subclasses in `core/errors.py` if the run cannot continue.
     """
     if data is not None:
         plain = ml_collections.ConfigDict(config).to_dict()

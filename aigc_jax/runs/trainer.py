@@ -1,4 +1,4 @@
-"""A training run: from a config and a workdir to a trained state, whatever interrupts it."""
+"""Trainer: runs a config in a workdir, resuming after interruptions."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ MakeFeed = Callable[[build.Run, Dataset], Feed]
 
 
 def make_loader(run: build.Run, dataset: Dataset) -> DataLoader:
-    """The usual feed: this process's shuffled batches of the training examples."""
+    """Returns the default feed: this process's shuffled batches of the training examples."""
     data, seed = run.config.data, run.config.seed
     return DataLoader(dataset.train, data.batch_size, seed, data.threads, process_shard(run.mesh))
 
@@ -52,13 +52,13 @@ class Trainer:
     """One run of a config in a workdir.
 
     Args:
-      config: what to train.
+      config: config of the run.
       workdir: the folder for everything that the run writes.
-      preemption: requests to stop.
-      callbacks: observers, called after the recipe's own.
-      data: examples given from Python instead of `data.source`.
-      parts: a network and optimizers given from Python.
-      make_feed: makes the feed of the run from its parts and its data.
+      preemption: handler of requests to stop.
+      callbacks: observers, called after the recipe's.
+      data: examples passed from Python, which replace `data.source`.
+      parts: a network and optimizers passed from Python.
+      make_feed: returns the feed for a run and its data set.
     """
 
     def __init__(
@@ -77,9 +77,7 @@ class Trainer:
         self.data, self.python_parts = data, parts or PythonParts()
         self.workdir = os.path.abspath(os.path.expanduser(workdir))
         kv_store.attach()
-        self.watchdog = Watchdog(
-            config.watchdog
-        )  # before JAX looks for devices, for which it waits
+        self.watchdog = Watchdog(config.watchdog)  # before JAX initialises its backends
         self.lock: WorkdirLock | None = None
 
     def run(self, name: str = "train", progress: bool = True) -> dict[str, float]:
@@ -87,10 +85,10 @@ class Trainer:
 
         Args:
           name: label of the progress bar.
-          progress: whether to show one.
+          progress: whether to show a progress bar.
 
         Raises:
-          UserError: if the run cannot begin or continue.
+          UserError: if the run cannot start or continue.
         """
         try:
             with self.preemption.interruptible(lambda: None):
@@ -99,7 +97,7 @@ class Trainer:
                 with self.preemption.interruptible(lambda: None):
                     start, state = self._begin()
                 state = self._train(start, state, name, progress)
-            all_agree(True)  # a process that is done must not seem dead to one that is not
+            all_agree(True)  # barrier: a finished process must not look dead to the others
         except Exception as e:
             self.watchdog.failed(e)
             raise
@@ -111,11 +109,11 @@ class Trainer:
             log_main(f"{self.workdir} already has all {self.config.train.steps} steps")
         skipped = int(jax.device_get(state.skipped))
         if skipped:
-            log_main(f"{skipped} steps were skipped: not finite")
+            log_main(f"{skipped} steps were skipped because they were not finite")
         return self.session.records.last
 
     def _prepare(self) -> None:
-        """Finds everything that can be wrong before anything is written."""
+        """Validates config, data and options before anything is written."""
         saved = read_config(self.workdir) if has_config(self.workdir) else None
         if saved is not None:
             self.config = resolve_first_stage(self.config, saved=saved)
@@ -156,7 +154,7 @@ class Trainer:
         return start, state
 
     def _fresh_state(self) -> TrainState:
-        """A fresh state with what the config takes from other runs: parameters, a first stage."""
+        """Returns an initial state, with warm-start parameters and first stage if configured."""
         state, c = self.parts.fresh_state(), self.config
         params = state.params
         if c.first_stage.workdir and isinstance(self.parts.objective, UsesFirstStage):

@@ -1,1 +1,1 @@
-"""The shared train step and everything around it that knows no family."""
+"""The shared train step and loop, optimizers, EMA, checkpoints and metric logs; family-agnostic."""

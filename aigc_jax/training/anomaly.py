@@ -1,4 +1,4 @@
-"""Detects training that goes wrong: steps that are not finite, and losses that spike."""
+"""Detects failing training: consecutive non-finite steps and loss spikes."""
 
 import statistics
 from collections import deque
@@ -7,15 +7,15 @@ from typing import Any
 from aigc_jax.core.config import Anomaly as AnomalyConfig
 from aigc_jax.core.metrics import Metrics
 
-MAD_TO_STD = 1.4826  # of a Gaussian
+MAD_TO_STD = 1.4826  # σ / MAD of a Gaussian
 
 
 class TrainingAnomaly(Exception):
-    """Training has gone wrong at a step.
+    """Training has failed at a step.
 
     Attributes:
-      step: at which step.
-      reason: what happened there, as a clause.
+      step: the step.
+      reason: the cause, as a clause.
     """
 
     def __init__(self, step: int, reason: str):
@@ -31,7 +31,7 @@ class AnomalyDetector:
     absolute deviation, which outliers do not move.
 
     Attributes:
-      rollbacks: how often the run has gone back to a checkpoint.
+      rollbacks: number of rollbacks to a checkpoint so far.
     """
 
     def __init__(self, config: AnomalyConfig):
@@ -41,11 +41,11 @@ class AnomalyDetector:
 
     @property
     def needs_sync(self) -> bool:
-        """Whether one more skipped step would be too many: its metrics must not come late."""
+        """Returns whether one more skipped step is one too many: fetch its metrics at once."""
         return 0 < self.config.max_skipped <= self._skipped + 1
 
     def check(self, step: int, metrics: Metrics) -> None:
-        """Takes the metrics of `step`, fetched from the devices.
+        """Checks the metrics of `step`, fetched from the devices.
 
         Raises:
           TrainingAnomaly: if too many steps in a row were skipped, or a loss spikes.
@@ -67,7 +67,7 @@ class AnomalyDetector:
         if len(past) >= max(size // 2, 2):
             median = statistics.median(past)
             deviation = MAD_TO_STD * statistics.median(abs(x - median) for x in past)
-            # Losses that hardly differ would make every ripple a spike.
+            # A lower bound: if losses hardly vary, every fluctuation would count as a spike.
             deviation = max(deviation, 1e-3 * abs(median), 1e-12)
             if loss > median + self.config.spike_threshold * deviation:
                 spike = (loss - median) / deviation
@@ -77,12 +77,12 @@ class AnomalyDetector:
         past.append(loss)
 
     def position(self) -> dict[str, Any]:
-        """The state that the next check depends on, as plain values."""
+        """Returns the detector's state as plain values."""
         losses = {name: list(past) for name, past in self._losses.items()}
         return {"skipped": self._skipped, "rollbacks": self.rollbacks, "losses": losses}
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Continues from what `position` has returned."""
+        """Restores a state returned by `position`."""
         self._skipped, self.rollbacks = position["skipped"], position["rollbacks"]
         size = self.config.spike_history
         self._losses = {k: deque(v, maxlen=size) for k, v in position["losses"].items()}

@@ -1,4 +1,4 @@
-"""Hooks of the training loop: a run's own (`RunCallbacks`) and a person's (`Callback`)."""
+"""Hooks of the training loop: services of a run (`RunCallbacks`), and observers (`Callback`)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +11,10 @@ Record = dict[str, Any]  # a row of metrics.jsonl: `step`, `kind` and numbers
 
 
 class Callback:
-    """Hooks for a run's observers; every method is a no-op, override those that you need.
+    """Observer of a run; every method is a no-op by default.
 
-    A state is valid only during the call, since the next step donates its buffers: copy what you
-    keep. In a run of several processes every process calls every hook, in the same order.
+    A state is valid only during the call, since the next step donates its buffers: copy what is to
+    be kept. In a run of several processes every process calls every hook, in the same order.
     """
 
     def on_train_begin(self, step: int, state: TrainState) -> None:
@@ -24,28 +24,28 @@ class Callback:
         """Called after each step is dispatched; the device may still be computing it."""
 
     def on_record(self, record: Record) -> None:
-        """Called with each record of metrics: of training, or of an evaluation."""
+        """Called with each metric record, of training or of an evaluation."""
 
     def on_train_end(self, step: int, state: TrainState) -> None:
-        """Called after the last step, once it is saved; not after an error."""
+        """Called after the last step has been saved; not after an error."""
 
     def due(self, step: int, end: int) -> bool:
-        """Whether `run` is due after a step.
+        """Returns whether `run` is due after a step.
 
         Args:
           step: steps taken.
-          end: steps to have taken in the end.
+          end: total steps of the run.
         """
         return False
 
     def done(self, step: int) -> bool:
-        """Whether `run` was completed for a step before the run was interrupted."""
+        """Returns whether `run` was completed for a step before the run was interrupted."""
         return False
 
     def run(self, step: int, state: TrainState) -> None:
-        """The periodic action. The state is saved before, so that nothing is lost if it fails.
+        """Performs the periodic action; the state has been saved, so that a failure loses nothing.
 
-        If the run is interrupted in it, it runs again after the restart unless `done`.
+        If the run is interrupted in it, it is called again after the restart unless `done`.
         """
 
 
@@ -53,10 +53,10 @@ class Periodic(Callback):
     """Calls a function periodically.
 
     Args:
-      every: period in steps; 0: never.
-      function: takes the step and the state; by default the subclass overrides `run`.
+      every: period in steps; 0 disables.
+      function: called with the step and the state; a subclass may override `run` instead.
       at_end: whether to call it after the last step too.
-      done: tells whether it was completed for a step before a restart; by default it was not.
+      done: returns whether it was completed for a step before a restart; by default False.
     """
 
     def __init__(
@@ -82,49 +82,49 @@ class Periodic(Callback):
 
 
 class RunCallbacks:
-    """Services of the run that the loop belongs to: records, checkpoints, rollback, liveness.
+    """Services of a run to its loop: metric records, checkpoints, rollback, liveness, preemption.
 
-    The defaults record and save nothing.
+    The defaults are no-ops.
 
     Attributes:
-      preemption: requests to stop.
+      preemption: handler of requests to stop.
     """
 
     def __init__(self, preemption: PreemptionHandler | None = None):
         self.preemption = preemption or PreemptionHandler()
 
     def should_log(self, step: int) -> bool:
-        """Whether a metrics record is due after a step."""
+        """Returns whether a metric record is due after a step."""
         return False
 
     def should_save(self, step: int, end: int) -> bool:
-        """Whether a checkpoint is due after a step."""
+        """Returns whether a checkpoint is due after a step."""
         return step == end
 
     def log(self, record: Record) -> None:
-        """Takes a metrics record of training."""
+        """Writes a metric record of training."""
 
     def save(self, step: int, state: TrainState, preempted: bool) -> None:
-        """Starts to save a state.
+        """Starts saving a state.
 
         Args:
           step: steps taken.
           state: in the form that is saved.
-          preempted: it is saved only because of a request to stop.
+          preempted: whether it is saved only because of a request to stop.
         """
 
     def flush(self, step: int) -> None:
-        """Returns when everything up to a step is on the disk."""
+        """Waits until everything up to a step is on the disk."""
 
     def rollback(self, anomaly: TrainingAnomaly, since: int, state: Any) -> tuple[int, Any]:
-        """Returns the step and the state to continue from, or raises.
+        """Rolls back; returns the step and the state to continue from, or raises `anomaly`.
 
         Args:
-          anomaly: what went wrong, and at which step.
+          anomaly: the cause, with its step.
           since: steps taken after it.
           state: the newest, in the form of `CompiledStep`.
         """
         raise anomaly
 
     def heartbeat(self, phase: str) -> None:
-        """Called when the main thread enters a phase, named for messages."""
+        """Called when the main thread enters `phase`, a name for messages."""

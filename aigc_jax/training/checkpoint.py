@@ -1,8 +1,8 @@
 """Checkpoints: state, data position and config together, written by Orbax in the background.
 
 This is the only file that imports orbax. A checkpoint is a folder `checkpoints/<step>` that Orbax
-renames into place when it is whole. Beside the arrays it keeps their checksums, and a digest of
-everything else, so that damage is found before it is trained on.
+renames into place once it is complete. It also has checksums of the arrays and a digest of
+everything else, so that damage is detected on restore.
 """
 
 import contextlib
@@ -34,18 +34,18 @@ from aigc_jax.distributed.sharding import with_shardings
 from aigc_jax.training.checksum import checksums
 
 TEMPORARY = ".orbax-checkpoint-tmp"
-Contents = dict[str, Any]  # what a checkpoint holds besides the state, as plain JSON values
+Contents = dict[str, Any]  # items of a checkpoint other than the state, as plain JSON values
 
 
 T = TypeVar("T")
 
 
 class CorruptCheckpoint(Exception):
-    """A checkpoint that does not hold what was saved."""
+    """A checkpoint that is missing, incomplete, or changed since it was saved."""
 
 
 class CheckpointReader:
-    """Reads the checkpoints of a workdir, each process on its own; writes nothing."""
+    """Reads the checkpoints of a workdir, each process independently; writes nothing."""
 
     def __init__(self, workdir: str):
         self._folder = checkpoint_dir(workdir)
@@ -60,10 +60,10 @@ class CheckpointReader:
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def contents(self, step: int) -> Contents:
-        """What was saved besides the state. All processes call it together.
+        """Returns the items other than the state. All processes call it together.
 
         Raises:
-          Damaged: if it is not there, or not as it was saved, in any process.
+          CorruptCheckpoint: if they are missing or have changed, in any process.
         """
         return _together(lambda: self._contents(step))
 
@@ -76,11 +76,9 @@ class CheckpointReader:
         except (AttributeError, KeyError, TypeError):
             raise CorruptCheckpoint("it has no digest") from None
         if digest != _digest(contents):
-            raise CorruptCheckpoint(
-                "its config or its place in the data has changed since it was saved"
-            )
+            raise CorruptCheckpoint("its config or data position has changed since it was saved")
         if contents["config"].get("step") != step:
-            raise CorruptCheckpoint(f"it is that of step {contents['config'].get('step')}")
+            raise CorruptCheckpoint(f"it belongs to step {contents['config'].get('step')}")
         return contents
 
     def state(
@@ -91,20 +89,20 @@ class CheckpointReader:
         contents: Contents,
         optimizer: bool = True,
     ) -> TrainState:
-        """The arrays of a step, on this run's devices, checked against their checksums.
+        """Restores the arrays of a step onto this run's devices and verifies their checksums.
 
         All processes call it together.
 
         Args:
-          step: which checkpoint.
-          shapes: the state's shapes, as `jax.eval_shape` gives them.
-          sharding: where its arrays go: one for all, or a tree of them.
-          contents: those of the same step.
+          step: step of the checkpoint.
+          shapes: the state's shapes, as returned by `jax.eval_shape`.
+          sharding: sharding of all arrays, or a prefix pytree of shardings.
+          contents: contents of the same step.
           optimizer: whether to read the optimizers' state; False leaves `opt_state` empty, for
-            inference: adaptive optimizers have twice the size of the parameters.
+            inference: the state of adaptive optimizers is twice the size of the parameters.
 
         Raises:
-          Damaged: if the checkpoint does not hold such a state, in any process's share.
+          CorruptCheckpoint: if the checkpoint has no such state, in any process's shards.
         """
         abstract = with_shardings(shapes, sharding)
         if optimizer:
@@ -125,7 +123,7 @@ class CheckpointReader:
     def _restore(self, step: int, items: ocp.args.Composite) -> Any:
         try:
             return self._manager.restore(step, args=items)
-        except Exception as e:  # whatever a damaged file brings up in Orbax and TensorStore
+        except Exception as e:  # damaged files raise many types in Orbax and TensorStore
             raise CorruptCheckpoint(one_line(e)) from e
 
     def close(self) -> None:
@@ -137,10 +135,10 @@ class CheckpointWriter:
 
     Args:
       workdir: the run's folder.
-      keep: how many of the newest to keep.
-      trusted: the step that the run starts from; newer ones, which it could not read, are put
-        aside. 0: it starts afresh.
-      discard: steps that it can read but does not want.
+      keep: number of newest checkpoints to keep.
+      trusted: the step that the run starts from; newer checkpoints, which it could not read, are
+        moved to `damaged/`. 0 for a new run.
+      discard: steps of intact checkpoints to be removed.
     """
 
     def __init__(self, workdir: str, keep: int, trusted: int = 0, discard: Collection[int] = ()):
@@ -150,7 +148,7 @@ class CheckpointWriter:
             with storage_errors(workdir):
                 self._clear_away()
                 self._put_aside(trusted, discard)
-        all_agree(True)  # nobody looks into the folder before it is in order
+        all_agree(True)  # barrier: no process opens the folder before it is cleaned up
         self._open()
 
     def _open(self) -> None:
@@ -164,7 +162,7 @@ class CheckpointWriter:
             raise StorageError(f"{self._folder} cannot be written: {e.strerror or e}") from e
 
     def _put_aside(self, trusted: int, discard: Collection[int]) -> None:
-        """Moves what cannot be read to `damaged/`, where it is in nobody's way."""
+        """Moves checkpoints that cannot be read to `damaged/`."""
         for step in checkpoint_steps(self._workdir):
             if step <= trusted:
                 continue
@@ -179,19 +177,19 @@ class CheckpointWriter:
                 target, n = os.path.join(aside, f"{step}.{n}"), n + 1
             os.rename(place, target)
         if 0 < trusted < last_saved_step(self._workdir):
-            self._write_note(trusted)  # what came after is known to be gone
+            self._write_note(trusted)  # later checkpoints are not missed on restart
 
     def save(self, step: int, state: Any, data: Contents, config: Contents) -> None:
-        """Starts to save; returns once the arrays are copied and training may go on.
+        """Starts saving; returns once the arrays have been copied and training may continue.
 
         Args:
-          step: the step that `state` has reached.
-          state: arrays.
-          data: the place in the data, as plain JSON values.
-          config: the run's config and what its data look like, as plain JSON values.
+          step: steps taken.
+          state: the train state.
+          data: position of the feed, as plain JSON values.
+          config: the run's config and the spec of its data, as plain JSON values.
 
         Raises:
-          StorageError: if this checkpoint, or the one before, could not be written.
+          StorageError: if this checkpoint or the previous one could not be written.
         """
         config = {**config, "step": step, "checksums": field_checksums(state)}
         digest = _digest({"data": data, "config": config})
@@ -207,7 +205,7 @@ class CheckpointWriter:
             self._pending = step
 
     def wait(self) -> None:
-        """Returns when the last save is complete.
+        """Waits until the last save is complete.
 
         Raises:
           StorageError: if it could not be written.
@@ -217,7 +215,7 @@ class CheckpointWriter:
             self._note()
 
     def _note(self) -> None:
-        """Notes outside the folder that there are checkpoints, should the folder be lost."""
+        """Records outside the folder that there are checkpoints, in case the folder is lost."""
         if is_main_process() and self._pending > last_saved_step(self._workdir):
             self._write_note(self._pending)
 
@@ -231,15 +229,15 @@ class CheckpointWriter:
             yield
         except Exception as e:  # OSError, and TensorStore's ValueErrors
             good = max((s for s in checkpoint_steps(self._workdir)), default=0)
-            kept = f"that of step {good} is whole" if good else "there is none yet"
+            kept = f"that of step {good} is complete" if good else "there is none yet"
             why = "no space left" if "No space left" in str(e) else one_line(e)
             raise StorageError(
                 f"a checkpoint cannot be written to {self._folder} ({why}); {kept}: free some"
-                " space or mend the folder, then give the same command again"
+                " space or repair the folder, then run the same command again"
             ) from e
 
     def recover(self) -> None:
-        """Clears away a save that failed, so that the next one can be tried."""
+        """Removes a failed save, so that the next one can be tried."""
         self._pending = 0
         with contextlib.suppress(Exception):
             self._manager.close()
@@ -247,19 +245,19 @@ class CheckpointWriter:
         self._open()
 
     def _clear_away(self) -> None:
-        """Removes what is left of saves that were cut off."""
+        """Removes temporary folders of interrupted saves."""
         for name in os.listdir(self._folder) if os.path.isdir(self._folder) else []:
             if TEMPORARY in name:
                 shutil.rmtree(os.path.join(self._folder, name), ignore_errors=True)
 
     def close(self) -> None:
-        """Waits for what is being written; says nothing of failures, which `wait` has said."""
+        """Waits for pending writes; ignores failures, which `wait` has reported."""
         with contextlib.suppress(Exception):
             self._manager.close()
 
 
 def _together(read: Callable[[], T]) -> T:
-    """What `read` returns; Damaged if it raises that in any process."""
+    """Returns `read()`; raises CorruptCheckpoint if any process does."""
     found, error = None, None
     try:
         found = read()
@@ -276,7 +274,7 @@ def _nonempty_fields(state: TrainState) -> dict[str, Any]:
 
 
 def field_checksums(state: TrainState) -> dict[str, list[int]]:
-    """A checksum for each array of a state, by the state's fields, without those that are empty."""
+    """Returns the checksums of the arrays in each non-empty field of a state."""
     fields = _nonempty_fields(state)
     sums = iter(checksums(fields))
     return {name: [next(sums) for _ in jax.tree.leaves(fields[name])] for name in sorted(fields)}
@@ -292,22 +290,22 @@ def restore_latest(
     load: Callable[["CheckpointReader", int, Contents], T],
     last: Callable[[Contents], bool] = lambda contents: False,
 ) -> tuple[int, T]:
-    """The newest checkpoint that can be read: its step, and what `load` makes of it.
+    """Loads the newest intact checkpoint; returns its step and the result of `load`.
 
-    All processes call it together. A damaged one is said in one line, and the one before is tried.
+    All processes call it together. A damaged checkpoint is logged, and the previous one is tried.
 
     Args:
       workdir: the run's folder.
-      load: (reader, step, contents) → anything; it may raise `Damaged`.
-      last: which checkpoints to try only when there is no other.
+      load: called with reader, step and contents; it may raise `CorruptCheckpoint`.
+      last: returns True for checkpoints to try only if there is no other.
 
     Raises:
-      UserError: if there is none, or none that is whole.
+      UserError: if there is no checkpoint, or no intact one.
     """
     steps, lost, reasons = checkpoint_steps(workdir), last_saved_step(workdir), []
     if not steps and lost:
         raise UserError(
-            f"{workdir} had checkpoints up to step {lost}, but they are gone: put them back, or"
+            f"{workdir} had checkpoints up to step {lost}, but they are gone: restore them, or"
             " train in another --workdir"
         )
     if not steps:
@@ -326,12 +324,12 @@ def restore_latest(
                 queue.append(step)
             except CorruptCheckpoint as e:
                 if jax.process_count() == 1 and checkpoint_steps(workdir)[:1] > steps[:1]:
-                    return restore_latest(workdir, load, last)  # a run has replaced it meanwhile
+                    return restore_latest(workdir, load, last)  # replaced by a running training
                 reasons.append(f"{step}: {e}")
-                log_main(f"checkpoint {step} of {workdir} is damaged ({e}): trying the one before")
+                log_main(f"checkpoint {step} of {workdir} is damaged ({e}): trying an older one")
     finally:
         reader.close()
     raise UserError(
-        f"{workdir} holds no checkpoint that is whole ({'; '.join(reasons)[:300]}): put a copy"
-        " back, or train in another --workdir"
+        f"{workdir} holds no intact checkpoint ({'; '.join(reasons)[:300]}): restore a copy,"
+        " or train in another --workdir"
     )

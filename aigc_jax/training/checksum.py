@@ -1,4 +1,4 @@
-"""Fingerprints of arrays: the same on every topology, different if one bit differs."""
+"""Checksums of arrays that do not depend on the topology."""
 
 import math
 from typing import Any
@@ -12,12 +12,12 @@ GOLDEN = np.uint32(0x9E3779B1)  # 2³² divided by the golden ratio, rounded to 
 
 
 def checksums(tree: Any) -> list[int]:
-    """A 32-bit number for each array of `tree`, in the order of its leaves.
+    """Returns a 32-bit checksum for each array of `tree`, in the order of its leaves.
 
-    Computed on the devices where the arrays lie: each element's bits are mixed with its index, and
-    the results are added modulo 2³². Sums of integers do not depend on their order, so the number
-    does not depend on how an array is spread over devices. Mixing is one-to-one for a given index,
-    so a change of one element always changes the sum; larger changes escape with probability 2⁻³².
+    Computed on the devices that hold the arrays: each element's bits are mixed with its index, and
+    the results are added modulo 2³². Sums of integers do not depend on their order, hence the
+    checksum does not depend on the sharding. Mixing is one-to-one for a given index, so a change of
+    one element always changes the sum; larger changes go undetected with probability 2⁻³².
     """
     return [int(n) for n in np.asarray(_checksums(jax.tree.leaves(tree)))]
 

@@ -1,4 +1,4 @@
-"""Two ways to compile the one step, with the same numbers: `jit` over a mesh, and `pmap`."""
+"""Compiles the train step with `jit` over a mesh, or with `pmap`; the results are the same."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ AXIS = "data"
 
 
 class CompiledStep:
-    """A step with its placement of state and batches."""
+    """A compiled step and the placement of its state and batches on devices."""
 
     _compiled: Any
 
@@ -27,23 +27,23 @@ class CompiledStep:
 
     @property
     def compiles(self) -> int:
-        """How many programs the step has become; more than one in a run is a mistake."""
+        """Returns the number of compiled programs; more than one in a run is an error."""
         return self._compiled._cache_size()
 
     def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
-        """One step; gives `state` away (its buffers are donated)."""
+        """Takes one step; donates the buffers of `state`."""
         return self._compiled(state, batch)
 
     def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
-        """Lowers the step for XLA, for a state and a batch as they are put, or their shapes."""
+        """Lowers the step for a placed state and batch, or their shapes."""
         return self._compiled.lower(state, batch)
 
     def put_state(self, state: Any) -> Any:
-        """Places a state on the devices, in the form that the step takes."""
+        """Places a state on the devices in the form of the step's argument."""
         raise NotImplementedError
 
     def get_state(self, state: Any) -> Any:
-        """Returns the state in the form that is saved, evaluated and sampled from."""
+        """Returns the state in the form for checkpoints, evaluation and sampling."""
         raise NotImplementedError
 
     def put_batch(self, batch: Any) -> Any:
@@ -52,25 +52,24 @@ class CompiledStep:
 
 
 class JitStep(CompiledStep):
-    """`jit` with `NamedSharding`: the batch is split over data and fsdp, the state as it is told.
+    """A step compiled by `jit`: the batch is sharded over data and fsdp, the state by `shardings`.
 
     Args:
       step: the pure step.
-      mesh: the devices; they need not be there if the step is only lowered.
-      shardings: of the state, or a tree whose leaves hold for all below; whole on every device if
-        left out.
+      mesh: the devices; they need not be attached if the step is only lowered.
+      shardings: a prefix pytree of shardings for the state; replicated by default.
     """
 
     def __init__(self, step: Step, mesh: Mesh, shardings: Any = None):
         super().__init__(mesh)
-        whole = replicated(mesh)
-        self.shardings = whole if shardings is None else shardings
+        everywhere = replicated(mesh)
+        self.shardings = everywhere if shardings is None else shardings
         self._compiled = jax.jit(
-            with_mesh(mesh, step), donate_argnums=0, out_shardings=(self.shardings, whole)
+            with_mesh(mesh, step), donate_argnums=0, out_shardings=(self.shardings, everywhere)
         )
 
     def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
-        """The step for this mesh, to be compiled without being run; nothing is allocated.
+        """Lowers the step for this mesh, for ahead-of-time compilation; allocates no arrays.
 
         Args:
           state: the state's shapes.
@@ -84,7 +83,6 @@ class JitStep(CompiledStep):
         return jax.device_put(state, self.shardings)
 
     def get_state(self, state: Any) -> Any:
-        """The state in the form that is saved, evaluated and sampled from."""
         return state
 
     def put_batch(self, batch: Any) -> Any:
@@ -92,7 +90,7 @@ class JitStep(CompiledStep):
 
 
 class PmapStep(CompiledStep):
-    """`pmap`: state and batch have a leading axis of devices. For code that still thinks in it."""
+    """A step compiled by `pmap`: state and batch have a leading axis of devices (legacy mode)."""
 
     def __init__(self, step: Step, mesh: Mesh):
         super().__init__(mesh)
@@ -103,7 +101,7 @@ class PmapStep(CompiledStep):
             )
         if axis_size(mesh, "data") != mesh.size:
             raise UserError(
-                "train.parallel_mode=pmap splits nothing but the batch: use"
+                "train.parallel_mode=pmap shards only the batch: use"
                 " train.parallel_mode=jit, or a mesh of data=… alone"
             )
         self._traces = 0
@@ -125,7 +123,7 @@ class PmapStep(CompiledStep):
 
     def put_state(self, state: Any) -> Any:
         n = len(self.devices)
-        # Placed as the step will return it, or the second step would compile again.
+        # In the sharding of the step's output; otherwise the second step would compile again.
         sharding = NamedSharding(Mesh(np.array(self.devices), (AXIS,)), P(AXIS))
         return jax.tree.map(
             lambda x: jax.device_put(jnp.broadcast_to(x, (n, *x.shape)), sharding), state
@@ -146,5 +144,5 @@ class PmapStep(CompiledStep):
 def compile_step(
     step: Step, mesh: Mesh, how: str = "jit", shardings: Any = None
 ) -> JitStep | PmapStep:
-    """`step` compiled for `mesh`: `how` is "jit" or "pmap"; `shardings` are those of `JitStep`."""
+    """Compiles `step` for `mesh` by `how`, "jit" or "pmap"; `shardings` as in `JitStep`."""
     return PmapStep(step, mesh) if how == "pmap" else JitStep(step, mesh, shardings)

@@ -16,11 +16,11 @@ from aigc_jax.core.config import Ema
 
 
 def decay(config: Ema, examples: jax.Array, batch_size: int) -> jax.Array:
-    """The weight of the old average in one step.
+    """Returns the weight of the old average in one step.
 
-    Counting in examples makes the average mean the same under every batch size. During warm-up the
-    half-life is `rampup · examples`, so that the start of training is soon forgotten (Karras et
-    al. 2022, EDM, appendix F.2).
+    A half-life in examples makes the average independent of the batch size. During warm-up the
+    half-life is `rampup · examples`, so that early parameters are forgotten quickly (Karras et al.
+    2022, EDM, appendix F.2).
 
     Args:
       config: half-life and ramp-up.
@@ -34,28 +34,28 @@ def decay(config: Ema, examples: jax.Array, batch_size: int) -> jax.Array:
 
 
 def lerp(ema: Any, params: Any, weight: jax.Array) -> Any:
-    """`(1 − weight) · ema + weight · params`, leaf by leaf."""
+    """Returns `(1 − weight) · ema + weight · params`, leaf by leaf."""
     return jax.tree.map(lambda e, p: e + weight.astype(e.dtype) * (p - e), ema, params)
 
 
 def sigma_rel_key(sigma_rel: float) -> str:
-    """The key of an average in `TrainState.power_ema`."""
+    """Returns the key of an average in `TrainState.power_ema`."""
     return f"{sigma_rel:g}"
 
 
 def power_exponent(sigma_rel: float) -> float:
-    """γ of the profile τ^γ on [0, 1] whose standard deviation is `sigma_rel`.
+    """Returns γ of the profile τ^γ on [0, 1] whose standard deviation is `sigma_rel`.
 
-    (γ + 1) = σ_rel² (γ + 2)² (γ + 3): its largest root.
+    It is the largest root of (γ + 1) = σ_rel² (γ + 2)² (γ + 3).
     """
     t = sigma_rel**-2
     return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
 
 
 def power_ema_weight(sigma_rel: float, step: jax.Array) -> jax.Array:
-    """The weight of the newest parameters after `step` steps, 1 − (1 − 1/step)^(γ + 1).
+    """Returns the weight of the newest parameters after `step` steps, 1 − (1 − 1/step)^(γ + 1).
 
-    It becomes as small as 10⁻⁵; computed as a difference from 1 it would keep few digits.
+    It can be as small as 10⁻⁵: computed as a difference from 1 it would lose most digits.
     """
     last = 1 / jnp.maximum(step, 1).astype(jnp.float32)
     return -jnp.expm1((power_exponent(sigma_rel) + 1) * jnp.log1p(-last))
@@ -67,9 +67,9 @@ def update_averages(
     """Updates all averages by one step.
 
     Args:
-      config: which averages there are.
-      ema: the exponential average; empty if there is none.
-      power_ema: the power-function averages by their keys.
+      config: the averages to keep.
+      ema: the exponential average; empty without one.
+      power_ema: power-function averages by `sigma_rel_key`.
       params: the new parameters.
       step: int32 scalar, steps taken before this one.
       batch_size: examples of this step.

@@ -1,4 +1,4 @@
-"""Checks the records of training against the ranges that an objective calls healthy."""
+"""Checks training records against the healthy ranges that an objective declares."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 from aigc_jax.core.capabilities import SupportsHealthChecks
 from aigc_jax.core.objective import HealthCheck, Objective
 
-FIELD = "health_check"  # of a record: the metrics whose checks failed in it, separated by commas
+FIELD = "health_check"  # record field: metrics whose checks failed, separated by commas
 
 
 class TriggeredCheck(NamedTuple):
     """A health check that failed in a run.
 
     Attributes:
-      step: of the record in which it failed.
-      metric: its name in the records of training.
-      message: what that means and what to do.
+      step: step of the record in which it failed.
+      metric: name of the metric in training records.
+      message: the likely cause and what to do.
     """
 
     step: int
@@ -24,23 +24,23 @@ class TriggeredCheck(NamedTuple):
 
 
 def health_checks_of(objective: Objective) -> tuple[HealthCheck, ...]:
-    """The health checks of an objective, if it has any."""
+    """Returns the health checks of an objective; () if it has none."""
     return objective.health_checks if isinstance(objective, SupportsHealthChecks) else ()
 
 
 def triggered_checks(
     checks: Sequence[HealthCheck], records: Iterable[Mapping[str, Any]]
 ) -> list[TriggeredCheck]:
-    """The checks that failed in a run, as its records say.
+    """Returns the checks that failed in a run according to its records.
 
     Args:
-      checks: the objective's, which have the messages.
-      records: of metrics.jsonl.
+      checks: the objective's checks.
+      records: records of metrics.jsonl.
     """
     found = []
     for record in records:
         for metric in record[FIELD].split(", ") if FIELD in record else ():
-            # A metric may have one check for each side.
+            # A metric may have two checks: one for each side of its range.
             messages = [c.message for c in checks if c.metric == metric and _outside(c, record)]
             for message in messages or ["it left its healthy range"]:
                 found.append(TriggeredCheck(record["step"], metric, message))
@@ -52,15 +52,15 @@ def _outside(check: HealthCheck, record: Mapping[str, Any]) -> bool:
 
 
 class HealthMonitor:
-    """Finds the checks that fail, record by record.
+    """Runs health checks on successive records.
 
-    A check fails once, in the record that completes its number of consecutive records outside the
-    range; after the metric has been back inside it can fail again. A record without the metric, or
-    with one that is NaN, changes nothing.
+    A check fails in the record that completes its number of consecutive records outside the range;
+    it can fail again once the metric has been inside. Records where the metric is missing or NaN
+    are ignored.
 
     Args:
-      checks: what to watch.
-      records: those of training so far, for a run that is resumed.
+      checks: checks to run.
+      records: training records so far, for a resumed run.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class HealthMonitor:
         self.replay(records)
 
     def replay(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Starts again, with these records seen."""
+        """Resets the monitor and replays records."""
         self._outside = [0] * len(self._checks)  # consecutive records
         for record in records:
             if record["kind"] == "train":
                 self.check(record)
 
     def check(self, record: Mapping[str, Any]) -> list[HealthCheck]:
-        """The checks that fail with this record."""
+        """Returns the checks that fail with this record."""
         failed = []
         for i, check in enumerate(self._checks):
             value = record.get(check.metric)

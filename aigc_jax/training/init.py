@@ -1,4 +1,4 @@
-"""A fresh training state."""
+"""Initialises the training state."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from aigc_jax.core.state import TrainState, copy_buffers
 from aigc_jax.training import ema as ema_lib
 from aigc_jax.training.optimizers import Optimizers
 
-INIT_FOLD = 0xFFFFFFFF  # folded into the run's key for initialisation: no step has this number
+INIT_FOLD = 0xFFFFFFFF  # folded into the run's key for initialisation; no step has this number
 
 
 def init_state(
@@ -24,15 +24,15 @@ def init_state(
     ema: bool = False,
     power_ema: Sequence[float] = (),
 ) -> TrainState:
-    """Returns a fresh state; pure, so that it can be compiled, or its shapes found by `eval_shape`.
+    """Returns an initial state; pure, hence usable under `jit` and `eval_shape`.
 
     Args:
       objective: the game.
-      optimizers: one per player that moves.
+      optimizers: one per trained player.
       batch: an example batch; only its shapes matter.
-      seed: int32 scalar; of the parameters and of everything random in the run.
-      ema: whether the run averages its parameters.
-      power_ema: widths of the power-function averages that it keeps.
+      seed: int32 scalar, random seed of the run.
+      ema: whether to keep an exponential average.
+      power_ema: widths σ_rel of the power-function averages to keep.
     """
     key = jax.random.key(seed)
     params, mutables = nn.unbox(objective.init(jax.random.fold_in(key, INIT_FOLD), batch))

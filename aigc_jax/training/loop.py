@@ -1,4 +1,4 @@
-"""The training loop: next batch, step, and what is due afterwards."""
+"""The training loop: next batch, step, then due records, checkpoints and callbacks."""
 
 import contextlib
 import time
@@ -17,7 +17,7 @@ from aigc_jax.training.metric_window import MetricAccumulator
 
 
 class Progress(Protocol):
-    """A progress bar, such as tqdm's."""
+    """Progress-bar interface, as of tqdm."""
 
     def update(self, n: int = 1) -> Any: ...
 
@@ -36,7 +36,7 @@ def fit(
     metrics: MetricAccumulator | None = None,
     progress: Progress | None = None,
 ) -> TrainState:
-    """Takes the steps from `start` to `end`; returns the last state, in the form that is saved.
+    """Takes the steps from `start` to `end`; returns the final state, in the form for checkpoints.
 
     The host runs one step ahead: it reads the metrics of a step after it has dispatched the next
     one, so the device never waits for it. The state is saved *before* periodic callbacks: whatever
@@ -48,11 +48,11 @@ def fit(
       state: from `step_fn.put_state`.
       feed: this process's host batches.
       start: steps already taken.
-      end: steps to have taken in the end.
-      run: services of the run: records, checkpoints, rollback, liveness, preemption.
+      end: total steps of the run.
+      run: services of the run: metric records, checkpoints, rollback, liveness, preemption.
       callbacks: observers, called in order.
-      metrics: accumulates the metrics between two records.
-      progress: shows each step.
+      metrics: accumulator of the metrics between two records.
+      progress: progress bar, advanced by each step.
 
     Raises:
       Stopped: if the run was asked to stop; its state is saved.
@@ -75,7 +75,7 @@ def fit(
         batch = step_fn.put_batch(feed.next(state))
         metrics.add_data_wait(time.perf_counter() - began)
         run.heartbeat(f"step {step + 1}")
-        # The first call compiles, and there is no progress yet that could be lost.
+        # The first call compiles; interrupting it loses no progress.
         with contextlib.nullcontext() if compiles else preemption.interruptible(leave):
             state, step_metrics = step_fn(state, batch)
         step, compiles = step + 1, compiles or 1
@@ -132,7 +132,7 @@ def run_due(
     state: Any,
     metrics: MetricAccumulator,
 ) -> None:
-    """Runs the callbacks that are due after a step, in time that does not count as training."""
+    """Runs the callbacks that are due after a step, and excludes their time from the speed."""
     began = time.perf_counter()
     for callback in due:
         callback.run(step, step_fn.get_state(state))
@@ -140,7 +140,7 @@ def run_due(
 
 
 def progress_postfix(record: Record) -> str:
-    """The losses of a record, for the end of a progress bar."""
+    """Formats the losses of a record for a progress bar."""
     losses = [f"{k}={v:.4g}" for k, v in record.items() if k.split("/")[-1] == "loss"]
     skipped = record.get("skipped", 0.0)
     return " ".join(losses + ([f"skipped={skipped:.0%}"] if skipped else []))

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, TensorBoard events and the progress bar."""
+"""Metric log of a run: metrics.jsonl, TensorBoard events and the progress bar."""
 
 import contextlib
 import itertools
@@ -20,15 +20,15 @@ _files = itertools.count(1)
 
 
 class MetricsFile:
-    """One JSON object per record; resuming drops records later than the checkpoint.
+    """JSON-lines file of metric records; resuming drops records later than the checkpoint.
 
     A record that cannot be written is kept, and written before the next one.
 
     Args:
       workdir: the run's folder.
-      step: the step from which the run goes on.
+      step: the step at which the run resumes.
 
-    Raises (every method): OSError, if the disk is full, say.
+    Every method raises OSError if a write fails, such as on a full disk.
     """
 
     def __init__(self, workdir: str, step: int):
@@ -41,21 +41,20 @@ class MetricsFile:
         self._board = TensorBoardWriter(workdir, step)
 
     def write(self, record: dict[str, Any]) -> None:
-        """`record` has `step`, `kind` ("train", "eval") and numbers."""
+        """Writes a record: `step`, `kind` ("train", "eval") and numbers."""
         clean = finite_json(record)
         self._waiting += (json.dumps(clean) + "\n").encode()
         self._write_waiting()
         self._board.write(clean)
 
     def _write_waiting(self) -> None:
-        # A line that a full disk cut off is written over: the file never holds half a record for
-        # longer than it takes to write the other half.
+        # A line that a full disk has truncated is overwritten by the next attempt.
         while self._waiting:
             written = os.pwrite(self._fd, self._waiting, self._end)
             self._end, self._waiting = self._end + written, self._waiting[written:]
 
     def flush(self) -> None:
-        """On the disk, not only in the operating system's memory."""
+        """Syncs the file to the disk."""
         self._write_waiting()
         os.fsync(self._fd)
         self._board.flush()
@@ -66,10 +65,10 @@ class MetricsFile:
 
 
 class TensorBoardWriter:
-    """TensorBoard events of the same records, written by the calling thread.
+    """Writes records as TensorBoard events, in the calling thread.
 
-    (The writers that come with TensorBoard's packages write in a thread, which dies of a full disk
-    and leaves the run waiting for it.)
+    (The writers of TensorBoard's packages use a background thread; on a full disk it dies, and the
+    run deadlocks.)
     """
 
     def __init__(self, workdir: str, step: int):
@@ -92,7 +91,7 @@ class TensorBoardWriter:
         try:
             self._writer.write_event(event)
         except OSError:
-            self.close()  # whatever follows half an event cannot be read: a new file
+            self.close()  # nothing after a truncated event can be read: start a new file
             raise
 
     def _open(self) -> None:
@@ -100,10 +99,10 @@ class TensorBoardWriter:
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         if self._writer is None:
-            # Its own name holds only seconds, in which a run can start twice.
+            # The default name has a resolution of 1 s, within which a run can start twice.
             suffix = f".{os.getpid()}.{next(_files)}"
             self._writer = EventsWriter(os.path.join(self._workdir, "events"), suffix)
-            if self._step:  # TensorBoard forgets what came after the checkpoint
+            if self._step:  # makes TensorBoard drop events after the checkpoint
                 log = SessionLog(status=SessionLog.START)
                 self._writer.write_event(Event(step=self._step + 1, session_log=log))
 
@@ -119,14 +118,14 @@ class TensorBoardWriter:
 
 
 def finite_json(record: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: a value that is not finite is null."""
+    """Replaces values that are not finite, which JSON cannot represent, by None."""
     return {
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
     }
 
 
 class MetricLogger:
-    """A run's records: learning rates are added to those of training.
+    """Writes the records of a run, with learning rates in training records.
 
     Attributes:
       last: the newest record.
@@ -137,7 +136,7 @@ class MetricLogger:
         self._open(step)
 
     def rewind(self, step: int) -> None:
-        """Goes on after `step`: later records are dropped."""
+        """Drops records later than `step`."""
         self._file.close()
         self._open(step)
 
@@ -148,11 +147,11 @@ class MetricLogger:
 
     @property
     def kept(self) -> list[dict[str, Any]]:
-        """The records from before the run went on."""
+        """Returns the records from before the run was resumed."""
         return self._file.kept
 
     def has(self, step: int, kind: str) -> bool:
-        """Whether there was such a record when the run went on."""
+        """Returns whether there was such a record when the run was resumed."""
         return (step, kind) in self._kept
 
     def write(self, record: dict[str, Any]) -> None:
@@ -160,7 +159,7 @@ class MetricLogger:
         self._file.write(record)
 
     def write_train(self, record: dict[str, Any]) -> None:
-        """Adds the rate of the record's last step, per player if there are several."""
+        """Writes a record with the learning rate of its last step, per player if several."""
         rates = {
             f"{player}/lr" if len(self._schedules) > 1 else "lr": float(rate(record["step"] - 1))
             for player, rate in self._schedules.items()
@@ -175,7 +174,7 @@ class MetricLogger:
 
 
 class NullLogger:
-    """For processes that leave the writing to the first."""
+    """Discards records: for all processes but the first."""
 
     def __init__(self):
         self.last: dict[str, Any] = {}
@@ -200,7 +199,7 @@ class NullLogger:
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
-    """The records of a run; lines that a kill has cut off, or that are damaged, are left out."""
+    """Reads the records of a run, skipping truncated or damaged lines."""
     path = os.path.join(workdir, METRICS)
     if not os.path.exists(path):
         return []
@@ -219,7 +218,7 @@ def read_metrics(workdir: str) -> list[dict[str, Any]]:
 
 
 def progress_bar(total: int, start: int, name: str, file: TextIO | None = None) -> tqdm:
-    """A bar with an ETA; on a terminal it moves, in a log file it writes a line now and then."""
+    """Returns a progress bar with an ETA; in a log file it writes a line now and then."""
     file = file or sys.stderr
     return tqdm(
         total=total,

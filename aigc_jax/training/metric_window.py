@@ -1,4 +1,4 @@
-"""Accumulates the metrics between two records."""
+"""Accumulates metrics between two records."""
 
 import time
 from typing import Any, cast
@@ -12,14 +12,14 @@ from aigc_jax.training.anomaly import AnomalyDetector
 
 
 class MetricAccumulator:
-    """Sums of the metrics since the last record, fetched from the device one step late.
+    """Sums metrics since the last record, fetching them from the device one step late.
 
-    The sums are kept in checkpoints, so that a run stopped between two records writes the same ones
-    as a run that was not.
+    The sums are saved in checkpoints, so that a run resumed between two records writes the same
+    records as an uninterrupted one.
 
     Args:
       step: steps already taken.
-      batch_size: examples per step, for the speed.
+      batch_size: examples per step, for the throughput.
       detector: checks each step's metrics as they arrive.
     """
 
@@ -33,7 +33,7 @@ class MetricAccumulator:
         self._pending: Metrics | None = None
 
     def add(self, metrics: Metrics) -> None:
-        """Takes a step's metrics, not yet computed, and fetches those of the step before.
+        """Adds a step's metrics, still being computed, and fetches those of the previous step.
 
         Raises:
           TrainingAnomaly: if the detector finds one.
@@ -44,7 +44,7 @@ class MetricAccumulator:
             self.collect()
 
     def add_data_wait(self, seconds: float) -> None:
-        """Adds a data stall: time spent on getting a batch, unless a step was still running."""
+        """Adds a data stall: time waiting for a batch while no step was running."""
         arrays: list[Any] = [x for x in jax.tree.leaves(self._pending) if isinstance(x, jax.Array)]
         if all(x.is_ready() for x in arrays):
             self.data_wait += seconds
@@ -62,7 +62,7 @@ class MetricAccumulator:
             self.detector.check(self._counted, metrics)
 
     def close(self, step: int) -> dict[str, Any]:
-        """Returns the record of the steps so far, all collected, and starts the next one."""
+        """Returns the record of the collected steps and starts the next record."""
         elapsed = time.perf_counter() - self._began
         steps = step - self._first
         record = {
@@ -81,11 +81,11 @@ class MetricAccumulator:
         return record
 
     def exclude_time(self, seconds: float) -> None:
-        """Excludes time that was not spent on steps from the speed."""
+        """Excludes time that was not spent on steps from the throughput."""
         self._began += seconds
 
     def position(self) -> dict[str, Any]:
-        """The sums so far and the detector's state, as plain values; all must be collected."""
+        """Returns sums and the detector's state as plain values; call `collect` first."""
         sums = {k: [float(m.total), float(m.weight)] for k, m in self._sums.items()}
         return {"first": self._first, "sums": sums, "anomaly": self.detector.position()}
 
@@ -95,7 +95,7 @@ class MetricAccumulator:
         self.seek(0, MetricAccumulator(0, detector=detector).position())
 
     def seek(self, step: int, position: dict[str, Any]) -> None:
-        """Continues after `step` from what `position` has returned."""
+        """Continues after `step` from a `position`."""
         self._first, self._counted, self._pending = position["first"], step, None
         sums: dict[str, Any] = position["sums"]
         self._sums = {

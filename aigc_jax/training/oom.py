@@ -1,4 +1,4 @@
-"""What to say when memory runs out: what takes it, and what to change."""
+"""Out-of-memory errors: the largest arrays and advice."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from aigc_jax.core.errors import OutOfMemory, UserError, one_line
 from aigc_jax.core.files import physical_memory
 from aigc_jax.core.state import named_leaves
 
-LARGEST = 5  # arrays to name
+LARGEST = 5  # number of arrays to list
 SIGNS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "OUT_OF_MEMORY")
 
 
 def largest_arrays(
     trees: dict[str, Any], number: int = LARGEST
 ) -> list[tuple[str, tuple[int, ...], int]]:
-    """The largest arrays of some trees (of arrays or of their shapes): name, shape, bytes."""
+    """Returns (name, shape, bytes) of the largest arrays in trees of arrays or shapes."""
     arrays = []
     for name, tree in trees.items():
         for key, leaf in named_leaves(tree):
@@ -28,12 +28,12 @@ def largest_arrays(
 
 
 def tree_bytes(tree: Any) -> int:
-    """The bytes of a tree's arrays."""
+    """Returns the bytes of a tree's arrays."""
     return sum(size for _, _, size in largest_arrays({"": tree}, number=10**9))
 
 
 def device_memory() -> int:
-    """The bytes that a device has for arrays; 0 if it does not tell."""
+    """Returns the bytes of memory that a device has for arrays; 0 if unknown."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         return physical_memory()
@@ -46,14 +46,14 @@ def format_bytes(size: int) -> str:
 
 @contextlib.contextmanager
 def explain_oom(state: Any, batch: Any) -> Iterator[None]:
-    """Says what takes the memory if it runs out inside.
+    """Turns an out-of-memory error inside the block into an OutOfMemory with advice.
 
     Args:
       state: the train state, or its shapes.
       batch: one host batch, or its shapes.
 
     Raises:
-      OutOfMemory: naming the largest arrays and what to change.
+      OutOfMemory: with the largest arrays and what to change.
     """
     try:
         yield
@@ -66,9 +66,9 @@ def explain_oom(state: Any, batch: Any) -> Iterator[None]:
 
 
 def check_fits(state: Any, batch: Any) -> None:
-    """Raises OutOfMemory if the state alone is more than a device has.
+    """Raises OutOfMemory if the state alone exceeds the memory of a device.
 
-    A CPU would not refuse it, but be killed by the operating system half-way.
+    On a CPU the allocation would succeed, and the operating system would kill the process later.
     """
     limit, needed = device_memory(), tree_bytes(state)
     if limit and needed > limit:
@@ -76,7 +76,7 @@ def check_fits(state: Any, batch: Any) -> None:
 
 
 def oom_message(state: Any, batch: Any) -> str:
-    """One sentence: how much is needed, the largest arrays, and what helps."""
+    """Formats an out-of-memory message: bytes needed, the largest arrays, and advice."""
     parts = {
         name: getattr(state, name)
         for name in ("params", "opt_state", "ema", "power_ema", "mutables")
@@ -88,11 +88,11 @@ def oom_message(state: Any, batch: Any) -> str:
     limit, needed = device_memory(), tree_bytes(state)
     has = f" of the device's {format_bytes(limit)}" if limit else ""
     advice = (
-        "share the state among more devices with fsdp in mesh, make the model smaller, or take a"
+        "shard the state over more devices with fsdp in mesh, make the model smaller, or use a"
         " device with more memory"
         if limit and needed > limit
         else "lower data.batch_size, raise train.accumulate (smaller microbatches, same result),"
-        " set model.remat=full where the model has it, share the batch among more devices with"
+        " set model.remat=full where the model has it, shard the batch over more devices with"
         " mesh, or make the model smaller"
     )
     return (

@@ -1,4 +1,4 @@
-"""Optax chains from config: one per player."""
+"""Builds the Optax chain and learning-rate schedule of each player from the config."""
 
 import dataclasses
 import functools
@@ -15,32 +15,32 @@ Optimizers = Mapping[str, optax.GradientTransformation]
 
 
 def make_schedule(config: Optim, steps: int) -> optax.Schedule:
-    """The learning rate at a training step: linear warm-up, then the named shape."""
+    """Returns the learning rate by training step: linear warm-up, then the named shape."""
     warmup = min(config.warmup_steps, steps)
     rest = max((config.decay_steps or steps) - warmup, 1)
     after = SCHEDULES[config.schedule](config, rest)
     if not warmup:
         return after
-    # The first step moves already: it has 1/warmup of the rate.
+    # The first step already has 1 / warmup_steps of the learning rate, not 0.
     ramp = optax.linear_schedule(config.lr / warmup, config.lr, warmup - 1 or 1)
     return optax.join_schedules([ramp, after], [warmup])
 
 
 @SCHEDULES.decorator("constant")
 def constant(config: Optim, steps: int) -> optax.Schedule:
-    """The rate itself."""
+    """Constant learning rate."""
     return optax.constant_schedule(config.lr)
 
 
 @SCHEDULES.decorator("cosine")
 def cosine(config: Optim, steps: int) -> optax.Schedule:
-    """Half a cosine to the final rate within `steps`, which then stays."""
+    """Half a cosine to the final learning rate over `steps`, constant afterwards."""
     return optax.cosine_decay_schedule(config.lr, steps, alpha=config.final_lr_fraction)
 
 
 @SCHEDULES.decorator("linear")
 def linear(config: Optim, steps: int) -> optax.Schedule:
-    """A line to the final rate within `steps`, which then stays."""
+    """Linear decay to the final learning rate over `steps`, constant afterwards."""
     return optax.linear_schedule(config.lr, config.lr * config.final_lr_fraction, steps)
 
 
@@ -53,15 +53,14 @@ def warmup_stable_decay(config: Optim, steps: int) -> optax.Schedule:
 
 
 def adam_with_b2_schedule(config: Optim, b2: optax.Schedule) -> optax.GradientTransformation:
-    """Adam's direction with a scheduled β₂.
+    """Adam update with a scheduled β₂.
 
-    As in PyTorch, where a change of `betas` acts at once: the moments are corrected for their start
-    with the current β₂. Only β₂ is injected: as an array in the state, β₁ would round 1 − β₁
-    otherwise than as a constant.
+    As in PyTorch when `betas` change, the bias correction uses the current β₂. Only β₂ is injected
+    as a hyperparameter: an array β₁ in the state would round 1 − β₁ differently from a constant.
 
     Args:
-      config: β₁ and ε.
-      b2: β₂ at an update, counted from 0.
+      config: the player's block, for β₁ and ε.
+      b2: β₂ by update, counted from 0.
     """
     inject = optax.inject_hyperparams(
         optax.scale_by_adam, static_args=("b1", "eps", "eps_root", "mu_dtype", "nesterov")
@@ -70,11 +69,11 @@ def adam_with_b2_schedule(config: Optim, b2: optax.Schedule) -> optax.GradientTr
 
 
 def decay_mask(params: Any, embeddings: bool = False) -> Any:
-    """True for matrices and kernels; False for biases, norms' scales, taps and embeddings.
+    """Mask of weight decay: True for matrices and kernels; False for biases, scales, embeddings.
 
     Args:
       params: a tree of arrays.
-      embeddings: True for these too.
+      embeddings: whether embeddings decay too.
     """
 
     def decays(path: tuple, leaf: Any) -> bool:
@@ -89,17 +88,17 @@ def is_embedding(path: tuple) -> bool:
 
 
 def is_matrix(path: tuple) -> bool:
-    """Whether an array maps vectors to vectors: not a table of them, nor one of channels' taps."""
+    """Returns whether a parameter is a matrix or kernel, not an embedding or depthwise taps."""
     return not is_embedding(path) and "taps" not in jax.tree_util.keystr(path)
 
 
 def stacked_axes(path: tuple) -> int:
-    """Axes before an array's own: arrays under `layers` hold those of all layers."""
+    """Returns the number of leading axes that stack layers: 1 under `layers`, else 0."""
     return int("layers" in jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
 
 
 def muon_dimensions(params: Any) -> Any:
-    """What Muon orthogonalises: kernels as (inputs, outputs) matrices, each layer's by itself.
+    """Returns Muon's matrix axes for each kernel, (inputs, outputs) per layer; None for others.
 
     Embeddings, biases, scales and taps go to AdamW (Jordan 2024); a convolution kernel (h, w, in,
     out) counts as a matrix of h·w·in rows.
@@ -116,14 +115,14 @@ def muon_dimensions(params: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerArgs:
-    """What an optimizer is made of.
+    """Arguments of an optimizer's factory.
 
     Attributes:
       config: the player's block.
-      learning_rate: at each move of the player.
-      mask: params → tree of bools: which parameters weight decay reaches.
+      learning_rate: schedule by update of the player.
+      mask: maps params to a tree of bools, True where weight decay applies.
       steps: training steps of the run.
-      per_move: makes a function of the training step one of the player's moves.
+      per_move: converts a schedule by training step into one by update of the player.
     """
 
     config: Optim
@@ -136,12 +135,12 @@ class OptimizerArgs:
 def make_optimizer(
     config: Optim, steps: int, turns: int = 1
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The player's chain and its learning rate as a function of the training step.
+    """Returns a player's Optax chain and its learning rate by training step.
 
     Args:
       config: the player's block.
       steps: training steps of the run.
-      turns: how often the player moves in one step; its schedule follows steps, not moves.
+      turns: turns of the player in one step; its schedule follows steps, not turns.
     """
     schedule = make_schedule(config, steps)
 
@@ -207,7 +206,7 @@ def lion(args: OptimizerArgs) -> optax.GradientTransformation:
 
 @OPTIMIZERS.decorator("none")
 def none(args: OptimizerArgs) -> optax.GradientTransformation:
-    """No update at all."""
+    """No updates: frozen parameters."""
     return optax.set_to_zero()
 
 

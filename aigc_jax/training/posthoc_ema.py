@@ -1,4 +1,4 @@
-"""Post-hoc EMA: averages of any width after training, from snapshots of two widths.
+"""Post-hoc EMA: reconstructs averages of any width after training from snapshots of two widths.
 
 A snapshot is a weighted mean of the parameters over time with a known profile. The target profile
 is fitted by a linear combination of the snapshots' profiles in the least-squares sense, and the
@@ -28,12 +28,12 @@ _NAME = re.compile(r"step_(\d+)\.safetensors")
 
 
 def snapshot_path(workdir: str, step: int) -> str:
-    """The file of the snapshots after a step."""
+    """Returns the path of the snapshots after a step."""
     return os.path.join(workdir, FOLDER, f"step_{step:08d}.safetensors")
 
 
 def save_snapshot(workdir: str, step: int, power_ema: Any) -> None:
-    """Writes the power-function averages of a state, which are on the host, atomically."""
+    """Writes the power-function averages of a state, host arrays, atomically."""
     path = snapshot_path(workdir, step)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     arrays = {key: np.array(x, order="C") for key, x in named_leaves(power_ema)}
@@ -42,14 +42,14 @@ def save_snapshot(workdir: str, step: int, power_ema: Any) -> None:
 
 
 def remove_snapshots(workdir: str, after: int) -> None:
-    """Removes the snapshots of later steps, which a rollback has undone."""
+    """Removes snapshots of steps later than `after`, which a rollback has undone."""
     for step in snapshot_steps(workdir):
         if step > after:
             os.remove(snapshot_path(workdir, step))
 
 
 def snapshot_steps(workdir: str) -> list[int]:
-    """The steps of the snapshots, in order."""
+    """Returns the steps of the snapshots in ascending order."""
     folder = os.path.join(workdir, FOLDER)
     names = os.listdir(folder) if os.path.isdir(folder) else []
     return sorted(int(m.group(1)) for m in map(_NAME.fullmatch, names) if m)
@@ -61,9 +61,9 @@ def profile_dot(
     step_b: np.ndarray | np.floating,
     exponent_b: np.ndarray | np.floating,
 ) -> np.ndarray:
-    """∫ p_a p_b dτ of the profiles p(τ) = (γ + 1) τ^γ / t^(γ + 1) on 0 … t.
+    """Returns ∫ p_a p_b dτ of the profiles p(τ) = (γ + 1) τ^γ / t^(γ + 1) on [0, t].
 
-    In logarithms, since t^γ overflows.
+    Computed in logarithms, since t^γ overflows.
     """
     first = np.minimum(step_a, step_b)
     a, b = exponent_a + 1, exponent_b + 1
@@ -74,13 +74,13 @@ def profile_dot(
 def solve_weights(
     steps_S: Sequence[int], sigma_rels_S: Sequence[float], step: int, sigma_rel: float
 ) -> np.ndarray:
-    """The weights (S,) of the snapshots whose sum is the least-squares fit of a profile.
+    """Returns the weights (S,) of the snapshots for the least-squares fit of a target profile.
 
     Args:
       steps_S: the step of each snapshot.
-      sigma_rels_S: its relative width.
+      sigma_rels_S: the relative width of each snapshot.
       step: the step at which the target average ends.
-      sigma_rel: its relative width.
+      sigma_rel: the relative width of the target.
     """
     t = np.asarray(steps_S, np.float64)
     gamma = np.array([power_exponent(w) for w in sigma_rels_S])
@@ -91,11 +91,11 @@ def solve_weights(
 
 
 def reconstruct_ema(workdir: str, state: TrainState, sigma_rel: float) -> TrainState:
-    """Returns the state with the average of a relative width in place of those that it has.
+    """Returns the state with the average of a given relative width as its only one.
 
     Args:
-      workdir: the run's folder, which holds the snapshots.
-      state: the newest state, which counts as a snapshot itself.
+      workdir: the run's folder with the snapshots.
+      state: the newest state, used as a snapshot itself.
       sigma_rel: standard deviation of the profile in time, relative to the length of training.
 
     Raises:

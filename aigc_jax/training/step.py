@@ -1,4 +1,4 @@
-"""The train step: every family's, compiled once.
+"""The train step, shared by all families.
 
 Shapes: B examples of a batch, M microbatches.
 """
@@ -19,29 +19,30 @@ from aigc_jax.training import ema as ema_lib
 from aigc_jax.training.optimizers import Optimizers
 
 Step = Callable[..., tuple[TrainState, Metrics]]
-PREPARE = 0x50524550  # number of the keys of `Objective.prepare`; turns have small numbers
+PREPARE = 0x50524550  # folded into the step's key for `Objective.prepare`; turns have small numbers
 
 
 def make_step(
     objective: Objective, optimizers: Optimizers, ema: Ema | None = None, accumulate: int = 1
 ) -> Step:
-    """A pure `step(state, batch, axis=None) -> (state, metrics)`.
+    """Returns a pure function `step(state, batch, axis=None) -> (state, metrics)`.
 
-    `objective.prepare` sees the batch once, before the turns and outside every gradient.
-    Each turn differentiates the moving player's loss by its own parameters and updates them; the
-    next turn sees the update. If a loss or a gradient of any turn is not finite, the step leaves
-    every player as it was and counts itself as skipped.
+    `objective.prepare` is called once, before the turns and outside every gradient. Each turn
+    differentiates its player's loss by that player's parameters and updates them; the next turn
+    uses the updated parameters. If a loss, gradient or update of any turn is not finite, no player
+    is updated and the step counts as skipped.
+
+    Every turn of a step uses the same batch. Keys are folded with the player's own turn count, so
+    the first turn of each player shares its keys: the generator can reproduce the latents that the
+    critic saw.
+
+    `axis` names the mapped axis under `pmap`, where `batch` is this device's shard.
 
     Args:
       objective: the game.
       optimizers: one Optax transformation per player.
       ema: the averages to keep, if any.
-      accumulate: microbatches; B must be divisible by it.
-
-    A player that moves several times in a step sees the same batch with fresh noise each time.
-    What another player drew in its first move is known to a player in its own first one.
-
-    `axis` names the mapped axis under `pmap`, where `batch` is this device's share.
+      accumulate: number of microbatches, which must divide B.
     """
     players = tuple(dict.fromkeys(objective.turns))
     ema = ema or Ema()
@@ -61,7 +62,7 @@ def make_step(
             updates, opt_state[player] = optimizers[player].update(
                 grads, opt_state[player], params[player]
             )
-            # An optimizer can make a bad update of good gradients: 0 / 0 with eps = 0, for one.
+            # An optimizer can turn finite gradients into NaN, such as 0 / 0 with eps = 0.
             for size in (loss.total, norm, optax.global_norm(updates)):
                 finite &= jnp.isfinite(size)
             params[player] = optax.apply_updates(params[player], updates)
@@ -80,7 +81,7 @@ def make_step(
             lambda new, old: jnp.where(finite, new, old), moved, stayed
         )
         params |= own
-        # A skipped step has no say in an interval's means but for its own count.
+        # A skipped step contributes nothing to the means of a record but its own count.
         metrics = jax.tree.map(lambda m: jnp.where(finite, m, 0), metrics)
         metrics["skipped"] = Mean.of(~finite)
         skipped = state.skipped + (~finite).astype(jnp.int32)
@@ -99,12 +100,12 @@ def make_step(
 
 
 def turn_key(key: jax.Array, turns: tuple[str, ...], turn: int) -> jax.Array:
-    """The key of a turn: the step's, numbered by how often that player has moved in the step."""
+    """Returns the step's key folded with the number of earlier turns of the same player."""
     return jax.random.fold_in(key, turns[:turn].count(turns[turn]))
 
 
 def example_keys(key: jax.Array, size: int, axis: str | None) -> jax.Array:
-    """One key per example, numbered over the whole batch, also when this device has a share."""
+    """Returns one key per example, numbered over the global batch, also for a shard of it."""
     first = jax.lax.axis_index(axis) * size if axis else 0
     return numbered_keys(key, first + jnp.arange(size))
 
@@ -119,16 +120,16 @@ def prepare(
     accumulate: int = 1,
     axis: str | None = None,
 ) -> Batch:
-    """The batch from `objective.prepare`, microbatch by microbatch to bound its memory.
+    """Calls `objective.prepare`, by microbatches to bound its memory; returns the batch.
 
     Args:
       objective: the game.
-      params: of all players, before the step.
-      mutables: of all players, before the step.
-      batch: as the feed gives it; under `pmap` this device's share.
-      key: of the step.
+      params: parameters of all players, before the step.
+      mutables: mutables of all players, before the step.
+      batch: batch from the feed; under `pmap` this device's shard.
+      key: key of the step.
       step: int32 scalar.
-      accumulate: microbatches.
+      accumulate: number of microbatches.
       axis: the mapped axis under `pmap`.
     """
     key_B = example_keys(jax.random.fold_in(key, PREPARE), len(batch["weight"]), axis)
@@ -143,10 +144,9 @@ def prepare(
 
 
 def to_microbatches(tree: Any, number: int) -> Any:
-    """Arrays (B, …) as (M, B/M, …).
+    """Reshapes arrays (B, …) to (M, B/M, …).
 
-    Microbatch m has the examples m, m + M, … (cut as (B/M, M) and swapped), so that each one spans
-    all devices.
+    Microbatch m has the examples m, m + M, …, so that each microbatch spans all devices.
     """
     return jax.tree.map(lambda x: x.reshape(-1, number, *x.shape[1:]).swapaxes(0, 1), tree)
 
@@ -162,7 +162,7 @@ def gradients(
     accumulate: int,
     axis: str | None,
 ) -> tuple[Mean, Any, Metrics, dict[str, Any]]:
-    """Loss, gradient, metrics and mutables of one turn over the whole batch.
+    """Returns loss, gradient, metrics and mutables of one turn over the global batch.
 
     The totals of the microbatches and devices are summed and divided once, by the total weight:
     the gradient is that of one big batch.

@@ -333,7 +333,7 @@ def test_overrides_may_come_in_any_order_after_the_config(parse, recipe):
         ("--config.model.latnt=3", "'model.latnt'", "did you mean 'model.latent'?"),
         ("--config.modle.latent=3", "'modle.latent'", "did you mean 'model.latent'?"),
         ("--config.sed=3", "'sed'", "did you mean 'seed'?"),
-        ("--config.optim.qqqqqqqqqqqqqqqq=3", "'optim.qqqqqqqqqqqqqqqq'", "it knows: "),
+        ("--config.optim.qqqqqqqqqqqqqqqq=3", "'optim.qqqqqqqqqqqqqqqq'", "known are "),
         (
             "--noconfig.eval.image.fidelty",
             "'eval.image.fidelty'",
@@ -379,7 +379,7 @@ def test_check_overrides_alone(recipe):
     [
         (["trian"], "there is no command 'trian': did you mean 'train'?"),
         (["evaluate", "--workdir=w"], "there is no command 'evaluate': did you mean 'eval'?"),
-        (["--workdir=w"], "there is no command '--workdir=w': it knows: "),
+        (["--workdir=w"], "there is no command '--workdir=w': known are "),
         (["train"], "'aigc train' needs --config=…"),
         (["eval"], "'aigc eval' needs --workdir=…"),
         (["eval", "--workdir="], "'aigc eval' needs --workdir=…"),
@@ -426,7 +426,7 @@ def test_a_config_file_that_cannot_be_loaded_is_named(refusal, tmp_path, name):
     path.write_text(content)
     message = refusal("train", f"--config={path}", "--workdir=w")
     assert str(path) in message and reason in message
-    assert name == "no get_config" or "defines no get_config" not in message
+    assert name == "no get_config" or "does not define get_config" not in message
 
 
 @pytest.mark.parametrize("name", ["gone.py", "", "."])

@@ -191,7 +191,7 @@ def test_a_value_that_is_no_choice_is_refused_with_the_choices(path, value, choi
 def test_an_unknown_key_is_refused_and_the_nearest_named(path, nearest):
     message = refusal(**nested(path, 1))
     assert message.startswith(f"the config has no key '{path}': ")
-    assert (f"did you mean '{nearest}'?" if nearest else "it knows: ") in message
+    assert (f"did you mean '{nearest}'?" if nearest else "known are ") in message
 
 
 @pytest.mark.parametrize("section", ["data", "train", "ema", "eval", "sample", "checkpoint"])

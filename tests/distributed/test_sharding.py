@@ -245,7 +245,7 @@ def test_the_step_is_lowered_without_a_state():
 
 
 def test_pmap_is_for_data_alone():
-    with pytest.raises(UserError, match="nothing but the batch"):
+    with pytest.raises(UserError, match="parallel_mode=pmap shards only"):
         compile_step(lambda *a: a, make_mesh("data=2,tensor=2"), "pmap")
 
 

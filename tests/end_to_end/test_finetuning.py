@@ -149,11 +149,11 @@ def test_adapters_that_were_trained_are_merged_into_what_begins_with_them(made, 
     chex.assert_trees_all_equal(begun["model"]["task_head"], merged["task_head"])
     assert not any(x.any() for x in jax.tree.leaves(begun["model"]["lora"]))
     (line,) = runs.said(capsys)
-    assert "4 are fresh (model/lora/" in line
+    assert "4 initialised (model/lora/" in line
     recipe.model.lora_rank = 0
     begun = warm_start(task, blank(recipe, run.spec))  # all of it to be trained
     chex.assert_trees_all_equal(begun, {"model": merged})
-    assert "0 are fresh" in runs.said(capsys)[0]
+    assert "0 initialised" in runs.said(capsys)[0]
     assert run.objective.merge_adapters(state.params)["model"].keys() == merged.keys()
     same = build.parse_config(recipe).raw["model"]
     warm_start(task, blank(recipe, run.spec), same)
@@ -181,9 +181,9 @@ def test_a_model_of_other_sizes_or_of_another_kind_is_refused(made):
     source, base, _ = made
     spec = restored(base)[0].spec
     message = refusal(warm_start, base, blank(pretrained(source, width=16), spec))
-    assert f"train.init_from={base}" in message and "the same sizes" in message
+    assert f"train.init_from={base}" in message and "the same model sizes" in message
     decoder = {"model": {"decoder": {"kernel": np.zeros((8, 8))}}}
-    assert "of another kind" in refusal(warm_start, base, decoder)
+    assert "has no parameter of this model" in refusal(warm_start, base, decoder)
     nowhere = refusal(warm_start, base + "_", decoder)
     assert base + "_" in nowhere
 

@@ -241,7 +241,7 @@ def test_without_a_good_one_nothing_is_begun_or_changed(kind, workdir):
         DAMAGES[kind](str(workdir / "checkpoints" / step))
     before = files(workdir)
     for use in (more, aigc_jax.evaluate, aigc_jax.sample):
-        with pytest.raises(UserError, match="no checkpoint that is whole") as e:
+        with pytest.raises(UserError, match="no intact checkpoint") as e:
             use(str(workdir))
         assert e.value.code == 2 and "\n" not in str(e.value)
     assert files(workdir) == before

@@ -109,11 +109,11 @@ def test_equal_parts_have_no_spread_and_resamples_without_weight_are_left_out():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"totals_N": [1.0]}, "1 totals for 2 weights"),
+        ({"totals_N": [1.0]}, "1 totals"),
         ({"weights_N": [1.0, -1.0]}, "negative"),
         ({"level": 95}, "between 0 and 1, not 95"),
         ({"level": 0.0}, "between 0 and 1"),
-        ({"resamples": 0}, "1 resample or more"),
+        ({"resamples": 0}, "resamples"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(change, message):

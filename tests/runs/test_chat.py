@@ -228,7 +228,7 @@ def test_the_oldest_turns_of_a_long_conversation_are_left_out(monkeypatch):
     assert len(chat.messages) == 11  # though nothing is forgotten
     said = list(chat.messages)
     refused = refusal(chat.answer, "x" * 300)
-    assert "room for 240 beside its answer" in refused and "--max_new_tokens" in refused
+    assert "at most 240" in refused and "--max_new_tokens" in refused
     assert chat.messages == said
     assert chat.answer("short") == "yes"
 

@@ -1,1 +1,1 @@
-"""Pictures and pages: sample grids, curves, HTML."""
+"""Reports of runs: sample files, curves, and an HTML page."""

@@ -1,4 +1,4 @@
-"""A run's records as curves, and pictures in a row."""
+"""Plots metric curves of a run, and joins pictures side by side."""
 
 import collections
 import math
@@ -7,20 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 COLUMNS = 4
-# What a record says of itself and of the machine.
+# Fields of a record that are not metrics of the model.
 ABOUT = {"step", "time", "seed", "compiles", "data_wait", "steps_per_second", "examples_per_second"}
 
 
 def further(records: Sequence[Mapping[str, Any]], shown: Sequence[str]) -> list[str]:
-    """The metrics of a run beside those that are shown anyway, whatever they are.
+    """Returns the metrics of a run other than `shown` that are worth a curve.
 
-    What accompanies another metric is left out: the ends of its interval, and the references of
-    evaluations, which stay as they are where the metric itself moves. So is what was never anything
-    but 0, and what was written down once only: that makes no curve.
+    Omitted are the ends of confidence intervals and the constant reference values that accompany
+    other metrics, metrics that are always 0, and metrics with a single record.
 
     Args:
-      records: of metrics.jsonl.
-      shown: metrics that are shown anyway.
+      records: records of metrics.jsonl.
+      shown: metrics that have a curve already.
     """
     values: dict[str, set[float]] = {}
     trained, times = set(), collections.Counter[str]()
@@ -51,15 +50,16 @@ def save_curves(
     keys: Sequence[str],
     alarms: Sequence[tuple[int, str, str]] = (),
 ) -> str:
-    """Draws `keys` over steps, training and held-out, one panel each; returns the PNG's path.
+    """Plots metrics over steps, training and held-out, one panel each; returns the PNG's path.
 
     Args:
-      records: of metrics.jsonl.
-      path: where the picture goes.
-      keys: the metrics to show; those that no record has are left out.
-      alarms: (step, metric, message); a line in the metric's panel says when each went off.
+      records: records of metrics.jsonl.
+      path: path of the PNG.
+      keys: metrics to plot; those without a record are omitted.
+      alarms: (step, metric, message) of failed health checks, marked by a line in the metric's
+        panel.
     """
-    # The object interface draws without a display and leaves a notebook's pyplot alone.
+    # The object interface needs no display and does not affect a notebook's pyplot.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -89,7 +89,7 @@ def save_curves(
 
 
 def side_by_side(pictures: Mapping[str, str], path: str) -> str:
-    """PNGs in one row, each under its title; returns the path of the new PNG."""
+    """Joins PNGs in one row, each under its title; returns the path of the new PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image

@@ -1,4 +1,4 @@
-"""One HTML page, complete in itself: pictures are inside it."""
+"""Self-contained HTML report, with embedded pictures."""
 
 import base64
 import dataclasses
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass
 class Row:
-    """A number beside its references.
+    """A metric and its reference values.
 
     Attributes:
-      name: what is measured, with its unit.
-      value: the measured number.
+      name: name of the metric, with its unit.
+      value: its value.
       better: "lower" or "higher".
-      references: `{what: number}`.
+      references: `{name: value}`.
     """
 
     name: str
@@ -25,13 +25,13 @@ class Row:
 
 @dataclasses.dataclass
 class Section:
-    """One family's part of the page.
+    """Section of one family.
 
     Attributes:
       title: the heading.
       about: one or two sentences.
-      rows: its numbers.
-      alarms: (step, metric, message) of those that training raised, which come first.
+      rows: metrics.
+      alarms: (step, metric, message) of failed health checks, shown first.
       pictures: `{caption: path of a PNG}`.
       texts: text samples.
       facts: small print, such as the command and the time it took.
@@ -88,7 +88,7 @@ def _section(section: Section) -> str:
         ]
         parts.append("</ul>")
     if section.rows:
-        parts.append("<table><tr><th>held-out measure</th><th>this run</th><th>beside it</th></tr>")
+        parts.append("<table><tr><th>held-out measure</th><th>this run</th><th>reference</th></tr>")
         parts += [_row(row) for row in section.rows]
         parts.append("</table>")
     for caption, path in section.pictures.items():

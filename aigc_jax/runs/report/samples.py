@@ -1,4 +1,4 @@
-"""A run's samples as files for people: written by the modality of the samples."""
+"""Writes a run's samples to files, in the format of their modality."""
 
 import os
 from typing import Any
@@ -18,7 +18,7 @@ Samples = np.ndarray | list[str]
 
 
 def decode(objective: Objective, samples: np.ndarray, options: Any) -> Samples:
-    """The tokens of a text family as texts; other samples as they are."""
+    """Decodes tokens of a text family to texts; returns other samples unchanged."""
     return objective.texts(samples, options) if isinstance(objective, SupportsText) else samples
 
 
@@ -27,13 +27,13 @@ def save(samples: Samples, path: str) -> str:
 
     Args:
       samples: from `sample`.
-      path: of the file; without a suffix, that of the modality is appended.
+      path: path of the file; without a suffix, that of the modality is appended.
 
     Returns:
       The path of the file.
 
     Raises:
-      UserError: if the samples are of no known modality.
+      UserError: if no modality accepts the samples.
       StorageError: if the file cannot be written.
     """
     modality = _modality_of(samples)
@@ -45,12 +45,12 @@ def save(samples: Samples, path: str) -> str:
 
 
 def save_samples(run: Run, state: TrainState, path: str) -> str:
-    """Draws and saves the samples that the config's section `sample` asks for.
+    """Draws and saves samples by the options of the config section `sample`.
 
     Args:
-      run: its parts.
-      state: from `sampling_state`, so that this process can draw from it alone.
-      path: of the file.
+      run: the run.
+      state: from `sampling_state`, so that this process can sample independently.
+      path: path of the file.
     """
     options = run.config.sample
     guide = guidance_model_of(run, options)
@@ -66,6 +66,6 @@ def _modality_of(samples: Samples) -> Modality:
             return modality
     kind = f"{samples.dtype} {samples.shape}" if isinstance(samples, np.ndarray) else type(samples)
     raise UserError(
-        f"samples of the type {shorten(kind, 80)} are of no modality:"
+        f"no modality accepts samples of the type {shorten(kind, 80)}:"
         f" {', '.join(MODALITIES.names())} are known"
     )

@@ -1,10 +1,10 @@
-"""Rows of words in columns, for a terminal."""
+"""Formats tables for a terminal."""
 
 from collections.abc import Sequence
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A line for each row; each column but the last is as wide as its widest cell."""
+    """Returns a line per row, with columns aligned to their widest cell."""
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -13,6 +13,6 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def terminal_table(rows: Sequence[Sequence[str]]) -> str:
-    """The rows under a heading, which is the first of them."""
+    """Formats rows as a table; the first row is the heading."""
     heading, *lines = columns(rows)
     return "\n".join([heading, "-" * len(heading), *lines])

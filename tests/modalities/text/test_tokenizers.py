@@ -258,11 +258,11 @@ def test_a_character_outside_the_vocabulary_is_an_error_in_the_library_too():
     [
         ("bite", "did you mean 'byte'?"),
         ("chars", "did you mean 'char'?"),
-        ("", "it knows: bpe, byte, char, file:PATH, workdir:DIR"),
+        ("", "known are: bpe, byte, char, file:PATH, workdir:DIR"),
         ("file:", "'file:PATH'"),
         ("byte:x", "'byte'"),
-        ("folder:x", "it knows"),
-        ("wörd\n", "it knows"),
+        ("folder:x", "known are"),
+        ("wörd\n", "known are"),
     ],
 )
 def test_an_unknown_name_is_refused(name, hint):

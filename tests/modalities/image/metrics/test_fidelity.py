@@ -327,7 +327,7 @@ def test_images_of_other_libraries_are_judged_by_the_same_code(untrained, tmp_pa
         (dict(images=images[:, :4]), r"uint8 \(40, 4, 8, 1\)"),
         (dict(images=images / 255), "float64"),
         (dict(images=str(tmp_path / "none")), "neither a folder"),
-        (dict(images=images, source=""), "name it with --source or --workdir"),
+        (dict(images=images, source=""), "--source or --workdir"),
         (dict(images=images, source="python_docs"), "no images to compare"),
     ):
         with pytest.raises(UserError, match=said):
