@@ -119,9 +119,8 @@ class WindowShuffle:
         self._first = firsts[files]  # in the shuffled order of files
         length = (file_ends - firsts)[files]
         self._place = np.cumsum(length) - length  # first place of each file in the shuffled order
-        opens = (
-            np.diff(self._place // window, prepend=-1) > 0
-        )  # whether a file is the first of a window
+        # Whether a file is the first of a window.
+        opens = np.diff(self._place // window, prepend=-1) > 0
         self._starts = starts = np.append(self._place[opens], file_ends[-1])
         self._window = lru(
             lambda window: permutation(int(starts[window + 1] - starts[window]), [*seed, window])

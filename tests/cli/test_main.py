@@ -426,7 +426,7 @@ def test_a_config_file_that_cannot_be_loaded_is_named(refusal, tmp_path, name):
     path.write_text(content)
     message = refusal("train", f"--config={path}", "--workdir=w")
     assert str(path) in message and reason in message
-    assert name == "no get_config" or "does not define get_config" not in message
+    assert name == "no get_config" or "must define get_config" not in message
 
 
 @pytest.mark.parametrize("name", ["gone.py", "", "."])

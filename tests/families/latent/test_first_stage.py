@@ -266,7 +266,7 @@ def test_what_cannot_stand_behind_an_autoencoder_is_refused(blocks, tmp_path):
         aigc_jax.train(masked, str(tmp_path / "m"), progress=False)
     gan = str(tmp_path / "gan")
     aigc_jax.train(tiny.recipe("gan", train=dict(steps=1)), gan, progress=False)
-    with pytest.raises(UserError, match="first_stage.workdir"):
+    with pytest.raises(UserError, match="not the run of an autoencoder"):
         aigc_jax.train(behind("diffusion", gan), str(tmp_path / "c"), progress=False)
     with pytest.raises(UserError, match="holds no checkpoint"):
         aigc_jax.train(behind("diffusion", str(tmp_path)), str(tmp_path / "d"), progress=False)
