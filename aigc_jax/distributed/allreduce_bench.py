@@ -1,9 +1,9 @@
-"""What the network between the devices of a run gives: all-reduces of many sizes, timed.
+"""Benchmarks all-reduces of several sizes over the devices of a run.
 
-With S bytes per device, n devices and t seconds, the algorithm bandwidth is S / t: how fast a
-gradient of that size is summed. The bus bandwidth is S / t · 2(n − 1) / n: what each device sends
-and receives in the best such sum, comparable with a link's own speed whatever n is (as in NVIDIA's
-nccl-tests, PERFORMANCE.md).
+With S bytes per device, n devices and t seconds, the algorithm bandwidth is S / t: the rate at
+which a gradient of that size is summed. The bus bandwidth is S / t · 2(n − 1) / n: the data that
+each device sends and receives in an optimal all-reduce, comparable with the speed of a link for any
+n (as in NVIDIA's nccl-tests, PERFORMANCE.md).
 """
 
 import os
@@ -28,10 +28,9 @@ AXIS = "device"
 
 
 def bench_allreduce(sizes: tuple[int, ...] = SIZES) -> int:
-    """Prints who takes part and the bandwidth of each size; 1 if a sum came out wrong.
+    """Prints the processes and the bandwidth of each size; returns 1 if a sum was wrong, else 0.
 
-    All processes call it together; the first one prints. A process that dies meanwhile is named by
-    the others.
+    All processes call it together; the first one prints. If a process dies, the others report it.
 
     Args:
       sizes: bytes per device.
@@ -57,12 +56,12 @@ def bench_allreduce(sizes: tuple[int, ...] = SIZES) -> int:
                   f" {format_rate(each * 2 * (n - 1) / n):>15}{verdict}", flush=True)  # fmt: skip
     watchdog.close()
     if first and n == 1:
-        print("aigc: warning: there is one device, so nothing went over a network")
+        print("aigc: warning: there is only one device, so no network was measured")
     return 1 if wrong else 0
 
 
 def describe_processes() -> list[str]:
-    """A line for each process: where it is and what it has."""
+    """Returns a line for each process: host, pid and devices."""
     me, count = kv_store.process_index(), kv_store.process_count()
     devices = jax.local_devices()
     mine = f"process {me}: pid {os.getpid()} on {socket.gethostname()}, {len(devices)} device(s)"
@@ -75,7 +74,7 @@ def describe_processes() -> list[str]:
 
 
 def time_allreduces(sizes: tuple[int, ...]) -> Iterator[tuple[int, float, bool]]:
-    """(bytes per device, seconds of one sum, whether it was right) for each size."""
+    """Yields (bytes per device, seconds of one sum, whether it was correct) for each size."""
     n = jax.device_count()
     mesh = jax.make_mesh((n,), (AXIS,), axis_types=(AxisType.Auto,))
     split = NamedSharding(mesh, P(AXIS))
@@ -83,7 +82,7 @@ def time_allreduces(sizes: tuple[int, ...]) -> Iterator[tuple[int, float, bool]]
         jax.shard_map(lambda x: jax.lax.psum(x, AXIS), mesh=mesh, in_specs=P(AXIS), out_specs=P())
     )
     for size in sizes:
-        # Device i holds i + 1, so that a device that is left out or counted twice is noticed.
+        # Device i has i + 1, so that a missing device or one counted twice is detected.
         values = jax.jit(
             lambda k=size // 4: jnp.repeat(jnp.arange(1.0, n + 1), k), out_shardings=split
         )()

@@ -1,7 +1,7 @@
-"""Which process of which run this is: from flags, or from what started it.
+"""Resolves index and coordinator of a process, from flags or from the launcher.
 
-JAX knows TPU pods (their metadata), SLURM (inside `srun`) and Open MPI; this asks it, and adds
-indexed Jobs of Kubernetes that say their coordinator in the environment.
+JAX detects TPU pods (by metadata), SLURM (inside `srun`) and Open MPI; this module adds indexed
+Kubernetes Jobs with the coordinator in the environment.
 """
 
 import dataclasses
@@ -14,19 +14,19 @@ from typing import Any, Protocol
 
 from aigc_jax.core.errors import UserError, one_line
 
-LOCAL = ("AIGC_LOCAL_PROCESS", "AIGC_LOCAL_PROCESSES")  # launch/local.py: which one of how many
-FLAGS = "give --coordinator=HOST:PORT, --num_processes and --process_id"
+LOCAL = ("AIGC_LOCAL_PROCESS", "AIGC_LOCAL_PROCESSES")  # set by launch/local.py: index and number
+FLAGS = "set --coordinator=HOST:PORT, --num_processes and --process_id"
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessInfo:
-    """A process's place among those of its run.
+    """Index of a process and coordinator of its run.
 
     Attributes:
       coordinator: HOST:PORT of process 0.
-      count: how many processes there are.
-      process: which of them this is, from 0.
-      devices: which of the GPUs it sees are its own; none: all.
+      count: number of processes.
+      process: index of this process.
+      devices: indices of its GPUs among the visible ones; None for all.
     """
 
     coordinator: str
@@ -36,13 +36,13 @@ class ProcessInfo:
 
     @property
     def address(self) -> tuple[str, int]:
-        """The coordinator's host and port."""
+        """Returns the coordinator's host and port."""
         host, _, port = self.coordinator.rpartition(":")
         return host.strip("[]"), int(port)
 
 
 class Cluster(Protocol):
-    """What JAX's `ClusterEnv` classes and ours have in common."""
+    """Common interface of JAX's `ClusterEnv` classes and those here."""
 
     name: str
 
@@ -58,22 +58,25 @@ class Cluster(Protocol):
 def resolve_process(
     coordinator: str | None, count: int | None, process: int | None, seconds: int
 ) -> ProcessInfo | None:
-    """This process's place; none if it is alone.
+    """Resolves the process info; None for a run of one process.
 
     Args:
-      coordinator: HOST:PORT, "auto" where something must be detected, "none" where nothing may be;
-        if left out, what is detected is used.
-      count: how many processes; detected if left out.
-      process: which one this is; detected if left out.
-      seconds: how long to look for the coordinator's host.
+      coordinator: HOST:PORT; "auto" requires detection, "none" forbids it; by default a detected
+        cluster is used.
+      count: number of processes; detected by default.
+      process: index of this process; detected by default.
+      seconds: timeout for resolving the coordinator's host.
 
     Raises:
-      UserError: if a part is missing or wrong.
+      UserError: if a value is missing or invalid.
     """
     given = (count, process) != (None, None)
     if coordinator == "none":
         if given:
-            raise UserError("--coordinator=none is for a run of one process: leave out the others")
+            raise UserError(
+                "--coordinator=none is for a run of one process: omit --num_processes"
+                " and --process_id"
+            )
         return None
     address = None if coordinator in (None, "auto") else coordinator
     cluster = None
@@ -83,8 +86,7 @@ def resolve_process(
             if coordinator is None and not given:
                 return None
             raise UserError(
-                "the processes of the run cannot be joined, because this one runs under nothing"
-                f" that tells its place: {FLAGS}"
+                f"the processes of the run cannot be joined: no cluster was detected; {FLAGS}"
             )
         try:
             count = cluster.get_process_count() if count is None else count
@@ -96,17 +98,20 @@ def resolve_process(
                 ) or cluster.get_coordinator_address(seconds, port)
         except UserError:
             raise
-        except Exception as e:  # whatever JAX's detection comes upon
+        except Exception as e:  # JAX's detection raises many types
             raise UserError(
-                f"{cluster.name} seems to have started this process, but does not tell its place"
-                f" ({one_line(e)}): {FLAGS}, or --coordinator=none if it is to run alone"
+                f"{cluster.name} seems to have started this process, but its index or coordinator"
+                f" cannot be detected ({one_line(e)}): {FLAGS}, or --coordinator=none for a run of"
+                " one process"
             ) from e
     if count is None or count < 1 or process is None or not 0 <= process < count:
         raise UserError(f"there is no process {process} of {count}: {FLAGS}")
     if count == 1:
         return None
     if not re.fullmatch(r".+:\d{1,5}", address or ""):
-        raise UserError(f"--coordinator={address} is not HOST:PORT: name the host of process 0")
+        raise UserError(
+            f"--coordinator={address} is not HOST:PORT: set it to the host of process 0"
+        )
     told = cluster is not None or os.environ.keys() >= set(LOCAL)
     return ProcessInfo(
         address or "", count, process, local_device_ids(os.environ) if told else None
@@ -114,8 +119,8 @@ def resolve_process(
 
 
 def detect_cluster(environment: Mapping[str, str]) -> Cluster | None:
-    """What started this process as one of several, if anything that is known did."""
-    # There are no public names for them; `jax.distributed.initialize` takes them from here too.
+    """Returns the cluster environment of this process; None if none is detected."""
+    # Private API of JAX, which `jax.distributed.initialize` uses too: there is no public one.
     from jax._src import clusters
 
     if "OMPI_COMM_WORLD_SIZE" in environment and "OMPI_MCA_orte_hnp_uri" not in environment:
@@ -136,14 +141,14 @@ def detect_cluster(environment: Mapping[str, str]) -> Cluster | None:
 
 
 def as_cluster(cluster: Any) -> Cluster:
-    """JAX's classes are used without being instances."""
+    """Casts JAX's classes, whose class methods implement the protocol, for the type checker."""
     return cluster
 
 
 class KubernetesIndex:
-    """A Job with `completionMode: Indexed`, whose manifest says the rest: `launch/gke_jobset.yaml`.
+    """Job with `completionMode: Indexed`, configured by its manifest: `launch/gke_jobset.yaml`.
 
-    JAX can find the rest by itself, but needs the rights to ask Kubernetes for it.
+    JAX's own detection needs permissions for the Kubernetes API.
     """
 
     name = "Kubernetes"
@@ -163,7 +168,7 @@ class KubernetesIndex:
 
 
 class OpenMpi5:
-    """Open MPI from 5 on, which does not tell where its first process is."""
+    """Open MPI 5 or newer, which does not publish the host of process 0."""
 
     name = "Open MPI"
 
@@ -172,8 +177,8 @@ class OpenMpi5:
 
     def get_coordinator_address(self, timeout_secs: int | None, port: str | None) -> str:
         raise UserError(
-            "Open MPI does not tell where process 0 is: give --coordinator=HOST:PORT, or install"
-            " mpi4py"
+            "Open MPI does not publish the host of process 0: set --coordinator=HOST:PORT, or"
+            " install mpi4py"
         )
 
     def get_process_count(self) -> int:
@@ -184,10 +189,10 @@ class OpenMpi5:
 
 
 def local_device_ids(environment: Mapping[str, str]) -> tuple[int, ...] | None:
-    """Which of the GPUs that this process sees are its own; none: all.
+    """Returns the indices of this process's GPUs among the visible ones; None for all.
 
-    Processes side by side on a machine share its GPUs evenly. (JAX would give each a single one,
-    and so a process that is alone on its machine too.)
+    Processes on one machine share its GPUs evenly. (JAX would assign a single GPU to each process,
+    even to the only one on a machine.)
     """
     local, beside = _beside(environment)
     if beside == 1 or "JAX_LOCAL_DEVICE_IDS" in environment:
@@ -195,18 +200,18 @@ def local_device_ids(environment: Mapping[str, str]) -> tuple[int, ...] | None:
     if LOCAL[0] not in environment and _bound(environment):
         return None
     share = _visible(environment) // beside
-    # Fewer than processes: the launcher has given each its own already, or there are none.
+    # Fewer GPUs than processes: the launcher has assigned them already, or there are none.
     return tuple(range(local * share, (local + 1) * share)) or None
 
 
 def _visible(environment: Mapping[str, str]) -> int:
-    """How many GPUs a process sees."""
+    """Returns the number of GPUs visible to a process."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     return len(glob.glob("/dev/nvidia[0-9]*")) if visible is None else len(visible.split(","))
 
 
 def _bound(environment: Mapping[str, str]) -> bool:
-    """Whether SLURM has given this process GPUs of its own, among which nothing is to be shared."""
+    """Returns whether SLURM has bound GPUs to this process."""
     binding = environment.get("SLURM_GPU_BIND", "none")
     if "SLURM_GPUS_PER_TASK" in environment or not binding.endswith("none"):
         return True
@@ -219,7 +224,7 @@ def _bound(environment: Mapping[str, str]) -> bool:
 
 
 def _beside(environment: Mapping[str, str]) -> tuple[int, int]:
-    """This process's number on its machine, and how many there are."""
+    """Returns the local index of this process on its machine and the local number of processes."""
     if environment.keys() >= set(LOCAL):
         number, count = LOCAL
         return int(environment[number]), int(environment[count])

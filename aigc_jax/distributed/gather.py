@@ -1,4 +1,4 @@
-"""Arrays that lie on many devices, brought to where one process can use them."""
+"""Gathers sharded arrays to one process's host or devices."""
 
 from typing import Any
 
@@ -11,16 +11,16 @@ from aigc_jax.core.state import TrainState
 
 
 def gather_to_host(tree: Any) -> Any:
-    """Every array whole on the host of every process. All processes call it together."""
+    """Gathers every array to the host of every process. All processes call it together."""
     return jax.tree.map(lambda x: np.asarray(_whole(x)), tree)
 
 
 def sampling_state(state: TrainState) -> TrainState:
-    """What evaluation and sampling read of a state, where this process can use it alone.
+    """Returns a state for evaluation and sampling by each process independently.
 
-    Arrays that every device has come to the host, to be used on one device; so do those that are
-    spread over processes, which call it together. What the devices of this process share out stays
-    with them: it may be more than one of them holds.
+    Replicated arrays, and arrays sharded over several processes, are gathered to the host; all
+    processes call it together. Arrays sharded over the devices of this process stay sharded: they
+    may exceed the memory of one device.
     """
 
     def near(x: Any) -> Any:

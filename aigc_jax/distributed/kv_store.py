@@ -1,6 +1,6 @@
-"""JAX's coordination service: a small store of keys that the processes of a run share.
+"""Key-value store shared by the processes of a run: JAX's coordination service.
 
-Importing this does not import JAX, so that signals are listened for before anything slow happens.
+Importing this does not import JAX, so that signal handlers are installed before anything slow.
 """
 
 import ctypes
@@ -14,24 +14,26 @@ _handler: Any = None
 
 
 def attach() -> None:
-    """Takes up JAX's connection between the processes, once it stands, if there is one.
+    """Connects to JAX's coordination service, if the run has several processes.
 
-    A question asked before that would end the process.
+    Must be called after JAX has connected: requests before that abort the process.
     """
     global _service
-    # There is no public name for it; `jax.experimental.multihost_utils` takes it from here too.
+    # Private API of JAX, which `jax.experimental.multihost_utils` uses too: there is no public one.
     from jax._src.distributed import global_state
 
     _service = global_state if global_state.client is not None else None
 
 
 def on_abort(act: Callable[[], None]) -> None:
-    """Calls `act` instead of dying when JAX's client gives up because the coordinator is gone.
+    """Calls `act` instead of aborting when JAX's client loses the coordinator.
 
-    It calls `abort` in a thread of C++, from where only a C handler can be called.
+    JAX calls `abort` in a C++ thread, so the signal needs a C handler.
     """
     global _handler
-    _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: act())  # kept from collection
+    _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(
+        lambda number: act()
+    )  # referenced, so that it is not garbage-collected
     ctypes.CDLL(None).signal(signal.SIGABRT, _handler)
 
 
@@ -46,21 +48,21 @@ def process_count() -> int:
 
 
 def put(key: str, value: str) -> None:
-    """Sets a key, for all processes to see."""
+    """Sets a key for all processes."""
     _service.client.key_value_set(PREFIX + key, value, allow_overwrite=True)
 
 
 def get(key: str) -> str | None:
-    """A key's value; None if nobody has set it."""
+    """Returns the value of a key; None if it is not set."""
     return get_all(key.rpartition("/")[0] + "/").get(key)
 
 
 def get_all(folder: str) -> dict[str, str]:
-    """The keys that begin with `folder`, which ends in a slash."""
+    """Returns the keys with the prefix `folder`, which ends in a slash, and their values."""
     pairs = _service.client.key_value_dir_get(PREFIX + folder)
     return {key.removeprefix(PREFIX): value for key, value in pairs}
 
 
 def barrier(name: str, seconds: float) -> None:
-    """Waits for all processes; raises after so many seconds."""
+    """Waits for all processes; raises after `seconds`."""
     _service.client.wait_at_barrier(PREFIX + name, int(seconds * 1000))

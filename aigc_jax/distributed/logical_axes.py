@@ -2,8 +2,8 @@
 
 Networks name the axes of their parameters where they are initialised, with Flax's
 `nn.with_logical_partitioning(init, names)` or the `kernel_axes` of the layers in `nn/`, and those
-of activations with `with_logical_constraint`. `RULES` says which axes of the mesh split each name;
-an axis of size 1 splits nothing.
+of activations with `with_logical_constraint`. `RULES` maps each name to the mesh axes that shard
+it; mesh axes of size 1 are ignored.
 """
 
 import functools
@@ -21,19 +21,19 @@ from aigc_jax.distributed.mesh import AXES as MESH_AXES
 from aigc_jax.distributed.mesh import BATCH
 
 T = TypeVar("T")
-Axes = tuple[str | None, ...]  # a logical name for each axis of an array; None: it is never split
+Axes = tuple[str | None, ...]  # logical name of each axis of an array; None: replicated
 
-# (logical axis, axes of the mesh that split it), as Flax's `logical_axis_rules`, but of an array
-# the leftmost axis takes a mesh axis that several could have.
-# fsdp shards parameters by the inputs of layers; a layer is gathered when it is computed.
-# tensor shards them by what layers compute (Shoeybi et al. 2019): heads, hidden units, channels.
+# (logical axis, mesh axes that shard it), as in Flax's `logical_axis_rules`, except that the
+# leftmost axis of an array takes a mesh axis that several axes could use.
+# fsdp shards parameters by the inputs of layers; a layer is gathered for its computation.
+# tensor shards them by the outputs of layers (Shoeybi et al. 2019): heads, hidden units, channels.
 RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("batch", BATCH),
     ("length", ("sequence",)),  # of queries; keys and values are gathered
     ("embed", ("fsdp",)),
     ("conv_in", ("fsdp",)),
     ("dense_in", ("fsdp",)),
-    # Outputs of a layer whose inputs may be of any number, as the channels of an image are.
+    # Outputs of a layer with an arbitrary number of inputs, such as the channels of an image.
     ("stem", ("fsdp", "tensor")),
     ("vocab", ("tensor",)),
     ("mlp", ("tensor",)),
@@ -41,7 +41,7 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("kv", ("tensor",)),
     ("conv_out", ("tensor",)),
     ("dense_out", ("tensor",)),
-    # Never split: small, or of any number.
+    # Never sharded: small, or of arbitrary size.
     ("layers", ()),
     ("norm", ()),
     ("bias", ()),
@@ -54,7 +54,7 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 NAMES = tuple(name for name, _ in RULES)
 
-# What to change if an axis of this name does not divide; {size} is the next size that does.
+# Remedies for an axis whose size is not divisible; {size} is the next divisible size.
 REMEDIES = {
     "vocab": "set model.vocab_size={size}",
     "embed": "change model.width (or model.embedding) to a multiple",
@@ -71,7 +71,7 @@ REMEDIES = {
 
 
 def rules_for(mesh: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
-    """Returns the rules of a mesh: only axes with more than one device split anything.
+    """Returns the rules of a mesh, restricted to axes with more than one device.
 
     Args:
       mesh: sizes of the mesh's axes.
@@ -82,17 +82,17 @@ def rules_for(mesh: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
 def logical_to_mesh(axes: Axes, shape: Sequence[int], mesh: Mapping[str, int], name: str) -> P:
     """Returns the partition spec of a parameter with these logical axes.
 
-    An axis of the mesh splits one axis of an array at most, the leftmost that has a rule for it.
+    A mesh axis shards at most one axis of an array, the leftmost that has a rule for it.
 
     Args:
       axes: logical names of the array's axes.
       shape: its sizes.
       mesh: sizes of the mesh's axes.
-      name: of the parameter, for messages.
+      name: name of the parameter, for messages.
 
     Raises:
-      UserError: for names that are not one per axis, a name without a rule, or a size that is not
-        divisible.
+      UserError: if the number of names differs from that of the axes, a name has no rule, or a size
+        is not divisible.
     """
     if len(axes) != len(shape):
         raise UserError(
@@ -104,7 +104,7 @@ def logical_to_mesh(axes: Axes, shape: Sequence[int], mesh: Mapping[str, int], n
         if axis is not None and axis not in rules:
             raise UserError(
                 f"the parameter {name} has a logical axis '{axis}' without a rule:"
-                f" {did_you_mean(axis, NAMES)}, or None for an axis that is never split"
+                f" {did_you_mean(axis, NAMES)}, or None for an axis that is replicated"
             )
         over = tuple(a for a in rules.get(axis or "", ()) if a not in taken)
         taken |= set(over)
@@ -113,7 +113,7 @@ def logical_to_mesh(axes: Axes, shape: Sequence[int], mesh: Mapping[str, int], n
             remedy = REMEDIES.get(str(axis), "change its size to a multiple")
             remedy = remedy.format(size=-(-size // count) * count)
             raise UserError(
-                f"the parameter {name} of {_times(shape)} cannot be split: its axis"
+                f"the parameter {name} of {_times(shape)} cannot be sharded: its axis"
                 f" '{axis}' of {size} is not divisible by {'·'.join(over)}={count} of mesh:"
                 f" {remedy}, or make {'·'.join(over)} smaller"
             )
@@ -126,8 +126,8 @@ def logical_to_mesh(axes: Axes, shape: Sequence[int], mesh: Mapping[str, int], n
 def with_logical_constraint(x: jax.Array, *axes: str | None) -> jax.Array:
     """Constrains the sharding of `x` by logical axis names.
 
-    The identity without a mesh (see `with_mesh`) or where nothing is split: on one device, under
-    `pmap`, and for sizes that are not divisible, such as those of a few samples.
+    The identity without a mesh (see `with_mesh`) and where nothing is sharded: on one device, under
+    `pmap`, and for sizes that are not divisible, such as small batches of samples.
 
     Args:
       x: an activation.
@@ -146,7 +146,7 @@ def with_logical_constraint(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def with_mesh(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
-    """Wraps `function` so that logical constraints in it are those of `mesh` when it is traced."""
+    """Wraps `function` so that logical constraints in it refer to `mesh` when it is traced."""
 
     @functools.wraps(function)
     def traced(*args: Any) -> T:
@@ -188,7 +188,7 @@ def shard_map_over(
 
 
 def has_mesh() -> bool:
-    """Returns whether a mesh is set along which arrays can be sharded."""
+    """Returns whether there is a current mesh with an axis that can shard arrays."""
     return bool(_mesh())
 
 

@@ -1,16 +1,17 @@
-"""Stopping on request: a run that is preempted saves where it stands and leaves.
+"""Preemption: a run that is asked to stop saves its state and exits.
 
-A signal is noticed by a thread, through the file descriptor that Python's own handler writes to, so
-it is noticed even while the main thread is deep in the compiler. What follows depends on where the
-run is:
+Signals are received by a thread, through the file descriptor that Python's signal handler writes
+to, so they are noticed even while the main thread is in the compiler. The reaction depends on the
+phase of the run:
 
-- *Free*: all that was done is saved (before the first step, in evaluation and sampling). The
-  watching thread has what is being written finished, and the process ended.
+- *Interruptible*: everything is saved (before the first step, in evaluation and sampling). The
+  thread waits for pending writes and ends the process.
 - Otherwise the loop finishes its step, saves, and raises `Stopped`.
 
-Among several processes a request of one is a request of all. Whether to stop after a step is put to
-the vote with that step, so that all stop after the same one. A process that leaves while it is free
-says so; the others need not wait for it, because what it had reached is saved by all.
+A request to one of several processes is a request to all. Whether to stop after a step is decided
+by a vote in that step, so that all stop after the same one. A process that exits while
+interruptible announces it; the others need not wait for it, because everything it had computed is
+saved.
 """
 
 import contextlib
@@ -29,27 +30,29 @@ from aigc_jax.distributed import kv_store
 from aigc_jax.distributed.main_process import is_main_process
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-POLL = 0.25  # seconds between two looks at the other processes' requests
-LEAVE = 5.0  # seconds to wait for the other processes when leaving
-AGAIN = 1.0  # seconds: a launcher may signal a process and then its group, which is one request
+POLL = 0.25  # seconds between polls of the other processes' requests
+LEAVE = 5.0  # seconds to wait for the other processes before exiting
+# Seconds within which repeated signals count as one: a launcher may signal a process, then its
+# group.
+AGAIN = 1.0
 REQUEST, LEFT = "stop/request", "stop/left"
 
 
 class PreemptionHandler:
-    """A request to stop. Without `listen` nobody makes one."""
+    """Requests to stop: from signals (`listen`), from other processes, or by `request`."""
 
     def __init__(self):
         self._requested = threading.Event()
         self._lock, self._announced = threading.RLock(), threading.Lock()
         self._finish: Callable[[], None] | None = None
-        # How many signals the thread and the main thread have heard, and when the last one.
+        # Number and time of the last of the signals received, by the thread and the main thread.
         self._heard = {"thread": (0, -AGAIN), "main": (0, -AGAIN)}
         self._listening = self._leaving = self._left = False
         self._vote: Any = None
 
     @property
     def requested(self) -> bool:
-        """Whether this process has been asked to stop, or has heard of another that was."""
+        """Returns whether this process, or another that it has heard of, was asked to stop."""
         return self._requested.is_set()
 
     def request(self) -> None:
@@ -57,7 +60,7 @@ class PreemptionHandler:
         self._requested.set()
 
     def agreed(self) -> bool:
-        """Whether to stop after this step; the same in all processes, which all call it."""
+        """Returns whether to stop after this step; the same in all processes, which all call it."""
         if not self._listening or kv_store.process_count() == 1:
             return self.requested
         if self._vote is None:
@@ -68,31 +71,31 @@ class PreemptionHandler:
 
     @contextlib.contextmanager
     def interruptible(self, finish: Callable[[], None]) -> Iterator[None]:
-        """A phase in which the process may leave at any moment.
+        """Marks a phase in which the process may exit at any moment.
 
         Args:
-          finish: what to wait for before leaving.
+          finish: waits for pending writes, called before exiting.
 
         Raises:
-          Stopped: if the request came before.
+          Stopped: if there is a request already.
         """
         if self.requested:
             finish()
             self.shutdown_barrier()
-            raise Stopped("stopped; all that was done is saved")
+            raise Stopped("stopped; everything is saved")
         with self._lock:
             self._finish = finish
         try:
             yield
         finally:
-            with self._lock:  # held for good by a thread that is about to end the process
+            with self._lock:  # never released by a thread that is about to end the process
                 self._finish = None
 
     @contextlib.contextmanager
     def listen(self) -> Iterator["PreemptionHandler"]:
-        """Takes SIGTERM and SIGINT for requests; for the main thread of a program.
+        """Turns SIGTERM and SIGINT into requests; call it in the main thread of a program.
 
-        Until the first free phase has ended, nothing is at stake, and the process may leave.
+        The process is interruptible until the first interruptible phase has ended.
         """
         self._finish = lambda: None
         read, write = socket.socketpair()
@@ -100,11 +103,11 @@ class PreemptionHandler:
         self._listening = True
         threading.Thread(target=self._watch, args=(read,), daemon=True, name="stop").start()
         old_fd = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
-        # What a shell had ignored for a job in the background stays ignored.
+        # Signals that a shell ignores for background jobs stay ignored.
         heard = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
         before = {s: signal.signal(s, self._handle) for s in heard}
         for s in heard:
-            signal.siginterrupt(s, False)  # what is being read or written goes on
+            signal.siginterrupt(s, False)  # pending reads and writes continue
         try:
             yield self
         finally:
@@ -126,14 +129,14 @@ class PreemptionHandler:
             if kv_store.process_count() > 1:
                 self._hear()
             if self.requested and self._finish is not None and not self._leaving:
-                self._leaving = True  # in a thread of its own: a second signal must be heard
+                self._leaving = True  # in another thread, so that a second signal is noticed
                 threading.Thread(target=self._leave_if_free, daemon=True, name="leave").start()
 
     def _handle(self, number: int, frame: Any) -> None:
-        """Python's handler, in the main thread, when it comes to it.
+        """Handles a signal in the main thread, as soon as Python gets to it.
 
-        It hears what the thread does not: an event loop in the main thread may for a while have
-        taken the file descriptor for its own.
+        It catches signals that the thread misses: an event loop in the main thread may temporarily
+        have replaced the wakeup file descriptor.
         """
         self._signalled(number, "main")
 
@@ -144,26 +147,26 @@ class PreemptionHandler:
         if self._heard[ear][0] > 1:
             os._exit(128 + number)
         self._announce(
-            f"{signal.Signals(number).name}: saving, then leaving; a second one leaves at once"
+            f"{signal.Signals(number).name}: saving, then exiting; a second signal exits at once"
         )
         self._requested.set()
 
     def _announce(self, what: str) -> None:
-        """Says once, and in process 0 only, that the run is about to end."""
+        """Writes once, and in process 0 only, that the run is about to end."""
         if self._announced.acquire(blocking=False) and is_main_process():
             write_stderr(f"\naigc: {what}")
 
     def _hear(self) -> None:
-        """Passes a request on to the other processes, and hears of theirs."""
+        """Forwards a request to the other processes, and receives theirs."""
         try:
             if self.requested:
                 kv_store.put(REQUEST, "1")
             elif kv_store.get(REQUEST):
-                self._announce("another process is to stop: saving, then leaving")
+                self._announce("another process was asked to stop: saving, then exiting")
                 self._requested.set()
             if kv_store.get(LEFT) and not self._left:
                 self._leave(lambda: None)
-        except Exception:  # the coordinator is gone, which is for `Monitor` to say
+        except Exception:  # the coordinator is gone, which `Watchdog` reports
             pass
 
     def _leave_if_free(self) -> None:
@@ -173,12 +176,12 @@ class PreemptionHandler:
         self._leaving = False
 
     def _leave(self, finish: Callable[[], None]) -> None:
-        """Ends the process, whatever the main thread does."""
+        """Ends the process, whatever the main thread is doing."""
         code = Stopped.code
         try:
             finish()
             if is_main_process():
-                write_stderr("aigc: stopped; all that was done is saved")
+                write_stderr("aigc: stopped; everything is saved")
         except UserError as e:
             write_stderr(f"aigc: error: {e}")
             code = e.code
@@ -189,12 +192,12 @@ class PreemptionHandler:
         os._exit(code)
 
     def shutdown_barrier(self) -> None:
-        """Tells the other processes, and waits a little for them to hear it."""
+        """Announces the exit to the other processes and waits briefly for them to notice."""
         if kv_store.process_count() == 1:
             return
         self._left = True
         with contextlib.suppress(Exception):
             kv_store.put(LEFT, "1")
             kv_store.barrier("leave", LEAVE)
-        if is_main_process():  # it holds the store: last to leave
+        if is_main_process():  # it hosts the store, hence exits last
             time.sleep(2 * POLL)

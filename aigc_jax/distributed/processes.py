@@ -1,4 +1,4 @@
-"""Processes of one run: joining them, and agreeing among them."""
+"""Joins the processes of a run; votes, broadcasts and gathers among them."""
 
 import os
 from typing import Any
@@ -14,23 +14,23 @@ from aigc_jax.distributed import kv_store
 from aigc_jax.distributed.cluster import resolve_process
 from aigc_jax.distributed.rendezvous import wait_for_all
 
-JOINING = 60  # seconds in which JAX connects processes that are all there
+JOINING = 60  # seconds for JAX to connect the processes after the rendezvous
 
 
 def join(
     coordinator: str | None, num_processes: int | None, process_id: int | None, seconds: int
 ) -> None:
-    """Joins the processes of a run, if it has several; must come before JAX is used.
+    """Joins the processes of a run, if it has several; must be called before JAX is used.
 
     Args:
-      coordinator: HOST:PORT of process 0, "auto" where the cluster must tell, "none" for a run of
-        one process; if left out, what the cluster tells is used where there is one.
-      num_processes: how many there are, if the cluster does not tell.
-      process_id: which one this is, if the cluster does not tell.
-      seconds: how long to wait for the others.
+      coordinator: HOST:PORT of process 0; "auto" requires detection of a cluster, "none" is for a
+        run of one process; by default a detected cluster is used.
+      num_processes: number of processes; detected by default.
+      process_id: index of this process; detected by default.
+      seconds: timeout for the other processes.
 
     Raises:
-      PeerLost: if some do not come; it names them.
+      PeerLost: if some do not arrive; it names them.
       UserError: if they cannot be joined.
     """
     place = resolve_process(coordinator, num_processes, process_id, seconds)
@@ -41,12 +41,12 @@ def join(
     def give_up() -> None:
         write_stderr(
             "\naigc: error: another process of the run, or the coordinator at"
-            f" {place.coordinator}, was gone before all had joined: start all processes again"
+            f" {place.coordinator}, ended before all had joined: start all processes again"
         )
         os._exit(PeerLost.code)
 
-    # Whether the others are alive is `Monitor`'s concern: JAX's own heartbeat would end the process
-    # with a stack trace. And its preemption service would take SIGTERM away from `Stop`.
+    # `Watchdog` checks whether the others are alive: JAX's own heartbeat would end the process with
+    # a stack trace, and its preemption service would take SIGTERM away from `PreemptionHandler`.
     jax.config.update("jax_enable_preemption_service", False)
     kv_store.on_abort(give_up)
     try:
@@ -65,7 +65,7 @@ def join(
 
 
 def all_agree(here: bool) -> bool:
-    """Whether `here` is true in every process; all call it together, and wait for each other."""
+    """Returns whether `here` is true in every process; a barrier that all processes call."""
     if jax.process_count() == 1:
         return here
     from jax.experimental import multihost_utils
@@ -74,7 +74,7 @@ def all_agree(here: bool) -> bool:
 
 
 def broadcast_from_main(value: Any) -> Any:
-    """Process 0's value, a number or an array of them, in every process."""
+    """Returns process 0's value, a number or an array, in every process."""
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils
@@ -83,11 +83,11 @@ def broadcast_from_main(value: Any) -> Any:
 
 
 def gather_rows(rows: np.ndarray, part: int) -> np.ndarray:
-    """The rows of all parts of a batch, 32 bits wide; all processes call it together.
+    """Gathers the rows of all shards of a batch, 32 bits wide; all processes call it together.
 
     Args:
-      rows: of this process's part.
-      part: which part that is; several processes can have the same one.
+      rows: rows of this process's shard.
+      part: index of that shard; several processes can have the same one.
     """
     from jax.experimental import multihost_utils
 
@@ -97,7 +97,7 @@ def gather_rows(rows: np.ndarray, part: int) -> np.ndarray:
 
 
 class DelayedVote:
-    """Whether any process wants something, told to all one step late, so that nobody waits."""
+    """Asynchronous vote: whether any process votes yes, known one step late, without waiting."""
 
     def __init__(self):
         count = jax.process_count()
@@ -113,7 +113,7 @@ class DelayedVote:
         self._pending: jax.Array | None = None
 
     def __call__(self, here: bool) -> bool:
-        """Hands in this step's vote; returns the verdict of the step before."""
+        """Casts this step's vote; returns the result of the previous step."""
         votes = jax.make_array_from_process_local_data(self._split, np.array([here], np.int32))
         verdict, self._pending = self._pending, self._any(votes)
         return verdict is not None and int(verdict) > 0

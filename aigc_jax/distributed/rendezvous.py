@@ -1,7 +1,7 @@
-"""The start-up barrier: the processes of a run meet at process 0 before JAX connects them.
+"""Start-up barrier: the processes of a run report to process 0 before JAX connects them.
 
-JAX's own joining waits without saying for whom, and ends the process with a stack trace when it
-gives up. So each process first reports here, on the port that JAX's service takes over afterwards.
+JAX waits without naming the missing processes, and aborts with a stack trace when it times out. So
+each process first reports here, on the port that JAX's service uses afterwards.
 """
 
 import contextlib
@@ -15,22 +15,22 @@ from aigc_jax.core.errors import PeerLost, UserError, one_line
 from aigc_jax.core.streams import write_stderr
 from aigc_jax.distributed.cluster import ProcessInfo
 
-AGAIN = 0.2  # seconds between two tries to reach process 0
-READ = 2.0  # seconds that a visitor may take to say who it is
-PATIENCE = 10.0  # seconds after which process 0 says for whom it waits
-LINE = 4096  # bytes of a message, at most
+AGAIN = 0.2  # seconds between attempts to reach process 0
+READ = 2.0  # seconds to wait for the message of a connected process
+PATIENCE = 10.0  # seconds after which process 0 reports the missing processes
+LINE = 4096  # maximum bytes of a message
 
 
 def wait_for_all(place: ProcessInfo, seconds: float) -> None:
-    """Returns when all processes of the run are there.
+    """Waits until all processes of the run have reported.
 
     Args:
-      place: this process's.
-      seconds: how long to wait for the others.
+      place: index and coordinator of this process.
+      seconds: timeout for the others.
 
     Raises:
-      PeerLost: if some do not come; it names them.
-      UserError: if the port is taken, or a process was told something else than process 0.
+      PeerLost: if some do not arrive; it names them.
+      UserError: if the port is in use, or the arguments of processes contradict each other.
     """
     if place.process == 0:
         with contextlib.closing(_Host(place)) as host:
@@ -40,7 +40,7 @@ def wait_for_all(place: ProcessInfo, seconds: float) -> None:
 
 
 class _Host:
-    """Process 0's side."""
+    """Server side, in process 0."""
 
     def __init__(self, place: ProcessInfo):
         self._place = place
@@ -58,7 +58,7 @@ class _Host:
         self._selector.register(self._server, selectors.EVENT_READ)
 
     def gather(self, seconds: float) -> None:
-        """Waits for all, then lets them go on."""
+        """Waits for all processes, then releases them."""
         began, told = time.monotonic(), False
         while absent := self._absent():
             waited = time.monotonic() - began
@@ -80,7 +80,7 @@ class _Host:
         return [p for p in range(1, self._place.count) if p not in self._here]
 
     def _welcome(self) -> None:
-        """Takes in one visitor; whoever is none of the processes is not answered."""
+        """Accepts one connection; those that are not from processes of the run are dropped."""
         connection, _ = self._server.accept()
         connection.settimeout(READ)
         try:
@@ -93,12 +93,12 @@ class _Host:
         if count != self._place.count or not 0 < process < count:
             wrong = (
                 f"process 0 was started as one of {self._place.count}, but {name} as process"
-                f" {process} of {count}: give all the same --num_processes"
+                f" {process} of {count}: use the same --num_processes for all"
             )
         elif process in self._here:
             wrong = (
-                f"{name} and {self._names[process]} were both started as process {process}: give"
-                " each its own --process_id"
+                f"{name} and {self._names[process]} were both started as process {process}: use"
+                " a different --process_id for each"
             )
         if wrong:
             _send(connection, {"error": wrong, "code": UserError.code})
@@ -108,7 +108,7 @@ class _Host:
         self._selector.register(connection, selectors.EVENT_READ, process)
 
     def _dismiss(self, process: int) -> None:
-        """A process that has ended while it waited for the others is absent again."""
+        """Removes a process that has ended while it waited for the others."""
         connection = self._here.pop(process)
         self._selector.unregister(connection)
         connection.close()
@@ -117,7 +117,7 @@ class _Host:
         for connection in self._here.values():
             _send(connection, message)
         for connection in self._here.values():
-            # Those that hang up first keep the port busy at their end, not here.
+            # The side that closes first keeps the port in TIME_WAIT: let that be the other one.
             with contextlib.suppress(OSError):
                 connection.recv(1)
 
@@ -128,7 +128,7 @@ class _Host:
 
 
 def _report(place: ProcessInfo, seconds: float) -> None:
-    """The other processes' side."""
+    """Client side, in the other processes."""
     until = time.monotonic() + seconds
     name = f"pid {os.getpid()} on {socket.gethostname()}"
     hello = {"process": place.process, "count": place.count, "name": name}
@@ -139,7 +139,7 @@ def _report(place: ProcessInfo, seconds: float) -> None:
             socket.create_connection(place.address, timeout=READ) as connection,
         ):
             _send(connection, hello)
-            # Process 0 may have begun later, and says for whom it has waited.
+            # Process 0 may have started later; its own timeout names the missing processes.
             connection.settimeout(seconds + READ)
             answer = json.loads(_read_line(connection))
         if answer.get("ready"):
@@ -149,23 +149,23 @@ def _report(place: ProcessInfo, seconds: float) -> None:
             raise kind(str(answer["error"]))
         if time.monotonic() > until:
             raise PeerLost(
-                f"process 0 has not answered at {place.coordinator} within {seconds:g} s: see"
-                " whether it has started there and can be reached, then start all again"
+                f"process 0 has not answered at {place.coordinator} within {seconds:g} s: check"
+                " that it is running there and can be reached, then start all again"
             )
         time.sleep(AGAIN)
 
 
 def missing(absent: list[int], count: int, seconds: float) -> PeerLost:
-    """What to say of processes that did not come."""
+    """Returns the error for processes that have not arrived."""
     have, they = ("have", "they have") if len(absent) > 1 else ("has", "it has")
     return PeerLost(
-        f"{_names(absent)} of {count} {have} not come within {seconds:g} s: see why {they} not"
+        f"{_names(absent)} of {count} {have} not arrived within {seconds:g} s: check why {they} not"
         " started, then start all again"
     )
 
 
 def _names(processes: list[int]) -> str:
-    """Such as "process 3", or "processes 3, 4 and 5"."""
+    """Formats processes, such as "process 3" or "processes 3, 4 and 5"."""
     if len(processes) == 1:
         return f"process {processes[0]}"
     shown = [str(p) for p in processes[:8]]

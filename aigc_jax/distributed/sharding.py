@@ -1,6 +1,6 @@
 """Shardings of a train state on a mesh.
 
-Parameters are sharded by their logical axes; an optimizer's moments and the averages like their
+Parameters are sharded by their logical axes, an optimizer's moments and the averages like their
 parameters; everything else is small and replicated.
 """
 
@@ -73,7 +73,7 @@ def state_shardings(shapes: TrainState, boxed: Any, mesh: Mesh) -> TrainState:
     sizes = {name: leaf.shape for name, leaf in named_leaves(shapes.params)}
 
     def like_params(prefix: str, tree: Any) -> Any:
-        """Shards arrays whose names end like those of the parameters `prefix…` as these."""
+        """Shards arrays like the parameters `prefix…` whose names are suffixes of theirs."""
         own = {name.removeprefix(prefix): spec for name, spec in specs.items()
                if name.startswith(prefix)}  # fmt: skip
 

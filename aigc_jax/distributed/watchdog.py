@@ -1,8 +1,8 @@
-"""Noticing that another process of the run is dead, frozen or stuck.
+"""Watchdog: detects that another process of the run is dead, frozen or stuck.
 
-Every process tells the coordination service twice a second that it is alive, and how far its main
-thread has come. A process that misses another ends with one sentence that names it: without that,
-a collective operation would wait for ever.
+Every process writes a heartbeat with the progress of its main thread to the coordination service
+twice a second. If a heartbeat is missing, the others end with a sentence that names the process:
+otherwise a collective operation would wait forever.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from aigc_jax.core.errors import PeerLost, Stopped, UserError, one_line
 from aigc_jax.core.streams import write_stderr
 from aigc_jax.distributed import kv_store
 
-BEAT = 0.5  # seconds
-# What collective operations and barriers say when a process does not take part.
+BEAT = 0.5  # seconds between heartbeats
+# Parts of the error messages of collective operations and barriers when a process is missing.
 SIGNS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "onnection", "barrier", "BARRIER")
 
 
@@ -41,22 +41,22 @@ class Watchdog:
             threading.Thread(target=self._watch, daemon=True, name="monitor").start()
 
     def heartbeat(self, where: str) -> None:
-        """Tells that the main thread moves, and where it is."""
+        """Records progress of the main thread, and its phase `where`."""
         self._ticks, self._where = self._ticks + 1, where
 
     def close(self) -> None:
         self._running = False
 
     def failed(self, error: Exception) -> None:
-        """Tells the others why this process ends, or finds out which of them made it fail.
+        """Publishes why this process ends, or waits for the report of the process that caused it.
 
-        What process 0 says too, such as that the config is wrong, is noted in a `UserError`.
+        If process 0 reports the same `UserError`, such as an invalid config, that is noted in it.
         """
         if not self._running or isinstance(error, Stopped):
             return
         code = error.code if isinstance(error, UserError) else 1
         if any(sign in str(error) for sign in SIGNS):
-            # It failed because another process is gone. `_watch` will know which.
+            # It failed because another process is gone, which `_watch` will name.
             time.sleep(self._config.peer_timeout + 4 * BEAT)
             code = PeerLost.code
         last = json.dumps({"reason": one_line(error), "code": code})
@@ -65,7 +65,7 @@ class Watchdog:
             time.sleep(BEAT)
             if isinstance(error, UserError) and self._me > 0:
                 error.reported_by_main = kv_store.get("last/0") == last
-            time.sleep(BEAT)  # process 0 takes the store with it
+            time.sleep(BEAT)  # the store ends with process 0
 
     def _watch(self) -> None:
         beats = 0
@@ -95,7 +95,7 @@ class Watchdog:
     def _follow(self, name: str, reason: str, code: int) -> None:
         """Ends this process with the exit status of another one that has failed.
 
-        What is wrong in one is often wrong in all: each has a while to find out by itself.
+        The same error often occurs in all processes: each gets some time to raise it itself.
         """
         time.sleep(3 * BEAT)
         if self._me == 0:
@@ -113,27 +113,27 @@ class Watchdog:
             slowest = min(self._seen, key=lambda p: self._seen[p].ticks)
             seen = self._seen[slowest]
             self._end(
-                f"no process has moved for {self._config.stuck_timeout} s: process {slowest}"
-                f" ({seen}) is behind the others, in {seen.where}"
+                f"no process has made progress for {self._config.stuck_timeout} s: process"
+                f" {slowest} ({seen}) is behind the others, in {seen.where}"
             )
 
     def _coordinator_gone(self) -> None:
         self._end(f"process 0 ({self._seen[0]}), which coordinates the run, is gone")
 
     def _end(self, message: str) -> None:
-        """Ends this process, whose main thread waits for what will not come."""
+        """Ends this process, whose main thread is blocked."""
         write_stderr(f"\naigc: error: {message}; {ADVICE}")
         os._exit(PeerLost.code)
 
 
-ADVICE = "start all processes again to go on from the newest checkpoint"
+ADVICE = "start all processes again to resume from the newest checkpoint"
 
 
 class PeerStatus:
-    """What is known of a process."""
+    """Heartbeat state of another process."""
 
     def __init__(self):
-        self.beats, self.ticks, self.where, self._name = 0, 0, "start", "not heard of yet"
+        self.beats, self.ticks, self.where, self._name = 0, 0, "start", "no heartbeat yet"
         self._heard = self._moved = time.monotonic()
 
     def update(self, beat: dict[str, Any]) -> None:
@@ -147,12 +147,12 @@ class PeerStatus:
 
     @property
     def silent(self) -> float:
-        """Seconds without a sign of life."""
+        """Returns seconds since the last heartbeat."""
         return time.monotonic() - self._heard
 
     @property
     def still(self) -> float:
-        """Seconds in which its main thread has not moved."""
+        """Returns seconds since the last progress of its main thread."""
         return time.monotonic() - self._moved
 
     def __str__(self) -> str:

@@ -1,1 +1,1 @@
-"""Flax (linen) layers that several families share."""
+"""Flax (linen) layers shared by several families."""

@@ -1,4 +1,4 @@
-"""Looking into a model while it computes."""
+"""Finds modules with non-finite outputs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from flax import linen as nn
 
 
 def nonfinite_modules(compute: Callable[[], Any]) -> list[str]:
-    """Runs `compute` step by step; the modules whose outputs are not finite, in order of time.
+    """Runs `compute` eagerly; returns the modules with non-finite outputs, in call order.
 
     Args:
       compute: calls Flax modules outside `jit`.
@@ -30,7 +30,7 @@ def nonfinite_modules(compute: Callable[[], Any]) -> list[str]:
 
 
 def is_finite(x: Any) -> bool:
-    """Whether an array holds only finite numbers; what is no array, or still abstract, passes."""
+    """Returns whether an array is finite; True for abstract arrays and other values."""
     if isinstance(x, jax.core.Tracer) or not hasattr(x, "dtype"):
         return True
     if not jax.numpy.issubdtype(x.dtype, jax.numpy.inexact):

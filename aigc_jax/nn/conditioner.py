@@ -1,4 +1,4 @@
-"""Conditions → what a network takes: a vector, a sequence with its mask, a picture.
+"""Conditioner: embeds conditions as a vector, a sequence with its mask, and a picture.
 
 Shapes: B examples, E embedding size, S positions and W width of a sequence, C channels.
 """
@@ -20,13 +20,13 @@ from aigc_jax.ops.per_example import expand_like
 
 @flax.struct.dataclass
 class Embedding:
-    """What conditions become; None: nothing of that kind is given.
+    """Embedding of conditions; each part is None if there is none.
 
     Attributes:
       vector: (B, E), for adaptive norms.
       sequence: (B, S, W), for cross-attention.
-      mask: (B, S) bool, True where `sequence` holds something.
-      picture: (B, *spatial, C), to be concatenated with what a network sees.
+      mask: (B, S) bool, False for padding of `sequence`.
+      picture: (B, *spatial, C), concatenated with the input of a network.
     """
 
     vector: jax.Array | None = None
@@ -35,7 +35,7 @@ class Embedding:
     picture: jax.Array | None = None
 
     def merge(self, other: "Embedding") -> "Embedding":
-        """Both: vectors are added, sequences joined end to end, pictures by their channels."""
+        """Adds vectors, and concatenates sequences along S and pictures along C."""
         return Embedding(
             _merge(self.vector, other.vector, jnp.add),
             _merge(self.sequence, other.sequence, _join(1)),
@@ -57,26 +57,26 @@ def _join(axis: int) -> Merge:
     return lambda a, b: jnp.concatenate([a, b], axis)
 
 
-# (value (B, …), present_B bool) → what it becomes. A module, or a function that calls modules.
-# Examples without the condition get its null embedding.
+# Maps (value (B, …), present_B bool) to an embedding: a module, or a function that calls modules.
+# Examples without the condition get the null embedding.
 Embedder = Callable[[jax.Array, jax.Array], Embedding]
 
 
 class Conditioner:
-    """Embeds the conditions that a network knows, and ignores the others.
+    """Embeds the conditions that a network supports; ignores the others.
 
-    It has no parameters of its own: those of its embedders belong to the module that makes them.
-    An embedder that is not asked, since its condition is not among those of `init`, has none.
+    It has no parameters: those of its embedders belong to the module that creates them. An embedder
+    has no parameters if its condition is missing in `init`.
 
     Args:
-      embedders: by the condition's name; merged in this order.
+      embedders: embedders by name of the condition; embeddings are merged in this order.
     """
 
     def __init__(self, embedders: Mapping[str, Embedder]):
         self.embedders = dict(embedders)
 
     def __call__(self, conditions: Conditions) -> Embedding:
-        """The embedding of all conditions together."""
+        """Returns the merged embedding of all conditions."""
         merged = Embedding()
         for name, embedder in self.embedders.items():
             if name in conditions:
@@ -86,7 +86,7 @@ class Conditioner:
 
 
 def with_picture(x: jax.Array, embedding: Embedding) -> jax.Array:
-    """`x` (B, *spatial, C) and the picture, if there is one, side by side in its channels.
+    """Concatenates `x` (B, *spatial, C) with the picture, if there is one, along channels.
 
     Raises:
       UserError: if their spatial sizes differ.
@@ -104,23 +104,23 @@ def with_picture(x: jax.Array, embedding: Embedding) -> jax.Array:
 
 
 def check_no_sequence(embedding: Embedding, network: str) -> None:
-    """Raises UserError if conditions gave a sequence to a network without cross-attention."""
+    """Raises UserError if there is a sequence; for networks without cross-attention."""
     if embedding.sequence is not None:
         raise UserError(
-            f"model.name={network} has no cross-attention, which a condition that is a sequence"
-            " needs: embed it as a vector"
+            f"model.name={network} has no cross-attention, so a condition cannot be a sequence:"
+            " embed it as a vector"
         )
 
 
 class ClassEmbedder(nn.Module):
-    """A learned vector per class: labels (B,) → a vector (B, features).
+    """Learned embedding of classes: labels (B,) to vectors (B, features).
 
     Attributes:
-      num_classes: K; the label K is "no class", too.
-      features: size of a vector.
-      null: whether "no class" has a vector of its own; otherwise it is zero.
-      table_init: of the table (K + null, features).
-      dtype: of the vectors.
+      num_classes: K; the label K also means "no class".
+      features: embedding size.
+      null: whether "no class" has a learned vector; otherwise it is zero.
+      table_init: initialiser of the table (K + null, features).
+      dtype: dtype of the embedding.
     """
 
     num_classes: int
@@ -141,7 +141,7 @@ class ClassEmbedder(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class OneHotEmbedder:
-    """Labels (B,) → a one-hot vector (B, num_classes); zeros without a label."""
+    """One-hot encoding: labels (B,) to (B, num_classes); zeros without a label."""
 
     num_classes: int
 
@@ -151,7 +151,7 @@ class OneHotEmbedder:
 
 
 class VectorEmbedder(nn.Module):
-    """Numbers (B, A) → a vector (B, features), linearly and without a bias; absent ones give 0."""
+    """Linear embedding of (B, A) to (B, features) without bias; zeros without the condition."""
 
     features: int
     dtype: jnp.dtype = jnp.float32
@@ -166,10 +166,10 @@ class VectorEmbedder(nn.Module):
 
 
 class SequenceEmbedder(nn.Module):
-    """Vectors (B, S, I) → a sequence (B, S, width) by a dense layer.
+    """Embeds vectors (B, S, I) as a sequence (B, S, width) by a dense layer.
 
-    Positions whose vector is all zeros are padding. Examples without the condition have one learned
-    vector at their first position instead, so that attention always has something to see.
+    Positions whose vector is zero are padding. Examples without the condition have one learned
+    vector at their first position instead, so that attention always has a visible key.
     """
 
     width: int
@@ -187,17 +187,17 @@ class SequenceEmbedder(nn.Module):
 
 
 class PictureEmbedder(nn.Module):
-    """A picture (B, *spatial, C) as it is; zeros without one."""
+    """Passes a picture (B, *spatial, C) through; zeros without one."""
 
     def __call__(self, picture: jax.Array, present_B: jax.Array) -> Embedding:
         return Embedding(picture=jnp.where(expand_like(present_B, picture), picture, 0))
 
 
 def class_one_hot(conditions: Conditions | None, batch: int, num_classes: int) -> jax.Array:
-    """The classes of the examples as one-hot vectors (B, K) float32; zeros without a class.
+    """Returns the classes of the examples as one-hot vectors (B, K) float32; zeros without one.
 
     Args:
-      conditions: of the examples; of them, only the class counts.
+      conditions: conditions of the examples, of which only the class is used.
       batch: B.
       num_classes: K.
     """

@@ -1,4 +1,4 @@
-"""Blocks of convolutional networks of any number of spatial axes: residual, attention, resizing.
+"""Blocks of convolutional networks with any number of spatial axes: residual, attention, resize.
 
 Shapes: B batch, … spatial axes, C channels, E embedding size.
 """
@@ -18,7 +18,7 @@ from aigc_jax.ops.convolution import downsample, upsample
 
 
 def check_norm_groups(channels: Sequence[int], groups: int) -> None:
-    """Raises UserError if a level's channels are not divisible by `groups`; 0: any are."""
+    """Raises UserError if a level's channels are not divisible by `groups`; 0 disables."""
     for level, width in enumerate(channels):
         if groups and width % groups:
             raise UserError(
@@ -27,23 +27,23 @@ def check_norm_groups(channels: Sequence[int], groups: int) -> None:
 
 
 def window(x: jax.Array, size: int) -> tuple[int, ...]:
-    """The kernel size of `size` along each spatial axis of `x` (B, …, C)."""
+    """Returns a kernel size of `size` along each spatial axis of `x` (B, …, C)."""
     return (size,) * (x.ndim - 2)
 
 
 class ResBlock(nn.Module):
-    """norm, SiLU, convolution, the embedding, norm, SiLU, convolution, beside a residual path.
+    """Residual block: norm, SiLU, convolution, embedding, norm, SiLU, convolution.
 
     Attributes:
-      channels: of the output.
-      dropout: rate before the second convolution.
-      dtype: of the computation.
-      condition: how the embedding acts: "scale_shift" of the second norm's result (Dhariwal &
+      channels: output channels.
+      dropout: dropout rate before the second convolution.
+      dtype: dtype of the computation.
+      condition: use of the embedding: "scale_shift" of the second norm's output (Dhariwal &
         Nichol 2021), or "shift" before that norm (Ho et al. 2020).
-      residual_scale: of the sum.
-      groups: of the norms; 0: by the number of channels.
-      eps: of the norms.
-      resample: "down" or "up" halves or doubles the sides after the first norm; "": neither.
+      residual_scale: factor of the sum.
+      groups: groups of the norms; 0: by the number of channels.
+      eps: ε of the norms.
+      resample: "down" or "up" halves or doubles the sides after the first norm; "" disables.
     """
 
     channels: int
@@ -65,9 +65,9 @@ class ResBlock(nn.Module):
         """(B, …, C) → (B, …', channels).
 
         Args:
-          x: the input.
-          embedding_BE: what the block is conditioned on, through SiLU; None: nothing.
-          key_B: keys of dropout; None: no dropout.
+          x: inputs.
+          embedding_BE: conditioning vector, passed through SiLU; None without one.
+          key_B: dropout keys; None disables dropout.
         """
 
         def norm(x, name):
@@ -113,10 +113,10 @@ class SelfAttention(nn.Module):
     """x + attention(norm(x)) over all positions of all spatial axes.
 
     Attributes:
-      heads: how many.
-      dtype: of the computation.
-      groups: of the norm; 0: by the number of channels, −1: no norm.
-      eps: of the norm.
+      heads: number of heads.
+      dtype: dtype of the computation.
+      groups: groups of the norm; 0: by the number of channels, −1: no norm.
+      eps: ε of the norm.
     """
 
     heads: int
@@ -148,8 +148,8 @@ class Down(nn.Module):
     """A convolution of stride 2: halves every spatial axis.
 
     Attributes:
-      dtype: of the computation.
-      before: zeros before each spatial axis; with none there is one after it.
+      dtype: dtype of the computation.
+      before: 1 pads one zero before each spatial axis, 0 one zero after it.
     """
 
     dtype: jnp.dtype
@@ -158,7 +158,7 @@ class Down(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, …, C) → (B, … / 2, C)."""
-        pad = (self.before, 1 - self.before)  # as many as an even size has use for
+        pad = (self.before, 1 - self.before)  # sufficient for even sizes
         pads = (pad,) * (x.ndim - 2)
         conv = Conv(x.shape[-1], window(x, 3), window(x, 2), pads, dtype=self.dtype, name="conv")
         return conv(x)

@@ -1,4 +1,4 @@
-"""Layers that several models share."""
+"""Basic layers: dense, LoRA, convolution, norms, dropout, sub-pixel upsampling."""
 
 import dataclasses
 import zlib
@@ -18,17 +18,17 @@ Initializer = nn.initializers.Initializer
 Axes = tuple[str | None, ...]  # logical axes of a parameter: see distributed/logical_axes.py
 partitioned = nn.with_logical_partitioning
 
-MAX_UNROLLED = 8  # layers that one turn of a loop may have where that is faster
+MAX_UNROLLED = 8  # maximum layers per iteration of the scan where unrolling is faster
 
 
 class Dropout(nn.Module):
-    """Dropout with one key per example, so that it does not depend on how a batch is cut."""
+    """Dropout with one key per example, independent of the sharding of a batch."""
 
     rate: float
 
     @nn.compact
     def __call__(self, x_B: jax.Array, key_B: jax.Array | None) -> jax.Array:
-        """Without keys (evaluation, sampling) it is the identity."""
+        """Applies dropout; the identity without keys (evaluation, sampling)."""
         if key_B is None or self.rate == 0:
             return x_B
         site = zlib.crc32("/".join(map(str, self.path)).encode()) & 0x7FFFFFFF
@@ -41,7 +41,7 @@ class Dropout(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """A low-rank change beside a frozen kernel (Hu et al. 2021): y += x a b · alpha / rank."""
+    """Low-rank adapter of a frozen kernel (Hu et al. 2021): y += x a b · alpha / rank."""
 
     rank: int
     alpha: float
@@ -49,13 +49,13 @@ class Lora:
 
 
 class Dense(nn.Module):
-    """x @ kernel + bias.
+    """Dense layer: x @ kernel + bias.
 
     Attributes:
-      features: size of the last axis of the result.
+      features: size of the last axis of the output.
       use_bias: whether there is a bias.
-      kernel_init: of the kernel (inputs, features).
-      dtype: of the computation.
+      kernel_init: initialiser of the kernel (inputs, features).
+      dtype: dtype of the computation.
       kernel_axes: logical axes of the kernel.
       bias_axes: logical axis of the bias.
     """
@@ -79,9 +79,9 @@ class Dense(nn.Module):
 
 
 class Linear(Dense):
-    """A dense layer and, where there is one, a low-rank change of it.
+    """Dense layer with an optional low-rank adapter.
 
-    The change's factors are the collection "lora", so that the kernel can stay frozen.
+    The adapter's factors are in the collection "lora", so that the kernel can be frozen.
     """
 
     use_bias: bool = False
@@ -101,21 +101,21 @@ class Linear(Dense):
         return y + (x @ a.astype(self.dtype)) @ b.astype(self.dtype) * (self.lora.alpha / rank)
 
     def _uniform(self, shape: tuple[int, int]) -> jax.Array:
-        limit = shape[0] ** -0.5  # a is random and b is zero: the change begins as none
+        limit = shape[0] ** -0.5  # a is random and b is zero: the adapter is initially 0
         return jax.random.uniform(self.make_rng("params"), shape, minval=-limit, maxval=limit)
 
 
 class Conv(nn.Module):
-    """A convolution over any number of spatial axes, and a bias: (B, …, C) → (B, …', features).
+    """Convolution with bias over any number of spatial axes: (B, …, C) → (B, …', features).
 
     Attributes:
-      features: channels of the result.
+      features: output channels.
       kernel_size: one entry per spatial axis.
-      strides: one per spatial axis; None: 1 along each.
+      strides: one per spatial axis; 1 by default.
       padding: "SAME" as in TensorFlow, "VALID", or (before, after) of each spatial axis.
-      kernel_init: of the kernel (*kernel_size, C, features).
-      dtype: of the computation.
-      kernel_axes: logical axes of the kernel's last two axes; its spatial axes are never split.
+      kernel_init: initialiser of the kernel (*kernel_size, C, features).
+      dtype: dtype of the computation.
+      kernel_axes: logical axes of the kernel's last two axes; its spatial axes are replicated.
     """
 
     features: int
@@ -139,7 +139,7 @@ class Conv(nn.Module):
 
 
 class Bias(nn.Module):
-    """x + bias over the last axis, whose logical axis is `axes`."""
+    """Adds a bias along the last axis, whose logical axis is `axes`."""
 
     axes: Axes = ("bias",)
 
@@ -154,10 +154,10 @@ class Norm(nn.Module):
     Attributes:
       kind: "rmsnorm" or "layernorm".
       eps: added to the mean square.
-      use_bias: layer norm: whether it has one.
-      offset: whether the learned scale is added to one, as in Gemma.
+      use_bias: whether a layer norm has a bias.
+      offset: whether the scale is 1 + the learned parameter, as in Gemma.
       learned: whether there is a learned scale.
-      dtype: of the result.
+      dtype: dtype of the output.
     """
 
     kind: str = "rmsnorm"
@@ -183,9 +183,9 @@ class GroupNorm(nn.Module):
     """Group norm with a learned scale and bias, in float32.
 
     Attributes:
-      groups: of neighbouring channels.
+      groups: number of groups of consecutive channels.
       eps: added to the variance.
-      dtype: of the result.
+      dtype: dtype of the output.
     """
 
     groups: int
@@ -222,7 +222,7 @@ class SubPixelConv(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + two convolutions of size 3 over any number of spatial axes; begins as the identity."""
+    """Residual block of two convolutions of size 3; initially the identity."""
 
     channels: int
     dtype: jnp.dtype = jnp.float32
@@ -241,16 +241,16 @@ class Residual(nn.Module):
 def group_norm(
     channels: int, dtype: jnp.dtype, name: str | None = None, groups: int = 0, eps: float = 1e-5
 ) -> GroupNorm:
-    """Group norm; 0 groups: up to 32 of at least 4 channels, which divide the channels."""
+    """Returns a group norm; 0 groups: at most 32 groups of at least 4 channels."""
     if not groups:
         groups = next(g for g in range(min(32, max(channels // 4, 1)), 0, -1) if channels % g == 0)
     return GroupNorm(groups, eps, dtype, name=name)
 
 
 def scan_unroll(given: int, layers: int) -> int:
-    """How many layers one turn of the loop over layers has: what is given, or by platform.
+    """Returns the number of layers per iteration of the scan: `given`, or 0 by platform.
 
-    A CPU's compiler does worse with the gradients of stacked parameters when all are unrolled.
+    On a CPU, gradients of stacked parameters are slower in an unrolled loop.
     """
     if given or dispatch.implementation("layers") == "rolled":
         return given or 1
@@ -260,13 +260,13 @@ def scan_unroll(given: int, layers: int) -> int:
 def time_embedding(
     time_B: jax.Array, size: int, *, shift: float = 0.0, sin_first: bool = False
 ) -> jax.Array:
-    """Cosines and sines of times at geometric frequencies, (B, size) float32.
+    """Returns the sinusoidal embedding of times, (B, size) float32.
 
     Args:
-      time_B: in units of 0…1000.
-      size: an odd one ends with a zero.
+      time_B: times in 0…1000.
+      size: embedding size; an odd one is padded with a zero.
       shift: frequency i is 10,000^(−i / (size / 2 − shift)).
-      sin_first: sines before cosines.
+      sin_first: whether sines precede cosines.
     """
     half = size // 2
     frequency = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / (half - shift))

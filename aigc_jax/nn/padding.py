@@ -1,4 +1,4 @@
-"""Padding of inputs whose spatial sizes cannot be halved evenly, and cropping of the outputs.
+"""Padding of inputs to spatial sizes that can be halved, and cropping of outputs.
 
 Shapes: B batch, … spatial axes, C channels.
 """
@@ -14,13 +14,13 @@ from aigc_jax.core.errors import UserError
 def coarse_size(
     size: Sequence[int], halvings: int, fields: str, *, patch: int = 1
 ) -> tuple[int, ...]:
-    """The spatial sizes in patches after a number of halvings, rounded up.
+    """Returns the spatial sizes in patches after a number of halvings, rounded up.
 
     Args:
       size: spatial sizes of the inputs, such as (H, W).
-      halvings: how often they are halved.
-      fields: the config fields that say so, for the message.
-      patch: the side of a patch, model.patch_size; 1: inputs are not cut into patches.
+      halvings: number of halvings.
+      fields: the config fields that determine `halvings`, for the message.
+      patch: side of a patch, model.patch_size; 1 disables patches.
 
     Raises:
       UserError: if a size is too small for the halvings, or for a patch.
@@ -44,13 +44,13 @@ def coarse_size(
 def filled_size(
     size: Sequence[int], halvings: int, fields: str, *, patch: int = 1
 ) -> tuple[int, ...]:
-    """The smallest spatial sizes, not below `size`, that `coarse_size` divides; args as there."""
+    """Returns the smallest sizes ≥ `size` that can be halved evenly; args as in `coarse_size`."""
     factor = patch * 2**halvings
     return tuple(n * factor for n in coarse_size(size, halvings, fields, patch=patch))
 
 
 def crop(x: jax.Array, size: Sequence[int]) -> jax.Array:
-    """The centre of `x` (B, …, C) with these spatial sizes."""
+    """Returns the centre of `x` (B, …, C) with these spatial sizes."""
     for axis, n in enumerate(size, 1):
         start = (x.shape[axis] - n) // 2
         x = jax.lax.slice_in_dim(x, start, start + n, axis=axis)
@@ -58,7 +58,7 @@ def crop(x: jax.Array, size: Sequence[int]) -> jax.Array:
 
 
 def fill(x: jax.Array, size: Sequence[int]) -> jax.Array:
-    """`x` (B, …, C) centred in these spatial sizes, its border repeated; `crop` undoes it."""
+    """Pads `x` (B, …, C) to these spatial sizes by repeating its border; the inverse of `crop`."""
     extra = [n - m for n, m in zip(size, x.shape[1:-1], strict=True)]
     if not any(extra):
         return x

@@ -1,7 +1,8 @@
-"""A critic of patches (Isola et al. 2017, PatchGAN) that also returns its features.
+"""Patch critic (PatchGAN, Isola et al. 2017) that also returns its features.
 
 Shapes: B batch, … one or more spatial axes, such as H, W; …' those of the patches; C channels.
-Group norm, not batch norm: the score of an example never depends on its neighbours in the batch.
+It uses group norm instead of batch norm, so that the score of an example does not depend on the
+rest of the batch.
 """
 
 import flax.linen as nn
@@ -14,11 +15,11 @@ from aigc_jax.nn.layers import Conv, group_norm
 
 
 class PatchCritic(nn.Module):
-    """Examples (B, …, C) in [−1, 1] → scores of patches (B, …'), and each layer's features.
+    """Maps examples (B, …, C) in [−1, 1] to scores of patches (B, …') and features of each layer.
 
     Attributes:
-      channels: of each layer; each halves the spatial axes.
-      dtype: of the computation.
+      channels: channels of each layer; each layer halves the spatial axes.
+      dtype: dtype of the computation.
     """
 
     channels: tuple[int, ...]

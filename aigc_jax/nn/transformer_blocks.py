@@ -1,4 +1,4 @@
-"""A transformer's block: attention, then an MLP, each beside a residual path.
+"""Transformer block: attention and MLP, each with a residual connection.
 
 Shapes: B batch, T tokens, S cache slots, H query heads, K key heads, D head size, W width, L
 layers.
@@ -21,21 +21,21 @@ from aigc_jax.ops.attention import attention
 from aigc_jax.ops.attention_mask import AttentionMask
 from aigc_jax.ops.rope import rotary_frequencies, rotate
 
-Cache = dict[str, jax.Array]  # of all layers: see families/lm/kv_cache.py
+Cache = dict[str, jax.Array]  # KV cache of all layers: see families/lm/kv_cache.py
 
 
 @flax.struct.dataclass
 class AttentionContext:
-    """Positions, segments and cache slots of the tokens; the same for every layer.
+    """Positions, segments and cache slots of the tokens, shared by all layers.
 
     Attributes:
-      position_BT: positions of the tokens, the queries; −1: padding.
+      position_BT: positions of the tokens, the queries; −1 for padding.
       key_position_BS: positions of the keys: the tokens themselves, or the cache's slots.
-      segment_ids: documents of queries (B, T) and keys (B, S); None: one document.
-      slot_BT: the cache's slots for the tokens; S for padding, which is not kept; None: no cache.
-      dropout_key_B: dropout keys; None: no dropout.
-      contiguous: whether the keys are the tokens themselves, one document after another, in each of
-        which positions count up; see `AttentionMask`.
+      segment_ids: document ids of queries (B, T) and keys (B, S); None for a single document.
+      slot_BT: cache slots of the tokens; S for padding, which is not cached; None without a cache.
+      dropout_key_B: dropout keys; None disables dropout.
+      contiguous: whether the keys are the tokens themselves, one document after another with
+        ascending positions; see `AttentionMask`.
     """
 
     position_BT: jax.Array
@@ -46,12 +46,12 @@ class AttentionContext:
     contiguous: bool = flax.struct.field(pytree_node=False, default=False)
 
     def mask(self, c: TransformerConfig, window: jax.Array) -> AttentionMask:
-        """The mask of a layer.
+        """Returns the attention mask of a layer.
 
         Args:
-          c: sizes and choices.
-          window: positions that a token attends to, itself included; 0: all. It is not used if all
-            layers have the same, which is static then.
+          c: config of the transformer.
+          window: positions that a token attends to, including itself; 0 disables. Ignored if all
+            layers have the same window, which is then static.
         """
         same = c.common_window
         span = dict(dynamic_window=window) if same is None else dict(window=same)
@@ -68,19 +68,19 @@ class AttentionContext:
 def linear(
     c: TransformerConfig, dtype: jnp.dtype, target: str, features: int, bias: bool, **kw: Any
 ) -> Linear:
-    """A projection, with a low-rank adapter if the config has one for this target.
+    """Returns a projection, with a low-rank adapter if the config has one for this target.
 
     Args:
-      c: sizes and choices.
-      dtype: of the computation.
-      target: "query", "in" and so on (`PROJECTIONS`), "head" or "vocabulary".
-      features: outputs.
-      bias: whether there is one.
+      c: config of the transformer.
+      dtype: dtype of the computation.
+      target: one of `PROJECTIONS`, such as "query" or "in", or "head" or "vocabulary".
+      features: output size.
+      bias: whether there is a bias.
       **kw: further attributes of `Linear`.
     """
     std, last = c.init_std, target in ("out", "down")
     init = nn.initializers.normal(std) if std else nn.initializers.lecun_normal()
-    if last:  # GPT-2's rule: the sum of 2L branches keeps its size
+    if last:  # GPT-2: keeps the variance of the sum of 2L branches
         scaled = nn.initializers.variance_scaling(0.5 / c.layers, "fan_in", "truncated_normal")
         init = nn.initializers.normal(std / (2 * c.layers) ** 0.5) if std else scaled
     if c.zero_init and (last or target == "vocabulary"):
@@ -92,15 +92,15 @@ def linear(
 
 
 def norm(c: TransformerConfig, dtype: jnp.dtype, **kw: Any) -> Norm:
-    """The config's norm."""
+    """Returns the config's norm."""
     return Norm(c.norm, c.norm_eps, c.norm_bias, c.norm_offset, dtype, c.norm_scale, **kw)
 
 
 class ShortConv(nn.Module):
-    """Causal depthwise convolution beside a residual path; the kernel begins at zero.
+    """Causal depthwise convolution with a residual connection; the kernel is initially zero.
 
     Attributes:
-      width: tokens of the kernel, the current one included.
+      width: width of the kernel in tokens, including the current one.
     """
 
     width: int
@@ -109,13 +109,13 @@ class ShortConv(nn.Module):
     def __call__(
         self, x_BTW: jax.Array, position_BT: jax.Array, before: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        """The outputs, and the last inputs (B, width − 1, W) for the next call.
+        """Returns the outputs, and the last inputs (B, width − 1, W) for the next call.
 
         Args:
           x_BTW: inputs; padding only at the end of a row.
-          position_BT: positions within a document, which limit how far back the kernel reaches;
-            −1: padding.
-          before: inputs of the last tokens before these; None: there are none.
+          position_BT: positions within a document, beyond whose start the kernel does not reach;
+            −1 for padding.
+          before: inputs of the preceding tokens; None at the start.
         """
         batch, length, features = x_BTW.shape
         shape = (self.width, features)
@@ -136,7 +136,7 @@ class ShortConv(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention, with rotary positions if the config has them."""
+    """Grouped-query self-attention, with RoPE if the config has it."""
 
     config: TransformerConfig
     dtype: jnp.dtype
@@ -150,14 +150,14 @@ class Attention(nn.Module):
         window: jax.Array,
         kv: Cache | None,
     ) -> tuple[jax.Array, Cache | None]:
-        """The outputs (B, T, W), and the cache with the tokens' keys and values in it.
+        """Returns the outputs (B, T, W), and the cache updated with the tokens' keys and values.
 
         Args:
           x_BTW: inputs.
-          context: of the tokens.
+          context: attention context of the tokens.
           layer: index of this layer in `kv`.
           window: see `AttentionContext.mask`.
-          kv: the cache of all layers; None: no cache.
+          kv: cache of all layers; None without a cache.
         """
         c, key_B = self.config, context.dropout_key_B
         batch, length = x_BTW.shape[:2]
@@ -190,7 +190,7 @@ class Attention(nn.Module):
         q = with_logical_constraint(q, "batch", "length", "heads", None)
         k, v = (with_logical_constraint(y, "batch", None, "kv", None) for y in (k, v))
         if kv is not None:
-            # Written into the cache of all layers in place: only the new keys move.
+            # Updates the cache of all layers in place: only the new keys are copied.
             at = (layer, jnp.arange(batch)[:, None], slice(None), context.slot_BT)
             kv |= {
                 name: kv[name].at[at].set(new.astype(kv[name].dtype), mode="drop")
@@ -237,7 +237,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); or with the norms after the sums (`post`)."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); norms follow the sums if `post`."""
 
     config: TransformerConfig
     dtype: jnp.dtype
@@ -249,22 +249,22 @@ class Block(nn.Module):
         each: tuple[jax.Array | int, jax.Array],
         context: AttentionContext,
     ) -> tuple[tuple[jax.Array, Cache | None], None]:
-        """One layer, as the body of a scan.
+        """Computes one layer, as the body of a scan.
 
         Args:
           carry: x_BTW, and the cache of all layers or None.
-          each: the layer's index in that cache, and its attention window (0: none).
-          context: of the tokens.
+          each: index of the layer in that cache, and its attention window (0 disables).
+          context: attention context of the tokens.
         """
         c, (x_BTW, kv), (layer, window) = self.config, carry, each
-        if context.dropout_key_B is not None:  # every layer drops its own
+        if context.dropout_key_B is not None:  # different dropout in every layer
             key_B = jax.vmap(jax.random.fold_in, (0, None))(context.dropout_key_B, layer)
             context = dataclasses.replace(context, dropout_key_B=key_B)
 
         def residual(
             x: jax.Array, name: str, branch: Callable[[jax.Array], jax.Array]
         ) -> jax.Array:
-            """x + branch(x), with the norms where the config has them."""
+            """Returns x + branch(x), with norms as configured."""
             post = c.norm_position == "post"
             y = x if post else norm(c, self.dtype, name=f"{name}_norm")(x)
             if c.conv_width > 1:

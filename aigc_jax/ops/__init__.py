@@ -1,1 +1,1 @@
-"""Primitives with one meaning and the form that is fast; models call them and know no platform."""
+"""Primitives with one definition and a fast implementation for each platform."""

@@ -1,7 +1,6 @@
-"""Activations by name, with their slopes written out.
+"""Activation functions by name, with explicit derivatives.
 
-The slope of a plain form keeps intermediate results of the forward pass for the backward one; these
-keep the input alone.
+The derivatives save only the input for the backward pass; autodiff would save intermediate results.
 """
 
 from collections.abc import Callable
@@ -16,7 +15,7 @@ Function = Callable[[jax.Array], jax.Array]
 
 
 def with_derivative(plain: Function, slope: Function) -> Function:
-    """`plain`, whose derivative is `slope`, computed in float32."""
+    """Returns `plain` with the derivative `slope`, computed in float32."""
 
     @jax.custom_jvp
     def custom(x: jax.Array) -> jax.Array:
@@ -35,7 +34,7 @@ def with_derivative(plain: Function, slope: Function) -> Function:
 
 
 def _gelu(x: jax.Array) -> jax.Array:
-    """x · Φ(x) with tanh(√(2/π) · (x + 0.044715 x³)) for the normal distribution's Φ."""
+    """x · Φ(x), with the tanh approximation of the normal distribution function Φ."""
     return jax.nn.gelu(x)
 
 
@@ -46,7 +45,7 @@ def _gelu_slope(x: jax.Array) -> jax.Array:
 
 
 def _gelu_exact(x: jax.Array) -> jax.Array:
-    """x · Φ(x), the normal distribution's Φ (Hendrycks & Gimpel 2016)."""
+    """x · Φ(x), with the normal distribution function Φ (Hendrycks & Gimpel 2016)."""
     return jax.nn.gelu(x, approximate=False)
 
 

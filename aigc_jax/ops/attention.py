@@ -35,15 +35,15 @@ def attention(
       q_BTHD: queries.
       k_BSKD: keys; each serves H / K neighbouring query heads (Ainslie et al. 2023).
       v_BSKD: values.
-      mask: None: every query attends to all keys. Rows without a visible key return unspecified
-        values.
+      mask: by default every query attends to all keys. Rows without a visible key return
+        unspecified values.
       scale: factor of the logits; 0: 1/√D.
-      softcap: c bounds the logits as c · tanh(logits / c) (Gemma 2); 0: off.
+      softcap: c bounds the logits as c · tanh(logits / c) (Gemma 2); 0 disables.
       dropout: one key per example, and the rate at which attention weights are dropped.
     """
     scale = scale or 1 / math.sqrt(q_BTHD.shape[-1])
     name = dispatch.implementation("attention")
-    plain = softcap or dropout is not None or q_BTHD.shape[1] == 1  # one token: nothing to save
+    plain = softcap or dropout is not None or q_BTHD.shape[1] == 1  # one token: no memory to save
     if name in FAST and not plain:
         y = FAST[name](q_BTHD, k_BSKD, v_BSKD, mask, scale)
         if y is not None:

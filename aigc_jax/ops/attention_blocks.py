@@ -1,6 +1,6 @@
-"""Attention without all T × S logits at once, for a CPU: parts whose logits stay in its caches.
+"""Blockwise attention for CPUs: blocks of the T × S logits that fit the caches.
 
-Shapes: B batch, T queries (t of a block), S keys (s that a block may see), H query heads, K key
+Shapes: B batch, T queries (t of a block), S keys (s visible to a block), H query heads, K key
 heads (H = K · G), D head size.
 """
 
@@ -15,13 +15,12 @@ import jax.numpy as jnp
 from aigc_jax.distributed import logical_axes
 from aigc_jax.ops.attention_mask import AttentionMask
 
-MASKED = -1e30  # finite: a query that sees nothing gets numbers, not NaN
-# Logits of a part at most, where examples and blocks of queries can be made fewer; the backward
-# pass has four arrays of their size.
+MASKED = -1e30  # finite: rows without a visible key must not become NaN
+# Maximum logits computed at once; the backward pass has four arrays of that size.
 FORWARD, BACKWARD = 1 << 20, 1 << 18
-BLOCK, BLOCKS = 64, 8  # queries of a block at least, and blocks of a row that looks back
-# Below this head size it costs less to compute the weights twice, by queries and by keys, than to
-# transpose them.
+BLOCK, BLOCKS = 64, 8  # minimum queries of a block; blocks of a causal row
+# Below this head size computing the weights twice, by queries and by keys, is faster than
+# transposing them.
 SMALL_HEAD = 48
 FLOAT32 = dict(preferred_element_type=jnp.float32)
 
@@ -33,10 +32,10 @@ def blockwise_attention(
     mask: AttentionMask | None,
     scale: float,
 ) -> jax.Array:
-    """Some examples after others, and some queries of theirs, against the keys that they may see.
+    """Computes attention by blocks of examples and queries, against the keys visible to them.
 
-    So does the backward pass, which computes the weights again from each query's
-    log Σ exp(logits) (Dao et al. 2022).
+    The backward pass does the same and recomputes the weights from each query's log Σ exp(logits)
+    (Dao et al. 2022).
     """
     b, t, h, d = q_BTHD.shape
     k = k_BSKD.shape[2]
@@ -69,10 +68,10 @@ _blockwise.defvjp(_forward, _backward)
 def _blocks(
     q: jax.Array, k: jax.Array, mask: AttentionMask | None, most: int
 ) -> list[tuple[slice, slice]]:
-    """The queries of each block of `most` logits an example, and the keys that they may see."""
+    """Returns (queries, visible keys) of each block, of at most `most` logits per example."""
     heads, queries, keys = math.prod(q.shape[1:3]), q.shape[3], k.shape[2]
     if mask is not None and mask.contiguous and mask.causal:
-        size = -(-queries // (BLOCKS * BLOCK)) * BLOCK  # small: what they do not see is left out
+        size = -(-queries // (BLOCKS * BLOCK)) * BLOCK  # small blocks skip most masked keys
     else:
         size = most // (heads * keys) // BLOCK * BLOCK
     size = max(BLOCK, size)
@@ -87,9 +86,9 @@ def _blocks(
 def _in_turn(
     function: Callable[..., Any], most: int, mask: AttentionMask | None, *arrays: jax.Array
 ) -> Any:
-    """`function(blocks, mask, *arrays)`, with as many examples at once as have `most` logits.
+    """Computes `function(blocks, mask, *arrays)` by groups of examples with at most `most` logits.
 
-    The compiler splits a batch among devices, but not a loop over it: with several it is one part.
+    The compiler can shard a batch, but not a loop over it: on several devices there is one group.
     """
     q, k = arrays[:2]
     batch, blocks = len(q), _blocks(q, k, mask, most)
@@ -101,13 +100,13 @@ def _in_turn(
     )
     if size == batch or not alone:
         return function(blocks, mask, *arrays)
-    leaves, form = jax.tree.flatten(mask)
+    leaves, treedef = jax.tree.flatten(mask)
     own = [i for i, leaf in enumerate(leaves) if leaf.ndim and len(leaf) == batch]
 
     def part(some: tuple[list[jax.Array], tuple[jax.Array, ...]]) -> Any:
         each = dict(zip(own, some[0], strict=True))
-        told = [each.get(i, leaf) for i, leaf in enumerate(leaves)]
-        return function(blocks, jax.tree.unflatten(form, told), *some[1])
+        chosen = [each.get(i, leaf) for i, leaf in enumerate(leaves)]
+        return function(blocks, jax.tree.unflatten(treedef, chosen), *some[1])
 
     given = ([leaves[i] for i in own], arrays)
     parts = jax.tree.map(lambda x: x.reshape(batch // size, size, *x.shape[1:]), given)
@@ -147,24 +146,24 @@ def _backward_some(blocks, mask, q, k, v, end, inner, grad):
 
 
 def _slopes(logits, dweights, end, inner):
-    """The weights, and the slopes of their logits."""
+    """Returns the attention weights and the gradients of their logits."""
     weights = jnp.exp(logits - end)
     return weights, weights * (dweights - inner)
 
 
 def _slopes_by_keys(q, grad, end, inner, k, v, mask, t, s):
-    """`_slopes` anew, with a row for each key: (B, K, s, G, t)."""
-    lie = (0, 1, 4, 2, 3)  # (B, K, G, t, 1) → (B, K, 1, G, t)
+    """Recomputes `_slopes` with a row for each key: (B, K, s, G, t)."""
+    axes = (0, 1, 4, 2, 3)  # (B, K, G, t, 1) → (B, K, 1, G, t)
     logits = jnp.einsum("bksd,bkgtd->bksgt", k, q, **FLOAT32)
     if mask is not None:
         seen = mask.dense(t, s).swapaxes(1, 2)[:, None, :, None]
         logits = jnp.where(seen, logits, MASKED)
     dweights = jnp.einsum("bksd,bkgtd->bksgt", v, grad, **FLOAT32)
-    return _slopes(logits, dweights, end.transpose(lie), inner.transpose(lie))
+    return _slopes(logits, dweights, end.transpose(axes), inner.transpose(axes))
 
 
 def _logits(q_BKGtD: jax.Array, k_BKsD: jax.Array, mask: AttentionMask | None, t: slice, s: slice):
-    """(B, K, G, t, s) float32 of some queries and keys."""
+    """Returns the logits (B, K, G, t, s) float32 of a block of queries and keys."""
     logits = jnp.einsum("bkgtd,bksd->bkgts", q_BKGtD, k_BKsD, **FLOAT32)
     if mask is None:
         return logits

@@ -14,7 +14,7 @@ from absl import logging
 from aigc_jax.distributed import logical_axes
 from aigc_jax.ops.attention_mask import AttentionMask
 
-LANES = 128  # of a TPU; lengths must be multiples of it
+LANES = 128  # TPU lanes; lengths must be multiples of it
 
 
 # cuDNN: an NVIDIA GPU -------------------------------------------------------------------------
@@ -30,7 +30,7 @@ def cudnn_attention(
     """Computes flash attention with cuDNN in half precision.
 
     Masks that cuDNN cannot express natively are passed as dense masks. JAX checks shapes, types,
-    the GPU and the library's version when it traces the call; the reason of a refusal is logged.
+    the GPU and the library's version when it traces the call; if it rejects them, that is logged.
     Queries, keys and values must be sharded alike, which is checked here because JAX would only
     fail at compilation.
     """

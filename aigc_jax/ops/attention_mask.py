@@ -25,8 +25,8 @@ class AttentionMask:
       key_BS: positions of the keys; −1 is padding, which is always masked.
       segments: segment ids of queries (B, T) and keys (B, S); attention stays within a segment.
       causal: whether later positions are masked.
-      window: number of positions that a query attends to, its own included; 0: all.
-      dynamic_window: a traced scalar in place of `window`.
+      window: number of positions that a query attends to, including its own; 0 disables.
+      dynamic_window: a traced scalar that replaces `window`.
       contiguous: whether queries and keys are the same tokens, segment after segment with positions
         counting up in each, so that later tokens of a row are the future or another segment.
     """
@@ -46,7 +46,7 @@ class AttentionMask:
         return (max(start - self.window + 1, 0) if self.window else 0), stop
 
     def dense(self, queries: slice = slice(None), keys: slice = slice(None)) -> jax.Array:
-        """Materialises the mask (B, T, S), or a slice of it; True: attended to."""
+        """Materialises the mask (B, T, S), or a slice of it; True where attended to."""
         segments = self.segments and (self.segments[0][:, queries], self.segments[1][:, keys])
         query_BT, key_BS = self.query_BT[:, queries], self.key_BS[:, keys]
         window = self.window if self.dynamic_window is None else self.dynamic_window
@@ -68,7 +68,8 @@ def make_mask(
       key_BS: positions of the keys; −1 is padding, which is always masked.
       segments: segment ids of queries (B, T) and keys (B, S); attention stays within a segment.
       causal: whether later positions are masked.
-      window: number of positions that a query attends to, its own included; 0: all. May be traced.
+      window: number of positions that a query attends to, including its own; 0 disables. May be
+        traced.
     """
     ahead = query_BT[:, :, None] - key_BS[:, None, :]
     allowed = jnp.broadcast_to(key_BS[:, None, :] >= 0, ahead.shape)

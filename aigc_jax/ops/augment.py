@@ -1,8 +1,9 @@
-"""Random augmentation through which gradients flow, each drawn from its example's key.
+"""Differentiable random augmentation, drawn from each example's key.
 
 For critics that see few images (DiffAugment, Zhao et al. 2020; ADA, Karras et al. 2020) and for
 models that are conditioned on the augmentation (EDM, Karras et al. 2022, appendix F.2).
-Shapes: B batch, … spatial axes, C channels; D spatial axes; A numbers that describe what was done.
+Shapes: B batch, … spatial axes, C channels; D number of spatial axes; A size of the augmentation
+label, the numbers that describe the applied transformations.
 """
 
 import dataclasses
@@ -18,16 +19,16 @@ from aigc_jax.ops import transforms
 from aigc_jax.ops.per_example import expand_like, mean_per_example
 from aigc_jax.ops.random import fold, normal, uniform
 
-MAX_SHIFT = 0.125  # of a side
-LOG2_SCALE = 0.2  # the standard deviation of log₂ of a scale
+MAX_SHIFT = 0.125  # fraction of a side
+LOG2_SCALE = 0.2  # standard deviation of log₂ of a scale
 
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """The random numbers of one kind of augmentation.
+    """Random numbers of one kind of augmentation.
 
     Attributes:
-      on_B: float, 1 where it is applied, otherwise 0.
+      on_B: float, 1 where the augmentation is applied, otherwise 0.
       uniform_BD: in [0, 1), one per spatial axis, but at least two.
       key_B: keys for further draws; `fold` them with 2 or more.
     """
@@ -41,22 +42,22 @@ class Augmentation:
     """A kind of augmentation: subclass it and register an instance in `AUGMENTATIONS`.
 
     Attributes:
-      spatial_dims: the number of spatial axes that it is for; 0: any.
+      spatial_dims: number of spatial axes that it supports; 0 for any.
     """
 
     spatial_dims = 0
 
     def width(self, dims: int) -> int:
-        """A: how many numbers describe what was done to an example with `dims` spatial axes."""
+        """Returns A, the size of the label for examples with `dims` spatial axes."""
         return 1
 
     def apply(self, x: jax.Array, draws: Draws) -> tuple[jax.Array, jax.Array]:
-        """The augmented examples and (B, A) what was done; zeros: nothing."""
+        """Returns augmented examples and labels (B, A), zeros where not applied."""
         raise NotImplementedError
 
 
 class Flip(Augmentation):
-    """Left and right swapped (the last spatial axis reversed) in half of the cases: 1."""
+    """Reverses the last spatial axis (left and right) with probability ½. Label: 1."""
 
     def apply(self, x, draws):
         on_B = draws.on_B * (draws.uniform_BD[:, 0] < 0.5).astype(jnp.float32)
@@ -64,7 +65,7 @@ class Flip(Augmentation):
 
 
 class Rotate90(Augmentation):
-    """By 0, 90, 180 or 270°, images that are not square by 0 or 180°: cos − 1 and sin."""
+    """Rotates by 0, 90, 180 or 270°, or by 0 or 180° if not square. Label: cos − 1, sin."""
 
     spatial_dims = 2
 
@@ -80,7 +81,7 @@ class Rotate90(Augmentation):
 
 
 class Translate(Augmentation):
-    """By whole pixels, up to an eighth of each side: shares of that, down and right for images."""
+    """Shifts by integer pixels, at most an eighth of each side. Label: shift / maximum per axis."""
 
     def width(self, dims):
         return dims
@@ -95,7 +96,7 @@ class Translate(Augmentation):
 
 
 class Affine(Augmentation):
-    """A linear map of the image plane; neighbouring ones are composed before pixels move."""
+    """Linear map of the image plane; consecutive maps are composed before resampling."""
 
     spatial_dims = 2
 
@@ -104,7 +105,7 @@ class Affine(Augmentation):
         return transforms.affine(x, matrix_B22), label
 
     def matrix(self, draws: Draws) -> tuple[jax.Array, jax.Array]:
-        """The map (B, 2, 2) of (down, right) and (B, A) what it is."""
+        """Returns the map of (down, right), (B, 2, 2), and its label (B, A)."""
         normal_B = normal(fold(draws.key_B, 2), ()) * draws.on_B
         return self._map(normal_B, 2 * jnp.pi * draws.uniform_BD[:, 0] * draws.on_B)
 
@@ -113,7 +114,7 @@ class Affine(Augmentation):
 
 
 class Scale(Affine):
-    """By 2^n along both axes, n ~ N(0, 0.2²): n / 0.2."""
+    """Scales by 2^n along both axes, n ~ N(0, 0.2²). Label: n / 0.2."""
 
     def _map(self, normal_B, angle_B):
         factor_B = 2 ** (LOG2_SCALE * normal_B)
@@ -121,7 +122,7 @@ class Scale(Affine):
 
 
 class Rotate(Affine):
-    """By any angle: cos − 1 and sin."""
+    """Rotates by a uniform angle. Label: cos − 1, sin."""
 
     def width(self, dims):
         return 2
@@ -132,9 +133,9 @@ class Rotate(Affine):
 
 
 class Anisotropy(Affine):
-    """By 2^n along one axis and 2^−n along the other, at any angle.
+    """Scales by 2^n along one axis and 2^−n along the other, at a uniform angle.
 
-    What was done: n / 0.2 · cos and sin of twice the angle.
+    Label: n / 0.2 · cos and sin of twice the angle.
     """
 
     def width(self, dims):
@@ -146,7 +147,7 @@ class Anisotropy(Affine):
         product = jnp.einsum("bij,bjk,blk->bil", turn, stretch, turn, precision="highest")
         ends = jnp.cos(2 * angle_B), jnp.sin(2 * angle_B)
         label = jnp.stack([normal_B * end_B for end_B in ends], -1)
-        # To the bit the identity where nothing is done, which a product of rotations is not.
+        # Exactly the identity where not applied, which a product of rotations is not.
         return jnp.where((normal_B == 0)[:, None, None], jnp.eye(2), product), label
 
 
@@ -156,12 +157,12 @@ def _rotation(angle_B: jax.Array) -> jax.Array:
 
 
 def _signed(draws: Draws) -> jax.Array:
-    """(B, 1) uniform in [−1, 1)."""
+    """Returns (B, 1) uniform in [−1, 1)."""
     return (2 * draws.uniform_BD[:, :1] - 1) * draws.on_B[:, None]
 
 
 class Brightness(Augmentation):
-    """+ U(−½, ½): twice what was added."""
+    """Adds U(−½, ½). Label: twice the addend."""
 
     def apply(self, x, draws):
         label = _signed(draws)
@@ -169,7 +170,7 @@ class Brightness(Augmentation):
 
 
 class Contrast(Augmentation):
-    """· U(½, 3⁄2) about the example's mean: 2 · (factor − 1)."""
+    """Scales by U(½, 3⁄2) about the example's mean. Label: 2 · (factor − 1)."""
 
     def apply(self, x, draws):
         label, mean = _signed(draws), expand_like(mean_per_example(x), x)
@@ -177,7 +178,7 @@ class Contrast(Augmentation):
 
 
 class Saturation(Augmentation):
-    """· U(0, 2) about the pixel's mean over channels, if there are several: factor − 1."""
+    """Scales by U(0, 2) about the pixel's mean over several channels. Label: factor − 1."""
 
     def apply(self, x, draws):
         label = _signed(draws) * (x.shape[-1] > 1)
@@ -185,7 +186,7 @@ class Saturation(Augmentation):
 
 
 class Cutout(Augmentation):
-    """A box of half the sides becomes 0: 1, and its centre, −1…1 along each axis."""
+    """Sets a box of half the sides to 0. Label: 1 and its centre, −1…1 along each axis."""
 
     def width(self, dims):
         return 1 + dims
@@ -198,7 +199,7 @@ class Cutout(Augmentation):
         return transforms.cut_out(x, label[:, 0] > 0, label[:, 1:]), label
 
 
-# Applied in this order: geometry, then colours, then cutout.
+# Applied in this order: geometry, colours, cutout.
 AUGMENTATIONS: Registry[Augmentation] = Registry(
     "augmentation",
     "objective.augment_kinds",
@@ -215,27 +216,27 @@ AUGMENTATIONS: Registry[Augmentation] = Registry(
         "cutout": Cutout(),
     },
 )
-# Folded into the keys, so that draws of a kind do not depend on the other kinds.
+# Folded into the keys, so that the draws of a kind do not depend on the other kinds.
 KEY_NUMBERS = {name: index for index, name in enumerate(AUGMENTATIONS)}
 
 
 def in_order(kinds: Sequence[str]) -> list[str]:
-    """The kinds in the order in which they are applied: the library's own, then others as given."""
+    """Returns the kinds in order of application: built-in ones, then others as passed."""
     return [*(k for k in KEY_NUMBERS if k in kinds), *(k for k in kinds if k not in KEY_NUMBERS)]
 
 
 def width(kinds: Sequence[str], dims: int = 2) -> int:
-    """A: how many numbers describe what these kinds do to examples with `dims` spatial axes."""
+    """Returns A, the size of the labels of these kinds for examples with `dims` spatial axes."""
     return sum(AUGMENTATIONS[kind].width(dims) for kind in in_order(kinds))
 
 
 def check_dims(kinds: Sequence[str], dims: int, field: str) -> None:
-    """Raises UserError for a kind that is not for examples with `dims` spatial axes."""
+    """Raises UserError for a kind that does not support examples with `dims` spatial axes."""
     wrong = [kind for kind in kinds if AUGMENTATIONS[kind].spatial_dims not in (0, dims)]
     if wrong:
         raise UserError(
-            f"{field} has {', '.join(wrong)}, but the data have {dims} spatial axes: leave out what"
-            " is only for images"
+            f"{field} has {', '.join(wrong)}, but the data have {dims} spatial axes: remove the"
+            " kinds that are for images only"
         )
 
 
@@ -244,18 +245,18 @@ def augment(
 ) -> tuple[jax.Array, jax.Array]:
     """Applies each kind of augmentation independently with the given probability.
 
-    The same keys give the same augmentation, whatever the examples and whatever else is in the
-    batch; a kind's draws do not depend on the other kinds.
+    The augmentation of an example depends on its key only, not on the rest of the batch; the draws
+    of a kind do not depend on the other kinds.
 
     Args:
       x: examples (B, …, C) in about [−1, 1].
       key_B: one random key per example.
-      probability: scalar or (B,), of each kind; may be traced.
+      probability: probability of each kind, scalar or (B,); may be traced.
       kinds: names in `AUGMENTATIONS`.
 
     Returns:
-      The examples, mirrored at their borders where something from outside comes in, and (B, A)
-      float32: of each kind, in the order of `in_order`, what was done; zeros: nothing.
+      The augmented examples, reflected at their borders where pixels from outside move in; and
+      labels (B, A) float32 of the kinds in the order of `in_order`, zeros where not applied.
     """
     batch, dims = x.shape[0], x.ndim - 2
     probability_B = jnp.broadcast_to(probability, (batch,))
@@ -265,7 +266,7 @@ def augment(
         own_B = fold(key_B, KEY_NUMBERS.get(kind, zlib.crc32(kind.encode()) & 0x7FFFFFFF))
         on_B = (uniform(fold(own_B, 0)) < probability_B).astype(jnp.float32)
         draws = Draws(on_B, uniform(fold(own_B, 1), (max(dims, 2),)), own_B)
-        if isinstance(augmentation, Affine):  # pixels move once for all of them
+        if isinstance(augmentation, Affine):  # consecutive ones are resampled once
             matrix, label = augmentation.matrix(draws)
             composed = matrix if composed is None else composed @ matrix
         else:

@@ -1,4 +1,4 @@
-"""Convolutions over any number of spatial axes, plain and grouped, and resizing of such arrays.
+"""Convolutions over any number of spatial axes, plain and grouped, and resizing.
 
 Shapes: B batch, … spatial axes (T; H, W; T, H, W), C and I input channels, O output channels, r the
 factor of each spatial axis.
@@ -16,7 +16,7 @@ from aigc_jax.ops.dense import dense, single_use_grad
 
 # "SAME" as in TensorFlow, "VALID", or zeros before and after each spatial axis.
 Padding = str | Sequence[tuple[int, int]]
-Factor = int | Sequence[int]  # of all spatial axes, or of each
+Factor = int | Sequence[int]  # one factor for all spatial axes, or one for each
 
 
 def convolution(
@@ -33,9 +33,9 @@ def convolution(
     Args:
       x: one or more spatial axes between batch and channels.
       kernel: as many spatial axes, then C / groups and O.
-      strides: of the spatial axes; None: 1.
-      padding: of the spatial axes.
-      groups: number of groups of channels, each of which sees only itself.
+      strides: stride of each spatial axis; 1 by default.
+      padding: padding of the spatial axes.
+      groups: number of channel groups, which are convolved independently.
     """
     sizes, sides = kernel.shape[:-2], x.shape[1:-1]
     strides = tuple(strides or (1,) * len(sizes))
@@ -70,10 +70,9 @@ def _strided(
 ) -> jax.Array | None:
     """Computes a strided convolution as one of stride 1, over blocks of `strides` pixels.
 
-    The kernel is padded with zeros until it consists of such blocks, too. XLA's CPU compiler takes
-    5 to 15 times as long for the gradient of a strided convolution's gradient, which penalties of a
-    critic's slope need. None where a kernel could see padding only: jaxlib 0.10.2 computes that
-    gradient wrongly.
+    The kernel is zero-padded to a multiple of such blocks. On a CPU, XLA's second derivatives of
+    strided convolutions, needed by gradient penalties, are 5 to 15 times as slow. Returns None
+    where a kernel could cover padding only: jaxlib 0.10.2 computes that gradient wrongly.
     """
     sides, sizes = x.shape[1:-1], kernel.shape[:-2]
     if isinstance(padding, str):
@@ -93,7 +92,7 @@ def _strided(
 
 
 def _patches_times(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Computes a convolution whose strides are its kernel's sizes: a product of each patch."""
+    """Computes a convolution whose strides equal its kernel's sizes, as a product per patch."""
     *sizes, _, outputs = kernel.shape
     return dense(space_to_depth(x, sizes), kernel.reshape(-1, outputs))
 
@@ -113,7 +112,7 @@ def depth_to_space(x: jax.Array, factor: Factor = 2) -> jax.Array:
 
 
 def space_to_depth(x: jax.Array, factor: Factor = 2) -> jax.Array:
-    """Rearranges space into channels: (B, …, C) → (B, …/r, r… C); undone by `depth_to_space`."""
+    """Rearranges space into channels: (B, …, C) → (B, …/r, r… C); inverse of `depth_to_space`."""
     r = _each(x, factor)
     n, blocks = len(r), _blocks(x, r)
     y = blocks.transpose(0, *range(1, 2 * n, 2), *range(2, 2 * n + 1, 2), 2 * n + 1)
@@ -170,7 +169,7 @@ def downsample_linear(x: jax.Array) -> jax.Array:
 def _neighbours(
     x: jax.Array, axis: int, border: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the previous and the next value of each pixel; at the edges that of `border` or x."""
+    """Returns the previous and next value of each pixel; at the edges from `border` or x."""
     border, size = x if border is None else border, x.shape[axis]
     first, last = (jax.lax.slice_in_dim(border, i, i + 1, axis=axis) for i in (0, size - 1))
     before = jnp.concatenate([first, jax.lax.slice_in_dim(x, 0, size - 1, axis=axis)], axis)
@@ -179,10 +178,10 @@ def _neighbours(
 
 
 def grouped_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Computes a convolution of stride 1 in which each group of I channels sees only itself.
+    """Computes a grouped convolution of stride 1, with groups of I channels.
 
-    On a CPU, XLA's gradients of grouped convolutions take 20 to 80 times as long as those of one
-    dense convolution whose kernel has zeros between the groups, which is used there.
+    On a CPU, XLA's gradients of grouped convolutions are 20 to 80 times slower than those of a
+    dense convolution with zeros between the groups, which is used there.
 
     Args:
       x: (B, …, C); C is a multiple of I.
@@ -198,15 +197,15 @@ def grouped_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """Filters each channel by itself, with TensorFlow's "SAME" padding.
+    """Convolves each channel separately, with TensorFlow's "SAME" padding.
 
-    On a CPU as a sum of shifted images, which XLA fuses into one loop: 3 to 40 times faster than
+    On a CPU it is a sum of shifted images, which XLA fuses into one loop: 3 to 40 times faster than
     its grouped convolution.
 
     Args:
       x: (B, …, C).
       kernel: (…, 1, C).
-      stride: of all spatial axes of the result.
+      stride: stride of all spatial axes.
     """
     sizes, sides = kernel.shape[:-2], x.shape[1:-1]
     strides = (stride,) * len(sizes)

@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary, without all logits of a batch in memory at once.
+"""Cross-entropy over a vocabulary, computed in chunks to bound the memory of logits.
 
 Shapes: B batch, T tokens, W width, V vocabulary.
 """
@@ -12,20 +12,20 @@ import jax.numpy as jnp
 from aigc_jax.distributed.logical_axes import num_shards
 from aigc_jax.ops import dispatch
 
-# float32 logits that may be in a device's memory at once. 64 MiB of them come and go fastest on a
-# CPU. Elsewhere 512 MiB: where the vocabulary's matrix is shared out, each piece gathers it anew.
+# Maximum float32 logits in a device's memory. 64 MiB are fastest on a CPU. Elsewhere 512 MiB: where
+# the output matrix is sharded, each chunk gathers it again.
 LOGITS = {"small_chunks": 1 << 24, "reference": 1 << 27}
 
 
 @flax.struct.dataclass
 class TokenLosses:
-    """What a batch's logits say of its targets; each (B, T) float32.
+    """Losses and statistics per token, each (B, T) float32.
 
     Attributes:
       nats: −log p(target).
       log_z: log Σ exp(logits), for the z-loss.
-      smooth: the mean of −log p over the vocabulary, for label smoothing.
-      correct: whether the target is the likeliest token.
+      smooth: mean of −log p over the vocabulary, for label smoothing.
+      correct: whether the target is the most likely token.
     """
 
     nats: jax.Array
@@ -41,18 +41,17 @@ def cross_entropy(
     vocab_size: int,
     limit: int = 0,
 ) -> TokenLosses:
-    """The likelihood of the targets, exact, a piece of the sequence at a time.
+    """Computes the exact losses of the targets, one chunk of the sequence at a time.
 
-    Each piece's logits are computed, used and forgotten; the backward pass computes them again. The
-    batch is not cut, and a piece has tokens from all over the sequence, so that both stay spread
-    over the devices.
+    The logits of a chunk are recomputed in the backward pass. Chunks span the batch and have tokens
+    from all over the sequence, so that both axes stay sharded.
 
     Args:
-      head: (B, t, W) → logits (B, t, V).
-      x_BTW: what the head reads.
+      head: maps (B, t, W) to logits (B, t, V).
+      x_BTW: inputs of the head.
       target_BT: int32 tokens.
       vocab_size: V.
-      limit: logits that may be in a device's memory at once; 0: as many as the platform likes.
+      limit: maximum logits in a device's memory; 0 for the platform's default.
     """
     limit = limit or LOGITS[dispatch.implementation("cross_entropy")]
     b, t = target_BT.shape

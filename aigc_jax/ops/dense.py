@@ -13,8 +13,8 @@ def dense(x_M: jax.Array, kernel_MN: jax.Array) -> jax.Array:
     """Returns x @ kernel, (…, M) → (…, N).
 
     With "optimization_barrier" all rows are one matrix and the gradient is computed once. XLA's CPU
-    compiler transposes the operands of a kernel's gradient that sums over several axes, and
-    recomputes the operations behind the gradient on the way: more than half of a step's time.
+    compiler transposes the operands of a kernel's gradient if it sums over several axes, and fuses
+    (hence recomputes) their producers into it: more than half of a step's time.
     """
     if dispatch.implementation("dense") == "reference":
         return x_M @ kernel_MN
@@ -26,7 +26,7 @@ def dense(x_M: jax.Array, kernel_MN: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def single_use_grad(x: jax.Array) -> jax.Array:
-    """Returns x, whose gradient is computed once and not fused into each of its consumers."""
+    """Returns x; its gradient is computed once instead of being fused into each consumer."""
     return x
 
 

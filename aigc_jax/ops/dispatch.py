@@ -1,7 +1,7 @@
-"""Which form of a primitive runs where: the one table that knows platforms.
+"""Dispatch of primitives to implementations by platform.
 
-A primitive has a plain form that is its definition, "reference", and others that are equal to it in
-value and gradient and faster somewhere. The form is chosen while a function is traced.
+A primitive has the implementation "reference", which defines it, and others with the same values
+and gradients that are faster on some platform. The choice is made while a function is traced.
 """
 
 import contextlib
@@ -10,17 +10,17 @@ from collections.abc import Iterator
 
 import jax
 
-# What a platform is not named for has the reference form.
+# By primitive and platform; platforms that are not listed use "reference".
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "activation": {"cpu": "custom_jvp", "gpu": "custom_jvp"},  # saves only its input
     "attention": {"cpu": "blockwise", "gpu": "cudnn", "tpu": "splash"},
     "convolution": {"cpu": "optimization_barrier"},
     "cross_entropy": {"cpu": "small_chunks"},
-    "decoding": {"cpu": "by_layer", "gpu": "by_layer"},  # each layer's arrays by themselves
+    "decoding": {"cpu": "by_layer", "gpu": "by_layer"},  # separate arrays per layer
     "dense": {"cpu": "optimization_barrier"},
     "depthwise": {"cpu": "shifted"},
     "grouped_convolution": {"cpu": "dense_blocks"},
-    "layers": {"cpu": "rolled"},  # a loop over layers; reference: up to 8 are unrolled
+    "layers": {"cpu": "rolled"},  # a loop over layers; "reference" unrolls up to 8
     "norm": {"cpu": "custom_jvp", "gpu": "custom_jvp"},
     "strided": {"cpu": "space_to_depth"},
 }
@@ -33,12 +33,12 @@ _PLATFORM: contextvars.ContextVar[str] = contextvars.ContextVar("platform", defa
 
 
 def implementation(primitive: str) -> str:
-    """The name of the form that is to be traced now."""
+    """Returns the name of the implementation to trace."""
     return _FORCED.get().get(primitive) or IMPLEMENTATIONS[primitive].get(platform(), "reference")
 
 
 def platform() -> str:
-    """cpu, gpu or tpu: that of the default device, unless `compiling_for` says otherwise."""
+    """Returns "cpu", "gpu" or "tpu": that of `compiling_for`, or of the default device."""
     device = jax.config.jax_default_device
     name = _PLATFORM.get() or getattr(device, "platform", device) or jax.default_backend()
     return "gpu" if name in ("cuda", "rocm") else name
@@ -46,7 +46,7 @@ def platform() -> str:
 
 @contextlib.contextmanager
 def compiling_for(name: str) -> Iterator[None]:
-    """What is traced inside is for another platform than that of the default device."""
+    """Traces functions inside the block for another platform than that of the default device."""
     token = _PLATFORM.set(name)
     try:
         yield
@@ -55,17 +55,17 @@ def compiling_for(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def override(**forms: str) -> Iterator[None]:
-    """What is traced inside has these forms, by primitive.
+def override(**implementations: str) -> Iterator[None]:
+    """Sets the implementation of primitives for functions traced inside the block.
 
-    A function that `jax.jit` has traced already keeps the forms that it was traced with.
+    A function that `jax.jit` has traced before keeps its implementations.
 
     Raises:
       KeyError: if there is no such primitive.
     """
-    for primitive in forms:
+    for primitive in implementations:
         IMPLEMENTATIONS[primitive]
-    token = _FORCED.set(_FORCED.get() | forms)
+    token = _FORCED.set(_FORCED.get() | implementations)
     try:
         yield
     finally:
@@ -73,7 +73,7 @@ def override(**forms: str) -> Iterator[None]:
 
 
 def note_choice(primitive: str, name: str) -> None:
-    """A primitive says which form it has taken, where the chosen one cannot do everything."""
+    """Records the implementation that a primitive uses, which may be a fallback."""
     heard = _HEARD.get()
     if heard is not None:
         heard.setdefault(primitive, set()).add(name)
@@ -81,7 +81,7 @@ def note_choice(primitive: str, name: str) -> None:
 
 @contextlib.contextmanager
 def trace_choices() -> Iterator[dict[str, set[str]]]:
-    """What is traced inside says here which forms it takes, by primitive (see `took`)."""
+    """Yields the implementations traced inside the block, by primitive (see `note_choice`)."""
     found: dict[str, set[str]] = {}
     token = _HEARD.set(found)
     try:
@@ -91,5 +91,5 @@ def trace_choices() -> Iterator[dict[str, set[str]]]:
 
 
 def all_reference() -> contextlib.AbstractContextManager[None]:
-    """The plain form of every primitive."""
+    """Sets the implementation "reference" of every primitive."""
     return override(**dict.fromkeys(IMPLEMENTATIONS, "reference"))

@@ -1,4 +1,4 @@
-"""Norms: layer, root mean square, group. All are computed in float32.
+"""Layer norm, RMS norm and group norm, all computed in float32.
 
 Shapes: C channels, G groups of them, … any axes; B the batch, which is the first.
 """
@@ -12,15 +12,15 @@ from aigc_jax.ops import dispatch
 
 
 def layer_norm(x_C: jax.Array, eps: float) -> jax.Array:
-    """(x − mean) / √(variance + eps) over the last axis (Ba et al. 2016), float32.
+    """Returns (x − mean) / √(variance + eps) over the last axis (Ba et al. 2016), float32.
 
-    The variance is the mean of squared differences: no precision is lost far from zero.
+    The variance is the mean of squared differences, which is accurate for large means.
     """
     return _normalised(x_C, eps, centred=True)
 
 
 def rms_norm(x_C: jax.Array, eps: float) -> jax.Array:
-    """x / √(mean of squares + eps) over the last axis (Zhang & Sennrich 2019), float32."""
+    """Returns x / √(mean of squares + eps) over the last axis (Zhang & Sennrich 2019), float32."""
     return _normalised(x_C, eps, centred=False)
 
 
@@ -42,7 +42,7 @@ def _custom_jvp(x: jax.Array, eps: float, centred: bool) -> jax.Array:
 
 @_custom_jvp.defjvp
 def _(eps, centred, primals, tangents):
-    """The slope in terms of the result y: r · (dx − mean(dx) − y · mean(y · dx)), r = 1/√…"""
+    """Derivative in terms of the result y: r · (dx − mean(dx) − y · mean(y · dx)), r = 1/√…"""
     (x,), (dx,) = primals, tangents
     if centred:
         x, dx = (z - z.mean(-1, keepdims=True) for z in (x, dx))
@@ -54,22 +54,21 @@ def _(eps, centred, primals, tangents):
 def group_norm(
     x_BC: jax.Array, scale_C: jax.Array, bias_C: jax.Array, groups: int, eps: float
 ) -> jax.Array:
-    """Layer norm over all places and the channels of a group (Wu & He 2018), float32.
+    """Normalises over all positions and the channels of a group (Wu & He 2018), float32.
 
-    The sums are first of each channel and then of each group, and the norm becomes one factor and
-    one addend per channel: the images are read once for the sums and once for the result, and it is
-    the same in the gradient.
+    Sums are taken per channel, then per group, and the norm becomes one factor and one addend per
+    channel, so that x is read once for the sums and once for the result, also in the gradient.
 
     Args:
       x_BC: (B, …, C).
-      scale_C, bias_C: of the result.
-      groups: G, which divides C; neighbouring channels are a group.
+      scale_C, bias_C: learned scale and bias.
+      groups: G, which divides C; a group has consecutive channels.
       eps: added to the variance.
     """
     x, channels = x_BC.astype(jnp.float32), x_BC.shape[-1]
     places = tuple(range(1, x.ndim - 1))
 
-    def mean(y_BC: jax.Array) -> jax.Array:  # of each group, told to its channels
+    def mean(y_BC: jax.Array) -> jax.Array:  # mean of each group, broadcast to its channels
         sum_BGc = y_BC.sum(places).reshape(-1, groups, channels // groups)
         total_BG1 = sum_BGc.sum(-1, keepdims=True) * (x_BC.shape[0] * channels / y_BC.size)
         mean_BGc = jnp.broadcast_to(total_BG1 * (groups / channels), sum_BGc.shape)

@@ -1,6 +1,6 @@
-"""Random numbers that belong to an example, not to a batch.
+"""Random numbers per example.
 
-Every draw is made from the example's own key, so it is the same however a batch is cut.
+Every draw uses the example's own key, so it does not depend on how a batch is sharded.
 """
 
 import jax
@@ -8,30 +8,30 @@ import jax.numpy as jnp
 
 
 def fold(key_B: jax.Array, data: int | jax.Array) -> jax.Array:
-    """Per-example keys for another purpose."""
+    """Folds `data` into per-example keys, for keys of another purpose."""
     return jax.vmap(jax.random.fold_in, (0, None))(key_B, data)
 
 
 def normal(key_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal noise of shape (B, *shape), drawn example by example."""
+    """Draws standard normal noise (B, *shape), example by example."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(key_B)
 
 
 def uniform(key_B: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
-    """Uniform noise in [0, 1) of shape (B, *shape), drawn example by example."""
+    """Draws uniform noise in [0, 1) of shape (B, *shape), example by example."""
     return jax.vmap(lambda key: jax.random.uniform(key, shape))(key_B)
 
 
 def numbered_keys(key: jax.Array, number_B: jax.Array) -> jax.Array:
-    """One key per example from its number, whatever other numbers are asked for."""
+    """Returns one key per example, a function of `key` and the example's number."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(number_B))
 
 
 def content_keys(x_B: jax.Array) -> jax.Array:
-    """One key per example that is made of the example itself: of its bytes, uint8 (B, …).
+    """Returns one key per example, a hash of its bytes, uint8 (B, …).
 
-    The same bytes always have the same key, and other bytes another one, except
-    one pair in 2⁶⁴: two sums of the bytes with fixed random numbers, modulo 2³², are folded in.
+    Equal bytes have equal keys; different ones collide with probability 2⁻⁶⁴: two sums of the bytes
+    with fixed random weights, modulo 2³², are folded in.
     """
     byte_BN = x_B.reshape(x_B.shape[0], -1).astype(jnp.uint32)
     factor_N2 = jax.random.bits(jax.random.key(0), (byte_BN.shape[1], 2), jnp.uint32)

@@ -1,4 +1,4 @@
-"""Rotary positions (Su et al. 2021).
+"""Rotary position embedding, RoPE (Su et al. 2021).
 
 Shapes: B batch, T tokens, H heads, D head size.
 """
@@ -13,13 +13,13 @@ import numpy as np
 def rotate(
     x_BTHD: jax.Array, position_BT: jax.Array, frequencies: np.ndarray, scale: float = 1.0
 ) -> jax.Array:
-    """Rotary position embedding (Su et al. 2021), halves rotated against each other.
+    """Applies rotary position embedding (Su et al. 2021); pairs are i and i + D/2.
 
     Args:
       x_BTHD: queries or keys.
-      position_BT: their positions.
+      position_BT: positions of the tokens.
       frequencies: (D / 2,) radians per position, from `rotary_frequencies`.
-      scale: of the result.
+      scale: factor of the result.
     """
     angle = position_BT[:, :, None, None].astype(jnp.float32) * jnp.asarray(
         frequencies, jnp.float32
@@ -41,20 +41,20 @@ def rotary_frequencies(
     beta_fast: float = 32.0,
     beta_slow: float = 1.0,
 ) -> tuple[np.ndarray, float]:
-    """Radians per position (D / 2,), and the factor of the rotated vectors.
+    """Returns radians per position (D / 2,), and the factor of the rotated vectors.
 
     Args:
       head_dim: D.
       theta: the base; frequency i is θ^(−2i/D).
-      scaling: how longer texts than those of pretraining are fitted in: "linear" divides all
-        frequencies (Chen et al. 2023), "llama3" the low ones only (Llama 3.1), "yarn" ramps between
-        the two and sharpens attention (Peng et al. 2023).
-      factor: how many times longer.
-      original_context: tokens of a text in pretraining.
-      low_freq_factor: llama3: waves longer than original_context / this are divided.
-      high_freq_factor: llama3: waves shorter than original_context / this are kept.
+      scaling: extension to contexts longer than in pretraining: "linear" divides all frequencies
+        (Chen et al. 2023), "llama3" the low ones only (Llama 3.1), "yarn" interpolates between the
+        two and sharpens attention (Peng et al. 2023).
+      factor: ratio of the extended context to that of pretraining.
+      original_context: context of pretraining, in tokens.
+      low_freq_factor: llama3: wavelengths above original_context / this are scaled.
+      high_freq_factor: llama3: wavelengths below original_context / this are kept.
       beta_fast: yarn: frequencies with more turns than this in the original context are kept.
-      beta_slow: yarn: those with fewer turns are divided.
+      beta_slow: yarn: frequencies with fewer turns than this are scaled.
     """
     kept = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     divided = kept / factor
@@ -68,7 +68,7 @@ def rotary_frequencies(
         share = np.clip(share, 0, 1)
         return (1 - share) * divided + share * kept, 1.0
 
-    def dimension(rotations: float) -> float:  # whose frequency makes so many turns
+    def dimension(rotations: float) -> float:  # index of the frequency with that number of turns
         ratio = original_context / (rotations * 2 * np.pi)
         return head_dim * math.log(ratio) / (2 * math.log(theta))
 

@@ -1,4 +1,4 @@
-"""Constants of training that move from one value to another along the way."""
+"""Schedules of hyperparameters by training step."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 def cosine_schedule(
     start: float, end: float, steps: int
 ) -> Callable[[int | jax.Array], float | jax.Array]:
-    """From start to end over so many steps by half a cosine; then it stays. 0 steps: always end."""
+    """Returns a half-cosine schedule from start to end over `steps`, constant afterwards."""
     if not steps:
         return lambda step: end
 

@@ -1,6 +1,6 @@
-"""Spectral norm: kernels divided by their largest singular value (Miyato et al. 2018).
+"""Spectral normalisation: divides kernels by their largest singular value (Miyato et al. 2018).
 
-It is found by power iteration, from a vector per kernel that is kept from step to step.
+The singular value is estimated by power iteration, with a vector per kernel kept across steps.
 Shapes: N inputs, M outputs of a kernel as a matrix; a convolution's N is height · width · inputs.
 """
 
@@ -9,14 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-START = 20  # iterations for fresh kernels; one a step is enough afterwards
-SMALL = 1e-6  # a kernel whose norm is less stays as it is
+START = 20  # iterations at initialisation; one per step is enough afterwards
+SMALL = 1e-6  # kernels with a smaller norm are not normalised
 
 Vectors = dict[str, jax.Array]
 
 
 def init_vectors(params: Any, key: jax.Array) -> Vectors:
-    """A unit vector (M,) for each kernel, close to its first right singular vector."""
+    """Returns a unit vector (M,) per kernel, close to its first right singular vector."""
     vectors = {}
     for i, (name, kernel) in enumerate(_kernels(params)):
         u_M = jax.random.normal(jax.random.fold_in(key, i), kernel.shape[-1:])
@@ -27,7 +27,7 @@ def init_vectors(params: Any, key: jax.Array) -> Vectors:
 
 
 def power_iteration(params: Any, vectors: Vectors) -> Vectors:
-    """One more iteration for each kernel."""
+    """Performs one power iteration for each kernel; returns the new vectors."""
     new = {}
     for name, kernel in _kernels(jax.lax.stop_gradient(params)):
         matrix_NM = kernel.reshape(-1, kernel.shape[-1])
@@ -38,10 +38,10 @@ def power_iteration(params: Any, vectors: Vectors) -> Vectors:
 
 
 def spectral_normalize(params: Any, vectors: Vectors) -> Any:
-    """The parameters with each kernel W divided by σ = ‖W u‖, through which gradients flow.
+    """Returns the parameters with each kernel W divided by σ = ‖W u‖; gradients flow through σ.
 
-    For a unit vector u, σ is at most the largest singular value, and that value when the iteration
-    has converged. What is no kernel (fewer than two axes) stays as it is.
+    For a unit vector u, σ is at most the largest singular value, and equals it when the iteration
+    has converged. Arrays with fewer than two axes are unchanged.
     """
 
     def divide(path: tuple, leaf: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
-"""Geometric transformations of a batch, each example by its own numbers; gradients flow through.
+"""Differentiable geometric transformations with parameters per example.
 
-Shapes: B batch, … spatial axes, C channels; D spatial axes.
+Shapes: B batch, … spatial axes, C channels; D number of spatial axes.
 """
 
 import jax
@@ -10,12 +10,12 @@ from aigc_jax.ops.per_example import expand_like
 
 
 def flip(x: jax.Array, on_B: jax.Array) -> jax.Array:
-    """The last spatial axis (left and right of images) reversed where `on_B`."""
+    """Reverses the last spatial axis (left and right of images) where `on_B`."""
     return jnp.where(expand_like(on_B, x), x[..., ::-1, :], x)
 
 
 def rotate90(x_BHWC: jax.Array, turns_B: jax.Array) -> jax.Array:
-    """Images turned `turns_B` times by 90° anticlockwise; 0 or 2 times if they are not square."""
+    """Rotates images `turns_B` times by 90° anticlockwise; 0 or 2 times if not square."""
     turned = x_BHWC
     for turns in (1, 2, 3) if x_BHWC.shape[1] == x_BHWC.shape[2] else (2,):
         on = expand_like(turns_B == turns, x_BHWC)
@@ -24,12 +24,12 @@ def rotate90(x_BHWC: jax.Array, turns_B: jax.Array) -> jax.Array:
 
 
 def translate(x: jax.Array, shift_BD: jax.Array) -> jax.Array:
-    """Moved by whole pixels along each spatial axis; mirrored at the borders."""
+    """Shifts by integer pixels along each spatial axis; reflects at the borders."""
     axes = "bhwdefgijk"[: x.ndim - 1] + "c"
     for axis, letter in enumerate(axes[1:-1], 1):
         size = x.shape[axis]
         source_BN = mirror(jnp.arange(size) - shift_BD[:, axis - 1, None], size)
-        # A product with a permutation, not a gather: the gradient of a gather is slow on a CPU.
+        # A product with a permutation matrix, as the gradient of a gather is slow on a CPU.
         pick_BNM = jax.nn.one_hot(source_BN, size, dtype=x.dtype)
         sum_over = f"bn{letter},{axes}->{axes.replace(letter, 'n')}"
         x = jnp.einsum(sum_over, pick_BNM, x, precision="highest")
@@ -37,17 +37,17 @@ def translate(x: jax.Array, shift_BD: jax.Array) -> jax.Array:
 
 
 def affine(x_BHWC: jax.Array, matrix_B22: jax.Array) -> jax.Array:
-    """Images transformed about the centre by (down, right) ↦ matrix · (down, right), bilinearly.
+    """Transforms images about the centre by (down, right) ↦ matrix · (down, right), bilinearly.
 
     Args:
-      x_BHWC: images; mirrored at the borders.
-      matrix_B22: invertible. The identity leaves an image as it is, to the bit.
+      x_BHWC: images, reflected at the borders.
+      matrix_B22: invertible matrices. The identity returns an image bit for bit.
     """
     _, h, w, _ = x_BHWC.shape
     centre = jnp.array([(h - 1) / 2, (w - 1) / 2])
     down, right = jnp.meshgrid(jnp.arange(h) - centre[0], jnp.arange(w) - centre[1], indexing="ij")
     m = _inverse(matrix_B22)[:, :, :, None, None]
-    # Sums of two terms, not a matrix product, which some devices round to bfloat16.
+    # Explicit sums, as some devices round matrix products to bfloat16.
     y = mirror(m[:, 0, 0] * down + m[:, 0, 1] * right + centre[0], h)
     x = mirror(m[:, 1, 0] * down + m[:, 1, 1] * right + centre[1], w)
     top, left = jnp.floor(y), jnp.floor(x)
@@ -64,7 +64,7 @@ def affine(x_BHWC: jax.Array, matrix_B22: jax.Array) -> jax.Array:
 
 
 def cut_out(x: jax.Array, on_B: jax.Array, centre_BD: jax.Array) -> jax.Array:
-    """0 in a box of half the sides where `on_B`; its centre is −1…1 of each spatial axis."""
+    """Sets a box of half the sides to 0 where `on_B`; its centre is −1…1 of each spatial axis."""
     inside = expand_like(on_B, x)
     for axis, size in enumerate(x.shape[1:-1], 1):
         middle = (centre_BD[:, axis - 1] + 1) / 2 * size
@@ -76,7 +76,7 @@ def cut_out(x: jax.Array, on_B: jax.Array, centre_BD: jax.Array) -> jax.Array:
 
 
 def mirror(position: jax.Array, size: int) -> jax.Array:
-    """Positions outside 0…size − 1 reflected at the first and the last pixel."""
+    """Reflects positions outside 0…size − 1 at the first and the last pixel."""
     period = max(2 * (size - 1), 1)
     position = position % period
     return jnp.minimum(position, period - position) if size > 1 else jnp.zeros_like(position)

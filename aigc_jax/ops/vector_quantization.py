@@ -1,4 +1,4 @@
-"""Quantisation of vectors, as pure functions: finite scalar, nearest code, k-means.
+"""Vector quantisation as pure functions: FSQ, nearest code, k-means.
 
 Shapes: N vectors, Z their size, K codes, M slots of a pool.
 """
@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SHRINK = 1e-3  # keeps tanh's limits inside the outermost levels
-FLOOR, STEEPNESS = 2.0**-14, 8  # of `pool`: 2¹¹² is the heaviest weight, which float32 can hold
+SHRINK = 1e-3  # keeps the limits of tanh inside the outermost levels
+FLOOR, STEEPNESS = 2.0**-14, 8  # of `reservoir`: weights are at most 2¹¹², within float32
 
 
 def straight_through(z: jax.Array, q: jax.Array) -> jax.Array:
-    """The value of `q` with the gradient of `z` (Bengio et al. 2013)."""
+    """Returns the value of `q` with the gradient of `z` (Bengio et al. 2013)."""
     return z + jax.lax.stop_gradient(q - z)
 
 
@@ -22,14 +22,15 @@ def straight_through(z: jax.Array, q: jax.Array) -> jax.Array:
 
 
 def fsq(z: jax.Array, levels: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Each number rounded to one of its own few levels; there is no codebook to learn.
+    """Rounds each component to one of its few levels; needs no codebook.
 
     Args:
       z: (…, Z) of any size.
-      levels: L of each of the Z numbers.
+      levels: number of levels L of each of the Z components.
 
     Returns:
-      The levels (…, Z) from about −1 to 1, straight through, and their code (…) of 0…ΠL − 1.
+      The levels (…, Z) from about −1 to 1, with straight-through gradient, and their codes (…) in
+      0…ΠL − 1.
     """
     bounded = fsq_bound(z, levels)
     rounded = straight_through(bounded, jnp.round(bounded))
@@ -39,14 +40,14 @@ def fsq(z: jax.Array, levels: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
 
 
 def fsq_bound(z: jax.Array, levels: tuple[int, ...]) -> jax.Array:
-    """z squeezed so that rounding gives exactly L whole numbers, and 0 stays 0.
+    """Bounds z so that rounding gives exactly L integers, and 0 maps to 0.
 
-    tanh · (L − 1)/2; for an even L the levels are −L/2 … L/2 − 1, so it is lowered by a half and
-    its argument moved to make up for it at 0 (equation 3 of the paper and its code's offset).
+    This is tanh · (L − 1)/2; for an even L the levels are −L/2 … L/2 − 1, so it is shifted by −½,
+    and its argument so that 0 stays 0 (equation 3 of the paper, and the offset in its code).
     """
     width = (np.asarray(levels, np.float64) - 1) * (1 - SHRINK) / 2
     offset = np.where(np.asarray(levels) % 2 == 0, 0.5, 0.0)
-    # With two levels the half would be beyond tanh's reach, and nothing rounded up.
+    # With two levels the shift of ½ would be beyond the range of tanh, and nothing rounded up.
     width = np.maximum(width, offset + SHRINK)
     shift = np.arctanh(offset / width)
     width, offset, shift = (jnp.asarray(x, jnp.float32) for x in (width, offset, shift))
@@ -54,7 +55,7 @@ def fsq_bound(z: jax.Array, levels: tuple[int, ...]) -> jax.Array:
 
 
 def fsq_decode(code: jax.Array, levels: tuple[int, ...]) -> jax.Array:
-    """The inverse of `fsq`: codes (…) as levels (…, Z)."""
+    """Inverse of `fsq`: converts codes (…) to levels (…, Z)."""
     place = code[..., None] // _basis(levels) % jnp.asarray(levels)
     half = jnp.asarray([count // 2 for count in levels])
     return ((place - half) / half).astype(jnp.float32)
@@ -68,18 +69,18 @@ def _basis(levels: tuple[int, ...]) -> jax.Array:
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:
-    """Vectors of length 1; the zero vector stays what it is, and has a gradient."""
+    """Normalises vectors to length 1; the zero vector is unchanged and has a finite gradient."""
     return x * jax.lax.rsqrt((x**2).sum(-1, keepdims=True) + 1e-12)
 
 
 def nearest_code(z_NZ: jax.Array, codebook_KZ: jax.Array) -> jax.Array:
-    """The number of the nearest code of each vector; of equals the first."""
+    """Returns the index of the nearest code of each vector; the first of equals."""
     return ((codebook_KZ**2).sum(-1) - 2 * z_NZ @ codebook_KZ.T).argmin(-1).astype(jnp.int32)
 
 
 def segment_sums(z_NZ: jax.Array, code_N: jax.Array, weight_N: jax.Array, codes: int):
-    """Of each code the weight of its vectors (K,) and their weighted sum (K, Z)."""
-    # A vector without weight may be anything, even infinite.
+    """Returns the total weight of each code's vectors (K,) and their weighted sum (K, Z)."""
+    # Vectors of weight 0 may be infinite or NaN.
     part_NZ = jnp.where(weight_N[:, None] != 0, z_NZ * weight_N[:, None], 0)
     count_K = jax.ops.segment_sum(weight_N, code_N, codes)
     return count_K, jax.ops.segment_sum(part_NZ, code_N, codes)
@@ -88,20 +89,20 @@ def segment_sums(z_NZ: jax.Array, code_N: jax.Array, weight_N: jax.Array, codes:
 def kmeans(
     z_NZ: jax.Array, weight_N: jax.Array, codes: int, rounds: int, spherical: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Lloyd's algorithm from the first vectors that have weight.
+    """Runs Lloyd's algorithm, initialised with the first vectors of positive weight.
 
-    If there are fewer vectors than codes, the rest of the codes are copies without members.
+    If there are fewer vectors than codes, the other codes are copies without members.
 
     Args:
-      z_NZ, weight_N: the vectors in random order and what they count.
+      z_NZ, weight_N: vectors in random order and their weights.
       codes: K.
-      rounds: how often the codes move.
-      spherical: whether vectors and codes are of length 1.
+      rounds: number of iterations.
+      spherical: whether vectors and codes have length 1.
 
     Returns:
-      The codes (K, Z), and the weight of the members of each (K,).
+      The codes (K, Z), and the total weight of the members of each (K,).
     """
-    order_N = jnp.argsort(weight_N <= 0, stable=True)  # those with weight first
+    order_N = jnp.argsort(weight_N <= 0, stable=True)  # positive weights first
     real = jnp.maximum((weight_N > 0).sum(), 1)
     first_K = order_N[jnp.arange(codes) % jnp.minimum(real, len(z_NZ))]
 
@@ -119,15 +120,15 @@ def kmeans(
 def reservoir(
     z_NZ: jax.Array, weight_N: jax.Array, draw_N2: jax.Array, slots: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Random vectors in slots, as ratios of two sums: pools add up.
+    """Samples vectors into slots, as ratios of two sums that can be added over shards.
 
-    Each vector falls into a random slot with a random weight of a very heavy tail, so that the
-    heaviest one there is nearly all of the weighted mean: `sums / weights` is about a vector drawn
-    at random. Being sums, the pools of microbatches and devices make the pool of the whole batch.
+    Each vector gets a random slot and a heavy-tailed random weight, so that the weighted mean of a
+    slot, `sums / weights`, is close to its heaviest vector: a random one. Being sums, the results
+    of microbatches and devices add up to that of the global batch.
 
     Args:
-      z_NZ, weight_N: the vectors; those of weight 0 are left out.
-      draw_N2: two uniform numbers for each.
+      z_NZ, weight_N: vectors and weights; vectors of weight 0 are ignored.
+      draw_N2: two uniform random numbers for each vector.
       slots: M.
 
     Returns:

@@ -392,7 +392,7 @@ def test_sample_options_replace_some_of_the_recipes():
 @pytest.mark.parametrize(
     "options, part",
     [
-        (dict(top_k=3), "sampling from 'vae' has no option 'top_k': it has label, num"),
+        (dict(top_k=3), "sampling from 'vae' has no option 'top_k': choose one of label, num"),
         (dict(temperature="hot"), "sample.temperature must be of type float"),
         (dict(num=0), "sample.num must be at least 1"),
         (dict(name="x"), "has no option 'name'"),

@@ -25,11 +25,11 @@ def test_what_is_no_mesh(text):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("data=-1,tensor=3", "data=-1, because 3 does not divide 8"),
-        ("data=3,fsdp=-1", "fsdp=-1, because 3 does not divide 8"),
-        ("fsdp=16", "16 asked for, 8 here"),
-        ("data=-1,tensor=16", "16 asked for, 8 here"),
-        ("data=0,fsdp=-1", "sizes from 1 on"),
+        ("data=-1,tensor=3", "data=-1 is not an integer, because 3 does not divide the 8"),
+        ("data=3,fsdp=-1", "fsdp=-1 is not an integer, because 3 does not divide the 8"),
+        ("fsdp=16", "needs 16 devices, but there are 8"),
+        ("data=-1,tensor=16", "needs 16 devices, but there are 8"),
+        ("data=0,fsdp=-1", "sizes must be at least 1"),
     ],
 )
 def test_what_does_not_fit_says_why(text, message):
@@ -104,5 +104,5 @@ def test_a_process_may_have_rows_between_those_of_another(monkeypatch):
 def test_unequal_parts_are_refused_by_every_process(process_RD, monkeypatch):
     for process in range(np.max(process_RD) + 1):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        with pytest.raises(UserError, match=r"whole rows or rows be shared by equal numbers"):
+        with pytest.raises(UserError, match="unequal shards of a batch"):
             process_shard(Placed(process_RD))

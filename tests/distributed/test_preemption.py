@@ -255,7 +255,7 @@ def test_a_signal_while_something_could_be_lost_is_a_request(number):
     process.send_signal(number)
     code, out, err = ended(process)
     assert code == 75 and out == "agreed\n"
-    assert number.name in err and "a second one leaves at once" in err
+    assert number.name in err and "a second signal exits at once" in err
 
 
 @pytest.mark.parametrize("phase, heard", [("free", "finishing\n"), ("busy", "agreed\n")])

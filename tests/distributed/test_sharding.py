@@ -251,7 +251,7 @@ def test_pmap_is_for_data_alone():
 
 def test_a_run_needs_devices_of_every_process(monkeypatch):
     monkeypatch.setattr(mesh_lib.jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match="leaves whole processes"):
+    with pytest.raises(UserError, match="leaves processes without"):
         make_mesh("data=1")
 
 

@@ -108,13 +108,13 @@ def test_open_mpi_5_needs_a_coordinator(environment, monkeypatch):
 @pytest.mark.parametrize(
     "given, message",
     [
-        (("auto", None, None), "runs under nothing that tells its place: give --coordinator"),
-        ((None, 2, None), "runs under nothing"),
-        (("host:12", 2, None), "runs under nothing"),
+        (("auto", None, None), "no cluster was detected; set --coordinator"),
+        ((None, 2, None), "no cluster was detected"),
+        (("host:12", 2, None), "no cluster was detected"),
         (("host:12", 2, 2), "no process 2 of 2"),
         (("host:12", 0, 0), "no process 0 of 0"),
         (("host", 2, 1), "--coordinator=host is not HOST:PORT"),
-        (("none", 2, 1), "leave out the others"),
+        (("none", 2, 1), "omit --num_processes"),
     ],
 )
 def test_what_cannot_be(given, message, environment):
@@ -193,7 +193,7 @@ def test_the_absent_are_named_to_all_that_are_there():
     outcome = gathering([at(port, 5, p) for p in (0, 2)], seconds=0.6)
     for process in (0, 2):
         assert isinstance(outcome[process], PeerLost)
-        assert "processes 1, 3 and 4 of 5 have not come within 0.6 s" in str(outcome[process])
+        assert "processes 1, 3 and 4 of 5 have not arrived within 0.6 s" in str(outcome[process])
 
 
 def connected(port):
@@ -214,7 +214,7 @@ def test_a_process_that_has_left_again_is_absent():
     come(at(port, 3, 1), 1.5, outcome)
     host.join()
     assert "processes 1 and 2" not in str(outcome[1])
-    assert "process 2 of 3 has not come" in str(outcome[0])
+    assert "process 2 of 3 has not arrived" in str(outcome[0])
     assert str(outcome[1]) == str(outcome[0])
 
 
