@@ -2,7 +2,8 @@
 
     aigc plan --config=diffusion/dit_xl2 --synthetic=latents:32x32x4:1000 --topology=v6e:4x4
     aigc prepare --from=folder:imagenet/train --name=imagenet256 --data_dir=data --image_size=256
-    aigc convert --from=diffusers:DIR --workdir=runs/kl256     # an AutoencoderKL
+    aigc train --config=vae/kl --workdir=runs/kl256 --config.data.source=tfds:imagenet256 \
+        --config.data.data_dir=data --config.model.channels="(64, 128, 256, 256)"
     aigc train --config=diffusion/dit_xl2 --workdir=runs/dit \
         --config.data.data_dir=data --config.first_stage.workdir=runs/kl256
 
