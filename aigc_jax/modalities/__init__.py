@@ -1,1 +1,1 @@
-"""Everything that is true of a kind of data, whoever models it: one folder per modality."""
+"""Modalities: one folder per kind of data with its spec, readers, data set, writer and metrics."""

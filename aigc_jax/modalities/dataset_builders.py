@@ -1,4 +1,4 @@
-"""Raw examples → a data set of their modality, by their kind."""
+"""Builds the data set of raw examples by their kind."""
 
 from aigc_jax.core.config import Data
 from aigc_jax.core.modality import Spec
@@ -21,8 +21,8 @@ def build_dataset(
     Args:
       raw: the examples.
       config: the section `data`.
-      tokenizer: one to use instead of that of `config.tokenizer`.
-      trained: the spec of a trained model, if it is to be evaluated on these data.
+      tokenizer: replaces that of `config.tokenizer`.
+      trained: spec of a trained model to be evaluated on these data; else None.
 
     Raises:
       UserError: if the examples do not suit the config.

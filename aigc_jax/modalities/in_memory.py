@@ -1,4 +1,4 @@
-"""Data given from Python: arrays, lists, generators, Hugging Face data sets and data frames.
+"""Data passed from Python: arrays, lists, generators, Hugging Face data sets and data frames.
 
 pandas and `datasets` are not imported: their objects are recognised by protocol.
 """
@@ -18,7 +18,7 @@ from aigc_jax.modalities.dataset_builders import build_dataset
 from aigc_jax.modalities.registries import FIELD_READERS, Columns
 from aigc_jax.modalities.text.tokenizers import Tokenizer
 
-IN_MEMORY = "in_memory"  # `data.source` of a run whose data were given from Python
+IN_MEMORY = "in_memory"  # `data.source` of a run whose data were passed from Python
 SPLITS = ("train", "validation", "test")
 PLURALS = {"images": "image", "labels": "label", "texts": "text"}
 FINGERPRINTED = 64  # examples of each split that the fingerprint reads
@@ -45,18 +45,18 @@ class DataFrame(Protocol):
 
 
 def dataset_from_python(data: Any, config: Data, tokenizer: Tokenizer | None = None) -> Dataset:
-    """Builds a data set of data given from Python.
+    """Builds a data set from Python objects.
 
     Args:
-      data: as `raw_dataset_from_python` takes them.
-      config: the section `data`, of which `source` and what only concerns files are not used.
-      tokenizer: one to use instead of that of `config.tokenizer`.
+      data: as for `raw_dataset_from_python`.
+      config: the section `data`; `source` and fields about files are ignored.
+      tokenizer: replaces that of `config.tokenizer`.
 
     Returns:
       The data set, with its fingerprint.
 
     Raises:
-      UserError: if the data cannot be used; it names the field.
+      UserError: if the data are invalid; it names the field.
     """
     raw = raw_dataset_from_python(data)
     dataset = build_dataset(raw, dataclasses.replace(config, source=IN_MEMORY), tokenizer)
@@ -64,7 +64,7 @@ def dataset_from_python(data: Any, config: Data, tokenizer: Tokenizer | None = N
 
 
 def raw_dataset_from_python(data: Any) -> RawDataset:
-    """Converts data given from Python to raw examples.
+    """Converts Python objects to raw examples.
 
     Args:
       data: one of
@@ -77,10 +77,10 @@ def raw_dataset_from_python(data: Any) -> RawDataset:
         - several of these: a pair (training, held-out), or a mapping of splits "train",
           "validation" and "test", such as a `DatasetDict`;
         - a `RawDataset`.
-        Other fields are ignored. Labels are whole numbers or texts.
+        Other fields are ignored. Labels are integers or texts.
 
     Raises:
-      UserError: if they cannot be used; it names the field.
+      UserError: if they are invalid; it names the field.
     """
     if isinstance(data, RawDataset):
         return data
@@ -102,9 +102,9 @@ def raw_dataset_from_python(data: Any) -> RawDataset:
 
 
 def fingerprint(raw: RawDataset) -> str:
-    """A hash of the lengths, classes and some examples of all splits, to recognise the same data.
+    """Returns a hash of lengths, classes and some examples of all splits, to identify data.
 
-    It reads 64 examples of each split, and so does not notice every change.
+    It reads 64 examples of each split, hence does not detect every change.
     """
     found = hashlib.sha256(repr((raw.kind, raw.image_shape, raw.class_names)).encode())
     for split, examples in sorted(raw.splits.items()):
@@ -118,11 +118,11 @@ def fingerprint(raw: RawDataset) -> str:
 
 
 def check_fingerprint(saved: str, dataset: Dataset) -> None:
-    """Raises UserError if a run continues with other data than it began with.
+    """Raises UserError if a run is resumed with other data than it was started with.
 
     Args:
-      saved: the fingerprint of the data that it began with; "": unknown.
-      dataset: the data now.
+      saved: fingerprint of the data that it was started with; "" if unknown.
+      dataset: the present data.
     """
     if saved and dataset.fingerprint and saved != dataset.fingerprint:
         raise UserError(
@@ -132,14 +132,14 @@ def check_fingerprint(saved: str, dataset: Dataset) -> None:
 
 
 def no_data_given(argument: str, config: Data) -> RawDataset:
-    """The data source of runs whose data were given from Python, when they are not given.
+    """Data source of runs whose data were passed from Python: raises if they are missing.
 
     Raises:
       UserError: always.
     """
     del argument, config
     raise UserError(
-        "data.source=in_memory: the data of this run were given from Python: pass data= again, or"
+        "data.source=in_memory: the data of this run were passed from Python: pass data= again, or"
         " set data.source to evaluate on other data"
     )
 
@@ -159,7 +159,7 @@ def _splits(data: Any) -> dict[str, Any]:
 
 
 def _columns(data: Any, where: str) -> Columns:
-    """The known fields of one split, each a sequence of the same length, at least 1."""
+    """Returns the known fields of one split, sequences of the same positive length."""
     if isinstance(data, np.ndarray) and data.ndim > 2:
         found = {"image": data}
     elif isinstance(data, Mapping):
@@ -172,7 +172,7 @@ def _columns(data: Any, where: str) -> Columns:
         found = _from_items(list(data), where)
     else:
         raise UserError(
-            f"{where} is {shorten(type(data).__name__, 80)}: give a dict of arrays, a list, a"
+            f"{where} is {shorten(type(data).__name__, 80)}: pass a dict of arrays, a list, a"
             " generator, a Hugging Face Dataset or a DataFrame"
         )
     known = {_field(name): values for name, values in found.items() if _field(name) in _fields()}
@@ -190,7 +190,7 @@ def _columns(data: Any, where: str) -> Columns:
 
 
 def _fields() -> set[str]:
-    """All fields that some modality uses."""
+    """Returns all fields that some modality uses."""
     return {
         field
         for name, reader in FIELD_READERS.items()
@@ -203,7 +203,7 @@ def _field(name: Any) -> str:
 
 
 def _from_items(items: list[Any], where: str) -> Columns:
-    """The columns of a list of texts, conversations or dicts."""
+    """Converts a list of texts, conversations or dicts to columns."""
     if not items:
         raise UserError(f"{where} is empty")
     first = items[0]
@@ -211,7 +211,7 @@ def _from_items(items: list[Any], where: str) -> Columns:
         return {"text": items}
     if isinstance(first, Mapping) and "role" in first:
         raise UserError(
-            f"{where} is a list of messages: give a list of conversations, each a list of messages"
+            f"{where} is a list of messages: pass a list of conversations, each a list of messages"
         )
     if isinstance(first, Mapping):
         columns: Columns = {str(name): [] for name in first}
@@ -230,7 +230,7 @@ def _from_items(items: list[Any], where: str) -> Columns:
 
 
 def _class_names(train: Any) -> tuple[str, ...]:
-    """The class names that a Hugging Face data set keeps with its field "label"; else ()."""
+    """Returns the class names of a Hugging Face data set's field "label"; () for other data."""
     features = getattr(train, "features", None)
     label = features.get("label") if isinstance(features, Mapping) else None
     return tuple(getattr(label, "names", None) or ())

@@ -1,7 +1,7 @@
-"""Metrics: measurements of a trained model that evaluation makes beside the objective's own.
+"""Metric: interface of evaluation metrics other than those of the objective.
 
-A modality names its metrics (`Modality.metrics`); a config adds others with `eval.metrics`, by a
-name in `METRICS` or by an import path `package.module:Class`.
+A modality lists its metrics (`Modality.metrics`); a config adds others by `eval.metrics`, with a
+name in `METRICS` or an import path `package.module:Class`.
 """
 
 import abc
@@ -20,18 +20,18 @@ from aigc_jax.data.dataset import Dataset
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationContext:
-    """A run as its metrics see it; the same for all its states.
+    """The run to be evaluated, and its data.
 
     Attributes:
-      objective: the family.
+      objective: the objective.
       objective_name: `objective.name` of the config.
-      spec: of the data that the run was trained on.
-      dataset: the data that it is evaluated on.
-      source: their name, as in `data.source`.
+      spec: spec of the data that the run was trained on.
+      dataset: the data for evaluation.
+      source: their `data.source`.
       config: the section `eval`.
       options: the section `eval.MODALITY` of the data's modality; None if it has none.
       sample: the section `sample`.
-      folder: the run's folder, for pictures and caches; "": nothing is written.
+      folder: the run's folder, for pictures and caches; "" disables writing.
     """
 
     objective: Objective
@@ -46,7 +46,7 @@ class EvaluationContext:
 
 
 class Generate(Protocol):
-    """Draws samples from the model that is evaluated."""
+    """Draws samples from the evaluated model."""
 
     def __call__(
         self,
@@ -57,39 +57,39 @@ class Generate(Protocol):
         init: Mapping[str, Any] | None = None,
         seed: int | None = None,
     ) -> np.ndarray:
-        """`num` samples, as `Objective.sample` returns them.
+        """Returns `num` samples, in the form of `Objective.sample`.
 
         Args:
-          num: how many.
-          options: sampling options; those of the config if left out. Text ends at the strings
+          num: number of samples.
+          options: sampling options; defaults to the config's. Text ends at the strings
             `options.stop`.
-          conditions: by name, one value per sample.
-          init: what to begin with, by name; text begins with the prompts of the options.
-          seed: of the random keys; `eval.seed` if left out.
+          conditions: condition values by name, one per sample.
+          init: initial values by name; for text it defaults to the prompts of the options.
+          seed: random seed; defaults to `eval.seed`.
         """
         ...
 
 
 class Samples(Protocol):
-    """The samples that all metrics share."""
+    """Draws the samples shared by all metrics."""
 
     def __call__(self, num: int) -> np.ndarray:
-        """The first `num` samples; they are given the conditions of training examples."""
+        """Returns the first `num` samples, with the conditions of training examples."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatedModel:
-    """One state of a model, and what has been measured so far.
+    """A state of the model, with the metrics so far.
 
     Attributes:
       params: `{player: parameters}`.
       mutables: `{player: mutables}`.
-      metrics: of the held-out data, and of the metrics before.
-      predictions: arrays (N, …) of `Objective.predict` for the N held-out examples, and rows of
-        padding at the end.
-      generate: draws samples of any request.
-      samples: draws the samples that all metrics share, each only once.
+      metrics: metrics of the held-out data, and those of earlier metrics.
+      predictions: outputs (N, …) of `predict` for the N held-out examples, followed by rows of
+        padding.
+      generate: draws samples for any request.
+      samples: draws the samples shared by all metrics, each only once.
     """
 
     params: Params
@@ -101,10 +101,10 @@ class EvaluatedModel:
 
 
 class Metric(abc.ABC):
-    """A metric, or several that are measured together.
+    """A metric, or several that are computed together.
 
-    One object is made per evaluated run, so it may keep what does not depend on the model, such as
-    features of real images. It is called in the main process only.
+    There is one instance per evaluated run, which may cache values that do not depend on the model,
+    such as features of real images. It is called in the main process only.
 
     Attributes:
       needs_params: whether it reads `model.params` or draws samples; parameters that are sharded
@@ -114,21 +114,21 @@ class Metric(abc.ABC):
     needs_params: ClassVar[bool] = True
 
     def supports(self, context: EvaluationContext) -> bool:
-        """Whether it can be measured for this objective and these data, and the config wants it."""
+        """Returns whether it applies to the objective and the data, and the config enables it."""
         del context
         return True
 
     def check(self, context: EvaluationContext) -> None:
-        """Finds what would make it fail, before hours of training.
+        """Validates options and data before training.
 
         Raises:
-          UserError: for options that cannot be used, too few data, or a missing library.
+          UserError: for invalid options, insufficient data, or a missing library.
         """
         del context
 
     @abc.abstractmethod
     def __call__(self, context: EvaluationContext, model: EvaluatedModel) -> dict[str, Any]:
-        """Measures a model.
+        """Computes the metric of a model.
 
         Returns:
           Numbers by name; further plain JSON values are allowed, such as a report per class.

@@ -1,4 +1,4 @@
-"""Several data sets as one, mixed by weight: `data.source=mix:0.7*tfds:a,0.3*tfds:b`."""
+"""Mixtures of data sets by weight: `data.source=mix:0.7*tfds:a,0.3*tfds:b`."""
 
 import dataclasses
 import math
@@ -13,12 +13,12 @@ from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.mixture import MAX_WEIGHT, MixedSource
 
 KIND = "mix"
-PART = re.compile(r"(?:^|,)(\d+\.?\d*|\.\d+)\*")  # where a part begins; paths may have commas
+PART = re.compile(r"(?:^|,)(\d+\.?\d*|\.\d+)\*")  # start of a part; paths may have commas
 LEARNED = ("bpe", "char")
 
 
 def parse_mixture(source: str) -> list[tuple[int, str]]:
-    """Parses `mix:WEIGHT*SOURCE,WEIGHT*SOURCE,…` into whole-number weights and sources.
+    """Parses `mix:WEIGHT*SOURCE,WEIGHT*SOURCE,…` into integer weights and sources.
 
     Raises:
       UserError: if it is not of this form.
@@ -34,7 +34,7 @@ def parse_mixture(source: str) -> list[tuple[int, str]]:
         raise UserError(f"data.source='{shorten(source)}' is not a mixture: write {form}")
     for weight, name in found:
         if not weight:
-            raise UserError(f"data.source gives '{shorten(name, 80)}' the weight 0: leave it out")
+            raise UserError(f"data.source gives '{shorten(name, 80)}' the weight 0: remove it")
         if name.startswith(f"{KIND}:"):
             raise UserError(
                 f"data.source='{shorten(source)}' nests a mixture: write all parts in one"
@@ -78,7 +78,7 @@ def load(config: Data, read: Callable[[Data], Dataset]) -> Dataset:
 
 
 def _check_alike(first: str, one: Spec, name: str, other: Spec, config: Data) -> None:
-    """Raises UserError, naming the first difference, unless two parts have equal specs."""
+    """Raises UserError with the first difference unless two parts have equal specs."""
     a, b = one.to_json(), other.to_json()
     different = next((key for key in (*a, *b) if a.get(key) != b.get(key)), None)
     if different is None:

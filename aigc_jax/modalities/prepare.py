@@ -1,4 +1,4 @@
-"""Own data → an ArrayRecord TFDS data set that `data.source=tfds:NAME` reads. No TensorFlow."""
+"""Writes user data as a TFDS data set in ArrayRecord files, without TensorFlow."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ from aigc_jax.data.raw_dataset import Example, RawDataset
 from aigc_jax.modalities import readers
 from aigc_jax.modalities.image.image_folder import UNKEPT
 
-NAME = r"[a-z][a-z0-9_]{0,99}"  # a file's name must hold it and more
+NAME = r"[a-z][a-z0-9_]{0,99}"  # file names contain it, and their length is limited
 
 
 def prepare(
@@ -38,11 +38,11 @@ def prepare(
     Args:
       source: `folder:DIR`, `text:GLOB`, `jsonl:FILE`, `messages:FILE`, `conll:FILE` or `:DIR`,
         `npz:FILE`, `safetensors:FILE` or `idx:DIR`.
-      name: of the new data set: lower-case letters, digits and underscores.
+      name: name of the new data set: lower-case letters, digits and underscores.
       data_dir: the folder of data sets.
-      image_size: resize and centre-crop images of a folder; 0: leave them.
-      text_field: the field of a JSONL record that holds its text.
-      label_field: the field that holds its class, if all have one.
+      image_size: resizes and centre-crops images of a folder to this size in pixels; 0 disables.
+      text_field: field of the text in a JSONL record.
+      label_field: field of its class, used if all records have one.
 
     Raises:
       UserError: if the source cannot be read, or the data set exists already.
@@ -50,7 +50,7 @@ def prepare(
     if not re.fullmatch(NAME, name) or name == "downloads":
         raise UserError(
             f"--name={shorten(name)}: use at most 100 lower-case letters, digits and underscores, a"
-            " letter first, and not 'downloads', which TFDS keeps for itself"
+            " letter first, and not 'downloads', which TFDS reserves"
         )
     if is_remote(data_dir):
         raise UserError(
@@ -80,23 +80,22 @@ def prepare(
 
 
 def _check_names(names: Sequence[str]) -> None:
-    """Raises UserError for a class name that TFDS, which stores names as lines, would change."""
+    """Raises UserError for a class name that TFDS, which stores names as lines, would alter."""
     for name in names:
         if name != name.strip() or any(unicodedata.category(c) in UNKEPT for c in name):
             raise UserError(
-                f"the class '{shorten(name, 80)}' cannot be kept under this name: rename it,"
-                " without"
-                " spaces around it and line ends"
+                f"the class '{shorten(name, 80)}' has an invalid name: rename it,"
+                " without leading or trailing spaces and line ends"
             )
 
 
 def _features(content: RawDataset) -> dict[str, Any]:
-    """TFDS's features that need no TensorFlow to be written."""
+    """Returns TFDS features that can be written without TensorFlow."""
     import tensorflow_datasets as tfds
 
     features: dict[str, Any] = {}
     if content.kind == "image":
-        # Pixels as they are: TFDS's own image feature needs TensorFlow to encode.
+        # Raw pixels: encoding TFDS's image feature needs TensorFlow.
         features["image"] = tfds.features.Tensor(shape=content.image_shape, dtype=np.uint8)
     elif content.kind == "words":
         features = dict(words=tfds.features.Text(), tags=tfds.features.Text())
@@ -108,7 +107,7 @@ def _features(content: RawDataset) -> dict[str, Any]:
 
 
 def _plain(example: Example) -> dict[str, Any]:
-    """The example with lists as JSON: TFDS's own sequences need TensorFlow to be written."""
+    """Encodes lists of the example as JSON: writing TFDS's sequences needs TensorFlow."""
     return {
         key: json.dumps(value, ensure_ascii=False) if isinstance(value, (list, tuple)) else value
         for key, value in example.items()
@@ -144,13 +143,13 @@ def _write(content: RawDataset, name: str, folder: str, source: str) -> str:
     tfds.disable_progress_bar()
     builder = Prepared(data_dir=folder, file_format="array_record")
     skip = tfds.download.ComputeStatsMode.SKIP
-    # TFDS prints that it downloads something; the progress bar above is enough.
+    # Suppresses TFDS's message about a download; there is a progress bar above.
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(compute_stats=skip)
             )
-    except BaseException:  # also Ctrl-C: a partial data set must not block the next try
+    except BaseException:  # also Ctrl-C: a partial data set must not block the next attempt
         shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
         raise
     return str(builder.data_path)

@@ -1,7 +1,7 @@
-"""Reads people's own files: image folders, text, JSONL, CoNLL, npz, safetensors and IDX.
+"""Reads user files: image folders, text, JSONL, CoNLL, npz, safetensors and IDX.
 
-Each reader checks what it reads; a file that it cannot take is named in a `UserError`. A reader of
-another package is registered in `READERS` under the KIND of `KIND:PATH`.
+Each reader validates its input; a `UserError` names an invalid file. A reader of another package is
+registered in `READERS` under the KIND of `KIND:PATH`.
 """
 
 from aigc_jax.core.errors import UserError, shorten
@@ -19,15 +19,15 @@ def read(
     label_field: str = "label",
     option: str = "--from",
 ) -> RawDataset:
-    """Reads what `KIND:PATH` names.
+    """Reads the examples of `KIND:PATH`.
 
     Args:
       source: a name in `READERS`, a colon and a path.
       image_size, text_field, label_field: as in `ReaderOptions`.
-      option: the flag or field that has the source, for messages.
+      option: the flag or field of the source, for messages.
 
     Raises:
-      UserError: for an unknown kind, or files that cannot be read or held in memory.
+      UserError: for an unknown kind, or files that cannot be read or do not fit into memory.
     """
     kind, _, path = source.partition(":")
     if kind not in READERS.names() or not path:

@@ -1,4 +1,4 @@
-"""What modalities register to bring in data: readers of files, of Python values, and builders.
+"""Registries of readers of files, readers of Python data, and data-set builders.
 
 `modalities/NAME/readers.py` of every folder registers its own; see `import_readers`.
 """
@@ -21,12 +21,12 @@ PACKAGE = "aigc_jax.modalities"
 
 @dataclasses.dataclass(frozen=True)
 class ReaderOptions:
-    """Options of readers; each uses those that concern it.
+    """Options of readers; each uses those that apply to it.
 
     Attributes:
-      image_size: resize and centre-crop images to this many pixels a side; 0: leave them.
-      text_field: the field of a JSONL record that has its text.
-      label_field: the field that has its class.
+      image_size: side in pixels to which images are resized and centre-cropped; 0 disables.
+      text_field: field of the text in a JSONL record.
+      label_field: field of its class.
     """
 
     image_size: int = 0
@@ -35,20 +35,20 @@ class ReaderOptions:
 
 
 Columns = dict[str, Any]  # a sequence or array per field
-Reader = Callable[[str, ReaderOptions], RawDataset]  # of the path in `KIND:PATH`
-# (raw examples, config, tokenizer to use, spec of a model that is evaluated on them) → data set;
-# the last two may be None. The tokenizer is untyped here: only text knows its type.
+Reader = Callable[[str, ReaderOptions], RawDataset]  # takes the path of `KIND:PATH`
+# (raw examples, config, tokenizer or None, spec of a model to be evaluated or None) → data set.
+# The tokenizer is untyped here: its type belongs to the modality text.
 DatasetBuilder = Callable[[RawDataset, Data, Any, Spec | None], Dataset]
 
 
 @dataclasses.dataclass(frozen=True)
 class FieldReader:
-    """Converts columns given from Python that have a certain field.
+    """Converts columns from Python that have a certain field.
 
     Attributes:
-      read: (columns of each split, class names or ()) → raw examples.
-      required: other fields that must be there.
-      optional: other fields that are used.
+      read: maps (columns of each split, class names or ()) to raw examples.
+      required: further required fields.
+      optional: further optional fields.
     """
 
     read: Callable[[Mapping[str, Columns], tuple[str, ...]], RawDataset]
@@ -62,7 +62,7 @@ DATASET_BUILDERS: Registry[DatasetBuilder] = Registry("dataset_builder", "RawDat
 
 
 def import_readers() -> None:
-    """Imports the module `readers` of every modality's folder, which registers its own."""
+    """Imports the module `readers` of every modality, which registers its readers."""
     for folder in pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__):
         module = f"{PACKAGE}.{folder.name}.readers"
         if folder.ispkg and importlib.util.find_spec(module):

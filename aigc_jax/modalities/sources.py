@@ -1,7 +1,7 @@
-"""Data sources: what `data.source` names → a data set.
+"""Loads the data set of `data.source`.
 
 A source is a function of its argument (what follows the colon) and the config; it is registered in
-`DATA_SOURCES`, named by an entry point, or given as an import path `package.module:NAME`.
+`DATA_SOURCES`, by an entry point, or given as an import path `package.module:NAME`.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ from aigc_jax.modalities.in_memory import IN_MEMORY, no_data_given, raw_dataset_
 from aigc_jax.modalities.text.tokenizers import Tokenizer
 from aigc_jax.modalities.tfds_source import tfds_content
 
-# (argument, config) → examples: a `RawDataset`, or whatever `raw_dataset_from_python` accepts.
+# (argument, config) → examples: a `RawDataset`, or anything that `raw_dataset_from_python` accepts.
 DataSource = Callable[[str, Data], Any]
 
 DATA_SOURCES: Registry[DataSource] = Registry(
@@ -33,7 +33,7 @@ DATA_SOURCES: Registry[DataSource] = Registry(
 
 @DATA_SOURCES.decorator("digits")
 def digits(argument: str, config: Data) -> RawDataset:
-    """1,797 handwritten digits of 8×8 pixels and 17 grey levels, from scikit-learn."""
+    """Loads 1,797 handwritten digits of 8×8 pixels and 17 grey levels, from scikit-learn."""
     from sklearn.datasets import load_digits
 
     _check_no_argument(argument, config)
@@ -46,13 +46,13 @@ def digits(argument: str, config: Data) -> RawDataset:
 
 @DATA_SOURCES.decorator("stacked_digits")
 def stacked_digits(argument: str, config: Data) -> RawDataset:
-    """55,000 images of 8×8 pixels with three of these digits each, one in each colour channel."""
+    """Loads 55,000 images of 8×8 pixels with a random digit in each of three channels."""
     return stack(digits(argument, config), config)
 
 
 @DATA_SOURCES.decorator("python_docs")
 def python_docs(argument: str, config: Data) -> RawDataset:
-    """The language reference that comes with Python: 79 documents of about 6 kB."""
+    """Loads the language reference that Python ships: 79 documents of about 6 kB."""
     from pydoc_data.topics import topics
 
     _check_no_argument(argument, config)
@@ -62,23 +62,23 @@ def python_docs(argument: str, config: Data) -> RawDataset:
 
 @DATA_SOURCES.decorator("tfds")
 def tfds(argument: str, config: Data) -> RawDataset:
-    """A data set in TFDS form, by its name."""
+    """Loads a TFDS data set by name."""
     if not argument:
-        raise UserError("data.source=tfds: names no data set: write tfds:NAME")
+        raise UserError("data.source=tfds: lacks the name of a data set: write tfds:NAME")
     return tfds_content(argument, config)
 
 
 def load(config: Data, tokenizer: Tokenizer | None = None, trained: Spec | None = None) -> Dataset:
-    """Loads the data set that `config.source` names.
+    """Loads the data set of `config.source`.
 
     Args:
       config: the section `data`.
-      tokenizer: one to use instead of that of `config.tokenizer`.
-      trained: the spec of a trained model, if it is to be evaluated on other data: all of them are
-        held out then, unless the source has a held-out split.
+      tokenizer: replaces that of `config.tokenizer`.
+      trained: spec of a trained model to be evaluated on other data: then all examples are held
+        out, unless the source has a held-out split.
 
     Raises:
-      UserError: if there is no such source, or it is empty, too short or not of one shape.
+      UserError: if there is no such source, or it is empty, too short, or its shapes differ.
     """
     if config.source.partition(":")[0] == mixed_dataset.KIND:
         return mixed_dataset.load(config, lambda part: load(part, tokenizer, trained))
@@ -111,12 +111,12 @@ def read(config: Data) -> RawDataset:
 
 
 def _may_be_module(name: str) -> bool:
-    """True if the name can be a module's, rather than a misspelt kind of source."""
+    """Returns whether the name can be a module's, rather than a misspelt kind of source."""
     return "." in name or importlib.util.find_spec(name) is not None
 
 
 def _known() -> list[str]:
-    """Sources as a person writes them, for messages."""
+    """Returns the forms of sources, for messages."""
     own = [name + (":NAME" if name == "tfds" else "") for name in DATA_SOURCES.names()]
     files = [f"{kind}:PATH" for kind in readers.READERS.names()]
     return [*own, *files, f"{mixed_dataset.KIND}:0.7*SOURCE,0.3*SOURCE", "package.module:NAME"]

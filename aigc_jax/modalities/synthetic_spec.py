@@ -1,4 +1,4 @@
-"""Specs of data that are not read: of a shape that a person writes, or of the config alone."""
+"""Specs of synthetic data, from a shape or from the config alone."""
 
 from collections.abc import Collection
 
@@ -8,16 +8,16 @@ from aigc_jax.core.modality import MODALITIES, Spec, task_of
 
 
 def synthetic_spec(shape: str, config: Config) -> Spec:
-    """The spec of random data of a shape.
+    """Returns the spec of random data of a shape.
 
     Args:
       shape: "text", or "text:9" with nine classes or tags; "32x32x3" or "32x32x3:10" (height,
-        width, channels and classes), with "latents:" before it for an autoencoder's latents; or
-        what a modality of another package understands.
-      config: of the run.
+        width, channels and classes), with the prefix "latents:" for an autoencoder's latents; or a
+        form of a modality of another package.
+      config: config of the run.
 
     Raises:
-      UserError: if no modality understands the shape, or it does not suit the config.
+      UserError: if no modality accepts the shape, or it does not suit the config.
     """
     for modality in MODALITIES.values():
         spec = modality.synthetic_spec(shape, config) if shape else None
@@ -31,11 +31,11 @@ def synthetic_spec(shape: str, config: Config) -> Spec:
 
 
 def spec_from_config(config: Config, tasks: Collection[str]) -> Spec | None:
-    """The spec of the data of a config, if it follows from the config without reading them.
+    """Returns the spec of a config's data if the config implies it; else None.
 
     Args:
-      config: of the run.
-      tasks: the kinds of field that its family models; see `core.modality.task_of`.
+      config: config of the run.
+      tasks: kinds of field that its family models; see `core.modality.task_of`.
     """
     for modality in MODALITIES.values():
         spec = modality.synthetic_spec("", config)

@@ -1,4 +1,4 @@
-"""Data sets of TFDS as raw examples: images are read one by one, text all at once or streamed."""
+"""TFDS data sets as raw examples: images are read lazily, text into memory or streamed."""
 
 import contextlib
 import os
@@ -26,22 +26,22 @@ from aigc_jax.modalities.text.chat_format import check_messages
 from aigc_jax.modalities.text.conll import check_sentence
 from aigc_jax.modalities.text.document_formats import DOCUMENT_FORMATS
 
-# TFDS feature names: of images and text, and of the JSON that `aigc prepare` writes.
+# Names of TFDS features: images, text, and the JSON that `aigc prepare` writes.
 IMAGE_KEY, LABEL_KEY, TEXT_KEY = "image", "label", "text"
 MESSAGES_KEY, WORDS_KEY, TAGS_KEY = "messages", "words", "tags"
 DECODERS = {IMAGE_KEY: decode_tfds_image}
-STORES = ("gs://", "s3://")  # object stores that data sets are read from
+STORES = ("gs://", "s3://")  # supported object stores
 
 
 def tfds_content(name: str, config: Data) -> RawDataset:
-    """Opens a data set in TFDS form (ArrayRecord, no TensorFlow) from an untrusted folder.
+    """Opens a TFDS data set (ArrayRecord, without TensorFlow) from an untrusted folder.
 
     Args:
       name: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION.
       config: the section `data`.
 
     Raises:
-      UserError: if there is no such data set, or it cannot be read or trained on.
+      UserError: if there is no such data set, or it is damaged or unsupported.
     """
     folder = _data_set_folder(name, config)
     with readable(name, config):
@@ -81,7 +81,7 @@ def tfds_content(name: str, config: Data) -> RawDataset:
 
 
 def _used_features(name: str, features: Any, config: Data) -> list[str]:
-    """The features to read; the first one determines the kind of the data set."""
+    """Returns the features to read; the first one determines the kind of the data set."""
     found = next((k for k in (IMAGE_KEY, TEXT_KEY, MESSAGES_KEY, WORDS_KEY) if k in features), None)
     if found is None or (found == WORDS_KEY and TAGS_KEY not in features):
         raise UserError(
@@ -109,7 +109,7 @@ def _texts(records: TfdsRecords, where: str) -> Examples:
 
 
 def _unread(records: TfdsRecords, where: str) -> Examples:
-    """Examples of a split of text that are read when they are called."""
+    """Returns lazy examples of a split of text."""
     return Examples(
         lambda i: _plain(records[i], f"record {i} of {where}"), len(records), records.ends
     )
@@ -128,14 +128,16 @@ def _plain(record: Example, where: str) -> Example:
 
 
 def _data_set_folder(name: str, config: Data) -> str:
-    """Checks that the folder of data sets has one of this name, and returns the folder."""
+    """Returns the folder of data sets after checking that it has one of this name."""
     check_name(name)
     folder, where = os.path.expanduser(config.data_dir), shorten(config.data_dir)
     write = f"write a data set there with aigc prepare --name={name} --data_dir={where}"
     if is_remote(folder):
-        write = "copy there what aigc prepare has written"
+        write = "copy a data set from aigc prepare there"
         if not folder.startswith(STORES):
-            raise UserError(f"data.data_dir={where} cannot be read: name a folder, gs:// or s3://")
+            raise UserError(
+                f"data.data_dir={where} cannot be read: set it to a folder, gs:// or s3://"
+            )
     with reachable(folder):
         if not epath.Path(folder).is_dir():
             raise UserError(f"data.data_dir={where} is not a folder: {write}")
@@ -151,7 +153,7 @@ def _data_set_folder(name: str, config: Data) -> str:
 
 @contextlib.contextmanager
 def reachable(folder: str) -> Iterator[None]:
-    """Turns exceptions of object stores and their libraries into a UserError."""
+    """Turns exceptions of object stores and their libraries into UserErrors."""
     try:
         yield
     except UserError:
@@ -164,9 +166,8 @@ def reachable(folder: str) -> Iterator[None]:
         ) from e
     except Exception as e:  # each store has its own errors
         raise UserError(
-            f"data.data_dir={shorten(folder)} cannot be reached ({one_line(e)}): look at its"
-            " name and"
-            " your access to it"
+            f"data.data_dir={shorten(folder)} cannot be reached ({one_line(e)}): check its"
+            " name and your access to it"
         ) from e
 
 
@@ -178,7 +179,7 @@ def _builder(folder: str) -> Any:
 
 @contextlib.contextmanager
 def readable(name: str, config: Data) -> Iterator[None]:
-    """Turns exceptions of TFDS about a damaged data set into a UserError."""
+    """Turns exceptions of TFDS about a damaged data set into UserErrors."""
     try:
         yield
     except UserError:
@@ -186,7 +187,7 @@ def readable(name: str, config: Data) -> Iterator[None]:
     except Exception as e:
         raise UserError(
             f"the data set '{name}' in {shorten(config.data_dir)} cannot be read"
-            f" ({one_line(e)}): it must be whole and in ArrayRecord form"
+            f" ({one_line(e)}): it must be complete and in ArrayRecord format"
         ) from e
 
 

@@ -50,7 +50,7 @@ def test_a_name_that_is_a_link_to_nowhere_is_refused(tmp_path):
 def test_a_data_set_of_no_plain_name_is_refused(tmp_path, name):
     make_set(tmp_path / "data")
     shutil.copytree(tmp_path / "data" / "own", tmp_path / "own")
-    assert "names no data set" in refusal(load, name, tmp_path / "data")
+    assert "not the name of a data set" in refusal(load, name, tmp_path / "data")
 
 
 def make_set(folder, count=9, name="own"):

@@ -1,4 +1,4 @@
-"""Arrays of images: npz, safetensors and IDX files."""
+"""Reads arrays of images: npz, safetensors and IDX files."""
 
 import gzip
 import math
@@ -16,11 +16,11 @@ from aigc_jax.core.npz_file import read_npz_file
 from aigc_jax.core.safetensors_file import read_safetensors_file
 from aigc_jax.data.raw_dataset import ColumnarExamples, RawDataset
 
-MAX_DEFLATE = 1032  # gzip makes nothing smaller than this many times
+MAX_DEFLATE = 1032  # maximum compression ratio of gzip
 
 
 def read_npz(path: str) -> RawDataset:
-    """Reads arrays of images, and labels if present, of an npz file.
+    """Reads images, and labels if present, from an npz file.
 
     Keys: `images` and `labels`, or per split `x_train`, `y_train`, `x_test`, `y_test` (Keras), or
     `train_images`, `train_labels`, … (MedMNIST).
@@ -29,7 +29,7 @@ def read_npz(path: str) -> RawDataset:
 
 
 def read_safetensors(path: str) -> RawDataset:
-    """Reads the same arrays as `read_npz`, of a safetensors file."""
+    """Reads the same arrays as `read_npz` from a safetensors file."""
     return _named_content(read_safetensors_file(path), path)
 
 
@@ -44,9 +44,8 @@ def _named_content(archive: dict[str, np.ndarray], path: str) -> RawDataset:
             splits["train"] = (archive[x], archive.get(y))
     if "train" not in splits:
         raise UserError(
-            f"{shorten(path)} has the arrays {shorten(', '.join(archive), 200) or 'none'}: name"
-            " them"
-            " images and labels, or x_train, y_train, x_test, y_test"
+            f"{shorten(path)} has the arrays {shorten(', '.join(archive), 200) or 'none'}: rename"
+            " them to images and labels, or x_train, y_train, x_test, y_test"
         )
     return array_dataset(splits, shorten(path))
 
@@ -85,9 +84,9 @@ def read_idx_file(path: str, dims: int) -> np.ndarray:
                 raise UserError(f"{where} is not an IDX file of {dims}-dimensional bytes")
             shape = struct.unpack(f">{dims}I", header[4:])
             size = math.prod(shape)
-            claim = f"{where} is damaged: its header says {'×'.join(map(str, shape))} bytes, but"
-            if not size:  # numpy refuses shapes like 0 × 2³¹ × 2³²
-                raise UserError(f"{where} is empty: its header says {'×'.join(map(str, shape))}")
+            claim = f"{where} is damaged: its header claims {'×'.join(map(str, shape))} bytes, but"
+            if not size:  # numpy rejects shapes like 0 × 2³¹ × 2³²
+                raise UserError(f"{where} is empty: its header claims {'×'.join(map(str, shape))}")
             if size > most:
                 raise UserError(f"{claim} the file cannot hold more than {most}")
             check_memory(size, where)
@@ -100,7 +99,7 @@ def read_idx_file(path: str, dims: int) -> np.ndarray:
 
 
 def read_at_most(f: IO[bytes], size: int) -> bytearray:
-    """Reads up to `size` bytes in pieces, so that no false header or gzip bomb takes memory."""
+    """Reads up to `size` bytes in pieces, so that a false header cannot exhaust memory."""
     content = bytearray()
     while len(content) < size and (piece := f.read(min(size - len(content), 1 << 20))):
         content += piece
@@ -112,13 +111,12 @@ def array_dataset(
     where: str,
     class_names: Sequence[str] = (),
 ) -> RawDataset:
-    """Checks arrays of images and labels.
+    """Validates arrays of images and labels; returns them as a raw data set.
 
     Args:
       splits: uint8 images (N, H, W) or (N, H, W, 1 or 3) and their labels (N,), by split.
       where: their origin, for messages.
-      class_names: the classes that whole numbers as labels count; by default the labels themselves,
-        sorted.
+      class_names: classes indexed by integer labels; defaults to the sorted labels.
 
     Raises:
       UserError: for arrays of another shape or type, or a label that is not a class.
@@ -141,7 +139,9 @@ def array_dataset(
         known = np.arange(len(class_names))
         wrong = next((y for found in labels.values() for y in found if y not in known), None)
         if wrong is not None:
-            raise UserError(f"the label {wrong} of {where} is none of {len(class_names)} classes")
+            raise UserError(
+                f"the label {wrong} of {where} is not one of the {len(class_names)} classes"
+            )
     columns = {
         split: ColumnarExamples(image=images, label=np.searchsorted(known, labels[split]))
         for split, (images, _) in checked.items()
@@ -150,7 +150,7 @@ def array_dataset(
 
 
 def _check_images(images: np.ndarray, split: str, where: str) -> np.ndarray:
-    """The images as (N, H, W, C)."""
+    """Validates images and returns them as (N, H, W, C)."""
     images = images[..., None] if images.ndim == 3 else images
     if images.ndim != 4 or not images.size or images.shape[-1] not in (1, 3):
         raise UserError(
@@ -165,11 +165,11 @@ def _check_images(images: np.ndarray, split: str, where: str) -> np.ndarray:
 
 
 def _check_labels(labels: np.ndarray, count: int, split: str, where: str) -> np.ndarray:
-    """The labels as (N,)."""
+    """Validates labels and returns them as (N,)."""
     labels = labels.reshape(-1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if labels.shape != (count,) or labels.dtype.kind not in "iubU":
         raise UserError(
-            f"the {split} labels of {where} are {labels.dtype} {labels.shape}: one whole number"
+            f"the {split} labels of {where} are {labels.dtype} {labels.shape}: one integer"
             f" or text for each of the {count} images is needed"
         )
     return labels

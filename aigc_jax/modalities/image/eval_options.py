@@ -1,4 +1,4 @@
-"""The config section `eval.image`: options of the metrics of images."""
+"""Config section `eval.image`: options of image metrics."""
 
 import dataclasses
 from typing import ClassVar
@@ -8,7 +8,7 @@ from aigc_jax.core.fields import option
 
 @dataclasses.dataclass(frozen=True)
 class ImageEval:
-    """Options of the metrics of images."""
+    """Options of image metrics."""
 
     RESUMABLE: ClassVar[bool] = True  # all of its fields
 

@@ -1,4 +1,4 @@
-"""Images side by side in one PNG.
+"""Grids of images, and their PNG files.
 
 Shapes: N images, H height, W width, C channels.
 """
@@ -11,15 +11,15 @@ from PIL import Image
 
 from aigc_jax.core.files import atomic_path
 
-TALLEST = 96  # pixels to which small images are enlarged
+TALLEST = 96  # height in pixels up to which small images are enlarged
 
 
 def image_grid(images_NHWC: np.ndarray, columns: int = 0, gap: int = 2) -> Image.Image:
-    """A grid of uint8 images (N, H, W, 1 or 3), small ones enlarged by whole factors.
+    """Arranges uint8 images (N, H, W, 1 or 3) in a grid; enlarges small ones by integer factors.
 
     Args:
       images_NHWC: the images, row by row.
-      columns: 10 or √N if 0.
+      columns: number of columns; 0: 10 or √N.
       gap: white pixels between images, at least 1.
     """
     n, height, width, colours = images_NHWC.shape
@@ -41,7 +41,7 @@ def image_grid(images_NHWC: np.ndarray, columns: int = 0, gap: int = 2) -> Image
 
 
 def save_images(images_NHWC: np.ndarray, path: str) -> str:
-    """Writes a PNG grid, whole or not at all; returns its path."""
+    """Writes a PNG grid atomically; returns its path."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with atomic_path(path) as temporary:
         image_grid(images_NHWC).save(temporary, format="PNG")

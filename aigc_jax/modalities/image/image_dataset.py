@@ -14,13 +14,13 @@ from aigc_jax.modalities.image.spec import ImageSpec
 
 
 class ImageSource:
-    """Images that are read one by one.
+    """Source of images that are read one by one.
 
     Args:
-      get: index → image (H, W, C) and its class, or None.
-      indices: which of them are the examples.
+      get: returns the image (H, W, C) of an index, and its class or None.
+      indices: indices of the examples.
       file_ends: number of examples up to the end of each file; see `data.source.StoredInFiles`.
-      shuffle_window: about how many examples in files are shuffled together.
+      shuffle_window: approximate number of examples that are shuffled together.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class ImageSource:
 
 
 class InMemoryImages(ImageSource):
-    """Images in memory, of which a batch is taken at once.
+    """Source of images in memory, with a fast path for batches.
 
     Args:
-      columns: `{"image": (N, H, W, C)}`, with `"label"` (N,) if they have classes.
-      indices: which of the N are the examples.
+      columns: `{"image": (N, H, W, C)}`, with `"label"` (N,) if there are classes.
+      indices: indices of the examples.
     """
 
     def __init__(self, columns: Mapping[str, np.ndarray], indices: Sequence[int] | np.ndarray):
@@ -56,7 +56,7 @@ class InMemoryImages(ImageSource):
         super().__init__(self._one, indices)
 
     def batch(self, index_B: np.ndarray) -> HostBatch:
-        """The examples `index_B`, stacked."""
+        """Returns the examples `index_B`, stacked."""
         chosen_B = self._index[index_B]
         batch = {"image": self._image[chosen_B], "weight": np.ones(len(index_B), np.float32)}
         if self._label is not None:
@@ -68,19 +68,19 @@ class InMemoryImages(ImageSource):
 
 
 def image_dataset(raw: RawDataset, config: Data) -> Dataset:
-    """Images as they are; some are held out if the source has no held-out split.
+    """Builds a data set of images; holds some out if the source has no held-out split.
 
     Args:
-      raw: what was read.
+      raw: raw examples.
       config: the section `data`.
 
     Raises:
-      UserError: for a format of text, or if a split would be empty.
+      UserError: if `data.format` is one of text, or a split would be empty.
     """
     if config.format != "stream":
         raise UserError(
             f"data.format={config.format} is for text, but data.source="
-            f"'{shorten(config.source)}' has images: leave data.format out"
+            f"'{shorten(config.source)}' has images: omit data.format"
         )
     own = held_out_split(raw.splits)
     train = raw.splits["train"]

@@ -1,4 +1,4 @@
-"""Image files, one at a time: checked by their header before they are decoded."""
+"""Reads image files; headers are checked before decoding."""
 
 import contextlib
 import struct
@@ -12,18 +12,18 @@ from PIL import Image, ImageOps
 from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.core.files import open_file
 
-MAX_PIXELS = 64_000_000  # a header may claim any size: refused before memory is allocated
-# Not all formats that Pillow opens: EPS would start Ghostscript, for example.
+MAX_PIXELS = 64_000_000  # larger images are rejected before memory is allocated
+# A subset of Pillow's formats: EPS, for example, would start Ghostscript.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
 GREY = ("L", "1", "LA", "La")
 COLOUR = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV")
 
 
 def open_image(file: str) -> Image.Image:
-    """Opens and decodes an image, rotated as its EXIF data say; of several frames the first.
+    """Opens and decodes an image (its first frame), and rotates it by its EXIF orientation.
 
     Raises:
-      UserError: if it is broken, too large, not of 8 bits, or none of `FORMATS`.
+      UserError: if it is damaged, too large, not of 8 bits, or not in one of `FORMATS`.
     """
     with open_file(file) as f:
         image = decode_image(f, shorten(file))
@@ -32,15 +32,15 @@ def open_image(file: str) -> Image.Image:
 
 
 def decode_image(f: BinaryIO, where: str, size: tuple[int, int] | None = None) -> Image.Image:
-    """Decodes an image as it is stored.
+    """Decodes an image without rotation.
 
     Args:
       f: the encoded image.
       where: its name in messages.
-      size: (width, height) that it must have.
+      size: expected (width, height).
 
     Raises:
-      UserError: as `open_image`, or if it has another size.
+      UserError: as `open_image`, or if its size is not `size`.
     """
     with _refused(where):
         _check_size(webp_size(f) or (1, 1), where)
@@ -58,7 +58,7 @@ def decode_image(f: BinaryIO, where: str, size: tuple[int, int] | None = None) -
 
 @contextlib.contextmanager
 def _refused(where: str) -> Iterator[None]:
-    """Turns exceptions of Pillow into a UserError, and drops its warnings."""
+    """Turns exceptions of Pillow into UserErrors, and suppresses its warnings."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -81,17 +81,17 @@ def _check_size(size: tuple[int, int], where: str) -> None:
 
 
 def webp_size(f: BinaryIO) -> tuple[int, int] | None:
-    """(width, height) of a WebP's header, which Pillow reads only after it allocated memory.
+    """Returns (width, height) from a WebP header, which Pillow reads after allocating memory.
 
-    None for other files. `f` is left at its start.
+    Returns None for other files. `f` is rewound to its start.
     """
     head = f.read(30).ljust(30, b"\0")
     f.seek(0)
     if head[:4] != b"RIFF" or head[8:12] != b"WEBP":
         return None
-    if head[12:16] == b"VP8X":  # 24 bits each, of the size less 1
+    if head[12:16] == b"VP8X":  # 24 bits each, of the size − 1
         width, height = (int.from_bytes(head[i : i + 3], "little") + 1 for i in (24, 27))
-    elif head[12:16] == b"VP8L":  # 14 bits each, of the size less 1
+    elif head[12:16] == b"VP8L":  # 14 bits each, of the size − 1
         (bits,) = struct.unpack_from("<I", head, 21)
         width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     elif head[12:16] == b"VP8 ":  # 14 bits each, and 2 bits of scale
@@ -102,7 +102,7 @@ def webp_size(f: BinaryIO) -> tuple[int, int] | None:
 
 
 def colourful(image: Image.Image) -> bool:
-    """True if the image's mode can have colours."""
+    """Returns whether the image's mode can have colours."""
     return image.mode not in GREY
 
 
@@ -111,11 +111,11 @@ def to_pixels(file: str, shape: tuple[int, int, int], fit: bool) -> np.ndarray:
 
     Args:
       file: its path.
-      shape: (H, W, C), which it must have.
-      fit: scale it and crop it at the centre to H × W.
+      shape: expected (H, W, C).
+      fit: whether to scale it and crop it at the centre to H × W.
 
     Raises:
-      UserError: if it cannot be read or converted, or has another size.
+      UserError: if it cannot be read or converted, or has another shape.
     """
     height, width, channels = shape
     image = open_image(file)
@@ -128,7 +128,7 @@ def to_pixels(file: str, shape: tuple[int, int, int], fit: bool) -> np.ndarray:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """Composites on white: colours of transparent pixels are arbitrary."""
+    """Composites an image on white, as colours of transparent pixels are arbitrary."""
     if not image.has_transparency_data:
         return image
     image = image.convert("RGBA")
@@ -137,6 +137,6 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 
 def _fit(image: Image.Image, size: tuple[int, int]) -> Any:
-    """Scaled so that the shorter side fits, then cropped at the centre."""
+    """Scales an image so that its shorter side fits, then crops it at the centre."""
     image = image.convert("RGB") if image.mode in ("P", "CMYK") else image
     return ImageOps.fit(image, size, Image.Resampling.LANCZOS)

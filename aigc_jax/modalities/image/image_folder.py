@@ -1,4 +1,4 @@
-"""Folders of images."""
+"""Reads folders of images."""
 
 import os
 import unicodedata
@@ -18,17 +18,18 @@ SPLIT_NAMES = {
     "test": "test",
 }
 
-UNKEPT = ("Cc", "Cs", "Zl", "Zp")  # control characters, undecodable bytes, line ends
+# Unicode categories invalid in class names: control characters, undecodable bytes, line ends.
+UNKEPT = ("Cc", "Cs", "Zl", "Zp")
 
-Files = Sequence[tuple[str, str | None]]  # each with its class
+Files = Sequence[tuple[str, str | None]]  # paths with their class, if any
 
 
 def read_folder(path: str, image_size: int = 0) -> RawDataset:
-    """Reads a folder of images: flat, or one folder per class, within `train/` and `test/` or not.
+    """Reads a folder of images: flat or one folder per class, optionally in `train/` and `test/`.
 
     Args:
       path: the folder.
-      image_size: resize and centre-crop to this many pixels a side; 0: images must have one size.
+      image_size: side in pixels to which images are resized and centre-cropped; 0: unchanged.
 
     Raises:
       UserError: if the folder has no images, or they differ in size.
@@ -72,7 +73,7 @@ def read_folder(path: str, image_size: int = 0) -> RawDataset:
 
 
 def _split_folders(path: str) -> dict[str, str]:
-    """`{split: folder}`: the folders `train`, `test`, … in `path`, or `path` itself to train on."""
+    """Returns `{split: folder}` of the folders `train`, `test`, … in `path`, or `path` as train."""
     try:
         with os.scandir(path) as entries:
             children = {d.name for d in entries if d.is_dir()}
@@ -93,29 +94,29 @@ def _split_folders(path: str) -> dict[str, str]:
 
 
 def _class_names(found: Mapping[str, Files]) -> list[str]:
-    """The classes in order; UserError if some images have none, or TFDS cannot store a name."""
+    """Returns the sorted classes; UserError if images lack one, or TFDS cannot store a name."""
     pairs = [pair for files in found.values() for pair in files]
     names = sorted({name for _, name in pairs if name is not None})
     unlabelled = [file for file, name in pairs if name is None]
     if names and unlabelled:
         raise UserError(
-            f"{shorten(unlabelled[0])} is next to class folders: put every image into a class"
+            f"{shorten(unlabelled[0])} is outside the class folders: move every image into a class"
             " folder, or none"
         )
     for name in names:
         # TFDS stores the names as lines of a text file, stripped of spaces.
         if name != name.strip() or any(unicodedata.category(c) in UNKEPT for c in name):
             raise UserError(
-                f"the class folder '{shorten(name)}' cannot be kept under this name: rename it,"
-                " without spaces around it, line ends or bytes that are not text"
+                f"the class folder '{shorten(name)}' has an invalid name: rename it, without"
+                " leading or trailing spaces, line ends or bytes that are not text"
             )
     return names
 
 
 def _image_files(root: str) -> Files:
-    """Image files with their class: the name of their folder under `root`.
+    """Returns image files with their class, the name of their folder under `root`.
 
-    Links to folders are refused: they may be cyclic or lead out of the folder.
+    Links to folders are rejected: they may be cyclic or point outside the folder.
     """
     pairs = []
 
@@ -126,8 +127,8 @@ def _image_files(root: str) -> Files:
         links = [os.path.join(folder, d) for d in inside if os.path.islink(os.path.join(folder, d))]
         if links:
             raise UserError(
-                f"{shorten(min(links))} is a link to a folder, which is not followed: put a copy of"
-                " the folder there, or remove the link"
+                f"{shorten(min(links))} is a link to a folder, which is not followed: replace it by"
+                " a copy, or remove it"
             )
         relative = os.path.relpath(folder, root)
         name = None if relative == os.curdir else relative.split(os.sep)[0]

@@ -1,4 +1,4 @@
-"""Images with which samples begin, and masks of what to draw again (inpainting)."""
+"""Initial images of samples, and inpainting masks."""
 
 import os
 
@@ -14,23 +14,23 @@ Picture = str | os.PathLike | np.ndarray
 def load_init_images(
     image: Picture | None, mask: Picture | None, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """uint8 images (N, H, W, C) and masks (N, H, W), True where to draw anew.
+    """Loads uint8 initial images (N, H, W, C) and masks (N, H, W), True where to inpaint.
 
-    Files are scaled so that the shorter side fits and cropped at the centre, as `aigc prepare
-    --image_size` does it, the mask just as the image. Arrays must have the model's size.
+    Files, images and masks alike, are scaled so that the shorter side fits and cropped at the
+    centre, as by `aigc prepare --image_size`. Arrays must have the model's size.
 
     Args:
       image: a file, or uint8 of shape (H, W), (H, W, C) or (N, H, W, C).
-      mask: a file of the same size, white where to draw anew; or booleans, or uint8 of which 128
-        and more is white, of shape (H, W) or (N, H, W). None: everywhere.
+      mask: a file of the same size, white where to inpaint; or booleans, or uint8 where ≥ 128 is
+        white, of shape (H, W) or (N, H, W). None for no mask.
       shape: (H, W, C) of the model.
 
     Raises:
-      UserError: for what cannot be read, is of another size or of another type.
+      UserError: if a file cannot be read, or a size or type is wrong.
     """
     if image is None:
         if mask is not None:
-            raise UserError("a mask says what of an image to draw anew: give the image too")
+            raise UserError("a mask needs an image to inpaint: pass the image too")
         return None, None
     height, width, _ = shape
     if isinstance(image, np.ndarray):
@@ -49,8 +49,8 @@ def load_init_images(
     count = max(len(image_NHWC), len(mask_NHW))
     if mask_NHW.shape[1:] != (height, width) or {len(image_NHWC), len(mask_NHW)} - {1, count}:
         raise UserError(
-            f"the mask has the shape {mask_NHW.shape}: it must be ({height}, {width}), or one such"
-            " for each image"
+            f"the mask has the shape {mask_NHW.shape}: it must be ({height}, {width}), or"
+            " (N, height, width)"
         )
     image_NHWC, mask_NHW = (np.repeat(a, count // len(a), 0) for a in (image_NHWC, mask_NHW))
     return image_NHWC, mask_NHW
@@ -62,7 +62,7 @@ def _array(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     if pixels.dtype != np.uint8 or pixels.shape[1:] != shape or not len(pixels):
         raise UserError(
             f"the image is {image.dtype} of the shape {image.shape}: this model needs uint8 of"
-            f" {shape}, or one such per sample"
+            f" {shape}, or several of that shape"
         )
     return pixels
 
@@ -73,7 +73,7 @@ def _check_same_size(image: str | os.PathLike, mask: str | os.PathLike) -> None:
         (w, h), (mask_w, mask_h) = sizes
         raise UserError(
             f"{shorten(os.fspath(mask))} is a mask of {mask_w}×{mask_h} pixels for an image of"
-            f" {w}×{h}: give both the same size"
+            f" {w}×{h}: they must have the same size"
         )
 
 

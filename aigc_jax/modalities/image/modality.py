@@ -15,7 +15,7 @@ from aigc_jax.modalities.image.image_dataset import InMemoryImages
 from aigc_jax.modalities.image.spec import ImageSpec, image_spec_from_json
 
 SHAPE = re.compile(r"(latents:)?(\d+)x(\d+)x(\d+)(?::(\d+))?")
-SYNTHETIC_BATCHES = 4  # different batches of random images
+SYNTHETIC_BATCHES = 4  # number of different batches of random images
 
 
 class ImageModality(Modality):
@@ -41,9 +41,9 @@ class ImageModality(Modality):
         return {"shape": list(spec.shape), "classes": spec.num_classes}
 
     def synthetic_spec(self, shape: str, config: Config) -> ImageSpec | None:
-        """Images of "32x32x3" or "32x32x3:10": height, width, channels and number of classes.
+        """Returns the spec of "32x32x3" or "32x32x3:10": height, width, channels and classes.
 
-        "latents:" before it makes them an autoencoder's latents.
+        The prefix "latents:" is for an autoencoder's latents.
         """
         del config
         found = SHAPE.fullmatch(shape)

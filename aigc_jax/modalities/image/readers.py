@@ -1,4 +1,4 @@
-"""Registers the readers of images and the builder of their data sets."""
+"""Registers the readers and the data-set builder of images."""
 
 import os
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ DATASET_BUILDERS.register(
 
 
 def images_from_python(splits: Mapping[str, Columns], class_names: tuple[str, ...]) -> RawDataset:
-    """Raw images of columns "image" and, optionally, "label".
+    """Builds raw images from columns "image" and, optionally, "label".
 
     Raises:
       UserError: for images of different shapes, or arrays that are not images or labels.
@@ -53,7 +53,7 @@ def images_from_python(splits: Mapping[str, Columns], class_names: tuple[str, ..
 
 
 def _one_array(values: Any, split: str) -> np.ndarray:
-    """Images as one array; those of a list must have one shape."""
+    """Stacks images to one array; UserError if they differ in shape."""
     if not isinstance(values, (list, tuple)):
         return np.asarray(values)
     arrays = [np.asarray(value) for value in values]

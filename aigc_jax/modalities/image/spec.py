@@ -1,4 +1,4 @@
-"""The spec of images."""
+"""Spec of images."""
 
 import dataclasses
 import math
@@ -18,18 +18,18 @@ from aigc_jax.core.modality import (
     class_names_from_json,
 )
 
-MAX_VALUES = 1 << 28  # of an image; a checkpoint may claim any size
+MAX_VALUES = 1 << 28  # maximum values of an image in an untrusted checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
-    """Images of one shape.
+    """Spec of images of one shape.
 
     Attributes:
       shape: (H, W, C).
-      class_names: one per label; empty for images without labels.
+      class_names: names of the classes; empty for images without labels.
       levels: number of values of a pixel, spread over 0…255.
-      continuous: whether these are float32 latents of an autoencoder instead of pixels.
+      continuous: whether they are float32 latents of an autoencoder instead of pixels.
     """
 
     shape: tuple[int, int, int]
@@ -39,22 +39,22 @@ class ImageSpec:
 
     @property
     def modality(self) -> str:
-        """Always "image"."""
+        """Returns "image"."""
         return "image"
 
     @property
     def num_classes(self) -> int:
-        """The number of labels; 0 for images without labels."""
+        """Returns the number of classes; 0 for images without labels."""
         return len(self.class_names)
 
     @property
     def fields(self) -> dict[str, Field]:
-        """The image, which is modelled, and its label, if there are classes."""
+        """Returns the image, which is modelled, and its label, if there are classes."""
         label = {"label": Field(LABEL, GIVEN)} if self.num_classes else {}
         return {"image": Field(CONTINUOUS if self.continuous else LEVELS, MODELLED), **label}
 
     def example_batch(self, size: int) -> dict[str, np.ndarray]:
-        """Zeros: "image" (size, H, W, C), uint8 or, for latents, float32; "label", "weight"."""
+        """Returns a batch of zeros: "image" (size, H, W, C), float32 for latents else uint8."""
         dtype = np.float32 if self.continuous else np.uint8
         batch: dict[str, np.ndarray] = {"image": np.zeros((size, *self.shape), dtype)}
         if self.num_classes:
@@ -62,7 +62,7 @@ class ImageSpec:
         return batch | {"weight": np.ones(size, np.float32)}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; the inverse of `image_spec_from_json`."""
+        """Returns plain JSON values; the inverse of `image_spec_from_json`."""
         return {
             "modality": "image",
             "shape": list(self.shape),
@@ -72,10 +72,10 @@ class ImageSpec:
 
 
 def image_spec_from_json(value: Mapping[str, Any]) -> ImageSpec:
-    """The inverse of `ImageSpec.to_json`; the value may come from anywhere.
+    """Builds a spec from the output of `ImageSpec.to_json`, which is not trusted.
 
     Raises:
-      KeyError, TypeError, ValueError: if it describes no images, or absurdly large ones.
+      KeyError, TypeError, ValueError: if it is not a spec of images, or its sizes are absurd.
     """
     shape, levels = value["shape"], value["levels"]
     class_names = class_names_from_json(value["class_names"])

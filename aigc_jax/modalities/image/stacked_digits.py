@@ -1,4 +1,4 @@
-"""Three handwritten digits in the three colours of one image: 1,000 modes that can be counted.
+"""Stacked digits: three digits in the colour channels of an image, with 1,000 countable modes.
 
 After the stacked MNIST of Metz et al. (2017) and Lin et al. (2018), with scikit-learn's digits.
 """
@@ -13,14 +13,14 @@ COUNTS = {"train": 50_000, "validation": 5_000}
 
 
 def stack(digits: RawDataset, config: Data) -> RawDataset:
-    """Image i of a split shows three random digits; its class is 100 a + 10 b + c.
+    """Stacks three random digits a, b, c per image; its class is 100 a + 10 b + c.
 
-    Which three depends on the split and on i only. Held-out digits are in no training
-    image.
+    The digits of image i depend on the split and on i only. Held-out digits are not in training
+    images.
 
     Args:
       digits: grey digits in a split "train".
-      config: the section `data`: which digits are held out.
+      config: the section `data`, which determines the held-out digits.
     """
     examples = [example() for example in digits.splits["train"]]
     images = np.stack([example["image"] for example in examples])

@@ -1,4 +1,4 @@
-"""Images of TFDS data sets."""
+"""Decodes images of TFDS data sets."""
 
 import io
 from typing import Any
@@ -8,11 +8,11 @@ import numpy as np
 from aigc_jax.core.errors import UserError, shorten
 from aigc_jax.modalities.image.image_files import decode_image
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name for images of so many channels
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's mode by number of channels
 
 
 def decode_tfds_image(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """Decodes an image (H, W, C), after its header has been compared with `shape`."""
+    """Decodes an image (H, W, C) after comparing its header with `shape`."""
     image = decode_image(io.BytesIO(data), "it", size=(shape[1], shape[0]))
     return np.asarray(image.convert(MODES[shape[2]]), np.uint8).reshape(shape)
 

@@ -1,7 +1,7 @@
-"""Conversations as text and as tokens, in the format ChatML.
+"""Conversations as text and as tokens, in the ChatML format.
 
-A turn is `<|im_start|>role`, a line end, its content, `<|im_end|>` and a line end.
-N is the number of tokens of a conversation.
+A turn is `<|im_start|>role`, a line end, the content, `<|im_end|>` and a line end.
+Shapes: N tokens of a conversation.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def check_messages(value: Any, where: str, *, training: bool = True) -> list[Mes
       value: parsed JSON of the form `{"messages": [{"role": …, "content": …}, …]}`; other keys are
         ignored.
       where: its name in messages, such as "line 3 of chats.jsonl".
-      training: whether it is trained on, so that the assistant must speak.
+      training: whether it is for training, so that a message of the assistant is required.
 
     Raises:
       UserError: if it is not a conversation; it names the message.
@@ -40,8 +40,8 @@ def check_messages(value: Any, where: str, *, training: bool = True) -> list[Mes
     checked = [_message(m, f"message {i} of {where}") for i, m in enumerate(messages, 1)]
     if training and not any(m["role"] == ANSWER for m in checked):
         raise UserError(
-            f"no message of {where} has the role '{ANSWER}', so there is nothing to learn: leave"
-            " the conversation out"
+            f"no message of {where} has the role '{ANSWER}', so there is nothing to learn: remove"
+            " the conversation"
         )
     return checked
 
@@ -55,7 +55,7 @@ def _message(value: Any, where: str) -> Message:
             f"{where} has the role {shorten(repr(role), 80)}: it must be one of {', '.join(ROLES)}"
         )
     if not isinstance(content, str):
-        raise UserError(f"{where} has no text as its 'content': give it one")
+        raise UserError(f"{where} has no text as its 'content': add one")
     try:
         content.encode("utf-8")
     except UnicodeEncodeError as e:
@@ -64,13 +64,13 @@ def _message(value: Any, where: str) -> Message:
 
 
 def chatml(messages: Sequence[Message], *, answer: bool = False) -> str:
-    """Renders a conversation as text, with `answer` and the head of an assistant's turn."""
+    """Renders a conversation as text; `answer` appends the head of an assistant's turn."""
     turns = [f"{IM_START}{m['role']}\n{m['content']}{IM_END}\n" for m in messages]
     return "".join([*turns, f"{IM_START}{ANSWER}\n" if answer else ""])
 
 
 def plain_turns(messages: Sequence[Message]) -> list[str]:
-    """Role and content of each message, without the marks of turns."""
+    """Returns role and content of each message, without special tokens."""
     return [f"{m['role']}\n{m['content']}" for m in messages]
 
 
@@ -79,13 +79,12 @@ def render(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Renders a conversation as tokens, and their weights as targets.
 
-    A message's text never becomes a special token. Where the tokenizer has no special tokens of
-    these names (byte, char), they are spelled out, and a message that spells them too is read as
-    several turns.
+    A message's text is never encoded as a special token. Tokenizers without these special tokens
+    (byte, char) spell them out; there, a message that contains them is read as several turns.
 
     Args:
-      messages: as `check_messages` returns them.
-      tokenizer: text → tokens; its `prefix` is not added.
+      messages: from `check_messages`.
+      tokenizer: tokenizer; its `prefix` is not added.
       answer: whether to append the head of an assistant's turn, for the model to continue.
 
     Returns:
@@ -93,7 +92,7 @@ def render(
       after it, else 0.
 
     Raises:
-      UserError: for a character that the tokenizer lacks.
+      UserError: for a character that the tokenizer does not have.
     """
     start, end = tokenizer.special(IM_START), tokenizer.special(IM_END)
     parts: list[tuple[Sequence[int] | np.ndarray, bool]] = []
@@ -113,10 +112,10 @@ def render(
 
 
 def _turn(message: Message, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of `role`, line end and content, cut before the content.
+    """Returns the tokens of role and line end, and those of the content.
 
-    Tokenized as one text, as Hugging Face's templates are. But in an assistant's turn no token may
-    reach over the cut, as a model continues after the line end.
+    They are tokenized as one text, as in Hugging Face's templates. But in an assistant's turn no
+    token may span the boundary, as a model continues after the line end.
     """
     head = tokenizer.encode(f"{message['role']}\n")
     whole = tokenizer.encode(f"{message['role']}\n{message['content']}")
@@ -126,5 +125,5 @@ def _turn(message: Message, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarra
 
 
 def turn_end(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Stop strings of an assistant's turn: none if <|im_end|> is a token of its own."""
+    """Returns the stop strings of an assistant's turn: () if <|im_end|> is a single token."""
     return () if len(tokenizer.special(IM_END)) == 1 else (IM_END,)

@@ -1,4 +1,4 @@
-"""Words with tags, a word a line, as the CoNLL shared tasks write them."""
+"""Reads tagged words, one per line, in the format of the CoNLL shared tasks."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from aigc_jax.data.lines import is_unicode, read_lines
 from aigc_jax.data.raw_dataset import ColumnarExamples, RawDataset
 
 TAG = re.compile(r"O|[BI]-\S+")
-# The split that a file's name means. CoNLL-2003 calls its development set "testa".
+# Splits by file name. CoNLL-2003 calls its development set "testa".
 SPLIT_NAMES = (
     ("train", re.compile(r"(?<![a-z])train", re.IGNORECASE)),
     ("validation", re.compile(r"(?<![a-z])(dev|valid|val(?![a-z])|testa)", re.IGNORECASE)),
@@ -62,7 +62,7 @@ def _split_files(folder: str) -> dict[str, list[str]]:
 
 
 def read_sentences(path: str) -> list[Sentence]:
-    """The sentences of one file.
+    """Reads the sentences of one file.
 
     A line that starts with '#' before a sentence is a comment unless it has as many columns as the
     others and a tag in the last: in tweets '#' starts words. Lines of the word -DOCSTART- are
@@ -91,13 +91,13 @@ def read_sentences(path: str) -> list[Sentence]:
 
 
 def _width(path: str) -> int:
-    """Number of columns of the first line that cannot be a comment, else 2."""
+    """Returns the number of columns of the first line that cannot be a comment, else 2."""
     rows = (_cells(line) for _, line in read_lines(path) if line.strip())
     return next((len(r) for r in rows if not r[0].startswith(("#", "-DOCSTART-"))), 2)
 
 
 def _cells(line: str) -> list[str]:
-    """The columns of a line, between tabs or else between runs of spaces."""
+    """Splits a line into columns, at tabs if there are any, else at runs of spaces."""
     line = line.rstrip("\r\n")
     if "\t" in line:
         return [cell.strip(" ") for cell in line.split("\t")]

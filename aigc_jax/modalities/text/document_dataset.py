@@ -26,8 +26,8 @@ from aigc_jax.modalities.text.streaming import StreamingSource
 from aigc_jax.modalities.text.token_store import text_parts
 from aigc_jax.modalities.text.tokenizers import Tokenizer, make_tokenizer
 
-MAX_VOCABULARY_TEXT = 1 << 26  # characters of streamed text from which a vocabulary is learned
-MAX_HELD_OUT_TEXT = 1 << 24  # characters of held-out documents of streamed text
+MAX_VOCABULARY_TEXT = 1 << 26  # maximum characters of streamed text for learning a vocabulary
+MAX_HELD_OUT_TEXT = 1 << 24  # maximum characters of held-out documents of streamed text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +35,9 @@ class _Documents:
     """Training and held-out documents.
 
     Attributes:
-      train: all of them in memory, or read when they are indexed.
-      held_out: in memory.
-      file_ends: of training documents that are stored in files.
+      train: training documents, in memory or read lazily.
+      held_out: held-out documents, in memory.
+      file_ends: number of training documents up to the end of each file, if they are in files.
     """
 
     train: Sequence[Any]
@@ -46,15 +46,15 @@ class _Documents:
 
 
 def document_dataset(raw: RawDataset, config: Data, ready: Tokenizer | None = None) -> Dataset:
-    """Text in one of `DOCUMENT_FORMATS`; of streamed text only held-out documents are in memory.
+    """Builds a data set of text in one of `DOCUMENT_FORMATS`, in memory or streamed.
 
     Args:
-      raw: what was read.
+      raw: raw examples.
       config: the section `data`.
-      ready: a tokenizer to use instead of that of `data.tokenizer`.
+      ready: replaces the tokenizer of `data.tokenizer`.
 
     Raises:
-      UserError: if there is too little text, or a vocabulary would need all of a streamed text.
+      UserError: if there is too little text, or the tokenizer needs all text but it is streamed.
     """
     form = DOCUMENT_FORMATS[config.format]
     documents = (_lazy if raw.streamed else _in_memory)(raw, config, form)
@@ -112,7 +112,7 @@ def _lazy(raw: RawDataset, config: Data, form: DocumentFormat) -> _Documents:
 
 
 class _Lazy(Sequence[Any]):
-    """Documents that are read when they are indexed."""
+    """Documents that are read lazily."""
 
     def __init__(
         self, examples: Sequence[Callable[[], Example]], indices: Sequence[int], field: str
@@ -131,7 +131,7 @@ def _first(
     indices: Sequence[int] | np.ndarray,
     form: DocumentFormat,
 ) -> list[Any]:
-    """The first of these documents, up to `MAX_HELD_OUT_TEXT`."""
+    """Returns the first of these documents, up to `MAX_HELD_OUT_TEXT`."""
     found, size = [], 0
     for i in indices:
         document = examples[int(i)]()[form.field]
@@ -143,7 +143,7 @@ def _first(
 
 
 def _tokenizer(documents: _Documents, config: Data, form: DocumentFormat) -> Tokenizer:
-    """Learns BPE from the training text; the characters of char are those of all text."""
+    """Makes the tokenizer: BPE learned from the training text, char from all text."""
     train, held_out = (
         vocabulary_texts(part, form, config.tokenizer)
         for part in (documents.train, documents.held_out)
@@ -156,7 +156,7 @@ def _tokenizer(documents: _Documents, config: Data, form: DocumentFormat) -> Tok
 
 
 def _sampled_tokenizer(documents: _Documents, config: Data, form: DocumentFormat) -> Tokenizer:
-    """Learns BPE from random training documents, up to `MAX_VOCABULARY_TEXT`."""
+    """Makes the tokenizer: BPE learned from random documents, up to `MAX_VOCABULARY_TEXT`."""
     if config.tokenizer == "char":
         raise UserError(
             "data.tokenizer=char needs all text in memory, but the text has more than"
@@ -199,8 +199,8 @@ def _check_rows(
     source = shorten(config.source)
     if form.field == "messages":
         raise UserError(
-            f"no {split} conversation of data.source='{source}' has a message of the assistant to"
-            " learn from: add some, or change data.validation_fraction"
+            f"no {split} conversation of data.source='{source}' has a message of the assistant:"
+            " add some, or change data.validation_fraction"
         )
     raise UserError(
         f"the {split} text of data.source='{source}' is too short for rows of"
@@ -214,4 +214,4 @@ def _log_dropped(rows: Sequence[TrainSource], documents: _Documents, form: Docum
     if dropped:
         unit = "conversations" if form.field == "messages" else "documents"
         count = len(documents.train) + len(documents.held_out)
-        log_main(f"{dropped} of {count} {unit} are left out: they have no token to learn")
+        log_main(f"{dropped} of {count} {unit} are dropped: they have no target token")

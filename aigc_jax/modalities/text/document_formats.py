@@ -1,7 +1,7 @@
-"""Formats of unlabelled text: how documents and conversations become tokens and rows.
+"""Formats of unlabelled text: documents and conversations to tokens and rows.
 
-The one place that joins and packs: text in memory and text that is streamed differ only in when a
-document is read and in how many documents are seen at a time.
+Text in memory and streamed text share this implementation of concatenation and packing; they differ
+in when a document is read and in how many documents are considered at a time.
 """
 
 import dataclasses
@@ -22,15 +22,15 @@ from aigc_jax.modalities.text.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class DocumentFormat:
-    """A value of `data.format` whose rows are made of documents.
+    """Implementation of a value of `data.format` for documents.
 
     Attributes:
-      field: the field of a raw example that has the document: "text" or "messages".
-      encode: (document, tokenizer) → its tokens and their weights as targets.
-      texts: document → its plain texts.
-      split: (documents, config) → training and held-out documents.
-      packing: the row stream of documents that are streamed.
-      joined: whether rows are windows of all documents, concatenated; else documents are packed.
+      field: field of the document in a raw example: "text" or "messages".
+      encode: maps (document, tokenizer) to tokens and their weights as targets.
+      texts: maps a document to its plain texts.
+      split: maps (documents, config) to training and held-out documents.
+      packing: class of row streams for streamed documents.
+      joined: whether rows are windows of the concatenated documents; else documents are packed.
     """
 
     field: str
@@ -43,14 +43,14 @@ class DocumentFormat:
     def rows(
         self, documents: Iterable[Any], tokenizer: Tokenizer, config: Data, held_out: bool
     ) -> Source:
-        """Rows of documents that fit into memory; none if there is no target.
+        """Returns rows of documents in memory; an empty source if there is no target.
 
         Args:
-          documents: text or conversations.
-          tokenizer: text → tokens.
+          documents: texts or conversations.
+          tokenizer: tokenizer.
           config: the section `data`.
-          held_out: whether these are for evaluation: windows overlap then, so that tokens are not
-            predicted from little context.
+          held_out: whether the rows are for evaluation, where windows overlap to give every token
+            enough context.
         """
         length = config.seq_len
         encoded = (self.encode(document, tokenizer) for document in documents)
@@ -62,12 +62,12 @@ class DocumentFormat:
 
 
 def vocabulary_texts(documents: Sequence[Any], form: DocumentFormat, tokenizer: str) -> list[str]:
-    """The texts from which a tokenizer's vocabulary is learned.
+    """Returns the texts for learning a tokenizer's vocabulary.
 
     Args:
-      documents: text or conversations.
+      documents: texts or conversations.
       form: their format.
-      tokenizer: `data.tokenizer`; the vocabulary of char must be able to spell a turn's marks.
+      tokenizer: `data.tokenizer`; the vocabulary of char must cover the special tokens of ChatML.
     """
     if form.field == "messages" and tokenizer == "char":
         return [chatml(document, answer=True) for document in documents]

@@ -1,4 +1,4 @@
-"""Training and held-out documents."""
+"""Splits documents into training and held-out ones."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def cut_document(document: str, pieces: int) -> list[str]:
-    """Cuts a document at line ends into about equal pieces."""
+    """Cuts a document at line ends into pieces of about equal length."""
     lines = document.splitlines(keepends=True)
     if len(lines) < pieces:  # few lines: cut between characters
         lines = [document[i : i + 64] for i in range(0, len(document), 64)]
@@ -27,8 +27,8 @@ def split_documents(
 ) -> tuple[list[str], list[str]]:
     """Holds out random documents with at least a fraction of the text.
 
-    A document that is longer than a twentieth of the text is cut into pieces first, so that one
-    long file works too.
+    Documents longer than a twentieth of the text are cut into pieces first, so that a single long
+    file can be split too.
     """
     total = sum(map(len, documents))
     pieces = [p for d in documents for p in cut_document(d, max(round(20 * len(d) / total), 1))]
@@ -43,7 +43,7 @@ def split_documents(
 
 
 def last_documents(documents: Sequence[str], fraction: float) -> tuple[list[str], list[str]]:
-    """Holds out the last fraction of the documents, or of the characters of a single one."""
+    """Holds out the last fraction of the documents, or of the characters of a single document."""
     if len(documents) == 1:
         (text,) = documents
         end = int(len(text) * (1 - fraction))

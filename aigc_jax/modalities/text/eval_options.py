@@ -1,4 +1,4 @@
-"""The config section `eval.text`: options of the metrics of text."""
+"""Config section `eval.text`: options of text metrics."""
 
 import dataclasses
 from typing import ClassVar
@@ -8,7 +8,7 @@ from aigc_jax.core.fields import option
 
 @dataclasses.dataclass(frozen=True)
 class TextEval:
-    """Options of the metrics of text."""
+    """Options of text metrics."""
 
     RESUMABLE: ClassVar[bool] = True  # all of its fields
 
@@ -16,5 +16,5 @@ class TextEval:
         0,
         low=0,
         flag="Held-out texts to continue and compare with their references; needs the extra"
-        " 'eval'; 0: off.",
+        " 'eval'; 0 disables.",
     )

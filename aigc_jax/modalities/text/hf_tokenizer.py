@@ -1,6 +1,6 @@
-"""Tokenizers of the `tokenizers` library: trained here, or read from a Hugging Face folder.
+"""Tokenizers of the `tokenizers` library, trained here or read from a Hugging Face folder.
 
-V is the number of tokens.
+Shapes: V tokens in the vocabulary.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.modalities.text import token_bytes as pieces_lib
 
 END, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-SPECIAL = (END, IM_START, IM_END)  # of tokenizers trained here
+SPECIAL = (END, IM_START, IM_END)  # special tokens of tokenizers trained here
 MIN_SIZE = 256 + len(SPECIAL)
-MAX_SIZE = 1 << 21  # tokens; a file may claim any number
-MAX_AFFIX = 16  # tokens before or after a text
+MAX_SIZE = 1 << 21  # maximum vocabulary of an untrusted file
+MAX_AFFIX = 16  # maximum tokens before or after a text
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 CHUNK = 1 << 16  # tokens decoded at once
 
@@ -47,14 +47,14 @@ def usable(problem: str) -> Iterator[None]:
         with checked():
             yield
     except ValueError as e:
-        raise UserError(f"{problem} ({one_line(e)}): take another text or tokenizer") from e
+        raise UserError(f"{problem} ({one_line(e)}): use another text or tokenizer") from e
 
 
 class LibraryTokenizer:
-    """A tokenizer of the library, with the special tokens that its JSON does not name.
+    """A tokenizer of the `tokenizers` library, with the special tokens missing in its JSON.
 
     Args:
-      library: the tokenizer; its settings for truncation, padding and dropout are switched off.
+      library: the tokenizer; truncation, padding and dropout are disabled.
       separator: the token between documents.
       stops: tokens that end a generation.
       prefix: tokens before a text.
@@ -92,7 +92,7 @@ class LibraryTokenizer:
         added = library.get_added_tokens_decoder()
         self._added = {token.content: i for i, token in added.items()}
         self._hidden = frozenset([*ids, *(i for i, token in added.items() if token.special)])
-        self._never = self._hidden - {_unknown(library)}  # tokens that no text is encoded as
+        self._never = self._hidden - {_unknown(library)}  # tokens that never occur in encoded text
         self.byte_tokens = frozenset(i for t, i in vocabulary.items() if BYTE_TOKEN.fullmatch(t))
         self.pieces = self._pieces(vocabulary)
 
@@ -106,19 +106,19 @@ class LibraryTokenizer:
 
     @classmethod
     def train(cls, documents: Sequence[str], vocab_size: int) -> "LibraryTokenizer":
-        """Byte-level BPE as in GPT-2, learned from documents; the same ones give the same tokens.
+        """Learns byte-level BPE, as in GPT-2, from documents; deterministic.
 
         Args:
           documents: texts.
-          vocab_size: the most tokens; there are fewer if no more pairs occur twice.
+          vocab_size: maximum number of tokens; there are fewer if no more pairs occur twice.
 
         Raises:
-          UserError: if the bytes alone are more tokens than that.
+          UserError: if `vocab_size` is too small for the bytes, or too large.
         """
         if not MIN_SIZE <= vocab_size <= MAX_SIZE:
             raise UserError(
-                f"data.vocab_size={vocab_size} is not a size for data.tokenizer=bpe: the bytes and"
-                f" special tokens alone are {MIN_SIZE}, and {MAX_SIZE} is the most"
+                f"data.vocab_size={vocab_size} is invalid for data.tokenizer=bpe: set it from"
+                f" {MIN_SIZE} (bytes and special tokens) to {MAX_SIZE}"
             )
         library = tokenizers.Tokenizer(models.BPE())
         library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -130,53 +130,53 @@ class LibraryTokenizer:
             initial_alphabet=pieces_lib.byte_alphabet(),
             show_progress=sys.stderr.isatty(),
         )
-        with usable("no tokenizer can be learned from this text"):
+        with usable("a tokenizer cannot be learned from this text"):
             library.train_from_iterator(documents, trainer, length=len(documents))
         put_in_front(library, END)
         end, stop = (library.get_vocab()[t] for t in (END, IM_END))
         return cls(library, separator=end, stops=(end, stop), prefix=(end,))
 
     def encode(self, text: str) -> np.ndarray:
-        """The tokens of the text, int32; special tokens spelled in it are plain text.
+        """Encodes text to int32 tokens; special tokens spelled in it are plain text.
 
         Raises:
-          UserError: if the tokenizer cannot take it.
+          UserError: if the tokenizer cannot encode it.
         """
         pieces_lib.utf8(text)
         ids = self._encode([text])
         special = self._never.intersection(ids)
         if special:
-            # The library parses no special tokens here, but some vocabularies have them as words
-            # too (SentencePiece's): such words are cut after their first character, and left out
-            # where a normalizer has made them of other characters.
+            # The library does not parse special tokens here, but some vocabularies
+            # (SentencePiece's) have them as words too: such words are cut after their first
+            # character, and dropped where a normalizer has produced them from other characters.
             words = [self._library.id_to_token(i) or "" for i in special]
             cuts = [f"(?<={re.escape(w[:1])})(?={re.escape(w[1:])})" for w in words]
             ids = [i for i in self._encode(re.split("|".join(cuts), text)) if i not in self._never]
         return np.array(ids, np.int32)
 
     def _encode(self, texts: list[str]) -> list[int]:
-        with usable("the text cannot be made into tokens"):
-            # Batches take a third of the time: they leave out where each token stood.
+        with usable("the text cannot be encoded"):
+            # encode_batch_fast takes a third of the time, as it omits the offsets of tokens.
             encodings = self._library.encode_batch_fast(texts, add_special_tokens=False)
             return [i for encoding in encodings for i in encoding.ids]
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text up to the first of `stops`, special tokens left out; broken UTF-8 becomes �."""
+        """Decodes up to the first of `stops`, without special tokens; invalid UTF-8 becomes �."""
         return self.text(pieces_lib.until(tokens, self.stops))
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of all tokens, special ones left out."""
+        """Decodes all tokens, without special ones."""
         if self.pieces is not None:
             return pieces_lib.bytes_of(self.pieces, tokens).decode("utf-8", errors="replace")
         with usable("the tokens cannot be made into text"):
             return self._library.decode(self.plain(tokens), skip_special_tokens=False)
 
     def plain(self, tokens: Iterable[int]) -> list[int]:
-        """The tokens that are not special."""
+        """Returns the tokens that are not special."""
         return [t for t in tokens if 0 <= t < self.size and t not in self._hidden]
 
     def byte_lengths(self) -> np.ndarray:
-        """Number of bytes of text of each token between two others, (V,)."""
+        """Returns the number of bytes of each token's text within a text, (V,)."""
         if self.pieces is not None:
             return np.array([len(piece) for piece in self.pieces])
         lengths = np.zeros(self.size, np.int64)
@@ -194,7 +194,7 @@ class LibraryTokenizer:
         return lengths
 
     def _word(self, plain: list[int]) -> list[int]:
-        """A token that is a plain word, or none."""
+        """Returns a token that is a plain word, as a list; [] if there is none."""
         for i in plain:
             token = self._library.id_to_token(i)
             if token and token.isascii() and token.isalnum():
@@ -202,7 +202,7 @@ class LibraryTokenizer:
         return []
 
     def special(self, text: str) -> tuple[int, ...]:
-        """A special token by its name; the name spelled out if there is none."""
+        """Returns a special token by its text; the encoded text if there is none."""
         return (self._added[text],) if text in self._added else tuple(self.encode(text).tolist())
 
     @functools.cached_property
@@ -222,7 +222,7 @@ class LibraryTokenizer:
 
     @classmethod
     def from_json(cls, value: Any) -> "LibraryTokenizer":
-        """The inverse of `to_json`'s "library".
+        """Builds the tokenizer from the value "library" of `to_json`.
 
         Raises:
           KeyError, TypeError, ValueError: if it does not describe a tokenizer.
@@ -249,7 +249,7 @@ def parse(text: Any) -> tokenizers.Tokenizer:
 
 
 def vocabulary_of(library: tokenizers.Tokenizer) -> dict[str, int]:
-    """All tokens by their text; ValueError for none, or absurdly many."""
+    """Returns all tokens by their text; ValueError if there are none, or absurdly many."""
     vocabulary = library.get_vocab(with_added_tokens=True)
     if not vocabulary or max(vocabulary.values()) >= MAX_SIZE:
         raise ValueError(f"a vocabulary of {max(vocabulary.values(), default=-1) + 1} tokens")
@@ -257,7 +257,7 @@ def vocabulary_of(library: tokenizers.Tokenizer) -> dict[str, int]:
 
 
 def _unknown(library: tokenizers.Tokenizer) -> int | None:
-    """The token for unknown text; it is special, but text may be encoded as it."""
+    """Returns the token for unknown text, which is special but occurs in encoded text."""
     if isinstance(library.model, models.Unigram):
         return json.loads(library.to_str())["model"].get("unk_id")
     word = getattr(library.model, "unk_token", None)

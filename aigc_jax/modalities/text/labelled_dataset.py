@@ -1,4 +1,4 @@
-"""Data sets of texts with a class each, and of sentences with a tag for each word."""
+"""Data sets of labelled texts, and of sentences with a tag per word."""
 
 from collections.abc import Sequence
 
@@ -13,16 +13,16 @@ from aigc_jax.modalities.text.spec import TextSpec
 from aigc_jax.modalities.text.token_store import text_parts
 from aigc_jax.modalities.text.tokenizers import Tokenizer, make_tokenizer
 
-OUTSIDE, INSIDE = "O", "I-"  # a tag, and the prefix of others
+OUTSIDE, INSIDE = "O", "I-"  # tag outside entities, prefix of tags inside entities
 
 
 def labelled_dataset(raw: RawDataset, config: Data, ready: Tokenizer | None = None) -> Dataset:
-    """Texts with a class each (`data.format=labels`).
+    """Builds a data set of labelled texts (`data.format=labels`).
 
     Args:
-      raw: what was read.
+      raw: raw examples.
       config: the section `data`.
-      ready: a tokenizer to use instead of that of `data.tokenizer`.
+      ready: replaces the tokenizer of `data.tokenizer`.
 
     Raises:
       UserError: if a split would be empty, or has a class that is not in the training split.
@@ -47,12 +47,12 @@ def labelled_dataset(raw: RawDataset, config: Data, ready: Tokenizer | None = No
 
 
 def tagged_dataset(raw: RawDataset, config: Data, ready: Tokenizer | None = None) -> Dataset:
-    """Sentences with a tag for each word (`data.format=tags`).
+    """Builds a data set of sentences with a tag per word (`data.format=tags`).
 
     Args:
-      raw: what was read; its class names, if any, are the tags that a trained model knows.
+      raw: raw examples; its class names, if any, are the tags of a trained model.
       config: the section `data`.
-      ready: a tokenizer to use instead of that of `data.tokenizer`.
+      ready: replaces the tokenizer of `data.tokenizer`.
 
     Raises:
       UserError: if a split would be empty, or for an unknown tag.
@@ -84,13 +84,13 @@ def tagged_dataset(raw: RawDataset, config: Data, ready: Tokenizer | None = None
     if divided:
         log_main(
             f"{divided} of {len(train) + len(held_out)} sentences are longer than"
-            f" data.seq_len={config.seq_len} tokens and are divided between words"
+            f" data.seq_len={config.seq_len} tokens and are split between words"
         )
     return Dataset(TextSpec(tokenizer, config.seq_len, "tags", names), sources[0], sources[1])
 
 
 def _split(raw: RawDataset, config: Data, unit: str) -> tuple[list[Example], list[Example]]:
-    """All examples to train on and the held-out ones."""
+    """Returns training and held-out examples."""
     own = held_out_split(raw.splits)
     every = [example() for example in raw.splits["train"]]
     if own is not None:
@@ -111,7 +111,7 @@ def _check_labels(train: list[Example], held_out: list[Example], names: Sequence
 
 
 def _tokenizer(config: Data, train: Sequence[str], held_out: Sequence[str]) -> Tokenizer:
-    """Learns BPE from the training text; the characters of char are those of all text."""
+    """Makes the tokenizer: BPE learned from the training text, char from all text."""
     if config.tokenizer == "bpe":
         parts = [part for text in train for part in text_parts(text)]
         return make_tokenizer(config.tokenizer, parts, config.vocab_size)

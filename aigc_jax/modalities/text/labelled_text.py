@@ -1,7 +1,7 @@
-"""Texts with a class each, and sentences with a tag for each word.
+"""Sources of labelled texts, and of sentences with a tag per word.
 
-T is the most tokens that an example holds; the arrays have a place more, so that an example can be
-shifted against itself as in language modelling.
+Shapes: T maximum tokens of an example; arrays have T + 1 positions, for targets shifted by one as
+  in language modelling.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,18 +13,18 @@ from aigc_jax.data.source import Example
 from aigc_jax.modalities.text.token_store import TokenStore
 from aigc_jax.modalities.text.tokenizers import Tokenizer
 
-NO_TAG = -1  # of tokens that begin no word
+NO_TAG = -1  # tag of tokens that are not the first of a word
 
 
 class SpecialTokenTemplate:
     """Adds the special tokens before and after the tokens of every example.
 
     Args:
-      tokenizer: its prefix and suffix are added; the separator where it has none.
+      tokenizer: its prefix and suffix are added, or the separator if it has none.
       seq_len: T.
 
     Raises:
-      UserError: if no room is left for text.
+      UserError: if `seq_len` leaves no room for text.
     """
 
     def __init__(self, tokenizer: Tokenizer, seq_len: int):
@@ -39,7 +39,7 @@ class SpecialTokenTemplate:
             )
 
     def apply(self, inner: np.ndarray) -> dict[str, np.ndarray]:
-        """An example's `tokens` and `segments`, (T+1,); 1 marks tokens that are not padding."""
+        """Returns `tokens` and `segments` (T+1,) of an example; segment 0 is padding."""
         tokens = np.zeros(self.seq_len + 1, np.int32)
         segments = np.zeros(self.seq_len + 1, np.int32)
         whole = np.concatenate([self.before, inner, self.after])
@@ -48,7 +48,7 @@ class SpecialTokenTemplate:
         return {"tokens": tokens, "segments": segments}
 
     def tags(self, inner: np.ndarray) -> np.ndarray:
-        """An example's `tags`, (T,)."""
+        """Returns `tags` (T,) of an example."""
         tags = np.full(self.seq_len, NO_TAG, np.int32)
         tags[len(self.before) : len(self.before) + len(inner)] = inner
         return tags
@@ -58,13 +58,13 @@ class Labelled:
     """Examples `{"tokens" (T+1), "segments" (T+1), "label", "weight"}`.
 
     Args:
-      texts: one per example; what does not fit is cut off at the end.
+      texts: one per example; truncated at the end.
       labels: their classes.
-      tokenizer: text → tokens.
+      tokenizer: tokenizer.
       seq_len: T.
 
     Attributes:
-      truncated: number of texts that were too long.
+      truncated: number of truncated texts.
     """
 
     def __init__(
@@ -92,18 +92,18 @@ class Labelled:
 class Tagged:
     """Examples `{"tokens" (T+1), "segments" (T+1), "tags" (T), "weight"}`.
 
-    A word's tag is on its first token. Sentences that are too long become several examples.
+    A word's tag is on its first token. Sentences that are too long are split into several examples.
 
     Args:
-      sentences: the words of each.
-      tags: one per word, as numbers.
-      tokenizer: text → tokens.
+      sentences: words of each sentence.
+      tags: index of the tag of each word.
+      tokenizer: tokenizer.
       seq_len: T.
-      inside: tags that continue the entity of the word before (I-…).
+      inside: tags that continue the entity of the previous word (I-…).
       outside: the tag of words outside all entities (O).
 
     Attributes:
-      divided: number of sentences that became several examples.
+      divided: number of sentences that were split.
     """
 
     def __init__(
@@ -140,9 +140,9 @@ class Tagged:
 
 
 def word_encoder(tokenizer: Tokenizer) -> Callable[[str, bool], np.ndarray]:
-    """Returns a function (word, whether a space precedes it) → its tokens, at least one.
+    """Returns a function from (word, whether a space precedes it) to its tokens, at least one.
 
-    A word without tokens becomes the separator, so that it keeps its tag.
+    A word without tokens is encoded as the separator, to keep its tag.
     """
     known: dict[tuple[str, bool], np.ndarray] = {}
     space = _space(tokenizer)
@@ -158,9 +158,9 @@ def word_encoder(tokenizer: Tokenizer) -> Callable[[str, bool], np.ndarray]:
 
 
 def _space(tokenizer: Tokenizer) -> str:
-    """The text to put before a word, so that it has the same tokens as within a sentence.
+    """Returns the prefix with which a word has the same tokens as within a sentence.
 
-    Tokenizers that write ▁ for spaces, such as Llama 2's, add one by themselves.
+    It is empty for tokenizers that add a space themselves, such as Llama 2's with ▁.
     """
     if tokenizer.pieces is not None:
         return " "
@@ -175,13 +175,13 @@ def runs(
     inside: frozenset[int] = frozenset(),
     outside: int = 0,
 ) -> list[range]:
-    """Divides a sentence into runs of words that fit, if possible next to words outside entities.
+    """Splits a sentence into runs of words that fit, if possible next to words outside entities.
 
     Args:
       sizes: tokens of each word, from 1 to `room`.
       tags: one per word.
-      room: the most tokens of a run.
-      inside: tags that continue the entity of the word before.
+      room: maximum tokens of a run.
+      inside: tags that continue the entity of the previous word.
       outside: the tag of words outside all entities.
     """
     found, start = [], 0
@@ -198,7 +198,7 @@ def runs(
 
 
 def _cut(start: int, end: int, tags: Sequence[int], inside: frozenset[int], outside: int) -> int:
-    """The best end of a run: next to a word outside all entities, else between entities."""
+    """Returns the best end of a run: next to a word outside all entities, else between entities."""
     between = [i for i in range(end, start, -1) if tags[i] not in inside]
     beside = (i for i in between if outside in (tags[i - 1], tags[i]) and 2 * i > start + end)
     return next(beside, between[0] if between else end)

@@ -1,4 +1,4 @@
-"""Conversations, one a line of JSON."""
+"""Reads conversations, one per line of JSON."""
 
 from aigc_jax.core.errors import UserError, shorten
 from aigc_jax.data.lines import parse_json, read_lines

@@ -51,9 +51,9 @@ class TextModality(Modality):
         return {"seq_len": spec.seq_len}
 
     def synthetic_spec(self, shape: str, config: Config) -> TextSpec | None:
-        """Text of `data.seq_len` tokens in `data.format`: "text", or "text:9" with nine classes.
+        """Returns the spec of "text", or of "text:9" with nine classes, in the config's format.
 
-        The config alone determines text without classes.
+        For an empty shape: text without classes.
         """
         format = config.data.format
         found = SHAPE.fullmatch(shape or "text")
@@ -70,7 +70,7 @@ class TextModality(Modality):
     def synthetic_data(
         self, spec: Spec, config: Config, rng: np.random.Generator
     ) -> tuple[Spec, Examples]:
-        """A stream of random tokens, whatever the format."""
+        """Returns a stream of random tokens, for any format."""
         assert isinstance(spec, TextSpec)
         if spec.format in TASKS:
             raise UserError(f"--synthetic: there is no random text of data.format={spec.format}")
@@ -80,7 +80,7 @@ class TextModality(Modality):
         return TextSpec(spec.tokenizer, spec.seq_len), TokenWindows(stream, spec.seq_len)
 
     def resolve(self, config: Config) -> Config:
-        """The config with the size of the vocabulary as `model.vocab_size`.
+        """Returns the config with the size of the vocabulary as `model.vocab_size`.
 
         Raises:
           UserError: if only the tokenizer's file or the text itself determines it.
@@ -90,8 +90,8 @@ class TextModality(Modality):
         sizes = {"byte": ByteTokenizer().size, "bpe": config.data.vocab_size}
         if config.data.tokenizer not in sizes:
             raise UserError(
-                f"the size of the vocabulary of data.tokenizer={config.data.tokenizer} is unknown"
-                " without reading it: set model.vocab_size"
+                f"the vocabulary size of data.tokenizer={config.data.tokenizer} is unknown until"
+                " it is read: set model.vocab_size"
             )
         size = max(sizes[config.data.tokenizer], 1)
         model = dataclasses.replace(config.model, vocab_size=size)

@@ -1,7 +1,7 @@
-"""Packing: several whole documents or conversations per row of equal length.
+"""Packing: several complete documents or conversations per row of fixed length.
 
-`segments` numbers the documents of a row, so that attention does not cross from one to another.
-T is the number of tokens that a row predicts, P that of the pieces that are packed.
+`segments` numbers the documents of a row, so that attention stays within a document.
+Shapes: T targets of a row, P packed pieces.
 """
 
 from array import array
@@ -17,10 +17,10 @@ class Packed:
     """Examples `{"tokens" (T+1), "segments" (T+1), "weight" (T)}`; see `pack`.
 
     Args:
-      tokens: of all documents.
-      weights: one per token; None: all 1.
-      first, length: of each piece, (P,).
-      row: the row of each piece, (P,), from 0 without gaps.
+      tokens: tokens of all documents.
+      weights: weight of each token as a target; None for 1.
+      first, length: first token and length of each piece, (P,).
+      row: row of each piece, (P,), from 0 without gaps.
       seq_len: T.
       dropped: number of documents without a target.
     """
@@ -38,7 +38,7 @@ class Packed:
         self._tokens, self._weights = tokens, weights
         order = np.argsort(row, kind="stable")
         self._first, self._length = first[order], length[order]
-        # The pieces of row i are start[i] … start[i + 1] − 1.
+        # Row i has the pieces start[i] … start[i + 1] − 1.
         self._start = np.searchsorted(row[order], np.arange(row.max(initial=-1) + 2))
         self.seq_len, self.dropped = seq_len, dropped
 
@@ -65,7 +65,7 @@ def fill_row(pieces: Iterable[Document], seq_len: int) -> dict[str, np.ndarray]:
         end = at + len(piece)
         tokens[at:end] = piece
         segments[at:end] = segment
-        # A piece's first token is not a target: the token before it is of another document.
+        # A piece's first token is not a target: the preceding token is of another document.
         weight[at : end - 1] = 1 if weights is None else weights[1:]
         at = end
     return {"tokens": tokens, "segments": segments, "weight": weight}
@@ -74,8 +74,8 @@ def fill_row(pieces: Iterable[Document], seq_len: int) -> dict[str, np.ndarray]:
 def chunk(document: Document, seq_len: int) -> Iterator[tuple[int, int]]:
     """Cuts a document into pieces of at most T + 1 tokens; yields their first token and length.
 
-    Each piece begins with the last token of the one before, so that every token but the document's
-    first is a target exactly once. Pieces without weight on any target are left out.
+    Each piece starts with the last token of the previous one, so that every token but the
+    document's first is a target exactly once. Pieces whose targets have weight 0 are dropped.
     """
     token, weight = document
     for at in range(0, len(token) - 1, seq_len):
@@ -86,12 +86,12 @@ def chunk(document: Document, seq_len: int) -> Iterator[tuple[int, int]]:
 def pack(documents: Iterable[Document], seq_len: int, vocab_size: int = 1 << 31) -> Packed:
     """Packs documents into few rows of T + 1 tokens, by best fit decreasing.
 
-    A document longer than a row is cut into pieces, each a segment of its own; see `chunk`.
+    Documents longer than a row are cut into pieces, each with a separate segment; see `chunk`.
 
     Args:
       documents: tokens (N,), and their weights as targets (N,) or None for 1.
       seq_len: T.
-      vocab_size: tokens are below it.
+      vocab_size: size of the vocabulary.
     """
     tokens, weights, weighted = TokenStore(vocab_size), bytearray(), False
     first, length = array("q"), array("q")
@@ -132,7 +132,7 @@ def best_fit(length_P: np.ndarray, capacity: int) -> np.ndarray:
       Rows (P,), numbered by their first piece.
     """
     row_P = np.zeros(len(length_P), np.int64)
-    rows_with: dict[int, list[int]] = {}  # by the room that they have left
+    rows_with: dict[int, list[int]] = {}  # rows by remaining room
     rooms = 0  # bit n is set if a row has room for n tokens
     count = 0
     for piece in np.argsort(-length_P, kind="stable").tolist():
@@ -146,7 +146,7 @@ def best_fit(length_P: np.ndarray, capacity: int) -> np.ndarray:
         else:
             room, row, count = capacity, count, count + 1
         row_P[piece] = row
-        if room - need > 1:  # no piece is a single token
+        if room - need > 1:  # pieces have at least two tokens
             rows_with.setdefault(room - need, []).append(row)
             rooms |= 1 << (room - need)
     _, first = np.unique(row_P, return_index=True)
@@ -156,9 +156,9 @@ def best_fit(length_P: np.ndarray, capacity: int) -> np.ndarray:
 
 
 def with_special_tokens(text: str, tokenizer: Tokenizer) -> Document:
-    """A text as a document of its own: the tokenizer's prefix, the text, and the separator.
+    """Encodes a text as a separate document: the tokenizer's prefix, the text, the separator.
 
-    Without a prefix a separator is put first, so that the text's first token is predicted too.
+    Without a prefix it starts with a separator, so that the text's first token is a target too.
     """
     document = TokenStore(tokenizer.size)
     document.add(tokenizer.prefix or (tokenizer.separator,))

@@ -1,4 +1,4 @@
-"""Registers the readers of text and the builder of its data sets."""
+"""Registers the readers and the data-set builder of text."""
 
 import dataclasses
 
@@ -53,7 +53,7 @@ FIELD_READERS.register(
 def build_text(
     raw: RawDataset, config: Data, tokenizer: Tokenizer | None, trained: Spec | None
 ) -> Dataset:
-    """The data set of raw text; for a trained model, all of it is held out."""
+    """Builds the data set of raw text; for a trained model, all of it is held out."""
     if trained is None:
         return text_dataset(raw, config, tokenizer)
     dataset = text_dataset(for_evaluation(raw, trained.class_names), config, tokenizer)

@@ -1,4 +1,4 @@
-"""Text samples in one file for people to read."""
+"""Writes text samples to a file."""
 
 import os
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from aigc_jax.core.files import atomic_path
 
 
 def save_texts(texts: Sequence[str], path: str) -> str:
-    """Writes text samples under numbered rules, the whole file or nothing; returns the path.
+    """Writes text samples under numbered rules, atomically; returns the path.
 
     Raises:
       OSError: if it cannot be written.
@@ -19,5 +19,5 @@ def save_texts(texts: Sequence[str], path: str) -> str:
 
 
 def join_texts(texts: Sequence[str]) -> str:
-    """The texts under rules `--- 1 ---`, `--- 2 ---`, …"""
+    """Joins texts under rules `--- 1 ---`, `--- 2 ---`, …"""
     return "\n".join(f"--- {i + 1} ---\n{text}" for i, text in enumerate(texts))

@@ -1,4 +1,4 @@
-"""The spec of text, whatever its format.
+"""Spec of text data in any format.
 
 Shapes: T tokens.
 """
@@ -25,19 +25,19 @@ from aigc_jax.modalities.text.labelled_text import Labelled, Tagged
 from aigc_jax.modalities.text.tokenizers import Tokenizer
 
 MAX_SEQ_LEN = 1 << 24
-TASKS = ("labels", "tags")  # formats whose class or tags are modelled and whose text is given
+TASKS = ("labels", "tags")  # formats that model a class or tags, given the text
 TEXT_FORMATS = ("stream", "documents", "chat", *TASKS)
 
 
 @dataclasses.dataclass(frozen=True)
 class TextSpec:
-    """Examples of tokens.
+    """Spec of text as tokens.
 
     Attributes:
-      tokenizer: text ↔ tokens.
-      seq_len: T, the tokens that an example predicts or holds.
+      tokenizer: tokenizer of the text.
+      seq_len: T, the tokens per example.
       format: one of `TEXT_FORMATS`, as `data.format`.
-      class_names: of the labels or tags.
+      class_names: names of the labels or tags.
     """
 
     tokenizer: Tokenizer
@@ -47,17 +47,17 @@ class TextSpec:
 
     @property
     def modality(self) -> str:
-        """Always "text"."""
+        """Returns "text"."""
         return "text"
 
     @property
     def num_classes(self) -> int:
-        """The number of labels or tags; 0 for other formats."""
+        """Returns the number of labels or tags; 0 for other formats."""
         return len(self.class_names)
 
     @property
     def fields(self) -> dict[str, Field]:
-        """The tokens, and the label or the tags: these are modelled, given the tokens."""
+        """Returns the tokens, and the label or tags, which are modelled given the tokens."""
         if self.format == "labels":
             return {"tokens": Field(TOKENS, GIVEN), "label": Field(LABEL, MODELLED)}
         if self.format == "tags":
@@ -65,7 +65,7 @@ class TextSpec:
         return {"tokens": Field(TOKENS, MODELLED)}
 
     def example_batch(self, size: int) -> dict[str, np.ndarray]:
-        """Zeros: "tokens" (size, T + 1), and "segments", "label" or "tags" (size, T); "weight"."""
+        """Returns a batch of zeros: "tokens" (size, T + 1), "tags" (size, T), and so on."""
         task = self.format in TASKS
         batch: dict[str, np.ndarray] = {"tokens": np.zeros((size, self.seq_len + 1), np.int32)}
         if self.format != "stream":
@@ -77,7 +77,7 @@ class TextSpec:
         return batch | {"weight": np.ones(size if task else (size, self.seq_len), np.float32)}
 
     def example(self, text: str) -> dict[str, np.ndarray]:
-        """One text as an example with unknown label or tags, all 0; cut off after T tokens.
+        """Encodes a text as an example, truncated to T tokens, with label or tags of 0.
 
         Raises:
           UserError: if the tokenizer cannot encode it.
@@ -88,7 +88,7 @@ class TextSpec:
         return Labelled([text], [0], self.tokenizer, self.seq_len)[0]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, the whole tokenizer among them; inverse: `text_spec_from_json`."""
+        """Returns plain JSON values, including the tokenizer; see `text_spec_from_json`."""
         return {
             "modality": "text",
             **self.tokenizer.to_json(),
@@ -99,10 +99,10 @@ class TextSpec:
 
 
 def text_spec_from_json(value: Mapping[str, Any]) -> TextSpec:
-    """The inverse of `TextSpec.to_json`; the value may come from anywhere.
+    """Builds a spec from the output of `TextSpec.to_json`, which is not trusted.
 
     Raises:
-      KeyError, TypeError, ValueError: if it describes no text, or absurdly long examples.
+      KeyError, TypeError, ValueError: if it is not a spec of text, or its sizes are absurd.
     """
     tokenizer = tokenizers.from_json(dict(value))
     seq_len, format = value["seq_len"], value["format"]
@@ -117,5 +117,5 @@ def text_spec_from_json(value: Mapping[str, Any]) -> TextSpec:
 
 
 def text_tokenizer(spec: Spec) -> Tokenizer | None:
-    """The tokenizer of text; None for other data."""
+    """Returns the tokenizer of a text spec; None for other data."""
     return spec.tokenizer if isinstance(spec, TextSpec) else None

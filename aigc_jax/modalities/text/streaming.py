@@ -1,13 +1,12 @@
-"""Rows of documents that are read as they are needed, because they do not fit into memory.
+"""Streaming: rows of documents that do not fit into memory.
 
-The first token of row k depends on the lengths of all documents before it, which are unknown
-until they are read. So there is not one sequence of documents but one per row of a batch: row
-stream b of B takes the documents at the places b, b + B, b + 2B, … of the shuffled order. A process
-reads only the documents of its own rows, rows are the same under any number of processes, and the
-position of a row stream is a few numbers however much it has read. Each document is in one row
-stream per epoch.
+The first token of row k depends on the lengths of all documents before it, which are unknown until
+they are read. Therefore each row of a batch has its own sequence of documents: row stream b of B
+takes the documents at the places b, b + B, b + 2B, … of the shuffled order. A process reads only
+the documents of its own rows, rows are the same under any number of processes, and the position of
+a row stream is a few numbers. Each document is in one row stream per epoch.
 
-T is the number of tokens that a row predicts, S that of the numbers of a row stream's position.
+Shapes: T targets of a row, S numbers of a row stream's position.
 """
 
 import dataclasses
@@ -23,22 +22,22 @@ from aigc_jax.modalities.text.packing import chunk, fill_row
 from aigc_jax.modalities.text.token_store import Document
 from aigc_jax.modalities.text.token_windows import window
 
-LOOKAHEAD = 12  # pieces from which `BestFitPack` chooses
-MAX_EMPTY_DOCS = 10_000  # documents without a target in a row after which a row stream gives up
-NONE = -1  # in a position: no piece
+LOOKAHEAD = 12  # candidate pieces of `BestFitPack`
+MAX_EMPTY_DOCS = 10_000  # consecutive documents without a target after which a row stream fails
+NONE = -1  # placeholder for a missing piece in a position
 
 
 @dataclasses.dataclass(frozen=True)
 class StreamingSource:
-    """Documents that are not in memory, to be made into rows.
+    """Source of streamed documents.
 
     Attributes:
-      document: number → its tokens, and their weights as targets.
+      document: returns the tokens and target weights of a document, by index.
       count: number of documents.
       seq_len: T.
-      packing: how a row stream makes rows: `ConcatThenSplit` or `BestFitPack`.
-      file_ends: number of documents up to the end of each file, (F,); None if files do not matter.
-      shuffle_window: about how many documents in files are shuffled together.
+      packing: class of the row streams: `ConcatThenSplit` or `BestFitPack`.
+      file_ends: number of documents up to the end of each file, (F,); None for a full shuffle.
+      shuffle_window: approximate number of documents that are shuffled together.
     """
 
     document: Callable[[int], Document]
@@ -52,20 +51,20 @@ class StreamingSource:
         return self.count
 
     def row_streams(self, seed: int, row_R: np.ndarray, batch_size: int) -> "StreamingBatcher":
-        """The row streams of these rows of every batch."""
+        """Returns the row streams of these rows of every batch."""
         return StreamingBatcher(self, seed, row_R, batch_size)
 
 
 class RowStream:
-    """An endless sequence of rows of documents.
+    """Endless sequence of rows of documents.
 
     Args:
       source: the documents.
-      order: their order.
-      first, every: the row stream's documents are at the places first + n · every.
+      order: their shuffled order.
+      first, every: the stream takes the documents at the places first + n · every.
 
     Attributes:
-      doc_ids: the numbers of the documents in the last row.
+      doc_ids: indices of the documents in the last row.
     """
 
     state_size: ClassVar[int]
@@ -78,15 +77,15 @@ class RowStream:
         self.doc_ids: list[int] = []
 
     def row(self) -> dict[str, np.ndarray]:
-        """The next row.
+        """Returns the next row.
 
         Raises:
-          UserError: if too many documents in a row have no target.
+          UserError: if too many consecutive documents have no target.
         """
         raise NotImplementedError
 
     def state(self) -> list[int]:
-        """The position, `state_size` numbers."""
+        """Returns the position, `state_size` numbers."""
         raise NotImplementedError
 
     def restore(self, state: list[int]) -> None:
@@ -94,11 +93,11 @@ class RowStream:
         raise NotImplementedError
 
     def _doc_id(self, n: int) -> int:
-        """The number of the row stream's n-th document."""
+        """Returns the index of the stream's n-th document."""
         return int(self._order(np.array([self._first + n * self._every]))[0])
 
     def _document(self, n: int) -> Document:
-        """The row stream's n-th document; the last one is kept, as a long one fills many rows."""
+        """Reads the stream's n-th document; caches the last one, as it may fill many rows."""
         if self._last is None or self._last[0] != n:
             self._last = n, self._source.document(self._doc_id(n))
         return self._last[1]
@@ -106,16 +105,15 @@ class RowStream:
     def _check_empty(self, empty: int) -> None:
         if empty > MAX_EMPTY_DOCS:
             raise UserError(
-                f"{MAX_EMPTY_DOCS} documents in a row have no token to learn from: check the data"
-                " set"
+                f"{MAX_EMPTY_DOCS} consecutive documents have no target token: check the data set"
             )
 
 
 class ConcatThenSplit(RowStream):
     """Concatenates documents and cuts them into windows of T + 1 tokens.
 
-    Each window begins with the last token of the one before. The position: the next document, and
-    the first of its tokens to use.
+    Each window starts with the last token of the previous one. The position is the next document
+    and the first of its tokens to use.
     """
 
     state_size = 2
@@ -136,7 +134,7 @@ class ConcatThenSplit(RowStream):
             self._at += len(part)
             if room:
                 self._n, self._at = self._n + 1, 0
-        self.restore(end)  # its last token is the next one's first
+        self.restore(end)  # its last token is the first of the next row
         return window(np.concatenate(parts))
 
     def state(self) -> list[int]:
@@ -147,10 +145,11 @@ class ConcatThenSplit(RowStream):
 
 
 class BestFitPack(RowStream):
-    """Packs whole documents: the piece that waited longest, then what fits best of the next ones.
+    """Packs complete documents: the oldest waiting piece, then the best fits of the others.
 
-    Looks a fixed number of pieces ahead, where `packing.best_fit` sees all of them. The position:
-    the next document to cut and the first of its tokens to use, and both of every waiting piece.
+    Considers a fixed number of pieces, whereas `packing.best_fit` considers all. The position is
+    the next document to cut and the first of its tokens to use, and the same of every waiting
+    piece.
     """
 
     state_size = 2 + 2 * LOOKAHEAD
@@ -206,9 +205,9 @@ class _Piece:
     """A piece of a document.
 
     Attributes:
-      n: the document's number in the row stream.
-      at: the first of its tokens.
-      tokens: the piece.
+      n: index of the document in the row stream.
+      at: first token of the piece in the document.
+      tokens: tokens and weights of the piece.
     """
 
     n: int
@@ -219,7 +218,7 @@ class _Piece:
     def of(cls, document: Document, n: int, at: int, size: int) -> "_Piece":
         token, weight = document
         inner = slice(at, at + size)
-        # Copied: a piece of a long document must not keep all of it in memory.
+        # Copied, so that a piece does not keep a long document in memory.
         copy = token[inner].copy(), None if weight is None else weight[inner].copy()
         return cls(n, at, copy)
 
@@ -229,13 +228,13 @@ class _Piece:
 
 
 class StreamingBatcher:
-    """The row streams of a process's rows.
+    """Row streams of a process's rows.
 
     Args:
       source: the documents.
-      seed: of their order.
-      row_R: which rows of every batch.
-      batch_size: over all processes.
+      seed: random seed of their order.
+      row_R: indices of the rows in every batch.
+      batch_size: rows of a batch over all processes.
     """
 
     def __init__(self, source: StreamingSource, seed: int, row_R: np.ndarray, batch_size: int):
@@ -244,12 +243,12 @@ class StreamingBatcher:
         self._streams = [source.packing(source, order, row, batch_size) for row in row_R.tolist()]
 
     def row(self, index: int) -> tuple[dict[str, np.ndarray], list[int]]:
-        """The next row of a row stream, and the documents in it."""
+        """Returns the next row of a row stream, and the indices of the documents in it."""
         stream = self._streams[index]
         return stream.row(), stream.doc_ids
 
     def state(self) -> np.ndarray:
-        """Positions (R, S)."""
+        """Returns the positions (R, S)."""
         states = [stream.state() for stream in self._streams]
         return np.array(states, np.int32).reshape(-1, self._state_size)
 

@@ -1,4 +1,4 @@
-"""Data sets of text in the format that `data.format` names."""
+"""Builds data sets of text by `data.format`."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -18,12 +18,12 @@ TASKS = {"labels": labelled_dataset, "tags": tagged_dataset}
 
 
 def text_dataset(raw: RawDataset, config: Data, ready: Tokenizer | None = None) -> Dataset:
-    """The examples of `data.format`.
+    """Builds the data set of raw text in the format `data.format`.
 
     Args:
-      raw: what was read.
+      raw: raw examples.
       config: the section `data`.
-      ready: a tokenizer to use instead of that of `data.tokenizer`.
+      ready: replaces the tokenizer of `data.tokenizer`.
 
     Raises:
       UserError: if the source does not have this format, or too little text.
@@ -31,8 +31,7 @@ def text_dataset(raw: RawDataset, config: Data, ready: Tokenizer | None = None) 
     check_format(raw, config)
     if config.format == "stream" and config.eval_stride > config.seq_len:
         raise UserError(
-            f"data.eval_stride={config.eval_stride} is more than a window of"
-            f" data.seq_len={config.seq_len} predicts: lower it"
+            f"data.eval_stride={config.eval_stride} must be at most data.seq_len={config.seq_len}"
         )
     if config.format in DOCUMENT_FORMATS:
         return document_dataset(raw, config, ready)
@@ -40,14 +39,14 @@ def text_dataset(raw: RawDataset, config: Data, ready: Tokenizer | None = None) 
 
 
 def for_evaluation(raw: RawDataset, class_names: Sequence[str]) -> RawDataset:
-    """Other data for a trained model: all held out, or the source's own held-out split.
+    """Selects data to evaluate a trained model on: the held-out split, or all if there is none.
 
     Args:
-      raw: what was read.
-      class_names: the classes that the model knows, in its order; empty: it knows none.
+      raw: raw examples.
+      class_names: the model's classes, in order; () without classes.
 
     Raises:
-      UserError: for a class that it does not know.
+      UserError: for a class that the model does not have.
     """
     examples = raw.splits[held_out_split(raw.splits) or "train"]
     if class_names and raw.class_names:
@@ -68,7 +67,7 @@ def for_evaluation(raw: RawDataset, class_names: Sequence[str]) -> RawDataset:
 
 
 def check_format(raw: RawDataset, config: Data) -> None:
-    """Raises UserError, naming the possible formats, if `data.format` is none of them."""
+    """Raises UserError with the possible formats unless `data.format` is one of them."""
     formats = {
         "text": ("stream", "documents", *(["labels"] if raw.class_names else [])),
         "messages": ("chat",),

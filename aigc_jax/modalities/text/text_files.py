@@ -1,4 +1,4 @@
-"""Text files and JSON lines."""
+"""Reads text files and JSON lines."""
 
 import glob
 import os
@@ -20,7 +20,7 @@ def read_text(pattern: str) -> RawDataset:
     """
     try:
         matches = _matching(os.path.expanduser(pattern))
-    except (ValueError, RecursionError) as e:  # a NUL, no Unicode, thousands of folders
+    except (ValueError, RecursionError) as e:  # a NUL, invalid Unicode, or too many nested folders
         raise UserError(f"{shorten(pattern)} is not a path: {one_line(e)}") from e
     files = [f for f in sorted(matches) if os.path.isfile(f)]
     if not files:
@@ -35,13 +35,13 @@ def read_text(pattern: str) -> RawDataset:
 
 
 def _matching(pattern: str) -> set[str]:
-    """The paths that match; glob's own `**` follows links in circles."""
+    """Returns the matching paths; glob's own `**` follows cyclic links."""
     parts = pattern.split(os.sep)
     if "**" not in parts:
         return set(glob.glob(pattern))
     at = parts.index("**")
     head, tail = os.sep.join(parts[:at]), os.sep.join(parts[at + 1 :]) or "*"
-    # An absolute pattern has an empty first part.
+    # The first part of an absolute pattern is empty.
     roots = _matching(head) if head else {os.sep if at else os.curdir}
     found = set()
     for root in roots:
@@ -52,9 +52,9 @@ def _matching(pattern: str) -> set[str]:
 
 
 def read_jsonl(path: str, text_field: str = "text", label_field: str = "label") -> RawDataset:
-    """One JSON object a line; its `text_field` is the document, its `label_field` the class.
+    """Reads JSON lines: the document from `text_field`, its class from `label_field`.
 
-    Labels are texts, whole numbers or booleans; they are ignored unless every document has one.
+    Labels are texts, integers or booleans; they are ignored unless every document has one.
 
     Raises:
       UserError: for a line that is too long, not JSON or without text under `text_field`.
@@ -75,7 +75,7 @@ def read_jsonl(path: str, text_field: str = "text", label_field: str = "label") 
         if label is not None:
             labels.append(label)
         elif not unlabelled:
-            unlabelled = f"{where} has no text or whole number under '{shorten(label_field, 80)}'"
+            unlabelled = f"{where} has no text or integer under '{shorten(label_field, 80)}'"
     if unlabelled:
         return _text_content(documents, path, unlabelled)
     content = _text_content(documents, path)
@@ -89,7 +89,7 @@ def read_jsonl(path: str, text_field: str = "text", label_field: str = "label") 
 
 
 def _text_of(record: Any, field: str, where: str) -> str:
-    """The text of one line; UserError names `where` if it has none."""
+    """Returns the text of one record; UserError with `where` if it has none."""
     text = record.get(field) if isinstance(record, dict) else None
     if not isinstance(text, str):
         raise UserError(
@@ -102,7 +102,7 @@ def _text_of(record: Any, field: str, where: str) -> str:
 
 
 def _label_of(record: dict[str, Any], field: str) -> str | None:
-    """The class of one line; None if it has none."""
+    """Returns the class of one record; None if it has none."""
     value = record.get(field)
     if isinstance(value, (bool, int)):
         return str(value).lower()

@@ -1,4 +1,4 @@
-"""Raw data sets of texts, conversations and tagged sentences that were given from Python."""
+"""Raw data sets of texts, conversations and tagged sentences passed from Python."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,12 +17,11 @@ Texts = tuple[Sequence[Any], Sequence[Any] | None]  # texts and their labels
 def labelled_text_dataset(
     splits: Mapping[str, Texts], class_names: Sequence[str] = ()
 ) -> RawDataset:
-    """Texts, with a class each if all splits have labels.
+    """Builds a raw data set of texts, with classes if all splits have labels.
 
     Args:
       splits: texts and their labels, by split.
-      class_names: the classes that whole numbers as labels count; by default the labels themselves,
-        sorted.
+      class_names: classes indexed by integer labels; defaults to the sorted labels.
 
     Raises:
       UserError: for an item that is not text, or a label that is not a class; it names the field.
@@ -54,7 +53,7 @@ def labelled_text_dataset(
 
 
 def messages_dataset(splits: Mapping[str, Sequence[Any]]) -> RawDataset:
-    """Conversations, each a list of `{"role": …, "content": …}`.
+    """Builds a raw data set of conversations, lists of `{"role": …, "content": …}`.
 
     Raises:
       UserError: for an item that is not a conversation.
@@ -72,7 +71,7 @@ def messages_dataset(splits: Mapping[str, Sequence[Any]]) -> RawDataset:
 def tagged_text_dataset(
     splits: Mapping[str, tuple[Sequence[Any], Sequence[Any]]],
 ) -> RawDataset:
-    """Sentences as lists of words, with a list of tags (O, B-TYPE, I-TYPE) each.
+    """Builds a raw data set of sentences, lists of words with lists of tags (O, B-TYPE, I-TYPE).
 
     Raises:
       UserError: for an item that is not such a sentence.
@@ -95,7 +94,7 @@ def _not_blank(texts: Sequence[str], split: str) -> list[str]:
 
 
 def _label(value: Any, number: int, split: str, class_names: Sequence[str]) -> str:
-    """The name of a class."""
+    """Returns the name of a class."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, int) and class_names and 0 <= value < len(class_names):
@@ -107,5 +106,5 @@ def _label(value: Any, number: int, split: str, class_names: Sequence[str]) -> s
         return value
     raise UserError(
         f"field 'label' of data['{split}']: item {number} is {shorten(repr(value), 80)}, not a"
-        " class: give a text or a whole number"
+        " class: pass a text or an integer"
     )

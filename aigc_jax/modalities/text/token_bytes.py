@@ -1,4 +1,4 @@
-"""The bytes of text that tokens represent; a character may be split over several tokens."""
+"""Bytes of tokens; a character may be split over several tokens."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -6,7 +6,7 @@ from aigc_jax.core.errors import UserError
 
 
 def utf8(text: str) -> bytes:
-    """The text's bytes; UserError for half a surrogate pair."""
+    """Encodes text as UTF-8; UserError for a lone surrogate."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as e:
@@ -14,7 +14,7 @@ def utf8(text: str) -> bytes:
 
 
 def until(tokens: Iterable[int], stops: Collection[int]) -> list[int]:
-    """The tokens before the first of `stops`."""
+    """Returns the tokens before the first of `stops`."""
     kept = []
     for token in map(int, tokens):
         if token in stops:
@@ -24,14 +24,14 @@ def until(tokens: Iterable[int], stops: Collection[int]) -> list[int]:
 
 
 def bytes_of(pieces: Sequence[bytes], tokens: Iterable[int]) -> bytes:
-    """The bytes of all tokens; those beyond `pieces` have none, as vocabularies may be padded."""
+    """Joins the bytes of tokens; tokens beyond `pieces` (padded vocabularies) have none."""
     return b"".join(pieces[t] for t in tokens if 0 <= t < len(pieces))
 
 
 def byte_alphabet() -> list[str]:
-    """The character that byte-level BPE writes for each byte, (256,) (Radford et al. 2019).
+    """Returns the character that byte-level BPE uses for each byte, (256,) (Radford et al. 2019).
 
-    Printable bytes of Latin-1 are written as themselves, the others as code points from 256 on.
+    Printable bytes of Latin-1 are unchanged, the others are code points from 256.
     """
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = (b for b in range(256) if b not in plain)
@@ -40,9 +40,9 @@ def byte_alphabet() -> list[str]:
 
 
 def byte_pieces(vocabulary: dict[str, int], size: int) -> list[bytes]:
-    """The bytes of each token of a byte-level vocabulary, (V,).
+    """Returns the bytes of each token of a byte-level vocabulary, (V,).
 
-    A token with a character outside the alphabet was added as it is.
+    A token with a character outside the alphabet is an added token, encoded as UTF-8.
     """
     byte = {c: b for b, c in enumerate(byte_alphabet())}
     pieces = [b""] * size

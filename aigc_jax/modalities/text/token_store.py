@@ -1,4 +1,4 @@
-"""Tokens of documents in memory."""
+"""In-memory storage of the tokens of documents."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -7,18 +7,18 @@ import numpy as np
 
 from aigc_jax.modalities.text.tokenizers import Tokenizer
 
-# Tokens, and the weight of each as a target; None: all 1.
+# Tokens, and the weight of each as a target, or None for 1.
 Document = tuple[np.ndarray, np.ndarray | None]
 
 PART = 1 << 20  # characters that are tokenized at once
-LINE = re.compile(r"(?<=\S\n)(?=\S)")  # where a line begins after one that is not blank
+LINE = re.compile(r"(?<=\S\n)(?=\S)")  # start of a line after one that is not blank
 
 
 def text_parts(document: str) -> Iterator[str]:
     """Cuts a long document into parts that can be tokenized one by one.
 
-    Parts begin where a line begins after one that is not blank: byte-level BPE cuts words there
-    anyway, so that the tokens are those of the whole.
+    Parts start at a line after one that is not blank: byte-level BPE always cuts words there, so
+      the tokens are those of the complete document.
     """
     start = 0
     while len(document) - start > PART:
@@ -31,10 +31,10 @@ def text_parts(document: str) -> Iterator[str]:
 
 
 class TokenStore:
-    """A growing array of tokens of the smallest type that holds their vocabulary.
+    """Growing array of tokens, in the smallest dtype for the vocabulary.
 
     Args:
-      size: of the vocabulary.
+      size: size of the vocabulary.
     """
 
     def __init__(self, size: int):
@@ -52,5 +52,5 @@ class TokenStore:
             self.add(tokenizer.encode(part))
 
     def array(self) -> np.ndarray:
-        """All tokens; no more can be added afterwards."""
+        """Returns all tokens; none can be added afterwards."""
         return np.frombuffer(self._data, self._dtype)

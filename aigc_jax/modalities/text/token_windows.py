@@ -1,6 +1,6 @@
-"""Concatenated documents, cut into windows of equal length.
+"""Windows of fixed length over concatenated documents.
 
-T is the number of tokens that a window predicts, B the number of windows of a batch.
+Shapes: T targets of a window, B windows of a batch.
 """
 
 import functools
@@ -13,7 +13,7 @@ from aigc_jax.modalities.text.tokenizers import Tokenizer
 
 
 def with_separator(text: str, tokenizer: Tokenizer) -> Document:
-    """A text as a document to be concatenated with others: a separator, and the text."""
+    """Encodes a text as a document to be concatenated with others: a separator, and the text."""
     store = TokenStore(tokenizer.size)
     store.add([tokenizer.separator])
     store.add_text(text, tokenizer)
@@ -21,7 +21,7 @@ def with_separator(text: str, tokenizer: Tokenizer) -> Document:
 
 
 def join(documents: Iterable[Document], tokenizer: Tokenizer) -> np.ndarray:
-    """Concatenates documents that begin with a separator each, and adds one after the last."""
+    """Concatenates documents that start with a separator, and appends a final separator."""
     store = TokenStore(tokenizer.size)
     for tokens, _ in documents:
         store.add(tokens)
@@ -30,16 +30,16 @@ def join(documents: Iterable[Document], tokenizer: Tokenizer) -> np.ndarray:
 
 
 class TokenWindows:
-    """Overlapping windows of T + 1 tokens of a stream, of which T are predicted.
+    """Overlapping windows of T + 1 tokens of a stream, with T targets.
 
-    Window i predicts the `stride` tokens after position i · stride; the T − stride tokens before
-    them are context only, with weight 0, unless nothing came before. With stride = T every token is
-    predicted once from its own window.
+    Window i scores the `stride` tokens after position i · stride; the T − stride tokens before them
+    are context only, with weight 0, except in the first window. With stride = T the windows do not
+    overlap.
 
     Args:
       stream: tokens.
       seq_len: T.
-      stride: how many new tokens each window predicts, at most T.
+      stride: new tokens scored per window, at most T; T by default.
     """
 
     def __init__(self, stream: np.ndarray, seq_len: int, stride: int | None = None):
@@ -63,12 +63,12 @@ class TokenWindows:
     def epoch_batch(
         self, index_B: np.ndarray, epoch_B: np.ndarray, seed: int
     ) -> dict[str, np.ndarray]:
-        """Whole windows, shifted by a random offset in every epoch, so that each token is seen."""
+        """Returns windows shifted by a random offset in every epoch, so that boundaries vary."""
         offset_B = np.array([_epoch_offset(seed, e, self.seq_len) for e in epoch_B.tolist()])
         return self._cut(index_B * self.seq_len + offset_B)
 
     def _cut(self, start_B: np.ndarray) -> dict[str, np.ndarray]:
-        """Windows that begin at these tokens (B,), or at the last one that leaves room for one."""
+        """Returns windows that start at these tokens (B,), or at the last possible one."""
         last = len(self.stream) - self.seq_len - 1
         at_BT = np.minimum(start_B, last)[:, None] + np.arange(self.seq_len + 1)
         return window(self.stream[at_BT])
@@ -80,7 +80,7 @@ def _epoch_offset(seed: int, epoch: int, seq_len: int) -> int:
 
 
 def window(tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """One window (T + 1,) or several (B, T + 1) as examples whose every token is a target."""
+    """Makes examples of windows (T + 1,) or (B, T + 1) in which every token is a target."""
     *batch, size = tokens.shape
     weight = np.ones((*batch, size - 1), np.float32)
     return {"tokens": tokens.astype(np.int32), "weight": weight}

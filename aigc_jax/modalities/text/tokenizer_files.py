@@ -1,6 +1,6 @@
 """Reads a tokenizer from an untrusted tokenizer.json or Hugging Face folder.
 
-The folder's other files name the tokens that end a text; no code in them is run.
+The folder's other files define the tokens that end a text; no code in them is run.
 """
 
 import json
@@ -25,7 +25,7 @@ TOKENIZER = "tokenizer.json"
 NAMED = ("tokenizer_config.json", "special_tokens_map.json")  # special tokens by their text
 NUMBERED = ("config.json", "generation_config.json")  # by their ids
 ROLES = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")  # of special tokens
-# Ends of texts in the order of trust, where no file names one.
+# Common end-of-text tokens by priority, if no file defines one.
 ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "[SEP]", IM_END)
 MASKS = ("[MASK]", "<mask>")
 
@@ -36,7 +36,7 @@ def read(path: str) -> LibraryTokenizer:
     """Reads the tokenizer of a file or folder.
 
     Raises:
-      UserError: if there is none, or it cannot be used.
+      UserError: if it is missing or invalid.
     """
     path = os.path.expanduser(path)
     folder = os.path.isdir(path)
@@ -52,20 +52,19 @@ def read(path: str) -> LibraryTokenizer:
         return with_settings(parse(text), settings)
     except ValueError as e:
         raise UserError(
-            f"{shorten(file)} is not a tokenizer that can be used ({one_line(e)}): take another"
-            " file"
+            f"{shorten(file)} is not a valid tokenizer ({one_line(e)}): use another file"
         ) from e
 
 
 def with_settings(library: tokenizers.Tokenizer, settings: Settings) -> LibraryTokenizer:
-    """Adds the special tokens of the settings; ValueError if there is no end of text."""
+    """Adds the special tokens of the settings; ValueError if no token ends a text."""
     size = max(vocabulary_of(library).values()) + 1
     names = [_name(settings.get(file, {}), "eos_token") for file in NAMED]
     ends = [i for name in names if name and (i := library.token_to_id(name)) is not None]
     ends += [i for file in NUMBERED for i in _ids(settings.get(file, {}), "eos_token_id", size)]
     known = [i for name in ENDS if (i := library.token_to_id(name)) is not None]
     if not ends and not known:
-        raise ValueError("no token ends a text: give a folder whose tokenizer_config.json names it")
+        raise ValueError("no token ends a text: use a folder with a tokenizer_config.json")
     separator = ends[0] if ends else known[0]
     turn, end = library.token_to_id(IM_END), library.token_to_id(END)
     if separator == turn and end is not None:
@@ -84,7 +83,7 @@ def with_settings(library: tokenizers.Tokenizer, settings: Settings) -> LibraryT
 
 
 def roles(folder: str, library: tokenizers.Tokenizer) -> dict[str, int]:
-    """The ids of the special tokens that the folder's files name, by their role such as "mask"."""
+    """Returns ids of the special tokens defined in the folder's files, by role such as "mask"."""
     found: dict[str, int] = {}
     for settings in (_settings(folder, file) for file in NAMED):
         for role in ROLES:
@@ -96,9 +95,9 @@ def roles(folder: str, library: tokenizers.Tokenizer) -> dict[str, int]:
 
 
 def _affixes(library: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
-    """The tokens that the post-processor adds before and after a text."""
+    """Returns the tokens that the post-processor adds before and after a text."""
     with checked():
-        without_truncation(library)  # without padding, above all
+        without_truncation(library)  # padding in particular
         for text in ("a", "0", ""):
             encoding = library.encode(text, add_special_tokens=True)
             ids, special = encoding.ids, encoding.special_tokens_mask
@@ -109,7 +108,7 @@ def _affixes(library: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def _start(library: tokenizers.Tokenizer, settings: Settings) -> list[int]:
-    """The token at the start of a text, if only the settings ask for it."""
+    """Returns the token at the start of a text if it is defined in the settings only."""
     asked = settings.get(NAMED[0], {}).get("add_bos_token") is True
     names = [_name(settings.get(file, {}), "bos_token") for file in NAMED] if asked else []
     found = [i for name in names if name and (i := library.token_to_id(name)) is not None]
@@ -117,7 +116,7 @@ def _start(library: tokenizers.Tokenizer, settings: Settings) -> list[int]:
 
 
 def _name(settings: dict[str, Any], key: str) -> str | None:
-    """A special token's text, as a string or in an object with "content"."""
+    """Returns a special token's text, stored as a string or as an object with "content"."""
     value = settings.get(key)
     value = value.get("content") if isinstance(value, dict) else value
     if value is not None and not isinstance(value, str):
@@ -126,7 +125,7 @@ def _name(settings: dict[str, Any], key: str) -> str | None:
 
 
 def _ids(settings: dict[str, Any], key: str, size: int) -> list[int]:
-    """The tokens under the key, one or a list; those outside the vocabulary are ignored."""
+    """Returns the token or tokens under a key, without those outside the vocabulary."""
     value = settings.get(key)
     values = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(i) is int for i in values):
@@ -135,7 +134,7 @@ def _ids(settings: dict[str, Any], key: str, size: int) -> list[int]:
 
 
 def _settings(folder: str, name: str) -> dict[str, Any]:
-    """The JSON object in a file of the folder; empty if the file does not exist."""
+    """Reads the JSON object in a file of the folder; {} if the file does not exist."""
     path = os.path.join(folder, name)
     if not os.path.exists(path):
         return {}

@@ -1,6 +1,6 @@
-"""Text ↔ tokens: bytes, characters, and whatever the `tokenizers` library reads or trains.
+"""Tokenizers: bytes, characters, and those of the `tokenizers` library.
 
-V is the number of tokens.
+Shapes: V tokens in the vocabulary.
 """
 
 import codecs
@@ -19,18 +19,18 @@ KINDS = ("byte", "char", "bpe", "file:PATH", "workdir:DIR")
 
 
 class Tokenizer(Protocol):
-    """Text ↔ tokens.
+    """Converts text to tokens and back.
 
     Attributes:
       name: byte, char or library.
       size: V.
       separator: the token between documents.
-      stops: tokens that end a generation, the separator among them.
+      stops: tokens that end a generation, including the separator.
       prefix: tokens before a prompt.
       suffix: tokens after a text, such as BERT's [SEP].
       mask: the mask token, if there is one.
-      pieces: the bytes of each token, (V,), empty for special ones; None if they depend on their
-        neighbours.
+      pieces: bytes of each token, (V,), empty for special ones; None if they depend on neighbouring
+        tokens.
     """
 
     name: str
@@ -43,36 +43,36 @@ class Tokenizer(Protocol):
     pieces: list[bytes] | None
 
     def encode(self, text: str) -> np.ndarray:
-        """The tokens of the text, int32; special tokens spelled in it are plain text."""
+        """Encodes text to int32 tokens; special tokens spelled in it are plain text."""
         ...
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text up to the first of `stops`, special tokens left out; broken UTF-8 becomes �."""
+        """Decodes up to the first of `stops`, without special tokens; invalid UTF-8 becomes �."""
         ...
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of all tokens, special ones left out."""
+        """Decodes all tokens, without special ones."""
         ...
 
     def byte_lengths(self) -> np.ndarray:
-        """Number of bytes of text of each token, (V,)."""
+        """Returns the number of bytes of each token's text, (V,)."""
         ...
 
     def special(self, text: str) -> tuple[int, ...]:
-        """A special token by its name; the name spelled out if there is none."""
+        """Returns a special token by its text; the encoded text if there is none."""
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; the inverse of `from_json`."""
+        """Returns plain JSON values; the inverse of `from_json`."""
         ...
 
     def to_library(self) -> tokenizers.Tokenizer:
-        """The same tokenizer for the `tokenizers` library, whose JSON other programs read."""
+        """Converts it to the `tokenizers` library, whose JSON other programs can read."""
         ...
 
 
 class _Table:
-    """A tokenizer whose tokens are pieces of text; its last token is the separator."""
+    """Tokenizer with a table of pieces of text; its last token is the separator."""
 
     suffix: tuple[int, ...] = ()
     mask: int | None = None
@@ -88,7 +88,7 @@ class _Table:
         raise NotImplementedError
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of the tokens up to the first separator; broken UTF-8 becomes '�'."""
+        """Decodes up to the first separator; invalid UTF-8 becomes �."""
         return self.text(until(tokens, self.stops))
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -102,7 +102,7 @@ class _Table:
 
 
 class ByteTokenizer(_Table):
-    """UTF-8 bytes, and one separator between documents."""
+    """Tokenizer of UTF-8 bytes, with a separator between documents."""
 
     name = "byte"
     size = 257
@@ -126,7 +126,7 @@ class ByteTokenizer(_Table):
 
 
 class CharTokenizer(_Table):
-    """The characters of a text, and one separator between documents."""
+    """Tokenizer of the characters of a text, with a separator between documents."""
 
     name = "char"
 
@@ -142,13 +142,13 @@ class CharTokenizer(_Table):
         return cls(sorted(set().union(*documents)))
 
     def encode(self, text: str) -> np.ndarray:
-        """Raises UserError for a character that the vocabulary lacks."""
+        """Encodes text; UserError for a character that is not in the vocabulary."""
         try:
             return np.array([self.index[c] for c in text], np.int32)
         except KeyError as e:
             raise UserError(
                 f"the character {e.args[0]!r} is not in this model's vocabulary of"
-                f" {len(self.characters)} characters: leave it out, or train with"
+                f" {len(self.characters)} characters: remove it, or train with"
                 " --config.data.tokenizer=byte"
             ) from None
 
@@ -156,7 +156,7 @@ class CharTokenizer(_Table):
         return {"tokenizer": self.name, "characters": self.characters}
 
     def to_library(self) -> tokenizers.Tokenizer:
-        # Without an <unk> in the vocabulary, an unknown character is an error there too.
+        # Without <unk> in the vocabulary an unknown character is an error there too.
         model = tokenizers.models.WordLevel(vocab=dict(self.index), unk_token="<unk>")
         library = tokenizers.Tokenizer(model)
         every = tokenizers.Regex(r"[\s\S]")
@@ -166,16 +166,16 @@ class CharTokenizer(_Table):
 
 
 def make_tokenizer(name: str, documents: Sequence[str], vocab_size: int = 0) -> Tokenizer:
-    """The tokenizer that `data.tokenizer` names.
+    """Makes the tokenizer of `data.tokenizer`.
 
     Args:
       name: byte; char: the characters of the documents; bpe: byte-level BPE learned from them;
         file:PATH: a tokenizer.json or a Hugging Face folder.
-      documents: for char and bpe.
-      vocab_size: the most tokens of a bpe tokenizer.
+      documents: texts for char and bpe.
+      vocab_size: maximum number of tokens for bpe.
 
     Raises:
-      UserError: for an unknown name, or an unusable file or size.
+      UserError: for an unknown name, or an invalid file or size.
     """
     kind, _, argument = name.partition(":")
     if kind == "file" and argument:
@@ -192,7 +192,7 @@ def make_tokenizer(name: str, documents: Sequence[str], vocab_size: int = 0) -> 
 
 
 def from_json(value: dict[str, Any]) -> Tokenizer:
-    """The inverse of `to_json`; the value is untrusted and may have other keys.
+    """Builds a tokenizer from the output of `to_json`, which is not trusted.
 
     Raises:
       KeyError, TypeError, ValueError: if it does not describe a tokenizer.
@@ -209,13 +209,13 @@ def from_json(value: dict[str, Any]) -> Tokenizer:
         raise ValueError("characters that are not characters")
     if len(set(characters)) < len(characters):
         raise ValueError("a character twice")
-    return CharTokenizer(characters)  # ValueError for half a surrogate pair
+    return CharTokenizer(characters)  # ValueError for a lone surrogate
 
 
 class TextStream:
-    """Decodes tokens as they come; `feed` and `finish` together return `decode` of all tokens.
+    """Incremental decoder: `feed` and `finish` together return `decode` of all tokens.
 
-    A character is held back until all its bytes are there.
+    A character is held back until it is complete.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -226,20 +226,20 @@ class TextStream:
         )
 
     def feed(self, tokens: Iterable[int]) -> str:
-        """The text that these tokens complete; nothing after one of the tokenizer's `stops`."""
+        """Returns the text that these tokens complete; "" after one of the tokenizer's `stops`."""
         tokens = [] if self._ended else [int(t) for t in tokens]
         kept = until(tokens, self._tokenizer.stops)
         self._ended = self._ended or len(kept) < len(tokens)
         return self._stream.feed(kept)
 
     def finish(self) -> str:
-        """The text that was held back."""
+        """Returns the text that was held back."""
         self._ended = True
         return self._stream.feed([], final=True)
 
 
 class _Bytes:
-    """A stream of tokens that are bytes."""
+    """Incremental decoder of tokens with fixed bytes."""
 
     def __init__(self, pieces: list[bytes]):
         self._pieces = pieces
@@ -250,9 +250,9 @@ class _Bytes:
 
 
 class _Windows:
-    """A stream of tokens whose text depends on the one before, such as '▁a' or '##ing'.
+    """Incremental decoder of tokens whose text depends on the previous one, such as '▁a', '##ing'.
 
-    New tokens are decoded together with the last ones that made text, whose text is then removed.
+    New tokens are decoded together with the last ones that produced text, which is then removed.
     """
 
     def __init__(self, tokenizer: LibraryTokenizer):
@@ -262,7 +262,7 @@ class _Windows:
 
     def feed(self, tokens: list[int], final: bool = False) -> str:
         self._held += self._tokenizer.plain(tokens)
-        # A run of byte tokens is decoded at its end: one wrong byte turns all of it into �.
+        # A run of byte tokens is decoded at its end, since one invalid byte turns all of it into �.
         if not self._held or (self._held[-1] in self._tokenizer.byte_tokens and not final):
             return ""
         old = self._tokenizer.text(self._before)

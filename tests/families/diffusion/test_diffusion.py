@@ -264,7 +264,7 @@ def test_given_images_that_do_not_fit_are_refused(tmp_path):
     zeros = np.zeros((8, 8), np.uint8)
     for pair, message in (
         ((image, small), "10×8 pixels for an image of 12×8"),
-        ((None, image), "give the image too"),
+        ((None, image), "pass the image too"),
         ((zeros[:4], None), r"uint8 of the shape \(4, 8\)"),
         ((zeros.astype(float), None), "float64"),
         ((zeros, zeros[:4]), r"shape \(4, 8\)"),
@@ -300,7 +300,7 @@ def test_a_run_inpaints_with_a_guide(workdirs):
     pair = np.stack([image[:, :, None]] * 2)
     for options, message in (
         (dict(guidance_workdir="gan"), "another family"),
-        (dict(mask=mask), "give the image too"),
+        (dict(mask=mask), "pass the image too"),
         (dict(image=pair, num=3), "3 samples"),
         (dict(image=image, strength=1.5), "sample.strength must be at most 1"),
     ):

@@ -267,7 +267,7 @@ def test_a_conversation_longer_than_a_row_is_cut_and_loses_no_answer(tmp_path):
 def test_conversations_without_an_answer_are_left_out_and_counted(tmp_path, capfd):
     silent = [chat("a", "b", role="user")] * 5
     data = load_chats(tmp_path, [chat("a", "b")] * 20 + silent, seq_len=128)
-    assert capfd.readouterr().err.count("5 of 25 conversations are left out") == 1
+    assert capfd.readouterr().err.count("5 of 25 conversations are dropped") == 1
     kept = read_back(data.train) + read_back(data.validation)
     assert len(kept) == 20
     assert all(d[1]["role"] == "assistant" for d in data.dialogues)

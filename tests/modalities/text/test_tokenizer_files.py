@@ -251,7 +251,7 @@ def test_a_description_that_lies_is_refused(value):
 )
 def test_a_tokenizer_that_fails_at_work_says_so(value):
     tokenizer = spec_from_json(value).tokenizer
-    assert "cannot be made into tokens" in refusal(tokenizer.encode, "a" * 40 + "b")
+    assert "cannot be encoded" in refusal(tokenizer.encode, "a" * 40 + "b")
 
 
 def test_a_description_survives_json():

@@ -258,7 +258,7 @@ def test_a_character_outside_the_vocabulary_is_an_error_in_the_library_too():
     [
         ("bite", "did you mean 'byte'?"),
         ("chars", "did you mean 'char'?"),
-        ("", "known are: bpe, byte, char, file:PATH, workdir:DIR"),
+        ("", "known are bpe, byte, char, file:PATH, workdir:DIR"),
         ("file:", "'file:PATH'"),
         ("byte:x", "'byte'"),
         ("folder:x", "known are"),
