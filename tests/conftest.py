@@ -23,6 +23,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
+import pytest
 from absl import flags
 
 # Grain reads absl flags, which nobody parses under pytest.
@@ -31,3 +32,15 @@ flags.FLAGS.mark_as_parsed()
 jax.config.update("jax_num_cpu_devices", 8)
 # The arrays are tiny: compiling takes the time, not computing.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Turns XLA's optimisations on for tests with the marker `xla_optimizations`, off for others.
+
+    Compiled programs are forgotten at each change: JAX would use them again.
+    """
+    off = item.get_closest_marker("xla_optimizations") is None
+    if jax.config.read("jax_disable_most_optimizations") != off:
+        jax.config.update("jax_disable_most_optimizations", off)
+        jax.clear_caches()

@@ -40,6 +40,7 @@ from aigc_jax.training.callbacks import Callback
 from aigc_jax.training.loop import fit
 
 MakeFeed = Callable[[build.Run, Dataset], Feed]
+MakeRun = Callable[..., build.Run]
 
 
 def make_loader(run: build.Run, dataset: Dataset) -> DataLoader:
@@ -59,6 +60,8 @@ class Trainer:
       data: examples passed from Python, which replace `data.source`.
       parts: a network and optimizers passed from Python.
       make_feed: returns the feed for a run and its data set.
+      make_run: returns the parts, called as `build.build` is: (config, spec, parts=…). Another one
+        may return a `Run` whose step is compiled already.
     """
 
     def __init__(
@@ -71,9 +74,10 @@ class Trainer:
         data: Any = None,
         parts: PythonParts | None = None,
         make_feed: MakeFeed = make_loader,
+        make_run: MakeRun = build.build,
     ):
         self.config, self.preemption = config, preemption or PreemptionHandler()
-        self.callbacks, self.make_feed = tuple(callbacks), make_feed
+        self.callbacks, self.make_feed, self.make_run = tuple(callbacks), make_feed, make_run
         self.data, self.python_parts = data, parts or PythonParts()
         self.workdir = os.path.abspath(os.path.expanduser(workdir))
         kv_store.attach()
@@ -120,7 +124,7 @@ class Trainer:
             check_config(self.workdir, saved, self.config)
         self.dataset = load_dataset(self.config.data, self.data)
         c = self.config = resolve_first_stage(self.config, self.dataset.spec)
-        self.parts = build.build(c, self.dataset.spec, parts=self.python_parts)
+        self.parts = self.make_run(c, self.dataset.spec, parts=self.python_parts)
         self.evaluator = Evaluator(
             self.parts, self.dataset, lambda: self.session.heartbeat("evaluation")
         )

@@ -40,7 +40,7 @@ def test_slots_are_of_the_same_length_and_give_the_time_for_once():
         assert work.log == [1, 1, times, 1, times]  # each but the first warms up
 
 
-def test_what_warms_up_does_not_count():
+def test_warm_up_is_not_timed():
     slot = Clocked(1.0, 100.0, 0.5).slot(4.0)
     assert [slot(), slot()] == [1.0, 0.5]
 
@@ -60,13 +60,13 @@ def test_sides_take_turns():
     assert 0 < probe() < 60
 
 
-def test_others_do_something_between_nothing_and_everything():
+def test_other_strengths_are_between_the_extremes():
     others = Others()
     sum(i * i for i in range(100_000))
     assert 0 <= others.share() <= 1
 
 
-def test_a_process_tells_when_its_first_step_was_done_and_its_memory():
+def test_time_to_first_step_and_peak_memory_are_reported():
     code = "import os; print(os.environ['XDG_CACHE_HOME'], flush=True); print(123)"
     with starts("lm") as processes:
         assert processes["ours"].cache and not processes["cold"].cache

@@ -433,7 +433,7 @@ def test_a_config_file_that_cannot_be_loaded_is_named(refusal, tmp_path, name):
 def test_a_config_file_that_is_not_there_is_named(refusal, tmp_path, name):
     path = tmp_path / name
     message = refusal("train", f"--config={path}", "--workdir=w")
-    assert f"no config file or recipe {path}" in message
+    assert str(path) in message
 
 
 @pytest.mark.parametrize("name", ["lm/quickstart", "configs/lm/quickstart.py", "lm/quickstart.py"])
@@ -444,9 +444,7 @@ def test_a_recipe_is_found_by_its_name_from_any_folder(parse, tmp_path, monkeypa
 
 
 def test_a_recipe_of_a_wrong_name_names_the_nearest(refusal):
-    assert "did you mean 'lm/quickstart'?" in refusal(
-        "train", "--config=lm/quikstart", "--workdir=w"
-    )
+    assert "'lm/quickstart'" in refusal("train", "--config=lm/quikstart", "--workdir=w")
 
 
 def test_a_mistake_that_the_recipe_finds_itself_is_passed_on(refusal, tmp_path):
@@ -456,7 +454,7 @@ def test_a_mistake_that_the_recipe_finds_itself_is_passed_on(refusal, tmp_path):
         "objective=dict(name='vae'), model=dict(name='mlp', latnt=3))\n"
     )
     message = refusal("train", f"--config={path}", "--workdir=w")
-    assert message == "the config has no key 'model.latnt': did you mean 'latent'?"
+    assert "'model.latnt'" in message and "'latent'" in message
 
 
 def test_load_recipe_returns_what_the_file_returns(recipe):
@@ -552,7 +550,7 @@ def test_doctor_says_how_to_use_an_unseen_accelerator(monkeypatch, present, back
     assert (package in advice) if package else advice == ""
 
 
-def test_deterministic_sets_what_a_gpu_needs_beside_what_is_set(monkeypatch):
+def test_deterministic_extends_xla_flags(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=here")
     main.make_deterministic()
     words = os.environ["XLA_FLAGS"].split()

@@ -219,7 +219,7 @@ def test_a_model_of_another_family_is_refused():
     assert "model.name" in message and "'unet'" in message and "hierarchical_vae" in message
 
 
-def test_what_only_the_model_knows_to_be_wrong_is_refused():
+def test_model_constraints_are_checked():
     message = refusal("lm", model=dict(width=30, heads=4))
     assert "model.width=30" in message and "model.heads=4" in message
 
@@ -354,7 +354,7 @@ def test_differences_name_keys_that_only_one_config_has():
         ("data.data_dir", "elsewhere"),
     ],
 )
-def test_differences_leave_out_what_a_run_may_change(path, value):
+def test_differences_skip_resumable_fields(path, value):
     new = parse(**nested(path, value))
     assert differences(parse().raw, new.raw, new.resumable_fields()) == []
 

@@ -54,14 +54,14 @@ def test_programs_are_kept_in_the_users_cache_folder(bare, tmp_path):
 
 
 @pytest.mark.parametrize("given", ["", "/elsewhere"])
-def test_the_users_folder_or_his_wish_for_none_stands(bare, tmp_path, given):
+def test_cache_folder_of_the_user_is_kept(bare, tmp_path, given):
     bare.setenv("JAX_COMPILATION_CACHE_DIR", given)
     environment.set_compilation_cache()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == given
     assert not os.path.exists(tmp_path / "cache")
 
 
-def test_a_home_that_cannot_be_written_to_keeps_nothing(bare, tmp_path):
+def test_unwritable_home_disables_the_cache(bare, tmp_path):
     (tmp_path / "file").write_text("")
     bare.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     environment.set_compilation_cache()

@@ -105,7 +105,7 @@ def test_an_order_in_windows_opens_each_file_once_in_an_epoch(tmp_path):
 
 def test_a_file_that_holds_other_than_it_should_is_named(tmp_path):
     paths = write(tmp_path)
-    with pytest.raises(ValueError, match="x-00001-of-00005 has 3 records"):
+    with pytest.raises(ValueError, match=r"x-00001-of-00005 .*3"):
         Shards(paths, (4, 2, 7, 2, 5), max_open_records=100)[4]
 
 
@@ -202,7 +202,7 @@ def text(folder, count=60):
 
 
 @pytest.mark.parametrize("form", ["stream", "documents"])
-def test_text_that_is_not_held_has_the_same_words(tmp_path, form):
+def test_streamed_text_has_the_same_vocabulary(tmp_path, form):
     said = text(tmp_path)
     config = dict(source="tfds:own", data_dir=str(tmp_path), format=form, seq_len=64, split="tail")
     data = sources.load(Data(**config, in_memory=0))
@@ -225,7 +225,7 @@ def test_text_that_is_not_held_has_the_same_words(tmp_path, form):
     assert sum(name in judged for name in names) == 12 or form == "stream"
 
 
-def test_vocabularies_of_text_that_is_not_held(tmp_path):
+def test_vocabulary_of_streamed_text(tmp_path):
     text(tmp_path)
     config = dict(source="tfds:own", data_dir=str(tmp_path), seq_len=16, in_memory=0)
     assert "char" in refusal(sources.load, Data(**config, tokenizer="char"))
@@ -234,7 +234,7 @@ def test_vocabularies_of_text_that_is_not_held(tmp_path):
     assert DataLoader(data.train, 2, seed=0).next()["tokens"].max() >= 256
 
 
-def test_conversations_that_are_not_held(tmp_path):
+def test_conversations_without_validation_split(tmp_path):
     with open(tmp_path / "d.jsonl", "w") as f:
         for i in range(40):
             turns = [dict(role="user", content=f"q {i}"), dict(role="assistant", content=f"a {i}")]

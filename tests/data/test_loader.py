@@ -126,7 +126,7 @@ def test_the_same_seed_gives_the_same_batches_with_any_number_of_threads(kind):
 @pytest.mark.parametrize("threads", [0, 2])
 @pytest.mark.parametrize("taken", [0, 1, 7])
 @pytest.mark.parametrize("kind", SOURCES)
-def test_seek_goes_on_with_exactly_the_next_batches(kind, taken, threads):
+def test_seek_continues_with_exactly_the_next_batches(kind, taken, threads):
     """Also past the end of an epoch, and whatever was read ahead."""
     iterator = DataLoader(SOURCES[kind](), 4, seed=3, threads=threads)
     take(iterator, taken)
@@ -249,7 +249,7 @@ def test_processes_share_the_batches_of_one(kind, processes, monkeypatch):
     assert_same(together(shares), expected)
 
 
-def test_a_run_goes_on_with_another_number_of_processes(monkeypatch):
+def test_resume_with_another_number_of_processes(monkeypatch):
     iterator = DataLoader(images(10), 8, seed=5)
     take(iterator, 3)
     position = iterator.position()
@@ -264,7 +264,7 @@ def test_a_run_goes_on_with_another_number_of_processes(monkeypatch):
     assert_same(together(shares), expected)
 
 
-def test_work_done_alone_is_not_shared(monkeypatch):
+def test_local_work_is_not_shared(monkeypatch):
     expected = take(DataLoader(images(10), 8, seed=5), 3)
     as_process(monkeypatch, 1, 2)
     assert_same(take(DataLoader(images(10), 8, seed=5, shard=(0, 1)), 3), expected)

@@ -67,7 +67,7 @@ def test_processes_share_the_batches_of_one(processes, monkeypatch):
 
 
 @pytest.mark.parametrize("taken", [0, 1, 7])
-def test_seek_goes_on_in_the_middle_of_a_mixture(taken):
+def test_seek_continues_within_a_mixture(taken):
     iterator = DataLoader(mixed(), 8, seed=3)
     take(iterator, taken)
     position = json.loads(json.dumps(iterator.position()))
@@ -118,7 +118,7 @@ def test_a_mixture_is_written_as_weights_and_sources(source, parts):
     ["mix:", "mix:digits", "mix:0.5*digits,", "mix:-1*digits", "mix:0*digits,1*digits",
      "mix:1*mix:1*digits", "mix:x,1*digits", "mix:1e3*digits", "mix:1.0000000001*digits,1*digits"],
 )  # fmt: skip
-def test_what_is_no_mixture_is_refused(source):
+def test_invalid_mixture_is_rejected(source):
     message = refusal(sources.load, Data(source=source))
     assert "mix" in message or "weight" in message or "digits," in message
 

@@ -17,7 +17,7 @@ def test_sizes():
 
 
 @pytest.mark.parametrize("text", ["", "data", "data=x", "data=0", "data=-2", "data=9", "date=2"])
-def test_what_is_no_mesh(text):
+def test_invalid_mesh_is_rejected(text):
     with pytest.raises(UserError, match="mesh="):
         parse_mesh(text, 8)
 
@@ -32,7 +32,7 @@ def test_what_is_no_mesh(text):
         ("data=0,fsdp=-1", "sizes must be at least 1"),
     ],
 )
-def test_what_does_not_fit_says_why(text, message):
+def test_misfits_are_explained(text, message):
     with pytest.raises(UserError, match=message):
         parse_mesh(text, 8)
 
@@ -50,9 +50,9 @@ def chips(slices=1):
 
 
 def test_devices_that_make_no_box_of_a_slice():
-    with pytest.raises(UserError, match=r"3 of 16.*all 16 devices.*product is 2 or 4"):
+    with pytest.raises(UserError, match=r"3 of 16.*2 or 4"):
         make_mesh("data=3", chips())
-    with pytest.raises(UserError, match=r"20 of 32.*all 32 devices.*product is 16$"):
+    with pytest.raises(UserError, match=r"20 of 32.*16$"):
         make_mesh("data=20", chips(2))
 
 
@@ -104,5 +104,5 @@ def test_a_process_may_have_rows_between_those_of_another(monkeypatch):
 def test_unequal_parts_are_refused_by_every_process(process_RD, monkeypatch):
     for process in range(np.max(process_RD) + 1):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        with pytest.raises(UserError, match="unequal shards of a batch"):
+        with pytest.raises(UserError, match="shard"):
             process_shard(Placed(process_RD))

@@ -21,12 +21,6 @@ WATCHED = dict(eval=dict(every=3), sample=dict(every=4))
 SLOW = [pytest.param(f, marks=pytest.mark.slow) for f in ("lm", "gan", "diffusion")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with runs.shared_programs():
-        yield
-
-
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
     """A run of 6 steps that is evaluated after 3 and 6, and sampled from after 4 and 6."""
@@ -53,7 +47,7 @@ def test_a_request_is_kept():
     assert stop.requested and stop.agreed() and stop.agreed()
 
 
-def test_a_free_phase_is_not_begun_after_a_request():
+def test_interruptible_phase_is_not_entered_after_a_request():
     stop, finished = PreemptionHandler(), []
     with stop.interruptible(lambda: finished.append(1)):
         pass
@@ -65,15 +59,12 @@ def test_a_free_phase_is_not_begun_after_a_request():
 
 
 @pytest.mark.parametrize("family", ["vae", *SLOW])
-def test_a_stopped_run_goes_on_as_if_nobody_had_asked(family, tmp_path):
+def test_preempted_run_resumes_exactly(family, tmp_path):
     """After a step at which nothing else is due: its share of the metrics is saved with it."""
     train(family, tmp_path / "whole")
     stop = PreemptionHandler()
-    with (
-        runs.batches(runs.at_batch(5, stop.request)),
-        pytest.raises(Stopped, match="after step 5") as e,
-    ):
-        train(family, tmp_path / "stopped", stop)
+    with pytest.raises(Stopped, match="step 5") as e:
+        train(family, tmp_path / "stopped", stop, on_batch=runs.at_batch(5, stop.request))
     assert e.value.code == 75
     assert final_state(tmp_path / "stopped")[1] == 5
     assert steps_of(tmp_path / "stopped") == [2, 3, 4]
@@ -85,8 +76,8 @@ def test_a_stopped_run_goes_on_as_if_nobody_had_asked(family, tmp_path):
 def test_a_request_at_any_step(number, tmp_path, watched):
     """Also the first, the last, one that is saved and evaluated anyway, one that is recorded."""
     stop = PreemptionHandler()
-    with runs.batches(runs.at_batch(number, stop.request)), pytest.raises(Stopped):
-        train("vae", tmp_path, stop, **WATCHED)
+    with pytest.raises(Stopped):
+        train("vae", tmp_path, stop, on_batch=runs.at_batch(number, stop.request), **WATCHED)
     # The first step compiles, which is nothing to wait for: there is nothing to save yet.
     assert final_state(tmp_path)[1] == number if number > 1 else records(tmp_path) == []
     train("vae", tmp_path, **WATCHED)
@@ -96,8 +87,8 @@ def test_a_request_at_any_step(number, tmp_path, watched):
 def test_one_request_after_another(tmp_path, watched):
     for number in range(1, 7):
         stop = PreemptionHandler()
-        with runs.batches(runs.at_batch(number, stop.request)), pytest.raises(Stopped):
-            train("vae", tmp_path, stop, **WATCHED)
+        with pytest.raises(Stopped):
+            train("vae", tmp_path, stop, on_batch=runs.at_batch(number, stop.request), **WATCHED)
     train("vae", tmp_path, **WATCHED)
     same_runs(watched, tmp_path)
 
@@ -150,7 +141,7 @@ def test_a_request_during_a_hook(hook, number, tmp_path, watched, monkeypatch):
 
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("hook", ["evaluation", "sampling"])
-def test_a_hook_that_was_cut_off_is_made_up_for_once(hook, number, tmp_path, watched, monkeypatch):
+def test_interrupted_callback_runs_once_after_restart(hook, number, tmp_path, watched, monkeypatch):
     """As when the process leaves in the middle of it: its step is saved."""
     with monkeypatch.context() as patch:
         in_hook(patch, hook, number, runs.interrupt)
@@ -177,14 +168,14 @@ def test_a_hook_that_was_cut_off_is_made_up_for_once(hook, number, tmp_path, wat
     assert records(tmp_path) == before
 
 
-def test_what_was_made_up_for_is_on_the_disk_if_the_run_is_killed_again(tmp_path, watched):
+def test_late_callback_is_saved_before_another_kill(tmp_path, watched):
     """Killed in the first step after it: the evaluation is not lost, and not there twice."""
-    with runs.batches(runs.at_batch(4, runs.interrupt)), pytest.raises(KeyboardInterrupt):
-        train("vae", tmp_path, **WATCHED)
+    with pytest.raises(KeyboardInterrupt):
+        train("vae", tmp_path, on_batch=runs.at_batch(4, runs.interrupt), **WATCHED)
     kept = [r for r in records(tmp_path) if r["step"] <= 3]
     for _ in range(2):
-        with runs.batches(runs.at_batch(4, runs.interrupt)), pytest.raises(KeyboardInterrupt):
-            train("vae", tmp_path, **WATCHED)
+        with pytest.raises(KeyboardInterrupt):
+            train("vae", tmp_path, on_batch=runs.at_batch(4, runs.interrupt), **WATCHED)
         assert [r for r in records(tmp_path) if r["step"] <= 3] == kept
     train("vae", tmp_path, **WATCHED)
     same_runs(watched, tmp_path)
@@ -239,7 +230,7 @@ def ended(process, timeout=60):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_while_nothing_can_be_lost_ends_the_process(number):
+def test_signal_in_an_interruptible_phase_exits(number):
     process = start(PROGRAM, "free", 0)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
@@ -249,13 +240,13 @@ def test_a_signal_while_nothing_can_be_lost_ends_the_process(number):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_while_something_could_be_lost_is_a_request(number):
+def test_signal_outside_interruptible_phases_is_a_request(number):
     process = start(PROGRAM, "busy", 0)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
     code, out, err = ended(process)
     assert code == 75 and out == "agreed\n"
-    assert number.name in err and "a second signal exits at once" in err
+    assert number.name in err and "second" in err
 
 
 @pytest.mark.parametrize("phase, heard", [("free", "finishing\n"), ("busy", "agreed\n")])
@@ -287,7 +278,7 @@ def test_one_request_that_comes_twice_is_one(monkeypatch):
     assert left == [128 + signal.SIGTERM]
 
 
-def test_a_stream_that_nobody_reads_is_written_to_in_peace():
+def test_closed_pipe_does_not_break_a_stream():
     read, write = os.pipe()
     os.close(read)
     with open(write, "w", encoding="utf-8", closefd=False) as stream:

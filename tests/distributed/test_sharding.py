@@ -88,7 +88,7 @@ def test_an_axis_of_the_mesh_splits_one_axis_of_an_array():
         ("fsdp=3", {}, ("data.batch_size=8", "divisible by 3")),
     ],
 )
-def test_what_cannot_be_split_is_said_before_anything_is_compiled(mesh, changes, parts):
+def test_indivisible_axes_are_rejected_before_compiling(mesh, changes, parts):
     with pytest.raises(UserError) as e:
         tiny.make("lm", mesh=mesh, **changes)
     assert all(part in str(e.value) for part in parts), e.value
@@ -96,7 +96,7 @@ def test_what_cannot_be_split_is_said_before_anything_is_compiled(mesh, changes,
 
 @pytest.mark.parametrize("model", ["dcgan", "hierarchical_vae"])
 def test_a_product_under_which_a_gradient_is_wrong_is_refused(model):
-    with pytest.raises(UserError, match=r"wrong gradient.*mesh=fsdp=4,tensor=2"):
+    with pytest.raises(UserError, match=r"mesh=fsdp=4,tensor=2"):
         sharded.make(model, "data=2,fsdp=2,tensor=2")
     sharded.make(model, "fsdp=4,tensor=2")
 
@@ -155,7 +155,7 @@ def test_slices_lie_along_data():
     assert (slices == np.array([0, 1])[:, None, None]).all()
     placed = arrange_devices(dict(data=4, tensor=2), devices)
     assert np.vectorize(lambda d: d.slice_index)(placed).tolist() == [[0] * 2] * 2 + [[1] * 2] * 2
-    with pytest.raises(UserError, match=r"2 slices.*data a multiple of 2"):
+    with pytest.raises(UserError, match=r"2 slices.*data"):
         arrange_devices(dict(fsdp=4, tensor=2), devices)
     assert arrange_devices(dict(fsdp=4), [d for d in devices if d.slice_index]).shape == (4,)
 
@@ -167,11 +167,11 @@ def test_batches_lie_on_data_and_fsdp():
     np.testing.assert_array_equal(x, np.arange(8.0))
     assert put_batch(make_mesh("tensor=4"), np.ones(3)).sharding.is_fully_replicated
     check_batch(8, mesh, 2, "b")
-    with pytest.raises(UserError, match="b=12 must be divisible by 8"):
+    with pytest.raises(UserError, match=r"b=12.*8"):
         check_batch(12, mesh, 2, "b")
 
 
-def test_split_says_where_what_is_computed_lies():
+def test_constraints_shard_computed_arrays():
     def f(x):
         return with_logical_constraint(x, "batch", "length", None) * 2
 
@@ -187,7 +187,7 @@ def test_split_says_where_what_is_computed_lies():
     jax.pmap(f, axis_name="data", devices=devices)(jnp.ones((2, 4, 4, 3)))
 
 
-def test_the_whole_state_is_made_where_it_lies():
+def test_state_is_initialised_sharded():
     """Parameters, moments, both kinds of averages; only small arrays are whole on a device."""
     config = dict(ema=dict(halflife=20.0, sigma_rels=(0.1,)), optim=dict(name="adamw"))
     run = tiny.make("vae", mesh="fsdp=4,tensor=2", **sharded.MODELS["conv"][1], **config)

@@ -82,10 +82,9 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     source, base, task = write_jsonl(folder, LABELS), str(folder / "base"), str(folder / "task")
     pretend(base, pretrained(source))
-    with runs.shared_programs():
-        aigc_jax.train(tuned(source, base), task, progress=False)
-        aigc_jax.train(tuned(source, base, steps=4), task, progress=False)  # goes on
-        aigc_jax.train(tuned(source, base, steps=4), str(folder / "whole"), progress=False)
+    aigc_jax.train(tuned(source, base), task, progress=False)
+    aigc_jax.train(tuned(source, base, steps=4), task, progress=False)  # continues
+    aigc_jax.train(tuned(source, base, steps=4), str(folder / "whole"), progress=False)
     return source, base, task
 
 
@@ -109,7 +108,7 @@ def test_the_pretrained_model_is_the_frozen_base(made):
     assert all(factor.any() for factor in factors.values())  # b began as zero
 
 
-def test_a_run_with_adapters_goes_on_where_it_stood(made):
+def test_adapter_run_resumes_exactly(made):
     _, _, task = made
     (whole, end), (_, after) = runs.final_state(os.path.dirname(task) + "/whole"), restored(task)
     assert end == int(after.step) == 4
@@ -139,7 +138,7 @@ def blank(config, spec):
     return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), run.state_shapes().params)
 
 
-def test_adapters_that_were_trained_are_merged_into_what_begins_with_them(made, capsys):
+def test_warm_start_merges_trained_adapters(made, capsys):
     source, _, task = made
     run, state = restored(task)
     merged = lora.merge_adapters(state.sampling_params, 3.0 / 2)["model"]
@@ -155,21 +154,21 @@ def test_adapters_that_were_trained_are_merged_into_what_begins_with_them(made, 
     chex.assert_trees_all_equal(begun, {"model": merged})
     assert "0 initialised" in runs.said(capsys)[0]
     assert run.objective.merge_adapters(state.params)["model"].keys() == merged.keys()
-    same = build.parse_config(recipe).raw["model"]
-    warm_start(task, blank(recipe, run.spec), same)
+    warm_start(task, blank(recipe, run.spec), build.parse_config(recipe))
     assert len(runs.said(capsys)) == 1
-    warm_start(task, blank(recipe, run.spec), {**same, "rope_theta": 500.0})
-    assert runs.said(capsys)[1].endswith("differ: model.rope_theta was 10000.0 and is now 500.0")
+    recipe.model.rope_theta = 500.0
+    warm_start(task, blank(recipe, run.spec), build.parse_config(recipe))
+    assert "model.rope_theta was 10000.0 and is now 500.0" in runs.said(capsys)[1]
 
 
-def test_a_run_that_begins_with_another_begins_its_average_with_it_too(made):
+def test_warm_start_initialises_the_ema(made):
     source, base, _ = made
     run, _ = restored(base)
     recipe = pretrained(source)
     recipe.train.init_from = base
     training = Trainer(build.parse_config(recipe), "unused", PreemptionHandler())
     training.parts = run
-    state = training._given(jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), run.state_shapes()))
+    state = training._fresh_state()
     chex.assert_trees_all_equal(state.params, state.ema)
     chex.assert_trees_all_equal(jax.device_get(state.params), restored(base)[1].ema)
     assert int(state.step) == 0 and not any(np.any(x) for x in jax.tree.leaves(state.opt_state))
@@ -197,14 +196,15 @@ def test_the_tokenizer_of_a_workdir(made, monkeypatch):
     # A run that was given one has it for the next, though its recipe names where it came from.
     assert tokenizer_of(Data(tokenizer=f"workdir:{task}")).to_json() == tokenizer.to_json()
     assert base + "_" in refusal(tokenizer_of, Data(tokenizer=f"workdir:{base}_"))
-    monkeypatch.setattr("aigc_jax.experiment.restore.newest", lambda *_: (0, ImageSpec((8, 8, 1))))
-    assert "it models images" in refusal(tokenizer_of, Data(tokenizer=f"workdir:{base}"))
+    images = 0, ImageSpec((8, 8, 1))
+    monkeypatch.setattr("aigc_jax.experiment.restore.restore_latest", lambda *_: images)
+    assert "'image'" in refusal(tokenizer_of, Data(tokenizer=f"workdir:{base}"))
 
 
 # For other libraries -------------------------------------------------------------------------
 
 
-def test_a_tuned_model_is_given_out_merged_and_its_adapters_alone(made, tmp_path, capsys):
+def test_finetuned_model_exports_merged_or_adapters_only(made, tmp_path, capsys):
     _, _, task = made
     run, state = restored(task)
     assert convert.export_model(task, f"hf:{tmp_path}/hf") == f"{tmp_path}/hf"
@@ -226,5 +226,5 @@ def test_a_tuned_model_is_given_out_merged_and_its_adapters_alone(made, tmp_path
     "target, named",
     [("hf", "hf:DIR"), ("hf:", "hf:DIR"), ("gguf:a", "hf:DIR"), ("peft:a", "adapters")],
 )
-def test_a_target_that_cannot_be_is_refused(made, target, named):
+def test_invalid_export_target_is_rejected(made, target, named):
     assert named in refusal(convert.export_model, made[1], target)

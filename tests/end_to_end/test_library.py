@@ -48,7 +48,7 @@ def test_a_workdir_in_three_lines(vae):
     assert objective is model.objective and params is model.params and model.step == 2
 
 
-def test_what_is_loaded_is_what_is_evaluated_and_holds_no_optimizer(vae):
+def test_loaded_params_are_the_evaluated_ones_without_optimizer(vae):
     run, state, step = aigc_jax.restore(vae)
     _, light, _ = aigc_jax.restore(vae, optimizer=False)
     assert step == 2 and jax.tree.leaves(state.opt_state) and light.opt_state == {}

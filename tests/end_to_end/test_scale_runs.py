@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("source", ["tfds:own", "mix:3*tfds:own,1*python_docs"])
-def test_a_run_goes_on_where_its_streams_were(tmp_path, folder, source):
+def test_streams_resume_at_their_position(tmp_path, folder, source):
     data = dict(source=source, data_dir=str(folder), format="stream", in_memory=0)
     for workdir, ends in (("a", [6]), ("b", [3, 6])):
         for end in ends:

@@ -338,13 +338,13 @@ ODD = [make_pipe, make_socket, make_endless, make_circle, make_folder, make_noth
         ("train-images-idx3-ubyte", "idx"),
     ],
 )
-def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, make, name, kind):
+def test_special_files_are_rejected_without_blocking(tmp_path, make, name, kind):
     make(tmp_path / name)
     named = tmp_path if kind in ("folder", "idx") else tmp_path / name
     assert str(tmp_path) in refusal(readers.read, f"{kind}:{named}")
 
 
-def test_what_is_no_file_among_texts_is_left_out(tmp_path):
+def test_special_files_among_texts_are_skipped(tmp_path):
     (tmp_path / "a.txt").write_text("good")
     for make in ODD:
         make(tmp_path / f"{make.__name__}.txt")
@@ -384,11 +384,11 @@ def test_a_link_to_a_folder_among_images_is_named(tmp_path):
 @pytest.mark.parametrize(
     "path", ["a\0b", "a\0*/*", "\ud800", "a\nb", "x" * 5000, "/".join("a*" * 999)]
 )
-def test_a_path_that_is_none_is_refused(kind, path):
+def test_invalid_path_is_rejected(kind, path):
     refusal(readers.read, f"{kind}:{path}")
 
 
-def test_a_path_that_is_none_is_no_place_for_data(tmp_path):
+def test_invalid_data_path_is_rejected(tmp_path):
     np.savez(tmp_path / "d.npz", images=pixels(3, 4, 4))
     for folder in ("a\0b", "\ud800", str(tmp_path / ("x" * 300))):
         assert "--data_dir" in refusal(prepare, f"npz:{tmp_path / 'd.npz'}", "own", folder)
@@ -422,7 +422,7 @@ def test_a_line_without_end_is_read_no_further(tmp_path, monkeypatch):
     assert "1000 bytes" in refusal(readers.read, f"jsonl:{tmp_path / 'd.jsonl'}")
 
 
-def test_byte_order_marks_and_zeros_in_texts_are_no_harm(tmp_path):
+def test_byte_order_marks_and_nul_characters_are_accepted(tmp_path):
     (tmp_path / "d.jsonl").write_bytes(b'\xef\xbb\xbf\n\xef\xbb\xbf{"text": "a\\u0000b"}\n')
     content = readers.read(f"jsonl:{tmp_path / 'd.jsonl'}")
     assert [e() for e in content.splits["train"]] == [{"text": "a\0b"}]

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import functools
 import json
 import os
 import signal
@@ -18,44 +17,85 @@ import numpy as np
 import pytest
 
 import aigc_jax
-from aigc_jax.data.loader import DataLoader
-from aigc_jax.evaluation import evaluator
 from aigc_jax.experiment import build
-from aigc_jax.experiment.python_parts import PythonParts
+from aigc_jax.runs.trainer import Trainer, make_loader
 from aigc_jax.training.metric_log import read_metrics
 from helpers import tiny
 
 TIMES = {"time", "steps_per_second", "examples_per_second", "data_wait"}
-_build, _built = build.build, {}
+# Sections and fields that no compiled program depends on.
+NOT_COMPILED = {"data", "eval", "sample", "checkpoint", "anomaly", "watchdog", "seed"}
+_built: dict[str, build.Run] = {}
 
 
-@contextlib.contextmanager
-def shared_programs():
-    """Runs of the same model compile once: a second run takes a tenth of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "build", _build_once)
-        patch.setattr(evaluator, "HeldOut", functools.cache(evaluator.HeldOut))
-        yield
+class ChangedFeed:
+    """A feed of which `changes` see each batch, before the step does.
+
+    Args:
+      feed: the feed that is read.
+      changes: each is called with (this feed, the batch), and may change the batch or raise.
+    """
+
+    def __init__(self, feed, changes):
+        self._feed, self._changes = feed, changes
+        self.position, self.seek = feed.position, feed.seek
+        self.skip_to, self.example_ids = feed.skip_to, feed.example_ids
+
+    @property
+    def taken(self):
+        return self._feed.taken
+
+    def next(self, state):
+        batch = {k: np.array(x) for k, x in self._feed.next(state).items()}
+        for change in self._changes:
+            change(self, batch)
+        return batch
 
 
-def _build_once(config, spec, mesh=None, trains=True, parts=None):
-    if parts not in (None, PythonParts()):
-        return _build(config, spec, mesh, trains, parts)
+def train(
+    family, workdir, stop=None, *, on_batch=(), make_feed=make_loader, callbacks=(), **changes
+):
+    """Trains a tiny run; runs of the same model share their compiled step.
+
+    Args:
+      family: one of `tiny.FAMILIES`.
+      workdir: its folder.
+      stop: requests to stop.
+      on_batch: called with (feed, batch) at each training batch, which is number `feed.taken`.
+      make_feed: as `Trainer` takes it.
+      callbacks: observers of the run.
+      **changes: merged into the sections of the recipe.
+    """
+    config = build.parse_config(tiny.recipe(family, **changes))
+    on_batch = on_batch if isinstance(on_batch, (list, tuple)) else [on_batch]
+
+    def feed(run, dataset):
+        made = make_feed(run, dataset)
+        return ChangedFeed(made, on_batch) if on_batch else made
+
+    trainer = Trainer(
+        config,
+        str(workdir),
+        stop,
+        callbacks=callbacks,
+        make_feed=feed,
+        make_run=build_once,
+    )
+    return trainer.run(progress=False)
+
+
+def build_once(config, spec, *, parts):
+    """`build.build`, whose result is kept for the next run of the same model, step and data."""
     raw = config.raw
-    key = {k: raw[k] for k in ("mesh", "model", "objective", "optim", "ema")}
-    key["given"] = mesh and [[str(d) for d in mesh.devices.flat], dict(mesh.shape)]
-    key["batch"] = [config.data.batch_size, spec.to_json()]
+    key = {k: v for k, v in raw.items() if k not in NOT_COMPILED}
+    key["batch"] = [config.data.batch_size, config.eval.batch_size, spec.to_json()]
     key["train"] = {k: v for k, v in raw["train"].items() if k != "log_every"}
     if '"schedule": "constant"' in json.dumps(raw["optim"]):
         del key["train"]["steps"]
     key = json.dumps(key, sort_keys=True)
     if key not in _built:
-        _built[key] = _build(config, spec, mesh, trains)
+        _built[key] = build.build(config, spec, parts=parts)
     return dataclasses.replace(_built[key], config=config)
-
-
-def train(family, workdir, stop=None, **changes):
-    return aigc_jax.train(tiny.recipe(family, **changes), str(workdir), progress=False, stop=stop)
 
 
 def final_state(workdir):
@@ -101,30 +141,12 @@ def said(capsys):
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("aigc: ")]
 
 
-@contextlib.contextmanager
-def batches(change):
-    """Inside, `change(iterator, batch)` sees each training batch, numbered `iterator.taken - 1`.
-
-    It may change it in place, or raise.
-    """
-    original = DataLoader.next
-
-    def changed(self, state=None):
-        batch = {k: np.array(x) for k, x in original(self).items()}
-        change(self, batch)
-        return batch
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DataLoader, "next", changed)
-        yield
-
-
 def at_batch(number, action):
-    """For `batches`: does something once, when that batch is read (counted from 1)."""
+    """For `on_batch`: does something once, when that batch is read (counted from 1)."""
     done = []
 
-    def change(iterator, batch):
-        if iterator.taken == number and not done:
+    def change(feed, batch):
+        if feed.taken == number and not done:
             done.append(1)
             action()
 

@@ -47,6 +47,7 @@ KEYS = jax.random.split(jax.random.key(2), 3)
 GREEDY = SamplingParams(temperature=0.0)
 
 
+@pytest.mark.xla_optimizations
 @pytest.mark.parametrize("which", ["grouped", "convolutions", "lstm"])
 def test_cached_logits_equal_the_full_forward_pass(which):
     model, params = model_and_params(which)

@@ -153,7 +153,7 @@ def test_workdirs_and_folders_in_use_are_left_alone(tmp_path):
     assert runs.files(tmp_path) == before
 
 
-def test_only_transformers_over_text_are_given_out(monkeypatch):
+def test_only_text_transformers_are_exported(monkeypatch):
     monkeypatch.setattr(convert, "restore", lambda workdir: (tiny.make("vae"), None, 0))
     assert "model.name" in refusal(convert.export_model, "w", "hf:somewhere")
 

@@ -100,7 +100,7 @@ def test_a_network_beside_its_autoencoder_is_one_of_latents(tmp_path):
             assert again[file] == content, file
 
 
-def test_a_schedule_that_is_not_understood_is_said(tmp_path, capsys):
+def test_unknown_schedule_is_reported(tmp_path, capsys):
     write(tmp_path / "a", "unet", LINEAR | dict(trained_betas=[0.1]))
     convert.import_model(f"diffusers:{tmp_path}/a", str(tmp_path / "w"))
     assert "trained_betas" in capsys.readouterr().err

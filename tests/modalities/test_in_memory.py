@@ -186,7 +186,7 @@ def test_a_data_set_is_built_as_of_files():
         (({"image": IMAGES}, {"image": IMAGES[:, :2]}), ["shape"]),
     ],
 )
-def test_what_cannot_be_used_is_named(data, words):
+def test_unusable_settings_are_named(data, words):
     message = refusal(raw_dataset_from_python, data)
     assert [word for word in words if word not in message] == []
 

@@ -622,13 +622,13 @@ def test_a_corrected_source_can_be_prepared_under_the_same_name(tmp_path):
     assert len(data.train) == len(data.validation) == 1
 
 
-def test_image_size_mends_what_was_refused(tmp_path):
+def test_image_size_resolves_the_error(tmp_path):
     source, _ = odd_sized_image(tmp_path)
     prepare(source, "own", str(tmp_path / "data"), image_size=4)
     assert load("own", tmp_path / "data", validation_fraction=0.5).spec.shape == (4, 4, 1)
 
 
-def test_text_field_mends_what_was_refused(tmp_path):
+def test_text_field_resolves_the_error(tmp_path):
     path = tmp_path / "d.jsonl"
     path.write_text("\n".join(json.dumps({"body": f"document {i}"}) for i in range(30)))
     prepare(f"jsonl:{path}", "own", str(tmp_path / "data"), text_field="body")
@@ -718,7 +718,7 @@ def test_loading_from_a_missing_folder_says_how_to_make_it(tmp_path):
     assert "aigc prepare --name=own" in str(caught.value)
 
 
-def test_loading_a_name_that_is_not_there_names_the_nearest(tmp_path):
+def test_unknown_name_suggests_the_nearest(tmp_path):
     path = write_npz(tmp_path / "d.npz", images=pixels(4, 2, 2))
     prepare(f"npz:{path}", "flowers", str(tmp_path / "data"))
     with pytest.raises(UserError, match=r"'flower' .*did you mean 'flowers'"):

@@ -49,7 +49,7 @@ def embed(conditions, params=None, **kwargs):
     return network.apply(params, conditions), params
 
 
-def test_what_is_given_becomes_what_there_is():
+def test_python_data_becomes_examples():
     embedding, params = embed(EVERYTHING)
     assert embedding.vector.shape == (3, 8)
     assert embedding.sequence.shape == (3, 4, 6) and embedding.mask.shape == (3, 4)

@@ -56,7 +56,7 @@ def test_attention_is_its_formula(mask, options):
     assert np.isfinite(found).all()
 
 
-def test_places_of_one_row_serve_all():
+def test_positions_of_one_row_broadcast():
     rows = [AttentionMask(CAUSAL.query_BT[at], CAUSAL.key_BS[at]) for at in ([0], [0, 0])]
     chex.assert_trees_all_equal(*(attention(Q, KEYS, VALUES, mask) for mask in rows))
 
@@ -117,6 +117,7 @@ MASKS = {
 IN_TURN, LARGE = dict(FORWARD=1 << 17, BACKWARD=1 << 10), dict(SMALL_HEAD=0)
 
 
+@pytest.mark.xla_optimizations
 @pytest.mark.parametrize(
     "name, dtype, blocks",
     [
@@ -193,7 +194,7 @@ def test_as_many_examples_at_once_as_their_logits_allow(monkeypatch):
     assert at_once() == {1, 6}
 
 
-def test_what_cudnn_cannot_do_has_the_plain_form():
+def test_cudnn_falls_back_to_the_reference():
     """Without a GPU it is what JAX itself refuses; the description is checked before."""
     halves = [jnp.zeros((2, 6, 4, 8), jnp.bfloat16)] * 3
     assert cudnn_attention(*halves, None, 1.0) is None
@@ -278,7 +279,7 @@ def test_each_device_runs_the_kernel_of_a_tpu_on_its_rows_and_heads():
         assert splash_attention(q, k, v, mask, 0.2) is None
 
 
-def test_what_the_kernel_of_a_tpu_cannot_do_has_the_plain_form():
+def test_splash_falls_back_to_the_reference():
     q = jnp.zeros((1, 128, 2, 64))
     place = np.arange(128)[None]
     assert splash_attention(q, q, q, AttentionMask(place, place), 1.0) is None  # any order

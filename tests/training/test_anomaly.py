@@ -21,6 +21,7 @@ from aigc_jax.distributed.preemption import PreemptionHandler
 from aigc_jax.experiment import build, restore
 from aigc_jax.modalities import sources
 from aigc_jax.runs.diagnose import diagnose, summary
+from aigc_jax.runs.trainer import make_loader
 from aigc_jax.tools import doctor
 from aigc_jax.training import oom
 from aigc_jax.training.anomaly import AnomalyDetector, TrainingAnomaly
@@ -28,12 +29,6 @@ from aigc_jax.training.checkpoint import CheckpointReader, CheckpointWriter
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 SLOW = [pytest.param(f, marks=pytest.mark.slow) for f in ("lm", "gan", "diffusion")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with runs.shared_programs():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +77,7 @@ def test_skipped_steps_are_counted_in_a_row():
     detector = AnomalyDetector(AnomalyConfig(max_skipped=3))
     assert verdicts(detector, [SKIPPED, SKIPPED, 1.0, SKIPPED, SKIPPED, 1.0]) == []
     assert verdicts(detector, [SKIPPED, SKIPPED, SKIPPED], first=7) == [9]
-    with pytest.raises(TrainingAnomaly, match="step 3: 3 steps in a row were not finite"):
+    with pytest.raises(TrainingAnomaly, match="step 3: 3 steps"):
         verdicts_of = AnomalyDetector(AnomalyConfig(max_skipped=3))
         for step in (1, 2, 3):
             verdicts_of.check(step, SKIPPED)
@@ -117,7 +112,7 @@ def spikes(**options):
     )
 
 
-def test_a_loss_that_jumps():
+def test_loss_spike_is_detected():
     noise = np.random.default_rng(0).normal(0, 0.1, 40)
     assert verdicts(spikes(), [*(5 + noise), 9.0, 5.0]) == [41]
     assert verdicts(spikes(), [*(-5 + noise), -1.0, -5.0]) == [41]  # a loss may be negative
@@ -138,12 +133,12 @@ def test_a_loss_is_compared_with_the_last_ones_only():
     assert verdicts(spikes(), [7.0] * 20 + [7.001, 7.0, 7.06, 7.08]) == [24]  # ripples are none
 
 
-def test_a_jump_is_not_what_the_next_is_compared_with():
+def test_spikes_are_not_added_to_the_history():
     detector = spikes()
     assert verdicts(detector, [1.0, 1.1, 0.9, 1.0, *[50.0] * 20]) == list(range(5, 25))
 
 
-def test_every_players_loss_is_watched_and_nothing_else():
+def test_losses_of_every_player_are_checked_for_spikes():
     def both(critic, generator, other=1.0):
         values = {"critic/loss": critic, "generator/loss": generator, "critic/r1": other}
         return metrics(**values)
@@ -176,18 +171,17 @@ def test_a_detector_continues_from_its_position(at):
 def poisoned(*numbers):
     """An example's weight is NaN in these batches, counted from 1: so is every player's loss."""
 
-    def change(iterator, batch):
-        if iterator.taken in numbers:
+    def change(feed, batch):
+        if feed.taken in numbers:
             batch["weight"].flat[3] = np.nan
 
-    return runs.batches(change)
+    return change
 
 
 @pytest.mark.parametrize("family", ["vae", *SLOW])
-def test_a_bad_batch_moves_nobody_and_is_counted(family, tmp_path, capsys):
-    with poisoned(3):
-        every = dict(checkpoint=dict(every=1, keep=9), train=dict(steps=4, log_every=1))
-        train(family, tmp_path, **every)
+def test_nonfinite_batch_is_skipped_and_counted(family, tmp_path, capsys):
+    every = dict(checkpoint=dict(every=1, keep=9), train=dict(steps=4, log_every=1))
+    train(family, tmp_path, on_batch=poisoned(3), **every)
     assert "1 steps were skipped" in said(capsys)[-1]
     before, after, last = (state_at(tmp_path, n) for n in (2, 3, 4))
     for part in ("params", "opt_state", "ema", "mutables"):
@@ -203,8 +197,9 @@ def test_a_bad_batch_moves_nobody_and_is_counted(family, tmp_path, capsys):
 def given_up(tmp_path_factory):
     """A run of which every step from 4 on is bad: its folder, and the error."""
     workdir = tmp_path_factory.mktemp("given_up") / "w"
-    with poisoned(*range(4, 99)), pytest.raises(NotFinite) as e:
-        train("vae", workdir, anomaly=dict(max_skipped=3), train=dict(steps=20))
+    changes = dict(anomaly=dict(max_skipped=3), train=dict(steps=20))
+    with pytest.raises(NotFinite) as e:
+        train("vae", workdir, on_batch=poisoned(*range(4, 99)), **changes)
     return workdir, e.value
 
 
@@ -225,14 +220,14 @@ def test_too_many_bad_steps_end_the_run_with_a_sentence(given_up, sixth_batch):
     workdir, error = given_up
     message = str(error)
     assert error.code == 70 and "\n" not in message
-    assert "step 6: 3 steps in a row were not finite" in message
+    assert "step 6: 3 steps" in message
     assert "its examples are " + ", ".join(map(str, sixth_batch[0][:3])) in message
     assert "weight" in message  # the first thing that is not finite
     assert str(workdir / "nonfinite" / "step_0000006") in message
     assert f"aigc doctor --workdir={workdir}" in message
 
 
-def test_what_is_kept_of_bad_steps_is_plain_numbers(given_up, sixth_batch):
+def test_nonfinite_dump_holds_plain_arrays(given_up, sixth_batch):
     place = given_up[0] / "nonfinite" / "step_0000006"
     assert sorted(os.listdir(place)) == ["batch.npz", "report.json", "state.npz"]
     report = json.loads((place / "report.json").read_text())
@@ -253,19 +248,18 @@ def test_what_is_kept_of_bad_steps_is_plain_numbers(given_up, sixth_batch):
 
 def test_bad_steps_in_a_row_are_counted_over_an_interruption(tmp_path):
     stop, changes = PreemptionHandler(), dict(anomaly=dict(max_skipped=3), train=dict(steps=20))
-    with poisoned(*range(4, 99)):
-        with runs.batches(runs.at_batch(5, stop.request)), pytest.raises(Stopped):
-            train("vae", tmp_path, stop, **changes)
-        with pytest.raises(NotFinite, match="step 6: 3 steps in a row"):
-            train("vae", tmp_path, **changes)
-        # Whoever allows more may go on.
-        with pytest.raises(NotFinite, match="step 8: 5 steps in a row"):
-            train("vae", tmp_path, **{**changes, "anomaly": dict(max_skipped=5)})
+    bad = poisoned(*range(4, 99))
+    with pytest.raises(Stopped):
+        train("vae", tmp_path, stop, on_batch=[bad, runs.at_batch(5, stop.request)], **changes)
+    with pytest.raises(NotFinite, match="step 6: 3 steps"):
+        train("vae", tmp_path, on_batch=bad, **changes)
+    # A higher limit lets the run continue.
+    with pytest.raises(NotFinite, match="step 8: 5 steps"):
+        train("vae", tmp_path, on_batch=bad, **{**changes, "anomaly": dict(max_skipped=5)})
 
 
-def test_a_run_may_go_on_whatever_is_skipped(tmp_path):
-    with poisoned(*range(4, 99)):
-        train("vae", tmp_path, anomaly=dict(max_skipped=0))
+def test_max_skipped_zero_never_ends_the_run(tmp_path):
+    train("vae", tmp_path, on_batch=poisoned(*range(4, 99)), anomaly=dict(max_skipped=0))
     state, step = final_state(tmp_path)
     assert step == 6 and int(state.skipped) == 3
 
@@ -351,14 +345,14 @@ def test_modules_are_named_in_every_family(family):
 def spoiled(*numbers, seen=None):
     """The images of these batches, counted from 1, are noise: the loss jumps."""
 
-    def change(iterator, batch):
-        if iterator.taken in numbers:
-            rng = np.random.default_rng(iterator.taken)
+    def change(feed, batch):
+        if feed.taken in numbers:
+            rng = np.random.default_rng(feed.taken)
             batch["image"][:] = 255 * rng.integers(0, 2, batch["image"].shape)
         if seen is not None:
-            seen.append(iterator.taken)
+            seen.append(feed.taken)
 
-    return runs.batches(change)
+    return change
 
 
 def watched(steps=12, **anomaly):
@@ -373,19 +367,23 @@ RECORDED = [3, 5, 6, 9, 10, 12]  # every fifth, and where a checkpoint is
 def rolled_back(tmp_path_factory):
     """A run of 12 steps whose 8th batch is noise: its folder, and the batches that it took."""
     workdir, seen = tmp_path_factory.mktemp("rolled_back") / "w", []
-    with spoiled(8, seen=seen):
-        train("vae", workdir, **watched())
+    train("vae", workdir, on_batch=spoiled(8, seen=seen), **watched())
     return workdir, seen
 
 
-def test_a_jump_takes_the_run_back_and_on_with_other_data(rolled_back, tmp_path, monkeypatch):
+def test_spike_rolls_back_and_continues_with_later_data(rolled_back, tmp_path):
     """To step 6, and from there with the 9th batch: bit for bit, as if the 7th were the 9th."""
     rolled, seen = rolled_back
     # The 9th was on its way when the metrics of step 8 arrived.
     assert seen == [*range(1, 10), *range(9, 15)]
     train("vae", tmp_path, train=dict(steps=6, log_every=5))
-    monkeypatch.setattr(DataLoader, "seek", lambda self, position: self.skip_to(8))
-    train("vae", tmp_path, train=dict(steps=12, log_every=5))
+
+    def from_the_ninth(run, dataset):
+        feed = make_loader(run, dataset)
+        feed.seek = lambda position: feed.skip_to(8)
+        return feed
+
+    train("vae", tmp_path, make_feed=from_the_ninth, train=dict(steps=12, log_every=5))
     chex.assert_trees_all_equal(final_state(rolled), final_state(tmp_path))
     assert steps_of(rolled) == RECORDED
     found = records(rolled)
@@ -393,9 +391,8 @@ def test_a_jump_takes_the_run_back_and_on_with_other_data(rolled_back, tmp_path,
     assert found == records(tmp_path)
 
 
-def test_going_back_is_said(tmp_path, capsys):
-    with spoiled(8):
-        train("vae", tmp_path, **watched(steps=9))
+def test_rollback_is_logged(tmp_path, capsys):
+    train("vae", tmp_path, on_batch=spoiled(8), **watched(steps=9))
     (line,) = [line for line in said(capsys) if "rolling back" in line]
     assert "step 8: loss" in line and "back to step 6" in line
 
@@ -409,40 +406,38 @@ def test_tensorboard_forgets_what_was_taken_back(rolled_back):
 @pytest.mark.parametrize(
     "how, number", [("stopped", 9), ("stopped", 11), ("killed", 10), ("killed", 13)]
 )
-def test_a_run_that_went_back_may_be_interrupted(how, number, rolled_back, tmp_path):
+def test_run_can_be_interrupted_after_a_rollback(how, number, rolled_back, tmp_path):
     """Before its next checkpoint it goes back once more: to the same end."""
     stop, seen = PreemptionHandler(), []
 
-    def change(iterator, batch):
-        seen.append(iterator.taken)
+    def change(feed, batch):
+        seen.append(feed.taken)
         if seen[-1] == number and seen.count(9) == 2:
             stop.request() if how == "stopped" else runs.interrupt()
 
-    with spoiled(8):
-        expected = Stopped if how == "stopped" else KeyboardInterrupt
-        with runs.batches(change), pytest.raises(expected):
-            train("vae", tmp_path, stop, **watched())
-        train("vae", tmp_path, **watched())
+    with pytest.raises(Stopped if how == "stopped" else KeyboardInterrupt):
+        train("vae", tmp_path, stop, on_batch=[spoiled(8), change], **watched())
+    train("vae", tmp_path, on_batch=spoiled(8), **watched())
     chex.assert_trees_all_equal(final_state(rolled_back[0]), final_state(tmp_path))
     assert records(rolled_back[0]) == records(tmp_path)
 
 
-def test_a_run_that_was_stopped_goes_back_as_far_as_one_that_was_not(rolled_back, tmp_path):
+def test_rollback_ignores_preemption_checkpoints(rolled_back, tmp_path):
     """A stop saves step 7, which is on no grid; the jump at step 8 leads back to step 6."""
     stop = PreemptionHandler()
-    with spoiled(8):
-        with runs.batches(runs.at_batch(7, stop.request)), pytest.raises(Stopped):
-            train("vae", tmp_path, stop, **watched())
-        assert final_state(tmp_path)[1] == 7
-        train("vae", tmp_path, **watched())
+    with pytest.raises(Stopped):
+        changes = [spoiled(8), runs.at_batch(7, stop.request)]
+        train("vae", tmp_path, stop, on_batch=changes, **watched())
+    assert final_state(tmp_path)[1] == 7
+    train("vae", tmp_path, on_batch=spoiled(8), **watched())
     chex.assert_trees_all_equal(final_state(rolled_back[0]), final_state(tmp_path))
     assert records(rolled_back[0]) == records(tmp_path)
     assert not (tmp_path / "damaged").exists()
 
 
-def test_more_jumps_than_are_allowed_end_the_run(tmp_path, sixth_batch):
-    with spoiled(8, 13), pytest.raises(NotFinite, match="loss") as e:
-        train("vae", tmp_path, **watched(steps=20))
+def test_rollback_limit_ends_the_run(tmp_path, sixth_batch):
+    with pytest.raises(NotFinite, match="loss") as e:
+        train("vae", tmp_path, on_batch=spoiled(8, 13), **watched(steps=20))
     # After going back, the 9th batch is that of step 7: the 13th that of step 11.
     assert "step 11:" in str(e.value) and e.value.code == 70
     report = json.loads((tmp_path / "nonfinite" / "step_0000011" / "report.json").read_text())
@@ -453,46 +448,49 @@ def test_more_jumps_than_are_allowed_end_the_run(tmp_path, sixth_batch):
     assert "made it so" not in str(e.value) and "not finite" not in str(e.value)
 
 
-def test_without_leave_to_go_back_a_jump_ends_the_run(tmp_path):
-    with spoiled(8), pytest.raises(NotFinite, match="step 8: loss"):
-        train("vae", tmp_path, **watched(max_rollbacks=0))
+def test_spike_ends_the_run_without_rollbacks(tmp_path):
+    with pytest.raises(NotFinite, match="step 8: loss"):
+        train("vae", tmp_path, on_batch=spoiled(8), **watched(max_rollbacks=0))
     assert final_state(tmp_path)[1] == 6
 
 
-def test_going_back_to_the_start(tmp_path, monkeypatch):
+def test_rollback_without_checkpoint_restarts(tmp_path):
     """Before the first checkpoint: a fresh state, and the data after the trouble."""
     seen = []
     unsaved = dict(checkpoint=dict(every=0), **watched(steps=8))
-    with spoiled(4, seen=seen):
-        train("vae", tmp_path / "back", **unsaved)
+    train("vae", tmp_path / "back", on_batch=spoiled(4, seen=seen), **unsaved)
     assert seen == [*range(1, 6), *range(5, 13)]
     assert steps_of(tmp_path / "back") == [5, 8]
-    skip = DataLoader.skip_to
-    monkeypatch.setattr(DataLoader, "skip_to", lambda self, n: skip(self, n + 4))
-    train("vae", tmp_path / "other", **unsaved)
+
+    def from_the_fifth(run, dataset):
+        feed = make_loader(run, dataset)
+        skip = feed.skip_to
+        feed.skip_to = lambda taken: skip(taken + 4)
+        return feed
+
+    train("vae", tmp_path / "other", make_feed=from_the_fifth, **unsaved)
     chex.assert_trees_all_equal(
         final_state(tmp_path / "back")[0].params, final_state(tmp_path / "other")[0].params
     )
 
 
-def test_bad_steps_take_the_run_back_too(tmp_path):
+def test_skipped_steps_roll_back(tmp_path):
     """The skipped steps are taken back with all the others."""
     seen = []
-    with poisoned(8, 9), spoiled(seen=seen):
-        train("vae", tmp_path, **watched(max_skipped=2, spike_threshold=0.0))
+    changes = [poisoned(8, 9), spoiled(seen=seen)]
+    train("vae", tmp_path, on_batch=changes, **watched(max_skipped=2, spike_threshold=0.0))
     assert seen == [*range(1, 10), *range(10, 16)]
     assert int(final_state(tmp_path)[0].skipped) == 0
     assert [r.get("rollbacks", 0) for r in records(tmp_path)] == [0] * 3 + [1] * 3
     assert not (tmp_path / "nonfinite").exists()
 
 
-def test_going_back_past_a_damaged_checkpoint(tmp_path, capsys):
+def test_rollback_skips_a_damaged_checkpoint(tmp_path, capsys):
     def damage():
         runs.wait_for_checkpoint(tmp_path, 6)
         shutil.rmtree(tmp_path / "checkpoints" / "6" / "state")
 
-    with spoiled(8), runs.batches(runs.at_batch(8, damage)):
-        train("vae", tmp_path, **watched())
+    train("vae", tmp_path, on_batch=[spoiled(8), runs.at_batch(8, damage)], **watched())
     lines = said(capsys)
     assert any("checkpoint 6" in line and "damaged" in line for line in lines)
     assert any("back to step 3" in line for line in lines)
@@ -512,7 +510,7 @@ def examined(workdir, capsys):
     return capsys.readouterr().out, code
 
 
-def test_the_doctor_on_a_run_that_is_well(saved, capsys):
+def test_doctor_on_a_healthy_run(saved, capsys):
     out, code = examined(saved, capsys)
     assert code == 0
     assert "checkpoint 6: intact" in out and "checkpoint 3: intact" in out
@@ -558,7 +556,7 @@ RUBBISH = [b"{}", b"[]", b"1", b'{"step": 3}', b"[" * 10**5, b"\xff", b'{"pid": 
 
 
 @pytest.mark.parametrize("content", RUBBISH, ids=lambda c: repr(c[:12]))
-def test_the_doctor_on_rubbish(content, workdir, capsys):
+def test_doctor_on_invalid_files(content, workdir, capsys):
     """It says what it can."""
     (workdir / "nonfinite" / "step_1").mkdir(parents=True)
     for name in ("lock", "saved.json", "nonfinite/step_1/report.json"):
@@ -566,7 +564,7 @@ def test_the_doctor_on_rubbish(content, workdir, capsys):
     assert "checkpoint 6: intact" in examined(workdir, capsys)[0]
 
 
-def test_the_doctor_where_there_is_no_run(tmp_path):
+def test_doctor_without_a_run(tmp_path):
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(UserError, match=str(path)):
             doctor.check_workdir(str(path))
@@ -583,7 +581,7 @@ def test_the_doctor_where_there_is_no_run(tmp_path):
     ],
     ids=["vae", "lm"],
 )
-def test_a_model_that_can_not_fit_is_refused_before_anything(family, model, largest, tmp_path):
+def test_model_too_large_for_memory_is_refused_first(family, model, largest, tmp_path):
     with pytest.raises(OutOfMemory) as e:
         train(family, tmp_path / "w", model=model, data=dict(batch_size=64))
     message = str(e.value)
@@ -631,8 +629,8 @@ def test_memory_that_runs_out_is_explained(action):
 
 
 def test_memory_that_runs_out_in_training_is_explained(tmp_path):
-    with runs.batches(runs.at_batch(5, beyond_memory)), pytest.raises(OutOfMemory):
-        train("vae", tmp_path)
+    with pytest.raises(OutOfMemory):
+        train("vae", tmp_path, on_batch=runs.at_batch(5, beyond_memory))
     assert final_state(tmp_path)[1] == 3
 
 

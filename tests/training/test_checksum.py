@@ -39,7 +39,7 @@ def trees():
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
 @pytest.mark.parametrize("spec", [P(), P("data"), P(None, "data")], ids=str)
-def test_they_do_not_depend_on_where_arrays_lie(devices, spec):
+def test_checksums_do_not_depend_on_sharding(devices, spec):
     placed = jax.device_put(trees(), NamedSharding(make_mesh(f"data={devices}"), spec))
     assert checksums(placed) == checksums(trees())
     assert len(checksums(placed)) == len(DTYPES)

@@ -102,7 +102,7 @@ def test_a_run_keeps_snapshots_and_makes_averages_of_them(trained, tmp_path):
     assert images.shape == (2, 8, 8, 1)
 
 
-def test_what_cannot_be_made_is_refused(trained, tmp_path):
+def test_unsupported_optimizers_are_rejected(trained, tmp_path):
     workdir, _ = trained
     _, state, _ = aigc_jax.restore(workdir)
     with pytest.raises(UserError, match="sigma_rel"):

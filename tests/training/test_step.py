@@ -153,7 +153,7 @@ def test_a_bad_update_of_good_gradients_is_not_finite():
     assert int(new.skipped) == 1
 
 
-def test_a_batch_without_weight_moves_nothing():
+def test_zero_weight_batch_updates_nothing():
     step, state = tug()
     new, _ = jax.jit(step)(state, {**BATCH, "weight": np.zeros(4, np.float32)})
     chex.assert_trees_all_equal(new.params, state.params)

@@ -97,7 +97,7 @@ def test_an_image_of_patches_is_put_together_as_it_was_cut():
 
 
 @pytest.mark.parametrize("positions", ["sincos", "rotary"])
-def test_patches_know_where_they_stand(positions):
+def test_patches_have_positions(positions):
     apply, params = random(small(positions=positions))
     moved = jnp.roll(X, 2, 1)  # by a patch, after which only positions differ
     out, other = apply(params, X, TIME, GIVEN), apply(params, moved, TIME, GIVEN)

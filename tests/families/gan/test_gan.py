@@ -292,7 +292,7 @@ def test_adam_whose_b2_moves(name):
 # Health and alarms ---------------------------------------------------------------------------
 
 
-def test_an_alarm_goes_off_after_so_many_records_and_only_then():
+def test_health_check_fires_after_n_records():
     alarm = HealthCheck("a", 0.2, 1.0, 3, "it is low")
     values = [0.1, 0.1, 0.5, 0.1, 0.1, 0.1, 0.1, None, 0.5, 2.0, 2.0, None, float("nan"), 2.0]
     records = [{"kind": "train", "step": i, "a": v} for i, v in enumerate(values)]
@@ -336,7 +336,7 @@ class Falling(Objective):
         return jnp.zeros((key_N.shape[0], 8, 8, 1), jnp.uint8)
 
 
-def test_training_says_an_alarm_once_and_writes_it_down(tmp_path, capsys, monkeypatch):
+def test_health_warning_is_logged_once_and_recorded(tmp_path, capsys, monkeypatch):
     """Also when the run was interrupted between the records that set it off."""
     family = Family(GANConfig, GANSample, {"mlp": mlp_gan.MLPGANConfig},
                     lambda parts: Falling(), (LEVELS,))  # fmt: skip
@@ -371,7 +371,7 @@ def test_diversity_and_accuracy_by_hand():
     )  # fmt: skip
 
 
-def test_each_player_draws_its_own_and_the_generator_knows_the_critics():
+def test_players_keys_differ_and_the_generator_shares_the_critics_latents():
     """Diversity is then free: XLA has the critic's images already."""
     small = dict(name="mlp", hidden=(4,), generator_channels=None, critic_channels=None)
     run = tiny.make("gan", model=small, objective=dict(critic_turns=2, r1=0.0, r2=0.0))
@@ -401,7 +401,7 @@ def test_stacked_digits_are_the_same_by_index_and_hold_out_digits():
     data, again = (sources.load(Data(source="stacked_digits")) for _ in range(2))
     assert data.spec.shape == (8, 8, 3) and data.spec.num_classes == 1000
     assert data.spec.class_names[427] == "427" and len(data.train) == 50_000
-    images, labels = data.parts
+    images, labels = data.channel_images
     every = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
     held_out = {im.tobytes() for im in every} - {im.tobytes() for im in images}
     for i in (0, 17, 49_999):

@@ -249,11 +249,11 @@ def test_the_config_keeps_the_first_stage(blocks):
     again = build.parse_config(run.config.raw)
     assert again == run.config and again.first_stage.config["objective"]["name"] == "blocks"
     assert "stage" not in run.spec.to_json()
-    with pytest.raises(UserError, match=r"first_stage\.config must be of type dict"):
+    with pytest.raises(UserError, match=r"first_stage\.config"):
         build.parse_config({**run.config.raw, "first_stage": dict(config=3)})
 
 
-def test_what_cannot_stand_behind_an_autoencoder_is_refused(blocks, tmp_path):
+def test_unsuitable_first_stage_is_rejected(blocks, tmp_path):
     continuous, codes = blocks(), blocks(6)
     with pytest.raises(UserError, match=r"first_stage\.workdir"):
         aigc_jax.train(behind("gan", continuous), str(tmp_path / "a"), progress=False)

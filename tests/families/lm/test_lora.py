@@ -60,7 +60,7 @@ def variables():
 # The model -----------------------------------------------------------------------------------
 
 
-def test_adapters_that_are_nothing_change_no_bit():
+def test_zero_adapters_change_no_bit():
     fresh = variables() | {"lora": jax.tree.map(np.array, variables()["lora"])}
     for path, leaf in flatten_dict(fresh["lora"], sep="/").items():
         leaf *= not path.endswith("lora_b")
@@ -69,7 +69,7 @@ def test_adapters_that_are_nothing_change_no_bit():
     assert not np.allclose(logits_of(True)(variables()), plain, atol=0.1)
 
 
-def test_adapters_begin_as_nothing_and_differ_from_layer_to_layer():
+def test_adapters_start_at_zero_and_differ_per_layer():
     model = network(**TUNED, remat="full")
     key = jax.random.key(0, impl="rbg")  # which compiles in less time
     made = flatten_dict(nn.unbox(jax.jit(model.init)(key, TOKENS)["lora"]), sep="/")

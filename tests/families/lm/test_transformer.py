@@ -226,7 +226,7 @@ def test_fresh_weights_are_of_the_size_that_is_asked_for():
         assert float(np.std(table)) == near(std)
 
 
-def test_blocks_that_begin_as_nothing_leave_a_tied_model_its_embedding():
+def test_zero_initialised_blocks_keep_the_tied_embedding():
     _, params, apply = model("plain")
     leaves = flatten_dict(params, sep="/")
     leaves |= {k: 0 * v for k, v in leaves.items() if k.endswith("out/kernel")}

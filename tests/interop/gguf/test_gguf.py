@@ -139,7 +139,7 @@ def test_gguf_files_that_are_not_supported_are_refused(drop, metadata, word, tmp
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])
-def test_llama_3_is_recognised_by_what_it_divides_frequencies_by(factor, tmp_path):
+def test_llama_3_is_recognised_by_its_rope_factors(factor, tmp_path):
     theta = 5e5
     plain, _ = rotary_frequencies(8, theta)
     divided, _ = rotary_frequencies(

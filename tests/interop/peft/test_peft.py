@@ -69,7 +69,7 @@ def test_an_adapter_comes_back_as_it_was(name, targets, zero, tmp_path):
     (dict(alpha_pattern={"(a+)+": 3}), "(a+)+"), (dict(rank_pattern=[3]), "rank_pattern"),
     (dict(rank_pattern={"q_proj": 0}), "rank_pattern"),
 ])  # fmt: skip
-def test_adapters_that_are_no_plain_lora_are_refused(changes, word, tmp_path):
+def test_unsupported_adapters_are_rejected(changes, word, tmp_path):
     folder, _, _ = adapter_of(tmp_path)
     path = Path(folder, "adapter_config.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -412,7 +412,7 @@ def test_a_model_that_no_architecture_holds_is_refused_by_what_keeps_it(changes,
     assert os.listdir(tmp_path) == []
 
 
-def test_what_is_idle_or_said_twice_is_no_obstacle():
+def test_unused_or_repeated_settings_are_accepted():
     for changes in (
         dict(attention_scale=0.5), dict(norm_bias=False), dict(full_attention_every=3),
         dict(positions="rotary", rope_factor=3.0, rope_beta_fast=7.0),

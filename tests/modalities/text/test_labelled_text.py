@@ -46,7 +46,7 @@ def test_a_labelled_text_by_hand():
     assert source.truncated == 1
 
 
-def test_what_the_tokenizer_puts_around_a_text_is_put_there():
+def test_special_tokens_around_a_text():
     (row,) = rows_of(Labelled(["a cat"], [0], bert(), 8))
     tokenizer = bert()
     assert row["tokens"][:4].tolist() == [2, *tokenizer.encode("a cat").tolist(), 3]
@@ -162,7 +162,7 @@ def test_runs_hold_every_word_once_and_fit(words, room):
         ([0, 0, 0, 0, 1, 2, 0, 0, 0, 0], [4, 5, 1]),
     ],
 )
-def test_a_sentence_is_cut_where_no_name_goes_on(tags, expected):
+def test_sentences_are_not_cut_within_an_entity(tags, expected):
     assert [len(run) for run in runs([1] * 10, tags, 5, frozenset({2}), 0)] == expected
 
 

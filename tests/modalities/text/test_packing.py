@@ -164,7 +164,7 @@ def test_a_hundred_thousand_documents_are_packed_in_seconds():
 
 
 @pytest.mark.parametrize("name", ["byte", "char", "trained"])
-def test_a_document_stands_between_separators(name):
+def test_documents_are_separated(name):
     tokenizer = kind(name)
     tokens, weight = with_special_tokens("The cat", tokenizer)
     end = tokenizer.separator
@@ -172,7 +172,7 @@ def test_a_document_stands_between_separators(name):
     assert weight is None
 
 
-def test_a_document_has_something_in_front_even_if_the_tokenizer_says_nothing():
+def test_document_has_a_first_token_without_bos():
     tokenizer = kind("wordpiece")
     assert tokenizer.prefix == ()
     tokens, _ = with_special_tokens("cat", tokenizer)

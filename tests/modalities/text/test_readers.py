@@ -50,7 +50,7 @@ def test_the_label_field_has_any_name(tmp_path):
 
 
 @pytest.mark.parametrize("value", [None, "", " ", 1.5, ["a"], {"a": 1}, "\ud800"], ids=ascii)
-def test_labels_that_are_none_are_left_out_and_named(tmp_path, value):
+def test_invalid_labels_are_dropped_and_named(tmp_path, value):
     path = tmp_path / "d.jsonl"
     rows = [{"text": "a", "label": "x"}, {"text": "b", "label": value}]
     path.write_text("\n".join(map(json.dumps, rows)))

@@ -113,7 +113,7 @@ def test_joined_documents_lose_no_token():
 @pytest.mark.parametrize("threads", [0, 2])
 @pytest.mark.parametrize("taken", [0, 1, 13])
 @pytest.mark.parametrize("joined", [False, True])
-def test_seek_goes_on_with_exactly_the_next_rows(joined, taken, threads):
+def test_seek_continues_with_exactly_the_next_rows(joined, taken, threads):
     iterator = DataLoader(streamed(joined), 4, seed=3, threads=threads)
     take(iterator, taken)
     position = json.loads(json.dumps(iterator.position()))
@@ -129,7 +129,7 @@ def test_seek_goes_on_with_exactly_the_next_rows(joined, taken, threads):
 
 
 @pytest.mark.parametrize("joined", [False, True])
-def test_going_back_and_forth(joined):
+def test_round_trip(joined):
     iterator = DataLoader(streamed(joined), 4, seed=3)
     start = iterator.position()
     batches = take(iterator, 90)
@@ -158,7 +158,7 @@ def test_processes_share_the_rows_of_one_and_read_no_more(joined, monkeypatch):
 
 
 @pytest.mark.parametrize("before, after", [(1, 2), (2, 1)])
-def test_a_run_goes_on_with_another_number_of_processes(before, after, monkeypatch):
+def test_resume_with_another_number_of_processes(before, after, monkeypatch):
     import aigc_jax.data.loader as pipeline
 
     alone = DataLoader(streamed(), 4, seed=5, threads=0)
@@ -212,7 +212,7 @@ def test_documents_of_a_batch_are_known():
 
 
 @pytest.mark.parametrize("joined", [False, True])
-def test_documents_of_nothing_end_the_run(joined):
+def test_empty_documents_end_the_run(joined):
     nothing = StreamingSource(lambda i: (np.zeros(0, np.int32), None), 5, 11, packing(joined))
     with pytest.raises(UserError, match="no token"):
         DataLoader(nothing, 1, seed=0, threads=0).next()

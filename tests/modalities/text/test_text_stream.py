@@ -64,7 +64,7 @@ def test_a_character_waits_for_its_last_byte(name):
     assert stream.feed(tokens[:1]) == "" and stream.finish() == "�"
 
 
-def test_tokens_that_are_none_leave_a_stream_as_it_is():
+def test_invalid_token_ids_do_not_change_a_stream():
     stream = TextStream(kind("holes"))
     assert [stream.feed([t]) for t in (5, 0, 6)] == ["a", "", " cat"]
 

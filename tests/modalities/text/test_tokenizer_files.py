@@ -153,7 +153,7 @@ def test_a_vocabulary_with_holes(tmp_path):
 # What is refused -----------------------------------------------------------------------------
 
 
-def test_files_that_are_no_tokenizers(tmp_path):
+def test_invalid_tokenizer_files_are_rejected(tmp_path):
     for path, said in (
         (tmp_path / "none", "cannot be read"),
         (tmp_path, "tokenizer.json"),
@@ -249,7 +249,7 @@ def test_a_description_that_lies_is_refused(value):
         changed(normalizer={"type": "Precompiled", "precompiled_charsmap": "BAAAAP////8A"}),
     ],
 )
-def test_a_tokenizer_that_fails_at_work_says_so(value):
+def test_tokenizer_failure_is_reported(value):
     tokenizer = spec_from_json(value).tokenizer
     assert "cannot be encoded" in refusal(tokenizer.encode, "a" * 40 + "b")
 

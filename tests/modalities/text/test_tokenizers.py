@@ -23,7 +23,7 @@ few = settings(max_examples=60, deadline=None)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_tokenizer_says_what_the_rest_needs(name):
+def test_tokenizers_have_the_whole_protocol(name):
     tokenizer = kind(name)
     assert tokenizer.name in ("byte", "char", "library")
     assert tokenizer.separator in tokenizer.stops
@@ -232,7 +232,7 @@ def test_the_library_makes_the_same_tokens(name, text):
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_what_is_written_for_others_can_be_read(tmp_path, name):
+def test_exported_files_are_readable(tmp_path, name):
     tokenizer = kind(name)
     tokenizer.to_library().save(str(tmp_path / "tokenizer.json"))
     again = make_tokenizer(f"file:{tmp_path}", [])

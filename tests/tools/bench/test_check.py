@@ -44,7 +44,7 @@ def test_as_fast_as_before(tmp_path, capsys):
     assert "+14.0%" in out and "-50.0%" in out and "slower" not in out
 
 
-def test_what_has_become_slower_is_measured_again_and_told(tmp_path, capsys):
+def test_slower_result_is_measured_again_and_reported(tmp_path, capsys):
     path = baseline(tmp_path, a=10.0, b=2.0)
     asked, measured = measuring({"a": 11.6, "b": 2.0}, {"a": 11.7})
     assert check.check_baseline(path, measured) == 1
@@ -71,7 +71,7 @@ def test_ratios_are_to_the_product_at_the_same_turn():
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"configs": {}}', '{"configs": 1}'])
-def test_what_is_no_baseline_is_refused(tmp_path, text):
+def test_invalid_baseline_is_rejected(tmp_path, text):
     path = tmp_path / "baseline.json"
     if text is not None:
         path.write_text(text)

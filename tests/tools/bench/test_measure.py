@@ -59,7 +59,7 @@ def test_a_loop_counts_as_often_as_it_turns():
     assert flops.count(gradient, zeros(4, 4), zeros(4, 4)).dense == (3 * 17 + 15) * once
 
 
-def test_a_loop_of_unknown_length_counts_once_and_is_told():
+def test_unbounded_loop_counts_once_and_is_reported():
     def function(x):
         return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, x)
 
@@ -94,7 +94,7 @@ def lm(**model):
 
 
 @pytest.mark.parametrize("changes", [{}, dict(remat="full"), dict(sliding_window=3)])
-def test_what_a_transformer_needs(changes):
+def test_transformer_requirements(changes):
     """The count of the PaLM paper's appendix B, but each pair of tokens that sees each other."""
     config = lm(**changes)
     c, batch, length = config.model, config.data.batch_size, tiny.SEQ_LEN
@@ -157,7 +157,7 @@ def test_sides_take_turns_and_a_disturbed_turn_is_repeated():
     assert found["a"][0].disturbed == found["b"][0].disturbed == 0
 
 
-def test_a_machine_that_never_rests_is_told():
+def test_busy_machine_is_reported():
     speeds = itertools.cycle([1.0, 2.0])
     found = interleaved({"a": lambda: 3.0}, 2, lambda: next(speeds), tries=2)
     own, probe = found["a"]
@@ -209,7 +209,7 @@ def test_a_trace_names_the_dearest_operations(report):
     assert any(o["source"] for o in found["operations"])
 
 
-def test_the_table_says_it_all(report):
+def test_table_has_every_figure(report):
     text = table.table(report)
     for word in (
         "tokens/s",
@@ -251,7 +251,7 @@ def test_the_script_for_a_gpu_measures_all_of_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_decoding_is_timed_and_its_bandwidth_told(monkeypatch):
+def test_decoding_reports_time_and_bandwidth(monkeypatch):
     monkeypatch.setattr(decoding, "NEW_TOKENS", 4)
     run = tiny.make("lm")
     assert decoding.can_decode(run) and not decoding.can_decode(tiny.make("vae"))
@@ -303,7 +303,7 @@ def test_random_images_of_a_shape():
 
 
 @pytest.mark.parametrize("shape", ["", "32", "32x32", "32x32x3:", "audio", "text:5", "ax4x4"])
-def test_what_is_no_shape_is_refused(shape):
+def test_invalid_shape_is_rejected(shape):
     with pytest.raises(UserError, match="--synthetic"):
         synthetic(shape, build.parse_config(tiny.recipe("diffusion")))
 

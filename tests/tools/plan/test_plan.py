@@ -141,7 +141,7 @@ ENTRY %main (w.3: bf16[16,32]) -> bf16[64,32] {
 """
 
 
-def test_a_collective_in_parts_counts_once_and_what_goes_between_slices_counts():
+def test_async_collectives_count_once_and_dcn_traffic_counts():
     found = costs(parse_hlo(PARTS), {"data": 2, "fsdp": 4}, [0] * 4 + [1] * 4)
     assert [(c.kind, c.axes, c.bytes, c.group) for c in found.collectives] == [
         ("all-gather", ("fsdp",), 64 * 32 * 2, (0, 1, 2, 3)),
@@ -320,7 +320,7 @@ def test_a_real_program_costs_what_its_jaxpr_says(batched):
         ("INTERNAL: something else", None),
     ],
 )  # fmt: skip
-def test_a_compiler_that_runs_out_of_memory_tells_by_how_much(message, expected):
+def test_oom_messages_are_parsed(message, expected):
     found = parse_oom_message(message, float(1 << 30), 16.0 * (1 << 30))
     assert found == (expected and tuple(pytest.approx(n * (1 << 30)) for n in expected))
 
@@ -352,7 +352,7 @@ def test_numbers_of_pods_count_cores_or_chips(kind, number, sides):
         "tpu7x:24x24x20",
     ],
 )
-def test_what_is_no_topology_is_refused(name):
+def test_invalid_topology_is_rejected(name):
     jax.devices()  # JAX has started with fewer CPUs
     with pytest.raises(UserError, match="topology"):
         topology.topology_devices(name)
@@ -367,9 +367,7 @@ def test_what_is_no_topology_is_refused(name):
         ("v6e-1", dict(wrap=(False,) * 3, chips_per_host_bounds=(1, 1, 1))),
     ],
 )
-def test_the_compiler_is_told_which_sides_are_closed_and_of_hosts_of_one_chip(
-    name, told, monkeypatch
-):
+def test_topology_passes_wrap_and_host_bounds_to_the_compiler(name, told, monkeypatch):
     asked = {}
 
     def described(**options):
@@ -512,7 +510,7 @@ def in_need(monkeypatch, need):
     monkeypatch.setattr(search, "make_plan", made)
 
 
-def test_what_does_not_fit_says_by_how_much_and_what_helps(target, monkeypatch):
+def test_plan_reports_missing_memory_and_levers(target, monkeypatch):
     config, spec = config_of()
     in_need(
         monkeypatch, lambda c: 400 // c.train.accumulate // (2 if c.model.remat == "full" else 1)
@@ -524,11 +522,11 @@ def test_what_does_not_fit_says_by_how_much_and_what_helps(target, monkeypatch):
     assert found["changes"] == {"model.remat": "full", "train.accumulate": 2}
     assert [t["excess"] for t in found["tried"]] == [300, 300, 100, 0]
     in_need(monkeypatch, lambda c: 400)
-    with pytest.raises(UserError, match=r"does not fit cpu:8, by 0.0 GiB at best"):
+    with pytest.raises(UserError, match=r"cpu:8.*GiB"):
         search.fit(config, spec, target, log=lambda _: None)
 
 
-def test_a_step_that_nothing_else_makes_fit_shares_out_more_of_its_state(target, monkeypatch):
+def test_plan_shards_more_state_as_last_resort(target, monkeypatch):
     config, spec = config_of(**{"mesh": "data=-1", "model.remat": "full"})
     in_need(monkeypatch, lambda c: 400 // dict(make_mesh(c.mesh).shape).get("fsdp", 1))
     found = search.fit(config, spec, target, log=lambda _: None)
@@ -594,7 +592,7 @@ def test_text_is_planned_from_the_config_alone():
         plan.resolve_inputs(unknown)
 
 
-def test_data_that_are_not_here_ask_for_their_shape():
+def test_missing_data_asks_for_its_shape():
     recipe = load_recipe(os.path.join(CONFIGS, "diffusion", "dit_xl2.py"))
     with pytest.raises(UserError, match="--synthetic"):
         plan.resolve_inputs(build.parse_config(recipe))

@@ -67,7 +67,7 @@ def test_ranges(text, expected):
         ("eval.image.fidelity=maybe,no", "write eval.image.fidelity=a,b,c"),
     ],
 )
-def test_what_is_no_range(text, message):
+def test_invalid_range_is_rejected(text, message):
     with pytest.raises(UserError, match=message.replace(".", r"\.")):
         Range.parse(text, FIELDS)
 
@@ -91,7 +91,7 @@ def test_a_file_of_ranges(config, tmp_path):
     path = tmp_path / "space"
     path.write_text("# rates\noptim.lr=1e-4..1e-2:log  # of Adam\n\nmodel.width=8,16\n")
     assert search(config, str(path)) == search(config)
-    with pytest.raises(UserError, match="neither KEY=values nor a file"):
+    with pytest.raises(UserError, match="KEY=values"):
         search(config, "nowhere")
     with pytest.raises(UserError, match="each field once"):
         search(config, "model.width=8,16", str(path))
@@ -180,7 +180,7 @@ def test_trials_are_runs_in_their_own_folders(run, tmp_path, config):
         assert picture.width > 3 * 250, "one panel for the trials, one for each field"
 
 
-def test_the_same_command_goes_on(run, tmp_path):
+def test_the_same_command_resumes(run, tmp_path):
     run(2)
     run(3)
     run(3)
@@ -201,7 +201,7 @@ def test_a_seed_draws_the_same_again(run, tmp_path):
     assert len(set(drawn[0])) == 2
 
 
-def test_a_trial_that_is_stopped_goes_on_where_it_was(run, tmp_path):
+def test_interrupted_trial_resumes(run, tmp_path):
     (tmp_path / "sweep").mkdir()
     hold = tmp_path / "sweep" / "hold"
     hold.touch()
@@ -250,7 +250,7 @@ def test_a_trial_of_another_machine_that_lives_is_left_alone(run, tmp_path, conf
 
 
 @pytest.mark.parametrize("code, state", [(70, "pruned"), (71, "pruned")])
-def test_what_cannot_be_trained_is_a_result(code, state, run, tmp_path, capsys):
+def test_failing_trial_is_a_result(code, state, run, tmp_path, capsys):
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "exit").write_text(str(code))
     run(1)
@@ -259,10 +259,10 @@ def test_what_cannot_be_trained_is_a_result(code, state, run, tmp_path, capsys):
     assert ("not finite", "out of memory")[code - 70] in capsys.readouterr().out
 
 
-def test_what_a_person_must_mend_ends_the_search(run, tmp_path):
+def test_user_errors_end_the_search(run, tmp_path):
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "exit").write_text("2")
-    with pytest.raises(UserError, match=r"trial 0 .* 2: see .*0/log\.txt"):
+    with pytest.raises(UserError, match=r"trial 0 .* 2.*0/log\.txt"):
         run(1)
     (tmp_path / "sweep" / "exit").unlink()
     run(1)
@@ -270,7 +270,7 @@ def test_what_a_person_must_mend_ends_the_search(run, tmp_path):
 
 
 def test_a_metric_that_is_not_evaluated_is_refused(run):
-    with pytest.raises(UserError, match=r"--metric=los is not evaluated: did you mean 'loss'"):
+    with pytest.raises(UserError, match=r"--metric=los.*'loss'"):
         run(1, metric="los")
 
 

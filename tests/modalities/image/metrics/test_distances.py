@@ -135,7 +135,7 @@ def test_coverings_by_hand():
     np.testing.assert_array_equal(distances.prdc(few, real).recall_M, [1, 0, 0, 0, 0, 0])
 
 
-def test_copies_lie_in_the_smallest_balls():
+def test_copies_are_within_the_smallest_radius():
     rng = np.random.default_rng(0)
     real = np.repeat(rng.normal(size=(5, 30)) * 100, 6, 0)  # each six times: all radii are 0
     found = distances.prdc(real, real)

@@ -264,9 +264,9 @@ def test_a_reference_of_other_data_or_samples_is_refused_by_the_judge(digits, sa
     other = dataclasses.replace(digits, train=fidelity_source(digits.train, 400))
     with pytest.raises(UserError, match="the data set is digits"):
         fidelity.fidelity_of(other, "digits", terms, 200)
-    with pytest.raises(UserError, match="the number of samples is 200 there and 300 here"):
+    with pytest.raises(UserError, match=r"samples.*200.*300"):
         fidelity.fidelity_of(digits, "digits", terms, 300)
-    with pytest.raises(UserError, match="the split is held-out there"):
+    with pytest.raises(UserError, match=r"split.*held-out"):
         fidelity.fidelity_of(digits, "digits", dataclasses.replace(terms, split="train"), 200)
     assert os.path.exists(path)
 

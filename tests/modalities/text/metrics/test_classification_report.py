@@ -171,9 +171,9 @@ def test_classes_that_do_not_fit_are_refused(arguments, message):
 
 
 def test_tags_that_do_not_go_together_are_refused():
-    with pytest.raises(UserError, match="for 1 sentences, but true tags for 2"):
+    with pytest.raises(UserError, match=r"1 sentences.* 2"):
         entity_report([["O"], ["O"]], [["O"]])
-    with pytest.raises(UserError, match="sentence 2 has 2 predicted tags, but 1 true"):
+    with pytest.raises(UserError, match=r"sentence 2 .*2 .*1"):
         entity_report([["O"], ["O"]], [["O"], ["O", "O"]])
 
 

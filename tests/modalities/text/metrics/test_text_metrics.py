@@ -136,7 +136,7 @@ def test_empty_texts_and_lists_have_nothing_in_common():
 
 
 def test_texts_must_go_together():
-    with pytest.raises(UserError, match="2 generated texts for 1 references"):
+    with pytest.raises(UserError, match=r"2 .*1 references"):
         score(["a", "b"], ["a"])
     for texts in itertools.permutations(["ab", ["a", "b"]]):
         with pytest.raises(UserError, match="no list"):

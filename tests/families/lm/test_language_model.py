@@ -95,7 +95,7 @@ def test_bits_per_byte_of_a_tokenizer_with_long_tokens():
     np.testing.assert_allclose(half.value(), found.value(), rtol=1e-6)
 
 
-def test_texts_stand_behind_their_prompts_and_end_before_stop_strings():
+def test_texts_follow_their_prompts_and_end_before_stop_strings():
     objective = LanguageModel(LMConfig(), Table(), BYTE)
     rows = [BYTE.encode(text) for text in ("one END two", "three", "END", "a\n\nEND")]
     rows[1] = [*rows[1], BYTE.separator, 65]
@@ -134,7 +134,7 @@ def test_a_language_model_needs_the_future_hidden():
 NEIGHBOUR = Table(ahead=1, causal=False)
 
 
-def test_so_many_tokens_are_hidden_shown_or_changed():
+def test_number_of_masked_kept_and_replaced_tokens():
     objective = masked(mask_rate=0.3, keep_rate=0.2, random_rate=0.3)
     tokens = np.full((4, 20_000), 65)
     shown, chosen = map(
@@ -154,7 +154,7 @@ def test_so_many_tokens_are_hidden_shown_or_changed():
     assert (plain == HIDDEN).all()
 
 
-def test_what_is_hidden_belongs_to_the_example():
+def test_masking_depends_on_the_example_only():
     objective = masked(mask_rate=0.5)
     whole = objective.mask_tokens(TOKENS, KEYS)
     part = objective.mask_tokens(TOKENS[2:4], KEYS[2:4])

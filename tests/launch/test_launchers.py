@@ -32,7 +32,7 @@ def outcome(script, number=3):
         return process.returncode, out.splitlines(), err
 
 
-def test_each_process_is_told_its_place_and_each_line_whose_it_is():
+def test_each_process_gets_its_rank_and_its_lines_a_prefix():
     code, lines, _ = outcome("import sys; print(*sys.argv[1:]); print('end')")
     assert code == 0 and len(lines) == 6
     told = sorted(line for line in lines if not line.endswith("end"))
@@ -83,7 +83,7 @@ def test_signals_reach_all(number):
     assert "has failed" not in err, "it was asked to stop"
 
 
-def test_what_cannot_be_started_is_one_sentence():
+def test_failed_start_is_one_line():
     command = [sys.executable, str(LAUNCH / "local.py"), "-n2"]
     for words, message in ((["--", "no-such-command"], "cannot be started"), ([], "write: ")):
         done = subprocess.run([*command, *words], capture_output=True, text=True)
@@ -164,7 +164,7 @@ def test_a_wrong_call_is_refused(words):
     assert done.returncode == 2 and done.stderr.startswith("tpu_pod.sh: ")
 
 
-def test_what_runs_on_the_hosts_waits_for_the_training(tmp_path):
+def test_host_work_waits_for_training(tmp_path):
     """The last command, run here: the exit status is that of the training, its output is shown."""
     done = tpu_pod("--name=a", "--zone=b", "--no_install", "--dry_run", "--", "--config=c d")
     (words,) = commands(done.stdout)

@@ -8,37 +8,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import tiny
+from helpers import runs, tiny
+from helpers.runs import final_state, records, same_runs, train
 
 import aigc_jax
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.metrics import Mean
-from aigc_jax.data.loader import DataLoader
 from aigc_jax.runs.report.samples import save
 from aigc_jax.training.metric_log import read_metrics
 from aigc_jax.training.metric_window import MetricAccumulator
 
-TIMES = {"time", "steps_per_second", "examples_per_second", "data_wait"}
 
-
-def train(family, workdir, **changes):
-    return aigc_jax.train(tiny.recipe(family, **changes), str(workdir), progress=False)
-
-
-def final_state(workdir):
-    _, state, step = aigc_jax.restore(str(workdir))
-    return jax.device_get(state), step
-
-
-def records(workdir):
-    return [{k: v for k, v in r.items() if k not in TIMES} for r in read_metrics(str(workdir))]
-
-
+@pytest.mark.xla_optimizations
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_run_from_start_to_samples(family, tmp_path):
-    """What every family's workdir holds, and that evaluation and sampling need nothing else."""
+    """Contents of every family's workdir, which evaluation, sampling and another run only read.
+
+    A run that is interrupted and started again ends with the same state, data and records.
+    """
     changes = dict(sample=dict(every=4), eval=dict(every=3))
-    last = train(family, tmp_path / "w", **changes)
+    recipe = tiny.recipe(family, **changes)
+    last = aigc_jax.train(recipe, str(tmp_path / "w"), progress=False)
     workdir = tmp_path / "moved"
     os.rename(tmp_path / "w", workdir)
     names = set(os.listdir(workdir))
@@ -70,30 +60,11 @@ def test_a_run_from_start_to_samples(family, tmp_path):
     path = save(samples, str(tmp_path / "out" / "picture"))
     assert path.endswith(suffix) and os.path.getsize(path) > 0
 
-
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_resuming_is_bitwise_equal(family, tmp_path, monkeypatch):
-    """Interrupted in the middle and started again: the same state, data and records."""
-    # An optimizer with state in both players, an average, a random loss, a partial last epoch.
-    train(family, tmp_path / "whole")
-    original, calls = DataLoader.next, []
-
-    def interrupted(self, state=None):
-        calls.append(1)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return original(self)
-
-    monkeypatch.setattr(DataLoader, "next", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(family, tmp_path / "cut")
-    monkeypatch.setattr(DataLoader, "next", original)
-    assert final_state(tmp_path / "cut")[1] == 3
-    train(family, tmp_path / "cut")
-    (whole, end), (cut, end_cut) = final_state(tmp_path / "whole"), final_state(tmp_path / "cut")
-    assert end == end_cut == 6
-    chex.assert_trees_all_equal(whole, cut)
-    assert records(tmp_path / "whole") == records(tmp_path / "cut")
+        train(family, tmp_path / "cut", on_batch=runs.at_batch(5, runs.interrupt), **changes)
+    assert final_state(tmp_path / "cut")[1] == 4
+    aigc_jax.train(recipe, str(tmp_path / "cut"), progress=False)
+    same_runs(workdir, tmp_path / "cut")
 
 
 SLOW = [pytest.param(f, marks=pytest.mark.slow) for f in ("gan", "vae", "diffusion")]
@@ -121,7 +92,7 @@ def test_bfloat16_computes_and_float32_keeps(family, tmp_path):
     assert loss.total.dtype == np.float32
 
 
-def test_a_batch_that_comes_while_a_step_is_under_way_is_not_waited_for(monkeypatch):
+def test_no_data_wait_while_the_device_is_busy(monkeypatch):
     window, one = MetricAccumulator(0), jnp.float32(1)
     window.add_data_wait(1.0)
     assert window.data_wait == 1.0
@@ -145,7 +116,7 @@ def test_more_steps_go_on(tmp_path):
     assert records(tmp_path) == before
 
 
-def test_what_cannot_be_sampled_is_said_before_training(tmp_path):
+def test_sampling_options_are_checked_before_training(tmp_path):
     for family, changes in (
         ("gan", dict(sample=dict(label=12))),
         ("lm", dict(model=dict(positions="learned"), sample=dict(max_new_tokens=100))),
@@ -226,7 +197,7 @@ def test_fields_that_an_older_config_lacks_have_their_defaults(tmp_path):
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_one_sentence_and_leaves_nothing(family, changes, message, tmp_path):
+def test_inconsistent_recipe_is_one_line_and_writes_nothing(family, changes, message, tmp_path):
     with pytest.raises(UserError) as e:
         train(family, tmp_path / "w", **changes)
     assert message in str(e.value) and "\n" not in str(e.value)

@@ -87,7 +87,7 @@ ALL_FORMS = ("stream", "documents", "chat", "labels", "tags")
 
 @pytest.mark.parametrize("form", ALL_FORMS)
 @pytest.mark.parametrize("kind", FORMS)
-def test_each_source_has_its_forms_and_says_which(tmp_path, kind, form):
+def test_sources_declare_their_formats(tmp_path, kind, form):
     source = write_any(tmp_path, kind)
     if form in FORMS[kind]:
         data = load(source, format=form, seq_len=32)
