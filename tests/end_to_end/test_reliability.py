@@ -313,7 +313,7 @@ def test_only_checkpoint_is_removed_after_the_next_is_complete(tmp_path, monkeyp
     def rmtree(path, *args, **kwargs):
         if os.path.basename(path) == "3":
             with contextlib.closing(CheckpointReader(str(tmp_path))) as reader:
-                seen.append(reader.contents(6)["data"]["batches"]["examples"])
+                seen.append(reader.contents(6)["data"]["feed"]["examples"])
             assert final_state(tmp_path)[1] == 6
         return original(path, *args, **kwargs)
 

@@ -36,6 +36,8 @@ IMPORTING = (
     "/dataclasses.py",
     "/attr/_make.py",
     "/six.py",
+    "/multiprocessing/sharedctypes.py",
+    "/prometheus_client/decorator.py",
 )
 
 

@@ -421,11 +421,11 @@ def test_modes_are_counted():
     data = sources.load(Data(source="stacked_digits"))
     images = np.stack([data.validation[i]["image"] for i in range(300)])
     labels = np.array([data.validation[i]["label"] for i in range(300)])
-    found = mode_coverage.mode_report(data, images)
+    found = mode_coverage.mode_coverage(data, images)
     assert abs(found["modes"] - len(set(labels))) < 12  # held-out digits, nearly all recognised
     assert found["modes_real_data"] > 230 and found["modes_kl_real_data"] > 0
-    assert mode_coverage.mode_report(data, images[:1].repeat(300, 0))["modes"] == 1
-    assert mode_coverage.mode_report(sources.load(Data(source="digits")), images) == {}
+    assert mode_coverage.mode_coverage(data, images[:1].repeat(300, 0))["modes"] == 1
+    assert mode_coverage.mode_coverage(sources.load(Data(source="digits")), images) == {}
 
 
 # Recipes -------------------------------------------------------------------------------------
