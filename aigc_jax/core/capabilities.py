@@ -129,6 +129,13 @@ class UsesFirstStage(Protocol):
 
 
 @runtime_checkable
+class HasPrompts(Protocol):
+    """Sampling options with texts to continue."""
+
+    prompts: Sequence[str]
+
+
+@runtime_checkable
 class SupportsText(Protocol):
     """Takes texts as prompts and decodes samples to texts."""
 

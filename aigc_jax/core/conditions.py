@@ -30,10 +30,9 @@ class Condition:
     present_B: jax.Array
 
     @classmethod
-    def of(cls, value: jax.Array) -> "Condition":
+    def of(cls, value: jax.Array | np.ndarray) -> "Condition":
         """Returns a condition that is present in every example."""
-        value = jnp.asarray(value)
-        return cls(value, jnp.ones(value.shape[0], bool))
+        return cls(jnp.asarray(value), jnp.ones(len(value), bool))
 
 
 Conditions = dict[str, Condition]  # by name; a model's `Conditioner` embeds those that it knows
@@ -47,7 +46,7 @@ def conditions_of(batch: Mapping[str, jax.Array], names: Mapping[str, object]) -
 def drop(conditions: Conditions, dropped_B: jax.Array) -> Conditions:
     """Returns the conditions, absent where `dropped_B` is True."""
     return {
-        name: condition.replace(present_B=condition.present_B & ~dropped_B)
+        name: Condition(condition.value, condition.present_B & ~dropped_B)
         for name, condition in conditions.items()
     }
 
@@ -55,7 +54,7 @@ def drop(conditions: Conditions, dropped_B: jax.Array) -> Conditions:
 def null(conditions: Conditions) -> Conditions:
     """Returns the same conditions, all absent: input of the unconditional model."""
     return {
-        name: condition.replace(present_B=jnp.zeros_like(condition.present_B))
+        name: Condition(condition.value, jnp.zeros_like(condition.present_B))
         for name, condition in conditions.items()
     }
 

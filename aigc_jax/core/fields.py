@@ -3,11 +3,18 @@
 import dataclasses
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from aigc_jax.core.errors import UserError, did_you_mean
 
-T = TypeVar("T")
+
+class Dataclass(Protocol):
+    """A dataclass instance."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+T = TypeVar("T", bound=Dataclass)
 
 
 class Choices(Protocol):
@@ -98,7 +105,7 @@ def parse(cls: type[T], values: Mapping[str, Any], where: str, *, named: bool = 
 
 def check_value(hint: Any, value: Any, where: str) -> Any:
     """Returns `value` converted to the type `hint`: a plain type, or a tuple of one."""
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return parse(hint, value, where)
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):

@@ -10,7 +10,7 @@ import importlib.metadata
 import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from aigc_jax.core.errors import UserError, did_you_mean, one_line, shorten
 
@@ -66,7 +66,7 @@ class Registry(Mapping[str, T], Generic[T]):
         if name in self._items:
             return self._items[name]
         if is_import_path(name):
-            return self.register(name, import_path(name, self.field))
+            return self.register(name, cast(T, import_path(name, self.field)))
         if name in self.folders():
             importlib.import_module(f"{self._package}.{name}.{self.kind}")
             return self._items[name]

@@ -37,7 +37,7 @@ class Dataset:
 
 
 def draw_examples(source: Source, limit: int) -> list[Example]:
-    """Returns at most `limit` evenly spaced examples.
+    """Returns at most `limit` random examples, always the same ones.
 
     The first ones would be biased: a data set may be stored class by class.
     """

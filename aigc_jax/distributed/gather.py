@@ -12,7 +12,7 @@ from aigc_jax.core.state import TrainState
 
 def gather_to_host(tree: Any) -> Any:
     """Gathers every array to the host of every process. All processes call it together."""
-    return jax.tree.map(lambda x: np.asarray(_whole(x)), tree)
+    return jax.tree.map(lambda x: np.asarray(_replicate(x)), tree)
 
 
 def sampling_state(state: TrainState) -> TrainState:
@@ -26,14 +26,15 @@ def sampling_state(state: TrainState) -> TrainState:
     def near(x: Any) -> Any:
         if isinstance(x, jax.Array) and x.is_fully_addressable and not x.is_fully_replicated:
             return x
-        return np.asarray(_whole(x))
+        return np.asarray(_replicate(x))
 
     params, mutables = jax.tree.map(near, (state.sampling_params, state.mutables))
     return state.replace(params=params, mutables=mutables, opt_state={}, ema={}, power_ema={})
 
 
-def _whole(x: Any) -> Any:
+def _replicate(x: Any) -> Any:
+    """Replicates an array that is sharded over several processes; returns others unchanged."""
     if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
         return x
-    whole = NamedSharding(x.sharding.mesh, P())
-    return jax.jit(lambda x: x, out_shardings=whole)(x)
+    assert isinstance(x.sharding, NamedSharding)
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(x.sharding.mesh, P()))(x)

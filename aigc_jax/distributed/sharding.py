@@ -81,13 +81,14 @@ def state_shardings(shapes: TrainState, boxed: Any, mesh: Mesh) -> TrainState:
             parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
             ends = ("/".join(parts[i:]) for i in range(len(parts)))
             end = next((e for e in ends if e in own), None)
-            same = end is not None and sizes[prefix + end] == leaf.shape
-            return NamedSharding(mesh, own[end] if same else P())
+            if end is None or sizes[prefix + end] != leaf.shape:
+                return NamedSharding(mesh, P())
+            return NamedSharding(mesh, own[end])
 
         return jax.tree_util.tree_map_with_path(sharding_of, tree)
 
-    whole = jax.tree.map(lambda _: replicated(mesh), shapes)
-    return whole.replace(
+    shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
+    return shardings.replace(
         params=like_params("", shapes.params),
         opt_state={p: like_params(f"{p}/", tree) for p, tree in shapes.opt_state.items()},
         ema=like_params("", shapes.ema),
@@ -97,8 +98,8 @@ def state_shardings(shapes: TrainState, boxed: Any, mesh: Mesh) -> TrainState:
 
 def replicated_state(mesh: Mesh) -> TrainState:
     """Returns a prefix pytree of shardings that replicates a train state."""
-    whole = replicated(mesh)
-    return TrainState(**{field.name: whole for field in dataclasses.fields(TrainState)})
+    everywhere: Any = replicated(mesh)  # a sharding in place of each field
+    return TrainState(**{field.name: everywhere for field in dataclasses.fields(TrainState)})
 
 
 def is_state_sharded(mesh: Mesh) -> bool:

@@ -13,7 +13,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.modality import Spec, check_spec
 from aigc_jax.core.objective import Params
 from aigc_jax.data.dataset import draw_examples
-from aigc_jax.data.source import Source
+from aigc_jax.data.source import SupportsRowStreams, TrainSource
 from aigc_jax.experiment.build import parse_config
 from aigc_jax.experiment.restore import restore
 from aigc_jax.families.latent.first_stage import PLAYER
@@ -55,7 +55,7 @@ def without_first_stage(config: Config) -> Config:
 
 
 def load_first_stage(
-    workdir: str, objective: UsesFirstStage, params: Params, source: Source
+    workdir: str, objective: UsesFirstStage, params: Params, source: TrainSource
 ) -> Params:
     """Returns initial parameters with those of a trained autoencoder as frozen first stage.
 
@@ -63,12 +63,15 @@ def load_first_stage(
       workdir: workdir of the autoencoder.
       objective: objective on its latents or codes.
       params: initial `{player: parameters}`.
-      source: training examples; the latents of an evenly spaced subset give the mean and standard
-        deviation for normalisation.
+      source: training examples; the latents of a random subset give the mean and standard deviation
+        for normalisation.
 
     Raises:
-      UserError: if the workdir holds no checkpoint, or one whose sizes differ from the config.
+      UserError: if the workdir holds no checkpoint, or one whose sizes differ from the config, or
+        the examples are streamed.
     """
+    if isinstance(source, SupportsRowStreams):
+        raise UserError("first_stage cannot encode streamed text: raise data.in_memory")
     _, state, _ = restore(workdir, optimizer=False)
     examples = draw_examples(source, LATENT_STATS_IMAGES)
     batch = {k: jnp.asarray(np.stack([e[k] for e in examples])) for k in examples[0]}

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from aigc_jax.core.capabilities import SupportsText
+from aigc_jax.core.capabilities import HasPrompts, SupportsText
 from aigc_jax.core.conditions import LABEL, Condition
 from aigc_jax.core.config import Sample
 from aigc_jax.core.errors import UserError
@@ -52,8 +53,9 @@ def make_request(
         if name not in given:
             given[name] = spec.values(asked.get(name), num)
     if init is None:
-        prompts = isinstance(objective, SupportsText)
-        init = objective.encode_prompts(options.prompts, options) if prompts else {}
+        init = {}
+        if isinstance(objective, SupportsText) and isinstance(options, HasPrompts):
+            init = objective.encode_prompts(options.prompts, options)
     index_N = np.arange(num)
     return SampleRequest(
         options=options,
@@ -107,5 +109,5 @@ def check_sampling(objective: Objective, params: Any, mutables: Any, options: Sa
       UserError: if the options are invalid.
     """
     request = make_request(objective, options, 1)
-    key_N = numbered_keys(jax.random.key(0), np.arange(1))
+    key_N = numbered_keys(jax.random.key(0), jnp.arange(1))
     jax.eval_shape(lambda p, m: objective.sample(p, m, key_N, request), params, mutables)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,7 +18,15 @@ from aigc_jax.ops.norm import layer_norm, rms_norm
 
 Initializer = nn.initializers.Initializer
 Axes = tuple[str | None, ...]  # logical axes of a parameter: see distributed/logical_axes.py
-partitioned = nn.with_logical_partitioning
+
+
+def partitioned(init: Callable[..., jax.Array], axes: Axes) -> Callable[..., Any]:
+    """Returns an initialiser that boxes a parameter with its logical axes.
+
+    `Module.param` unboxes it; Flax's own annotation claims that it returns the box.
+    """
+    return nn.with_logical_partitioning(init, axes)
+
 
 MAX_UNROLLED = 8  # maximum layers per iteration of the scan where unrolling is faster
 

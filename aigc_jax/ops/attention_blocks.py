@@ -129,19 +129,21 @@ def _forward_some(blocks, mask, q, k, v):
 def _backward_some(blocks, mask, q, k, v, end, inner, grad):
     dq, dk, dv = [], jnp.zeros_like(k, jnp.float32), jnp.zeros_like(v, jnp.float32)
     for t, s in blocks:
-        row = tuple(x[:, :, :, t] for x in (q, grad, end, inner))
+        q_t, grad_t, end_t, inner_t = (x[:, :, :, t] for x in (q, grad, end, inner))
         some_k, some_v = k[:, :, s], v[:, :, s]
-        logits = _logits(row[0], some_k, mask, t, s)
-        dweights = jnp.einsum("bkgtd,bksd->bkgts", row[1], some_v, **FLOAT32)
-        weights, dlogits = _slopes(logits, dweights, *row[2:])
+        logits = _logits(q_t, some_k, mask, t, s)
+        dweights = jnp.einsum("bkgtd,bksd->bkgts", grad_t, some_v, **FLOAT32)
+        weights, dlogits = _slopes(logits, dweights, end_t, inner_t)
         dq.append(jnp.einsum("bkgts,bksd->bkgtd", dlogits.astype(q.dtype), some_k))
         axes = "bkgts"
         if q.shape[-1] < SMALL_HEAD:
-            weights, dlogits = _slopes_by_keys(*row, some_k, some_v, mask, t, s)
+            weights, dlogits = _slopes_by_keys(
+                q_t, grad_t, end_t, inner_t, some_k, some_v, mask, t, s
+            )
             axes = "bksgt"
         add = functools.partial(jnp.einsum, f"{axes},bkgtd->bksd", **FLOAT32)
-        dk = dk.at[:, :, s].add(add(dlogits.astype(q.dtype), row[0]))
-        dv = dv.at[:, :, s].add(add(weights.astype(v.dtype), row[1]))
+        dk = dk.at[:, :, s].add(add(dlogits.astype(q.dtype), q_t))
+        dv = dv.at[:, :, s].add(add(weights.astype(v.dtype), grad_t))
     return jnp.concatenate(dq, 3), dk.astype(k.dtype), dv.astype(v.dtype)
 
 

@@ -98,7 +98,11 @@ def splash_attention(
 
     segments = () if mask is None else mask.segments or ()
     axes, keys = ("batch", None, "heads", None), ("batch", None, "kv", None)
-    given = [(q_BTHD, axes), (k_BSKD, keys), (v_BSKD, keys)]
+    given: list[tuple[jax.Array, logical_axes.Axes]] = [
+        (q_BTHD, axes),
+        (k_BSKD, keys),
+        (v_BSKD, keys),
+    ]
     given += [(x, ("batch", None)) for x in segments]
     return logical_axes.shard_map_over(part, given, axes).astype(v_BSKD.dtype)
 
@@ -115,6 +119,7 @@ def _splash_kernel(
     """Returns the kernel for one example: (H, T, D), (K, S, D), (K, S, D) → (H, T, D)."""
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
+    kernel_mask: Any
     if mask is None or not (mask.causal or mask.window):
         kernel_mask = library.FullMask((t, s))
     elif mask.window:
@@ -125,10 +130,10 @@ def _splash_kernel(
         kernel_mask = library.CausalMask((t, s))
     size = next(n for n in (512, 256, LANES) if t % n == 0 and s % n == 0)
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
-    sizes = library.BlockSizes(**{f"block_{name}": size for name in names})
+    blocks: dict[str, Any] = {f"block_{name}": size for name in names}
     return library.make_splash_mha(
         library.MultiHeadMask([kernel_mask] * heads),
-        block_sizes=sizes,
+        block_sizes=library.BlockSizes(**blocks),
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,

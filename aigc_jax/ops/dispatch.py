@@ -39,7 +39,7 @@ def implementation(primitive: str) -> str:
 
 def platform() -> str:
     """Returns "cpu", "gpu" or "tpu": that of `compiling_for`, or of the default device."""
-    device = jax.config.jax_default_device
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]  # defined at run time
     name = _PLATFORM.get() or getattr(device, "platform", device) or jax.default_backend()
     return "gpu" if name in ("cuda", "rocm") else name
 

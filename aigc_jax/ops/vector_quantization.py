@@ -50,8 +50,8 @@ def fsq_bound(z: jax.Array, levels: tuple[int, ...]) -> jax.Array:
     # With two levels the shift of ½ would be beyond the range of tanh, and nothing rounded up.
     width = np.maximum(width, offset + SHRINK)
     shift = np.arctanh(offset / width)
-    width, offset, shift = (jnp.asarray(x, jnp.float32) for x in (width, offset, shift))
-    return jnp.tanh(z + shift) * width - offset
+    width_Z, offset_Z, shift_Z = (jnp.asarray(x, jnp.float32) for x in (width, offset, shift))
+    return jnp.tanh(z + shift_Z) * width_Z - offset_Z
 
 
 def fsq_decode(code: jax.Array, levels: tuple[int, ...]) -> jax.Array:

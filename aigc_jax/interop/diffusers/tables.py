@@ -132,6 +132,8 @@ def denoiser_shapes(network: Any) -> Callable[[Any, int, int], dict[str, Shape]]
         levels = len(getattr(config, "channels", (0,)))
         side = getattr(config, "patch_size", 1) * 2 ** (levels - 1)
         x = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+        label: Any  # shapes in place of arrays
+        present: Any
         time, label, present = (
             jax.ShapeDtypeStruct((1,), dtype) for dtype in (jnp.float32, jnp.int32, jnp.bool_)
         )

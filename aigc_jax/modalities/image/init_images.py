@@ -12,8 +12,8 @@ Picture = str | os.PathLike | np.ndarray
 
 
 def load_init_images(
-    image: Picture | None, mask: Picture | None, shape: tuple[int, int, int]
-) -> tuple[np.ndarray | None, np.ndarray | None]:
+    image: Picture | None, mask: Picture | None, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Loads uint8 initial images (N, H, W, C) and masks (N, H, W), True where to inpaint.
 
     Files, images and masks alike, are scaled so that the shorter side fits and cropped at the
@@ -29,16 +29,16 @@ def load_init_images(
       UserError: if a file cannot be read, or a size or type is wrong.
     """
     if image is None:
-        if mask is not None:
-            raise UserError("a mask needs an image to inpaint: pass the image too")
-        return None, None
-    height, width, _ = shape
+        raise UserError("a mask needs an image to inpaint: pass the image too")
+    if len(shape) != 3:
+        raise UserError(f"this model samples arrays of shape {shape}, not images: omit image")
+    height, width, channels = shape
     if isinstance(image, np.ndarray):
-        image_NHWC = _array(image, shape)
+        image_NHWC = _array(image, (height, width, channels))
     else:
         if isinstance(mask, str | os.PathLike):
             _check_same_size(image, mask)
-        image_NHWC = to_pixels(os.fspath(image), shape, fit=True)[None]
+        image_NHWC = to_pixels(os.fspath(image), (height, width, channels), fit=True)[None]
     if mask is None:
         return image_NHWC, None
     if isinstance(mask, np.ndarray):
