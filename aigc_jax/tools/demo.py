@@ -160,7 +160,7 @@ def metric_rows(metrics: dict[str, Any]) -> list[Row]:
             "Fréchet classifier distance",
             metrics["frechet_distance_classifier"],
             references={
-                "floor": metrics["frechet_distance_classifier_real_data"],
+                "real data": metrics["frechet_distance_classifier_real_data"],
                 "Gaussian per class": metrics["frechet_distance_classifier_gaussian"],
             },
         ),
