@@ -19,7 +19,7 @@ from aigc_jax.core.config import Data
 from aigc_jax.core.files import most_memory
 from aigc_jax.data.loader import DataLoader
 from aigc_jax.data.mixture import MixedSource
-from aigc_jax.data.raw_dataset import Examples
+from aigc_jax.data.raw_dataset import LazyExamples
 from aigc_jax.data.split import file_ends, hold_out
 from aigc_jax.modalities.image.image_dataset import ImageSource
 from aigc_jax.modalities.text.streaming import BestFitPack, StreamingSource
@@ -35,7 +35,7 @@ def images(count: int) -> ImageSource:
     """A data set of `count` images in files of 100,000, of which a tenth is held out."""
     ends = np.append(np.arange(FILE, count, FILE), count)
     config = Data(source="synthetic", validation_fraction=0.1)
-    examples = Examples(lambda i: {"image": np.full((1, 1, 1), i % 256, np.uint8)}, count, ends)
+    examples = LazyExamples(lambda i: {"image": np.full((1, 1, 1), i % 256, np.uint8)}, count, ends)
     train, _ = hold_out(count, config, "images")
     return ImageSource(
         lambda i: (examples[i]()["image"], None),

@@ -23,7 +23,7 @@ from absl import app, flags
 import aigc_jax
 from aigc_jax.experiment.recipes import load_recipe
 from aigc_jax.runs.report.curves import side_by_side
-from aigc_jax.runs.report.samples import save
+from aigc_jax.runs.report.samples import write_samples
 from aigc_jax.tools.bench.marked_block import provenance, replace_between
 from aigc_jax.training.metric_log import finite_json, read_metrics
 
@@ -114,7 +114,7 @@ def evaluate(name: str, seed: int) -> None:
         return
     metrics = aigc_jax.evaluate(workdir)
     images = aigc_jax.sample(workdir, num=100)
-    save(images, os.path.join(workdir, "samples", "result.png"))
+    write_samples(images, os.path.join(workdir, "samples", "result.png"))
     steps = max(r["step"] for r in read_metrics(workdir) if r["kind"] == "train")
     with open(path, "w") as f:
         json.dump(finite_json({**metrics, "steps": steps, "minutes": minutes}), f, indent=1)

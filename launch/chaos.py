@@ -132,12 +132,12 @@ def final(workdir: str) -> tuple[dict, list[dict]]:
     import jax
     import numpy as np
 
-    from aigc_jax.experiment.restore import load
+    from aigc_jax.experiment.restore import load_checkpoint
     from aigc_jax.training.checkpoint import restore_latest
     from aigc_jax.training.metric_log import read_metrics
 
     def everything(reader, step, contents):
-        _, state = load(reader, step, contents)
+        _, state = load_checkpoint(reader, step, contents)
         leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
         arrays = {jax.tree_util.keystr(k): np.asarray(x).tobytes() for k, x in leaves}
         return {**arrays, "data": json.dumps(contents["data"], sort_keys=True)}

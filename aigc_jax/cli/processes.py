@@ -14,6 +14,6 @@ PROCESS_FLAGS = ("coordinator", "num_processes", "process_id", "join_timeout")
 
 def join_processes() -> None:
     """Joins the other processes of the run, if there are any."""
-    from aigc_jax.distributed.processes import join
+    from aigc_jax.distributed.processes import join_processes
 
-    join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.join_timeout)
+    join_processes(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.join_timeout)

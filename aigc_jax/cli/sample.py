@@ -17,7 +17,7 @@ flags.DEFINE_string("mask", None, "Image file of the same size: white pixels are
 
 def run() -> None:
     from aigc_jax.modalities.text.sample_file import join_texts
-    from aigc_jax.runs.report.samples import save
+    from aigc_jax.runs.report.samples import write_samples
     from aigc_jax.runs.sample import sample
 
     if FLAGS.stream and (FLAGS.num or 1) > 1:
@@ -42,7 +42,7 @@ def run() -> None:
         **COMMAND.given_options(),
     )
     out = FLAGS.out or os.path.join(FLAGS.workdir, "samples", f"seed_{FLAGS.seed}")
-    path = save(samples, out)
+    path = write_samples(samples, out)
     if FLAGS.stream:
         print()
     elif isinstance(samples, list):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 from aigc_jax.core.errors import UserError, did_you_mean
-from aigc_jax.core.fields import check_value, marked, option, parse
+from aigc_jax.core.fields import check_value, marked, option, parse_section
 from aigc_jax.core.registry import Registry
 
 # Entries are registered by training/optimizers.py and by packages outside the library.
@@ -161,7 +161,7 @@ class Checkpoint:
 
 
 @dataclasses.dataclass(frozen=True)
-class Anomaly:
+class AnomalyConfig:
     """Detection of failing training, and rollback."""
 
     RESUMABLE: ClassVar[bool] = True  # all of its fields
@@ -178,7 +178,7 @@ class Anomaly:
 
 
 @dataclasses.dataclass(frozen=True)
-class Watchdog:
+class WatchdogConfig:
     """Timeouts, in seconds, after which another process of the run is considered lost."""
 
     RESUMABLE: ClassVar[bool] = True  # all of its fields
@@ -202,8 +202,8 @@ class Config:
     eval: Eval
     sample: Any
     checkpoint: Checkpoint
-    anomaly: Anomaly
-    watchdog: Watchdog
+    anomaly: AnomalyConfig
+    watchdog: WatchdogConfig
     plugins: tuple[str, ...]  # modules that register families, samplers, sources, … when imported
     mesh: str  # sizes of the axes data, fsdp, sequence, tensor; −1: all remaining devices
     raw: dict[str, Any]  # the complete config, with defaults, as plain JSON values
@@ -226,7 +226,7 @@ class Config:
             if key not in known:
                 raise UserError(f"the config has no key '{key}': {did_you_mean(key, known)}")
         parsed: dict[str, Any] = {
-            k: parse(t, config.get(k, {}), k, named=k in NAMED) for k, t in sections.items()
+            k: parse_section(t, config.get(k, {}), k, named=k in NAMED) for k, t in sections.items()
         }
         optim = parse_optim(config.get("optim", {}))
         seed = check_value(int, config.get("seed", 0), "seed")
@@ -277,16 +277,19 @@ COMMON_SECTIONS = dict(
     ema=Ema,
     eval=Eval,
     checkpoint=Checkpoint,
-    anomaly=Anomaly,
-    watchdog=Watchdog,
+    anomaly=AnomalyConfig,
+    watchdog=WatchdogConfig,
 )
 
 
 def parse_optim(value: Mapping[str, Any]) -> dict[str, Optim]:
     """Parses a block per player, or one block for all, stored under the name ""."""
     if isinstance(value, Mapping) and value and all(isinstance(v, Mapping) for v in value.values()):
-        return {player: parse(Optim, block, f"optim.{player}") for player, block in value.items()}
-    return {"": parse(Optim, value, "optim")}
+        return {
+            player: parse_section(Optim, block, f"optim.{player}")
+            for player, block in value.items()
+        }
+    return {"": parse_section(Optim, value, "optim")}
 
 
 def jsonable(value: Any) -> Any:

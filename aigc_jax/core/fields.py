@@ -82,7 +82,7 @@ def marked(section: type, mark: str, where: str) -> list[str]:
     return found
 
 
-def parse(cls: type[T], values: Mapping[str, Any], where: str, *, named: bool = False) -> T:
+def parse_section(cls: type[T], values: Mapping[str, Any], where: str, *, named: bool = False) -> T:
     """Builds the dataclass `cls` from `values`; if `named`, the key `name` is skipped.
 
     Raises:
@@ -106,7 +106,7 @@ def parse(cls: type[T], values: Mapping[str, Any], where: str, *, named: bool = 
 def check_value(hint: Any, value: Any, where: str) -> Any:
     """Returns `value` converted to the type `hint`: a plain type, or a tuple of one."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return parse(hint, value, where)
+        return parse_section(hint, value, where)
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{where} must be a tuple such as (1, 2), but it is {value!r}")

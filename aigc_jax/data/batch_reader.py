@@ -15,10 +15,10 @@ from aigc_jax.data.source import (
     SupportsEpochBatch,
     SupportsRowStreams,
     TrainSource,
+    assemble_batch,
     epoch_shuffle,
-    gather,
     read_batch,
-    stack,
+    stack_examples,
 )
 
 NumberedBatch = tuple[HostBatch, list[int]]  # a batch and the ids of streamed documents in it
@@ -67,9 +67,9 @@ class BatchReader:
             found = list(each(self.streams[str(part)].row, row_r.tolist()))
             first = self._mixed.first(part)
             documents.extend(i + first for _, doc_ids in found for i in doc_ids)
-            return stack([row for row, _ in found])
+            return stack_examples([row for row, _ in found])
 
-        return gather(part_R, read), documents
+        return assemble_batch(part_R, read), documents
 
     def taken(self, batches: int) -> list[int]:
         """Returns the number of examples of each part in the first batches, over all processes."""

@@ -10,7 +10,7 @@ from aigc_jax.core.files import check_memory, file_size, open_file
 MAX_LINE = 1 << 28  # maximum bytes of a line; bounds memory for files without line ends
 
 
-def decode(data: bytes, where: str) -> str:
+def decode_utf8(data: bytes, where: str) -> str:
     """Decodes UTF-8 and keeps a byte order mark; UserError names `where` if it is not UTF-8."""
     try:
         return data.decode("utf-8")
@@ -35,7 +35,7 @@ def read_lines(path: str) -> Iterator[tuple[str, str]]:
                 raise UserError(
                     f"{where} is longer than {MAX_LINE} bytes: check that it is a file of lines"
                 )
-            yield where, decode(line, where).removeprefix("\ufeff" if number == 1 else "")
+            yield where, decode_utf8(line, where).removeprefix("\ufeff" if number == 1 else "")
 
 
 def parse_json(line: str, where: str, once: Collection[str] = ()) -> Any:

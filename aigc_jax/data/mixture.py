@@ -14,7 +14,7 @@ from aigc_jax.data.source import (
     Source,
     SupportsRowStreams,
     TrainSource,
-    gather,
+    assemble_batch,
     read_batch,
 )
 
@@ -48,7 +48,7 @@ class MixedSource:
         def read(part: int, row_R: np.ndarray) -> HostBatch:
             return read_batch(self._indexed(part), index_B[row_R] - self.first(part))
 
-        return gather(self._part(index_B), read)
+        return assemble_batch(self._part(index_B), read)
 
     def _indexed(self, part: int) -> Source:
         source = self.parts[part]

@@ -38,7 +38,7 @@ class RawDataset:
         self.kind = self.kind or ("text" if self.image_shape is None else "image")
 
 
-class Examples(Sequence[Callable[[], Example]]):
+class LazyExamples(Sequence[Callable[[], Example]]):
     """Lazy examples of a split.
 
     Args:
@@ -57,7 +57,7 @@ class Examples(Sequence[Callable[[], Example]]):
         return functools.partial(self._make, self._indices[index])
 
 
-class ColumnarExamples(Examples):
+class ColumnarExamples(LazyExamples):
     """Examples in memory, as one sequence or array per field.
 
     Attributes:

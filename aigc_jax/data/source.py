@@ -100,15 +100,15 @@ def read_batch(source: Source, index_B: np.ndarray) -> HostBatch:
     """Returns the examples `index_B` as one batch."""
     if isinstance(source, SupportsBatch):
         return source.batch(index_B)
-    return stack([source[i] for i in index_B.tolist()])
+    return stack_examples([source[i] for i in index_B.tolist()])
 
 
-def stack(examples: Sequence[Example]) -> HostBatch:
+def stack_examples(examples: Sequence[Example]) -> HostBatch:
     """Stacks examples with the same fields."""
     return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
 
 
-def gather(part_B: np.ndarray, read: Callable[[int, np.ndarray], HostBatch]) -> HostBatch:
+def assemble_batch(part_B: np.ndarray, read: Callable[[int, np.ndarray], HostBatch]) -> HostBatch:
     """Assembles a batch whose rows come from several sources.
 
     Args:

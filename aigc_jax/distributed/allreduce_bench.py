@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from aigc_jax.core.config import Watchdog as WatchdogConfig
+from aigc_jax.core.config import WatchdogConfig
 from aigc_jax.distributed import kv_store
 from aigc_jax.distributed.main_process import is_main_process
 from aigc_jax.distributed.watchdog import Watchdog
@@ -47,12 +47,12 @@ def bench_allreduce(sizes: tuple[int, ...] = SIZES) -> int:
         print(f"{'per device':>11} {'time':>12} {'S/t':>13} {'S/t·2(n−1)/n':>15}", flush=True)
     wrong = 0
     for size, seconds, right in time_allreduces(sizes):
-        watchdog.heartbeat(f"the all-reduce of {format_bytes(size)}")
+        watchdog.heartbeat(f"the all-reduce of {format_size(size)}")
         wrong += not right
         if first:
             each = size / seconds
             verdict = "" if right else "   WRONG SUM"
-            print(f"{format_bytes(size):>11} {seconds * 1e3:9.3f} ms {format_rate(each):>13}"
+            print(f"{format_size(size):>11} {seconds * 1e3:9.3f} ms {format_rate(each):>13}"
                   f" {format_rate(each * 2 * (n - 1) / n):>15}{verdict}", flush=True)  # fmt: skip
     watchdog.close()
     if first and n == 1:
@@ -96,7 +96,7 @@ def time_allreduces(sizes: tuple[int, ...]) -> Iterator[tuple[int, float, bool]]
         yield size, sorted(times)[REPEATS // 2], right
 
 
-def format_bytes(size: int) -> str:
+def format_size(size: int) -> str:
     return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"
 
 

@@ -17,7 +17,7 @@ from aigc_jax.distributed.rendezvous import wait_for_all
 JOINING = 60  # seconds for JAX to connect the processes after the rendezvous
 
 
-def join(
+def join_processes(
     coordinator: str | None, num_processes: int | None, process_id: int | None, seconds: int
 ) -> None:
     """Joins the processes of a run, if it has several; must be called before JAX is used.

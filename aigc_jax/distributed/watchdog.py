@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Any
 
-from aigc_jax.core.config import Watchdog as WatchdogConfig
+from aigc_jax.core.config import WatchdogConfig
 from aigc_jax.core.errors import PeerLost, Stopped, UserError, one_line
 from aigc_jax.core.streams import write_stderr
 from aigc_jax.distributed import kv_store

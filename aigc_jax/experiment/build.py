@@ -17,7 +17,7 @@ from aigc_jax.core.capabilities import (
 )
 from aigc_jax.core.config import Config, Sample
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.fields import check_value, parse
+from aigc_jax.core.fields import check_value, parse_section
 from aigc_jax.core.modality import ArraySpec, Spec, task_of
 from aigc_jax.core.objective import Objective
 from aigc_jax.core.registry import OWN_PACKAGE, import_plugins, is_import_path
@@ -311,4 +311,4 @@ def sample_options(config: Config, overrides: Mapping[str, Any]) -> Sample:
             raise UserError(f"sampling from '{family}' has no option '{name}': choose one of"
                             f" {', '.join(sorted(known - {'every'}))}")  # fmt: skip
     values = {**dataclasses.asdict(config.sample), **overrides}
-    return parse(type(config.sample), values, "sample")
+    return parse_section(type(config.sample), values, "sample")

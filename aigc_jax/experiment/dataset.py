@@ -23,5 +23,5 @@ def load_dataset(config: Data, data: Any = None) -> Dataset:
     """
     tokenizer = tokenizer_of(config)
     if data is None:
-        return sources.load(config, tokenizer)
+        return sources.load_source(config, tokenizer)
     return dataset_from_python(data, config, tokenizer)

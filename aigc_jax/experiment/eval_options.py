@@ -7,7 +7,7 @@ from typing import Any
 
 from aigc_jax.core.config import Eval
 from aigc_jax.core.errors import UserError, did_you_mean
-from aigc_jax.core.fields import parse
+from aigc_jax.core.fields import parse_section
 from aigc_jax.core.modality import MODALITIES
 
 
@@ -68,4 +68,4 @@ def override_eval(section: Eval, modality: str, overrides: Mapping[str, Any]) ->
     mine = {name: value for name, value in overrides.items() if name in inner - outer}
     if mine:
         values[modality] = {**values.get(modality, {}), **mine}
-    return parse(eval_section(values), values, "eval")
+    return parse_section(eval_section(values), values, "eval")

@@ -43,12 +43,12 @@ def restore(
     Raises:
       UserError: if the workdir holds no checkpoint, or the mesh does not suit it.
     """
-    read = functools.partial(load, mesh=mesh, network=network, optimizer=optimizer)
+    read = functools.partial(load_checkpoint, mesh=mesh, network=network, optimizer=optimizer)
     step, (run, state) = restore_latest(workdir, read)
     return run, state, step
 
 
-def load(
+def load_checkpoint(
     reader: CheckpointReader,
     step: int,
     contents: Contents,

@@ -106,7 +106,7 @@ def _find_tokenizer(found: ImportedText, path: str) -> Tokenizer:
         ends = {"config.json": {"eos_token_id": found.specials.get("eos", [])}}
         return with_settings(found.tokenizer, ends)
     if os.path.exists(os.path.join(path, TOKENIZER)):
-        return tokenizer_files.read(path)
+        return tokenizer_files.read_tokenizer(path)
     tokenizer = ByteTokenizer()
     if found.model["vocab_size"] < tokenizer.size:
         raise UserError(

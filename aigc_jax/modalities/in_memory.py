@@ -60,7 +60,7 @@ def dataset_from_python(data: Any, config: Data, tokenizer: Tokenizer | None = N
     """
     raw = raw_dataset_from_python(data)
     dataset = build_dataset(raw, dataclasses.replace(config, source=IN_MEMORY), tokenizer)
-    return dataclasses.replace(dataset, fingerprint=fingerprint(raw))
+    return dataclasses.replace(dataset, fingerprint=data_fingerprint(raw))
 
 
 def raw_dataset_from_python(data: Any) -> RawDataset:
@@ -101,7 +101,7 @@ def raw_dataset_from_python(data: Any) -> RawDataset:
     )
 
 
-def fingerprint(raw: RawDataset) -> str:
+def data_fingerprint(raw: RawDataset) -> str:
     """Returns a hash of lengths, classes and some examples of all splits, to identify data.
 
     It reads 64 examples of each split, hence does not detect every change.

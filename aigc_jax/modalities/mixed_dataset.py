@@ -49,7 +49,7 @@ def parse_mixture(source: str) -> list[tuple[int, str]]:
     return [(weight, name) for weight, (_, name) in zip(whole, found, strict=True)]
 
 
-def load(config: Data, read: Callable[[Data], Dataset]) -> Dataset:
+def load_mixture(config: Data, read: Callable[[Data], Dataset]) -> Dataset:
     """Loads the mixture that `config.source` describes; held-out examples are concatenated.
 
     Args:

@@ -63,7 +63,7 @@ def prepare(
             f"{shorten(os.path.join(data_dir, name))} exists already: choose another --name or"
             " remove it"
         )
-    content = readers.read(
+    content = readers.read_files(
         source, image_size=image_size, text_field=text_field, label_field=label_field
     )
     _check_names(content.class_names)

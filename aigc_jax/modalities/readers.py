@@ -11,7 +11,7 @@ from aigc_jax.modalities.registries import READERS, ReaderOptions, import_reader
 import_readers()
 
 
-def read(
+def read_files(
     source: str,
     *,
     image_size: int = 0,

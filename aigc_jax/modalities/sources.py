@@ -18,7 +18,7 @@ from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.raw_dataset import ColumnarExamples, RawDataset
 from aigc_jax.modalities import mixed_dataset, readers
 from aigc_jax.modalities.dataset_builders import build_dataset
-from aigc_jax.modalities.image.stacked_digits import stack
+from aigc_jax.modalities.image.stacked_digits import stack_digits
 from aigc_jax.modalities.in_memory import IN_MEMORY, no_data_given, raw_dataset_from_python
 from aigc_jax.modalities.text.tokenizers import Tokenizer
 from aigc_jax.modalities.tfds_source import tfds_content
@@ -47,7 +47,7 @@ def digits(argument: str, config: Data) -> RawDataset:
 @DATA_SOURCES.decorator("stacked_digits")
 def stacked_digits(argument: str, config: Data) -> RawDataset:
     """Loads 55,000 images of 8×8 pixels with a random digit in each of three channels."""
-    return stack(digits(argument, config), config)
+    return stack_digits(digits(argument, config), config)
 
 
 @DATA_SOURCES.decorator("python_docs")
@@ -68,7 +68,9 @@ def tfds(argument: str, config: Data) -> RawDataset:
     return tfds_content(argument, config)
 
 
-def load(config: Data, tokenizer: Tokenizer | None = None, trained: Spec | None = None) -> Dataset:
+def load_source(
+    config: Data, tokenizer: Tokenizer | None = None, trained: Spec | None = None
+) -> Dataset:
     """Loads the data set of `config.source`.
 
     Args:
@@ -81,11 +83,13 @@ def load(config: Data, tokenizer: Tokenizer | None = None, trained: Spec | None 
       UserError: if there is no such source, or it is empty, too short, or its shapes differ.
     """
     if config.source.partition(":")[0] == mixed_dataset.KIND:
-        return mixed_dataset.load(config, lambda part: load(part, tokenizer, trained))
-    return build_dataset(read(config), config, tokenizer, trained)
+        return mixed_dataset.load_mixture(
+            config, lambda part: load_source(part, tokenizer, trained)
+        )
+    return build_dataset(read_source(config), config, tokenizer, trained)
 
 
-def read(config: Data) -> RawDataset:
+def read_source(config: Data) -> RawDataset:
     """Reads the raw examples of `config.source`, unless it is a mixture.
 
     Raises:
@@ -95,7 +99,7 @@ def read(config: Data) -> RawDataset:
     if kind in DATA_SOURCES.names():
         return raw_dataset_from_python(DATA_SOURCES[kind](argument, config))
     if kind in readers.READERS.names() and argument:
-        return readers.read(
+        return readers.read_files(
             config.source,
             text_field=config.text_field,
             label_field=config.label_field,

@@ -11,7 +11,7 @@ from aigc_jax.core.config import Data
 from aigc_jax.core.errors import UserError, did_you_mean, one_line, shorten
 from aigc_jax.core.files import is_remote
 from aigc_jax.data.lines import parse_json
-from aigc_jax.data.raw_dataset import ColumnarExamples, Example, Examples, RawDataset
+from aigc_jax.data.raw_dataset import ColumnarExamples, Example, LazyExamples, RawDataset
 from aigc_jax.data.split import held_out_split
 from aigc_jax.data.tfds_folder import (
     check_classes,
@@ -70,7 +70,7 @@ def tfds_content(name: str, config: Data) -> RawDataset:
         names = tuple(getattr(label, "names", None) or ())
         if IMAGE_KEY in used:
             keys = used if names else used[:1]
-            images = {s: Examples(_picker(r, keys), len(r), r.ends) for s, r in records.items()}
+            images = {s: LazyExamples(_picker(r, keys), len(r), r.ends) for s, r in records.items()}
             return RawDataset(images, tuple(features[IMAGE_KEY].shape), names)
         size = sum(builder.info.splits[s].num_bytes for s in records)
         streamed = size > config.in_memory and config.format in DOCUMENT_FORMATS
@@ -102,15 +102,15 @@ def _picker(records: TfdsRecords, keys: Sequence[str]) -> Callable[[int], Exampl
     return pick
 
 
-def _texts(records: TfdsRecords, where: str) -> Examples:
+def _texts(records: TfdsRecords, where: str) -> LazyExamples:
     """Reads all examples of a split of text."""
     rows = [_plain(record, f"record {i} of {where}") for i, record in enumerate(records)]
     return ColumnarExamples(**{key: [row[key] for row in rows] for key in rows[0]})
 
 
-def _unread(records: TfdsRecords, where: str) -> Examples:
+def _unread(records: TfdsRecords, where: str) -> LazyExamples:
     """Returns lazy examples of a split of text."""
-    return Examples(
+    return LazyExamples(
         lambda i: _plain(records[i], f"record {i} of {where}"), len(records), records.ends
     )
 

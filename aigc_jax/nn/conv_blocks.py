@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.distributed.logical_axes import with_logical_constraint
-from aigc_jax.nn.layers import Conv, Dense, Dropout, group_norm
+from aigc_jax.nn.layers import Conv, Dense, Dropout, make_group_norm
 from aigc_jax.ops.activation import silu
 from aigc_jax.ops.attention import attention
 from aigc_jax.ops.convolution import downsample, upsample
@@ -26,8 +26,8 @@ def check_norm_groups(channels: Sequence[int], groups: int) -> None:
             )
 
 
-def window(x: jax.Array, size: int) -> tuple[int, ...]:
-    """Returns a kernel size of `size` along each spatial axis of `x` (B, …, C)."""
+def per_axis(x: jax.Array, size: int) -> tuple[int, ...]:
+    """Returns `size` for each spatial axis of `x` (B, …, C), such as a kernel size."""
     return (size,) * (x.ndim - 2)
 
 
@@ -71,12 +71,12 @@ class ResBlock(nn.Module):
         """
 
         def norm(x, name):
-            return group_norm(x.shape[-1], self.dtype, name, self.groups, self.eps)(x)
+            return make_group_norm(x.shape[-1], self.dtype, name, self.groups, self.eps)(x)
 
         x = with_logical_constraint(x, "batch")
         resize = {"down": downsample, "up": upsample, "": lambda x: x}[self.resample]
         skip, x = resize(x), resize(silu(norm(x, "norm_in")))
-        x = Conv(self.channels, window(x, 3), dtype=self.dtype, name="conv_in")(x)
+        x = Conv(self.channels, per_axis(x, 3), dtype=self.dtype, name="conv_in")(x)
         shift: jax.Array | None = None
         scale: jax.Array | None = None
         if embedding_BE is not None:
@@ -99,13 +99,13 @@ class ResBlock(nn.Module):
         x = Dropout(self.dropout, name="dropout")(silu(x), key_B)
         x = Conv(
             self.channels,
-            window(x, 3),
+            per_axis(x, 3),
             kernel_init=nn.initializers.zeros,
             dtype=self.dtype,
             name="conv_out",
         )(x)
         if skip.shape[-1] != self.channels:
-            skip = Conv(self.channels, window(x, 1), dtype=self.dtype, name="skip")(skip)
+            skip = Conv(self.channels, per_axis(x, 1), dtype=self.dtype, name="skip")(skip)
         return (skip + x) * jnp.asarray(self.residual_scale, x.dtype)
 
 
@@ -129,7 +129,7 @@ class SelfAttention(nn.Module):
         """(B, …, C) → the same shape."""
         (batch, *_, c), y = x.shape, x
         if self.groups >= 0:
-            y = group_norm(c, self.dtype, "norm", self.groups, self.eps)(y)
+            y = make_group_norm(c, self.dtype, "norm", self.groups, self.eps)(y)
         project = Dense(3 * c, dtype=self.dtype, kernel_axes=("embed", "heads"), name="qkv")
         qkv = project(y.reshape(batch, -1, c))
         q, k, v = jnp.split(qkv.reshape(batch, -1, 3 * self.heads, c // self.heads), 3, 2)
@@ -160,7 +160,9 @@ class Down(nn.Module):
         """(B, …, C) → (B, … / 2, C)."""
         pad = (self.before, 1 - self.before)  # sufficient for even sizes
         pads = (pad,) * (x.ndim - 2)
-        conv = Conv(x.shape[-1], window(x, 3), window(x, 2), pads, dtype=self.dtype, name="conv")
+        conv = Conv(
+            x.shape[-1], per_axis(x, 3), per_axis(x, 2), pads, dtype=self.dtype, name="conv"
+        )
         return conv(x)
 
 
@@ -172,4 +174,4 @@ class Up(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, …, C) → (B, 2 …, C)."""
-        return Conv(x.shape[-1], window(x, 3), dtype=self.dtype, name="conv")(upsample(x))
+        return Conv(x.shape[-1], per_axis(x, 3), dtype=self.dtype, name="conv")(upsample(x))

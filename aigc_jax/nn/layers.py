@@ -240,15 +240,15 @@ class Residual(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x, size = with_logical_constraint(x, "batch"), (3,) * (x.ndim - 2)
-        y = gelu(group_norm(self.channels, self.dtype, name="norm_in")(x))
+        y = gelu(make_group_norm(self.channels, self.dtype, name="norm_in")(x))
         y = Conv(self.channels, size, dtype=self.dtype, name="conv_in")(y)
-        y = gelu(group_norm(self.channels, self.dtype, name="norm_out")(y))
+        y = gelu(make_group_norm(self.channels, self.dtype, name="norm_out")(y))
         start = nn.initializers.zeros
         conv = Conv(self.channels, size, kernel_init=start, dtype=self.dtype, name="conv_out")
         return x + conv(y)
 
 
-def group_norm(
+def make_group_norm(
     channels: int, dtype: jnp.dtype, name: str | None = None, groups: int = 0, eps: float = 1e-5
 ) -> GroupNorm:
     """Returns a group norm; 0 groups: at most 32 groups of at least 4 channels."""

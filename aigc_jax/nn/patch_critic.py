@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.distributed.logical_axes import with_logical_constraint
-from aigc_jax.nn.conv_blocks import window
-from aigc_jax.nn.layers import Conv, group_norm
+from aigc_jax.nn.conv_blocks import per_axis
+from aigc_jax.nn.layers import Conv, make_group_norm
 
 
 class PatchCritic(nn.Module):
@@ -32,15 +32,15 @@ class PatchCritic(nn.Module):
             axes = ("conv_in", "conv_out") if i else ("inputs", "stem")
             x = Conv(
                 channels,
-                window(x, 4),
-                window(x, 2),
+                per_axis(x, 4),
+                per_axis(x, 2),
                 dtype=self.dtype,
                 kernel_axes=axes,
                 name=f"down_{i}",
             )(x)
-            x = group_norm(channels, self.dtype, name=f"norm_{i}")(x) if i else x
+            x = make_group_norm(channels, self.dtype, name=f"norm_{i}")(x) if i else x
             x = jax.nn.leaky_relu(x, 0.2)
             features.append(x.astype(jnp.float32))
         axes = ("conv_in", "outputs")
-        score = Conv(1, window(x, 3), dtype=self.dtype, kernel_axes=axes, name="score")
+        score = Conv(1, per_axis(x, 3), dtype=self.dtype, kernel_axes=axes, name="score")
         return score(x)[..., 0].astype(jnp.float32), features

@@ -18,7 +18,7 @@ from aigc_jax.distributed.main_process import is_main_process
 from aigc_jax.experiment.build import Run
 from aigc_jax.nn.activation_stats import is_finite, nonfinite_modules
 from aigc_jax.training.anomaly import TrainingAnomaly
-from aigc_jax.training.step import example_keys, gradients, prepare, turn_key
+from aigc_jax.training.step import example_keys, gradients, prepare_batch, turn_key
 
 FOLDER, REPORT = "nonfinite", "report.json"
 SHOWN = 3  # items of a list in a message
@@ -73,7 +73,7 @@ def diagnose(run: Run, state: TrainState, batch: dict[str, np.ndarray]) -> Repor
               for name in ("params", "opt_state", "ema", "power_ema", "mutables")}  # fmt: skip
     data = {k: range_of(x) for k, x in batch.items()}
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    prepared = jax.jit(lambda *args: prepare(run.objective, *args))(
+    prepared = jax.jit(lambda *args: prepare_batch(run.objective, *args))(
         state.params, state.mutables, batch, key, state.step
     )
     players = {}

@@ -73,4 +73,4 @@ def _dataset(run: build.Run, config: Data, data: Any, other: bool) -> Dataset:
     tokenizer = text_tokenizer(run.spec)
     if data is not None:
         return dataset_from_python(data, config, tokenizer)
-    return sources.load(config, tokenizer, run.spec if other else None)
+    return sources.load_source(config, tokenizer, run.spec if other else None)

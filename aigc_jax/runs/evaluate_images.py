@@ -50,7 +50,7 @@ def evaluate_images(
     given: dict[str, Any] = {"source": source, "data_dir": data_dir}
     data = dataclasses.replace(data, **{k: v for k, v in given.items() if v})
     generated = read_images(images) if isinstance(images, str) else np.asarray(images)
-    dataset = sources.load(data)
+    dataset = sources.load_source(data)
     if "image" not in dataset.spec.fields:
         raise UserError(f"data.source='{shorten(data.source)}' has no images to compare with")
     shape = dataset.spec.example_batch(1)["image"].shape[1:]
@@ -86,5 +86,5 @@ def read_images(path: str) -> np.ndarray:
                 f"--images={shorten(path)} is neither a folder of images nor an npz or safetensors"
                 " file of them"
             )
-    content = readers.read(path, option="--images")
+    content = readers.read_files(path, option="--images")
     return np.stack([make()["image"] for split in content.splits.values() for make in split])

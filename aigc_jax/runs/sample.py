@@ -15,7 +15,7 @@ from aigc_jax.experiment.python_parts import Network
 from aigc_jax.experiment.restore import guidance_model_of, restore
 from aigc_jax.inference.stop_strings import StopStringStreamer
 from aigc_jax.modalities.image.init_images import Picture, load_init_images
-from aigc_jax.runs.report.samples import decode
+from aigc_jax.runs.report.samples import decode_samples
 from aigc_jax.training.posthoc_ema import reconstruct_ema
 
 
@@ -83,7 +83,7 @@ def sample(
     samples = generate(run.objective, state.sampling_params, state.mutables, request, seed)
     if streamer is not None:
         streamer.close()
-    return decode(run.objective, samples, chosen)
+    return decode_samples(run.objective, samples, chosen)
 
 
 def init_images(

@@ -14,8 +14,8 @@ from aigc_jax.modalities import sources
 from aigc_jax.modalities.image.grid import save_images
 from aigc_jax.runs.evaluate import evaluate
 from aigc_jax.runs.report.curves import further, save_curves, side_by_side
-from aigc_jax.runs.report.page import Row, Section, write_page
-from aigc_jax.runs.report.samples import save
+from aigc_jax.runs.report.page import MetricRow, Section, write_page
+from aigc_jax.runs.report.samples import write_samples
 from aigc_jax.runs.report.terminal import terminal_table
 from aigc_jax.runs.sample import sample
 from aigc_jax.runs.train import train
@@ -96,7 +96,7 @@ def run_family(family: str, workdir: str) -> tuple[Section, float]:
     seconds = time.perf_counter() - began
     metrics = evaluate(workdir)
     samples = sample(workdir)
-    saved = save(samples, os.path.join(workdir, "samples", "demo"))
+    saved = write_samples(samples, os.path.join(workdir, "samples", "demo"))
     records = read_metrics(workdir)
     # The curves include the last evaluation.
     records.append({**metrics, "kind": "eval"})
@@ -133,7 +133,7 @@ def curves(
 
 def held_out_images(workdir: str, data: Data, num: int) -> str:
     """Writes a grid of real images, ordered by class like the generated ones; returns its path."""
-    validation = sources.load(data).validation
+    validation = sources.load_source(data).validation
     examples = [validation[i] for i in range(min(num * 3, len(validation)))]
     classes = sorted({int(e.get("label", 0)) for e in examples})
     queues = {c: [e["image"] for e in examples if int(e.get("label", 0)) == c] for c in classes}
@@ -141,10 +141,10 @@ def held_out_images(workdir: str, data: Data, num: int) -> str:
     return save_images(np.stack(images), os.path.join(workdir, "samples", "held_out.png"))
 
 
-def metric_rows(metrics: dict[str, Any]) -> list[Row]:
+def metric_rows(metrics: dict[str, Any]) -> list[MetricRow]:
     """Rows of the page for the metrics of a family, with reference values."""
-    makers: dict[str, Callable[[], Row]] = {
-        "bits_per_byte": lambda: Row(
+    makers: dict[str, Callable[[], MetricRow]] = {
+        "bits_per_byte": lambda: MetricRow(
             "bits per byte",
             metrics["bits_per_byte"],
             references={
@@ -152,11 +152,11 @@ def metric_rows(metrics: dict[str, Any]) -> list[Row]:
                 "order-3 model": metrics["bits_per_byte_order3"],
             },
         ),
-        "iwae": lambda: Row(
+        "iwae": lambda: MetricRow(
             "IWAE bound, nats per image", metrics["iwae"], "higher", {"ELBO": metrics["elbo"]}
         ),
-        "bits_per_dim": lambda: Row("bits per dimension", metrics["bits_per_dim"]),
-        "frechet_distance_classifier": lambda: Row(
+        "bits_per_dim": lambda: MetricRow("bits per dimension", metrics["bits_per_dim"]),
+        "frechet_distance_classifier": lambda: MetricRow(
             "Fréchet classifier distance",
             metrics["frechet_distance_classifier"],
             references={

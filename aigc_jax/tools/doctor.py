@@ -112,7 +112,7 @@ def check_workdir(workdir: str) -> int:
 def _checkpoints(workdir: str, steps: list[int]) -> int:
     """Prints the state of each checkpoint; returns the number of damaged ones."""
     from aigc_jax.core.workdir import checkpoint_steps
-    from aigc_jax.experiment.restore import load
+    from aigc_jax.experiment.restore import load_checkpoint
     from aigc_jax.training.checkpoint import CheckpointReader, CorruptCheckpoint
 
     if not steps:
@@ -121,7 +121,7 @@ def _checkpoints(workdir: str, steps: list[int]) -> int:
     reader, damaged = CheckpointReader(workdir), 0
     for step in steps:
         try:
-            load(reader, step, reader.contents(step))
+            load_checkpoint(reader, step, reader.contents(step))
             print(f"checkpoint {step}: intact")
         except (CorruptCheckpoint, UserError) as e:
             if max(checkpoint_steps(workdir), default=0) > steps[0]:

@@ -4,7 +4,7 @@ import statistics
 from collections import deque
 from typing import Any
 
-from aigc_jax.core.config import Anomaly as AnomalyConfig
+from aigc_jax.core.config import AnomalyConfig
 from aigc_jax.core.metrics import Metrics
 
 MAD_TO_STD = 1.4826  # σ / MAD of a Gaussian

@@ -6,7 +6,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from aigc_jax.core.config import Anomaly as AnomalyConfig
+from aigc_jax.core.config import AnomalyConfig
 from aigc_jax.core.metrics import Mean, Metrics, merge, to_floats
 from aigc_jax.training.anomaly import AnomalyDetector
 

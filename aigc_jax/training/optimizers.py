@@ -27,19 +27,19 @@ def make_schedule(config: Optim, steps: int) -> optax.Schedule:
 
 
 @SCHEDULES.decorator("constant")
-def constant(config: Optim, steps: int) -> optax.Schedule:
+def constant_rate(config: Optim, steps: int) -> optax.Schedule:
     """Constant learning rate."""
     return optax.constant_schedule(config.lr)
 
 
 @SCHEDULES.decorator("cosine")
-def cosine(config: Optim, steps: int) -> optax.Schedule:
+def cosine_decay(config: Optim, steps: int) -> optax.Schedule:
     """Half a cosine to the final learning rate over `steps`, constant afterwards."""
     return optax.cosine_decay_schedule(config.lr, steps, alpha=config.final_lr_fraction)
 
 
 @SCHEDULES.decorator("linear")
-def linear(config: Optim, steps: int) -> optax.Schedule:
+def linear_decay(config: Optim, steps: int) -> optax.Schedule:
     """Linear decay to the final learning rate over `steps`, constant afterwards."""
     return optax.linear_schedule(config.lr, config.lr * config.final_lr_fraction, steps)
 

@@ -50,7 +50,7 @@ def make_step(
     def step(state: TrainState, batch: Batch, axis: str | None = None):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         params, opt_state, mutables = dict(state.params), dict(state.opt_state), state.mutables
-        batch = prepare(objective, params, mutables, batch, key, state.step, accumulate, axis)
+        batch = prepare_batch(objective, params, mutables, batch, key, state.step, accumulate, axis)
         metrics: dict[str, Mean] = {}
         finite = jnp.bool_(True)
         for turn, player in enumerate(objective.turns):
@@ -110,7 +110,7 @@ def example_keys(key: jax.Array, size: int, axis: str | None) -> jax.Array:
     return numbered_keys(key, first + jnp.arange(size))
 
 
-def prepare(
+def prepare_batch(
     objective: Objective,
     params: Params,
     mutables: Mutables,

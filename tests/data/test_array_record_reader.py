@@ -113,7 +113,7 @@ def test_a_data_set_of_several_files_opens_no_more_than_it_reads(tmp_path, monke
     images(tmp_path, (7, 9, 4, 30, 50))
     opened, really = [], shards_lib._reader
     monkeypatch.setattr(shards_lib, "_reader", lambda path: (opened.append(path), really(path))[1])
-    data = sources.load(Data(source="tfds:own", data_dir=str(tmp_path), split="tail"))
+    data = sources.load_source(Data(source="tfds:own", data_dir=str(tmp_path), split="tail"))
     assert len(opened) == 2  # the first and the last, to see that they are there
     data.train[8]
     assert len(opened) == 3
@@ -125,7 +125,7 @@ def test_a_data_set_of_several_files_opens_no_more_than_it_reads(tmp_path, monke
 def test_a_window_smaller_than_the_data_reads_file_by_file(tmp_path):
     images(tmp_path, (7, 9, 4, 30, 50))
     config = Data(source="tfds:own", data_dir=str(tmp_path), split="tail", shuffle_window=10)
-    batches = DataLoader(sources.load(config).train, 8, seed=0, threads=0)
+    batches = DataLoader(sources.load_source(config).train, 8, seed=0, threads=0)
     got = np.concatenate([np.array(batches.example_ids(k)) for k in range(10)])
     assert sorted(got.tolist()) == list(range(80))
     shown = [batches.next()["image"][:, 0, 0, 0] for _ in range(10)]
@@ -143,24 +143,30 @@ def test_a_data_set_lies_in_an_object_store(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", None)
     (tmp_path / "tmp").mkdir()
     images(tmp_path / "data")
-    here = sources.load(Data(source="tfds:own", data_dir=str(tmp_path / "data")))
+    here = sources.load_source(Data(source="tfds:own", data_dir=str(tmp_path / "data")))
     with registered("s3") as store:
         upload(store, tmp_path / "data", "s3://bucket/sets")
-        there = sources.load(Data(source="tfds:own", data_dir="s3://bucket/sets"))
+        there = sources.load_source(Data(source="tfds:own", data_dir="s3://bucket/sets"))
         assert there.spec == here.spec
         for i in range(len(here.train)):
             np.testing.assert_array_equal(there.train[i]["image"], here.train[i]["image"])
         assert not [n for n in os.listdir(tmp_path / "tmp") if n.startswith("aigc")]
-        message = refusal(sources.load, Data(source="tfds:other", data_dir="s3://bucket/sets"))
+        message = refusal(
+            sources.load_source, Data(source="tfds:other", data_dir="s3://bucket/sets")
+        )
         assert "'other'" in message and "own" in message
-        message = refusal(sources.load, Data(source="tfds:own", data_dir="s3://bucket/nothing"))
+        message = refusal(
+            sources.load_source, Data(source="tfds:own", data_dir="s3://bucket/nothing")
+        )
         assert "not a folder" in message
 
 
 def test_a_data_set_lies_in_google_cloud_storage(tmp_path, monkeypatch):
     """Records are read where they lie, without copies."""
     images(tmp_path / "data")
-    here = sources.load(Data(source="tfds:own", data_dir=str(tmp_path / "data"), split="tail"))
+    here = sources.load_source(
+        Data(source="tfds:own", data_dir=str(tmp_path / "data"), split="tail")
+    )
     with registered("gcs", "gs") as store:
         upload(store, tmp_path / "data", "gs://bucket/sets")
 
@@ -169,7 +175,9 @@ def test_a_data_set_lies_in_google_cloud_storage(tmp_path, monkeypatch):
 
         with google_server(read) as (url, ranges):
             monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", url)
-            there = sources.load(Data(source="tfds:own", data_dir="gs://bucket/sets", split="tail"))
+            there = sources.load_source(
+                Data(source="tfds:own", data_dir="gs://bucket/sets", split="tail")
+            )
             assert len({name for name, _ in ranges}) == 2  # the first and the last file
             found = [there.train[i]["image"] for i in range(16)]
             assert len({name for name, _ in ranges}) == 3
@@ -180,9 +188,9 @@ def test_a_data_set_lies_in_google_cloud_storage(tmp_path, monkeypatch):
 
 def test_a_store_without_its_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    message = refusal(sources.load, Data(source="tfds:own", data_dir="gs://bucket/sets"))
+    message = refusal(sources.load_source, Data(source="tfds:own", data_dir="gs://bucket/sets"))
     assert "aigc-jax[gcs]" in message
-    message = refusal(sources.load, Data(source="tfds:own", data_dir="ftp://bucket/sets"))
+    message = refusal(sources.load_source, Data(source="tfds:own", data_dir="ftp://bucket/sets"))
     assert "gs:// or s3://" in message
     message = refusal(prepare, "npz:x", "own", "gs://bucket/sets")
     assert "copy" in message
@@ -205,8 +213,8 @@ def text(folder, count=60):
 def test_streamed_text_has_the_same_vocabulary(tmp_path, form):
     said = text(tmp_path)
     config = dict(source="tfds:own", data_dir=str(tmp_path), format=form, seq_len=64, split="tail")
-    data = sources.load(Data(**config, in_memory=0))
-    held = sources.load(Data(**config))
+    data = sources.load_source(Data(**config, in_memory=0))
+    held = sources.load_source(Data(**config))
     assert data.spec.to_json() == held.spec.to_json()
     assert len(data.validation) == len(held.validation)
     for i in range(len(held.validation)):
@@ -228,8 +236,8 @@ def test_streamed_text_has_the_same_vocabulary(tmp_path, form):
 def test_vocabulary_of_streamed_text(tmp_path):
     text(tmp_path)
     config = dict(source="tfds:own", data_dir=str(tmp_path), seq_len=16, in_memory=0)
-    assert "char" in refusal(sources.load, Data(**config, tokenizer="char"))
-    data = sources.load(Data(**config, tokenizer="bpe", vocab_size=300))
+    assert "char" in refusal(sources.load_source, Data(**config, tokenizer="char"))
+    data = sources.load_source(Data(**config, tokenizer="bpe", vocab_size=300))
     assert 256 < data.spec.tokenizer.size <= 300
     assert DataLoader(data.train, 2, seed=0).next()["tokens"].max() >= 256
 
@@ -243,6 +251,6 @@ def test_conversations_without_validation_split(tmp_path):
     config = dict(
         source="tfds:own", data_dir=str(tmp_path), format="chat", seq_len=128, in_memory=0
     )
-    data = sources.load(Data(**config))
+    data = sources.load_source(Data(**config))
     batch = DataLoader(data.train, 2, seed=0).next()
     assert 0 < batch["weight"].sum() < (batch["segments"] > 0).sum() and data.dialogues

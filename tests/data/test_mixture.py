@@ -119,20 +119,20 @@ def test_a_mixture_is_written_as_weights_and_sources(source, parts):
      "mix:1*mix:1*digits", "mix:x,1*digits", "mix:1e3*digits", "mix:1.0000000001*digits,1*digits"],
 )  # fmt: skip
 def test_invalid_mixture_is_rejected(source):
-    message = refusal(sources.load, Data(source=source))
+    message = refusal(sources.load_source, Data(source=source))
     assert "mix" in message or "weight" in message or "digits," in message
 
 
 def test_data_sets_are_loaded_as_a_mixture(tmp_path):
-    data = sources.load(Data(source="mix:3*digits,1*digits"))
-    one = sources.load(Data(source="digits"))
+    data = sources.load_source(Data(source="mix:3*digits,1*digits"))
+    one = sources.load_source(Data(source="digits"))
     assert len(data.train) == 2 * len(one.train) and data.spec == one.spec
     assert len(data.validation) == 2 * len(one.validation)
     (tmp_path / "a.txt").write_text("A text of some length.\n" * 40)
     (tmp_path / "b.txt").write_text("Another one that is longer.\n" * 50)
     source = f"mix:1*text:{tmp_path}/a.txt,1*text:{tmp_path}/b.txt"
     for form in ("stream", "documents"):
-        text = sources.load(Data(source=source, seq_len=16, format=form))
+        text = sources.load_source(Data(source=source, seq_len=16, format=form))
         batch = DataLoader(text.train, 8, seed=0).next()
         assert batch["tokens"].shape == (8, 17)
         assert len(text.texts["train"]) == sum("longer" in t or "length" in t
@@ -140,9 +140,9 @@ def test_data_sets_are_loaded_as_a_mixture(tmp_path):
 
 
 def test_data_sets_that_differ_are_not_mixed(tmp_path):
-    assert "shape" in refusal(sources.load, Data(source="mix:1*digits,1*stacked_digits"))
-    assert "modality" in refusal(sources.load, Data(source="mix:1*digits,1*python_docs"))
+    assert "shape" in refusal(sources.load_source, Data(source="mix:1*digits,1*stacked_digits"))
+    assert "modality" in refusal(sources.load_source, Data(source="mix:1*digits,1*python_docs"))
     (tmp_path / "a.txt").write_text("A text of some length.\n" * 40)
     source = f"mix:1*python_docs,1*text:{tmp_path}/a.txt"
-    message = refusal(sources.load, Data(source=source, tokenizer="char", seq_len=8))
+    message = refusal(sources.load_source, Data(source=source, tokenizer="char", seq_len=8))
     assert "vocabulary" in message and "file:FILE" in message

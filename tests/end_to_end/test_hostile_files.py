@@ -42,7 +42,7 @@ def reads(source, check, **options):
             f.write(data)
         kind = source.partition(":")[0]
         named = {"folder": os.path.dirname(path), "idx": os.path.dirname(path)}.get(kind, path)
-        content = readers.read(f"{kind}:{named}", **options)
+        content = readers.read_files(f"{kind}:{named}", **options)
         for examples in content.splits.values():
             for example in examples:
                 check(example(), content)
@@ -197,7 +197,7 @@ def data_set(name):
         for file, content in {**good, name: data}.items():
             with open(os.path.join(made, file), "wb") as f:
                 f.write(content)
-        loaded = sources.load(config.Data(source="tfds:own", data_dir=folder, seq_len=1))
+        loaded = sources.load_source(config.Data(source="tfds:own", data_dir=folder, seq_len=1))
         assert len(loaded.train) + len(loaded.validation) == 9
         for i in range(len(loaded.train)):
             assert loaded.train[i].keys() <= {"image", "label", "weight", "tokens"}

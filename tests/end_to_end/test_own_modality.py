@@ -10,7 +10,7 @@ import aigc_jax
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.modality import spec_from_json
 from aigc_jax.experiment import build
-from aigc_jax.runs.report.samples import save
+from aigc_jax.runs.report.samples import write_samples
 
 MODELS = {
     "diffusion": dict(
@@ -45,7 +45,7 @@ def test_an_own_modality_trains_evaluates_samples_and_is_saved(family, tmp_path)
     assert written.stat().st_size == 3 * 16
     waves = aigc_jax.sample(str(workdir), num=5)
     assert waves.shape == (5, 16, 1) and waves.dtype == np.uint8
-    assert save(waves, str(tmp_path / "own")) == str(tmp_path / "own.wave")
+    assert write_samples(waves, str(tmp_path / "own")) == str(tmp_path / "own.wave")
     assert aigc_jax.evaluate(str(workdir), threshold=0)["loudness"] == 1  # eval.waveform
     assert aigc_jax.evaluate(str(workdir), threshold=256)["loudness"] == 0
     found = aigc_jax.evaluate(str(workdir), metrics=("helpers.waveform:Range",))

@@ -73,7 +73,7 @@ def test_a_fifth_family_trains_evaluates_and_samples(tmp_path, monkeypatch):
     )
     aigc_jax.train(recipe, str(tmp_path), progress=False)
     images = aigc_jax.sample(str(tmp_path), num=500)
-    digits = sources.load(Data(source="digits")).train
+    digits = sources.load_source(Data(source="digits")).train
     batch = [digits[i]["image"] for i in range(1000)]
     # Its maximum likelihood is known: each pixel's mean.
     np.testing.assert_allclose(images.mean(0), np.mean(batch, 0), atol=25)

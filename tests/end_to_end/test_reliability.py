@@ -419,7 +419,7 @@ def test_epoch_resumes_on_other_devices(tmp_path):
     from aigc_jax.modalities import sources
 
     config = build.parse_config(tiny.recipe("vae", data=few))
-    dataset = sources.load(config.data)
+    dataset = sources.load_source(config.data)
     assert seen == [dataset.train[i]["image"].tobytes() for i in ids]
 
 

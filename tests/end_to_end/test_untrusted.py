@@ -40,7 +40,7 @@ from aigc_jax.modalities.prepare import prepare
 
 
 def load(name, folder, **options):
-    return sources.load(Data(source=f"tfds:{name}", data_dir=str(folder), **options))
+    return sources.load_source(Data(source=f"tfds:{name}", data_dir=str(folder), **options))
 
 
 # What claims more than there is --------------------------------------------------------------
@@ -120,14 +120,14 @@ def test_an_image_of_absurd_size_is_refused(tmp_path, form, sides):
     (tmp_path / "a.png").write_bytes(form(*sides))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        message = refusal(readers.read, f"folder:{tmp_path}")
+        message = refusal(readers.read_files, f"folder:{tmp_path}")
     assert str(tmp_path / "a.png") in message and "too large" in message
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.__name__)
 def test_the_same_header_with_the_right_size_is_read(tmp_path, form):
     (tmp_path / "a.png").write_bytes(form(5, 4))
-    assert readers.read(f"folder:{tmp_path}").image_shape[:2] == (4, 5)
+    assert readers.read_files(f"folder:{tmp_path}").image_shape[:2] == (4, 5)
 
 
 def absurd_arrays(folder):
@@ -217,7 +217,7 @@ def test_a_file_larger_than_memory_is_refused(tmp_path):
             f.truncate(size)
         except OSError:
             pytest.skip("the file system has no files so large")
-    assert "memory" in refusal(readers.read, f"text:{path}")
+    assert "memory" in refusal(readers.read_files, f"text:{path}")
     path.write_bytes(b"")
     with open(path, "r+b") as f:
         f.write(tensors_file({"a": entry([size - 4096])}, b""))
@@ -238,7 +238,7 @@ def test_the_first_of_several_frames_is_taken(tmp_path, form):
         data = encoded(one, mode, frames=frames, **options)
         (tmp_path / name / "a.png").write_bytes(data)
     one, two = (
-        [e()["image"] for e in readers.read(f"folder:{tmp_path / n}").splits["train"]]
+        [e()["image"] for e in readers.read_files(f"folder:{tmp_path / n}").splits["train"]]
         for n in ("one", "two")
     )
     assert len(one) == len(two) == 1
@@ -267,7 +267,7 @@ def test_other_formats_than_the_usual_are_refused(tmp_path):
 @pytest.mark.parametrize("mode", ["LAB", "F", "I;16"])
 def test_pixels_that_are_not_8_bits_or_no_usual_colours_are_refused(tmp_path, mode):
     (tmp_path / "a.tif").write_bytes(encoded("TIFF", mode))
-    assert str(tmp_path / "a.tif") in refusal(readers.read, f"folder:{tmp_path}")
+    assert str(tmp_path / "a.tif") in refusal(readers.read_files, f"folder:{tmp_path}")
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "a\rb", " space", "space ", "\x1b[31m", "\udcff"])
@@ -341,14 +341,14 @@ ODD = [make_pipe, make_socket, make_endless, make_circle, make_folder, make_noth
 def test_special_files_are_rejected_without_blocking(tmp_path, make, name, kind):
     make(tmp_path / name)
     named = tmp_path if kind in ("folder", "idx") else tmp_path / name
-    assert str(tmp_path) in refusal(readers.read, f"{kind}:{named}")
+    assert str(tmp_path) in refusal(readers.read_files, f"{kind}:{named}")
 
 
 def test_special_files_among_texts_are_skipped(tmp_path):
     (tmp_path / "a.txt").write_text("good")
     for make in ODD:
         make(tmp_path / f"{make.__name__}.txt")
-    content = readers.read(f"text:{tmp_path}/*.txt")
+    content = readers.read_files(f"text:{tmp_path}/*.txt")
     assert [e() for e in content.splits["train"]] == [{"text": "good"}]
 
 
@@ -361,7 +361,7 @@ def test_links_that_lead_in_circles_are_not_followed(tmp_path, pattern):
     (tmp_path / "root" / "sub" / ".hidden" / "b.txt").write_text("not asked for")
     for name in ("one", "two", "three"):
         (deep / name).symlink_to(tmp_path / "root")
-    content = readers.read(f"text:{tmp_path}/root/{pattern}")
+    content = readers.read_files(f"text:{tmp_path}/root/{pattern}")
     assert [e() for e in content.splits["train"]] == [{"text": "good"}]
 
 
@@ -371,13 +371,13 @@ def test_a_recursive_pattern_may_be_relative(tmp_path, monkeypatch):
     (tmp_path / "here" / "sub" / "a.txt").write_text("one")
     (tmp_path / "here" / "b.txt").write_text("two")
     for pattern, count in (("**/*.txt", 2), ("**", 2), ("sub/**", 1), ("../*/**/a.txt", 1)):
-        assert len(readers.read(f"text:{pattern}").splits["train"]) == count
+        assert len(readers.read_files(f"text:{pattern}").splits["train"]) == count
 
 
 def test_a_link_to_a_folder_among_images_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded("PNG", "L"))
     (tmp_path / "in").symlink_to(tmp_path)
-    assert str(tmp_path / "in") in refusal(readers.read, f"folder:{tmp_path}")
+    assert str(tmp_path / "in") in refusal(readers.read_files, f"folder:{tmp_path}")
 
 
 @pytest.mark.parametrize("kind", readers.READERS.names())
@@ -385,7 +385,7 @@ def test_a_link_to_a_folder_among_images_is_named(tmp_path):
     "path", ["a\0b", "a\0*/*", "\ud800", "a\nb", "x" * 5000, "/".join("a*" * 999)]
 )
 def test_invalid_path_is_rejected(kind, path):
-    refusal(readers.read, f"{kind}:{path}")
+    refusal(readers.read_files, f"{kind}:{path}")
 
 
 def test_invalid_data_path_is_rejected(tmp_path):
@@ -412,22 +412,22 @@ def test_invalid_data_path_is_rejected(tmp_path):
 )
 def test_a_line_that_is_no_record_is_refused(tmp_path, line, reason):
     (tmp_path / "d.jsonl").write_bytes(b'{"text": "good"}\n' + line)
-    message = refusal(readers.read, f"jsonl:{tmp_path / 'd.jsonl'}")
+    message = refusal(readers.read_files, f"jsonl:{tmp_path / 'd.jsonl'}")
     assert "line 2" in message and reason in message
 
 
 def test_a_line_without_end_is_read_no_further(tmp_path, monkeypatch):
     monkeypatch.setattr(lines_lib, "MAX_LINE", 1000)
     (tmp_path / "d.jsonl").write_bytes(b'{"text": "' + b"a" * 2000)
-    assert "1000 bytes" in refusal(readers.read, f"jsonl:{tmp_path / 'd.jsonl'}")
+    assert "1000 bytes" in refusal(readers.read_files, f"jsonl:{tmp_path / 'd.jsonl'}")
 
 
 def test_byte_order_marks_and_nul_characters_are_accepted(tmp_path):
     (tmp_path / "d.jsonl").write_bytes(b'\xef\xbb\xbf\n\xef\xbb\xbf{"text": "a\\u0000b"}\n')
-    content = readers.read(f"jsonl:{tmp_path / 'd.jsonl'}")
+    content = readers.read_files(f"jsonl:{tmp_path / 'd.jsonl'}")
     assert [e() for e in content.splits["train"]] == [{"text": "a\0b"}]
     (tmp_path / "d.jsonl").write_bytes(b"\xef\xbb\xbf")
-    assert "no text" in refusal(readers.read, f"jsonl:{tmp_path / 'd.jsonl'}")
+    assert "no text" in refusal(readers.read_files, f"jsonl:{tmp_path / 'd.jsonl'}")
 
 
 # Arrays --------------------------------------------------------------------------------------
@@ -581,4 +581,4 @@ def test_npz_of_all_kinds(tmp_path):
 @pytest.mark.parametrize("shape", [(0, 2**31, 2**32 - 1), (0, 0, 0), (3, 0, 5)])
 def test_an_idx_file_of_nothing_is_refused(tmp_path, shape):
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_file(shape, b""))
-    assert "empty" in refusal(readers.read, f"idx:{tmp_path}")
+    assert "empty" in refusal(readers.read_files, f"idx:{tmp_path}")

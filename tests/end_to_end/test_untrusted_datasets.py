@@ -21,7 +21,7 @@ from aigc_jax.modalities.prepare import prepare
 
 
 def load(name, folder, **options):
-    return sources.load(Data(source=f"tfds:{name}", data_dir=str(folder), **options))
+    return sources.load_source(Data(source=f"tfds:{name}", data_dir=str(folder), **options))
 
 
 # Names ---------------------------------------------------------------------------------------

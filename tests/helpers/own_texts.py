@@ -7,7 +7,7 @@ from aigc_jax.modalities import sources
 
 
 def load(source, **options):
-    return sources.load(Data(source=str(source), **options))
+    return sources.load_source(Data(source=str(source), **options))
 
 
 def write_lines(path, records):

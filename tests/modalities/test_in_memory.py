@@ -10,8 +10,8 @@ from aigc_jax.data.loader import DataLoader
 from aigc_jax.modalities import sources
 from aigc_jax.modalities.in_memory import (
     check_fingerprint,
+    data_fingerprint,
     dataset_from_python,
-    fingerprint,
     raw_dataset_from_python,
 )
 
@@ -74,7 +74,9 @@ def test_images_in_every_form_are_the_same_data_set(form):
     found = examples(raw)
     np.testing.assert_array_equal([e["image"] for e in found], IMAGES)
     np.testing.assert_array_equal([e["label"] for e in found], LABELS)
-    assert fingerprint(raw) == fingerprint(raw_dataset_from_python(IMAGE_FORMS["arrays"]()))
+    assert data_fingerprint(raw) == data_fingerprint(
+        raw_dataset_from_python(IMAGE_FORMS["arrays"]())
+    )
 
 
 def test_grey_images_without_channels_or_labels():
@@ -203,7 +205,7 @@ def test_a_run_notices_other_data():
 
 
 def test_the_data_of_such_a_run_must_be_given_again():
-    assert "data=" in refusal(sources.load, Data(source="in_memory"))
+    assert "data=" in refusal(sources.load_source, Data(source="in_memory"))
 
 
 def test_a_pandas_frame():

@@ -63,7 +63,7 @@ def expected(images, labels=None):
 
 
 def load(name, folder, **options):
-    return sources.load(Data(source=f"tfds:{name}", data_dir=str(folder), **options))
+    return sources.load_source(Data(source=f"tfds:{name}", data_dir=str(folder), **options))
 
 
 # Readers -------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def test_flat_folder(tmp_path, channels):
         write_image(tmp_path / f"{i}.png", image)
     (tmp_path / "notes.txt").write_text("not an image")
     (tmp_path / "._0.png").write_text("nor this")
-    content = readers.read(f"folder:{tmp_path}")
+    content = readers.read_files(f"folder:{tmp_path}")
     assert content.image_shape == (4, 5, 3 if channels else 1)
     assert content.class_names == ()
     got = examples(content)
@@ -88,7 +88,7 @@ def test_grey_images_among_colours_become_colours(tmp_path):
     write_image(tmp_path / "a.png", pixels(2, 2, 3))
     grey = pixels(2, 2, seed=1)
     write_image(tmp_path / "b.png", grey)
-    content = readers.read(f"folder:{tmp_path}")
+    content = readers.read_files(f"folder:{tmp_path}")
     assert content.image_shape == (2, 2, 3)
     np.testing.assert_array_equal(examples(content)[1]["image"], np.stack([grey] * 3, -1))
 
@@ -99,10 +99,10 @@ def test_transparent_images_lie_on_white(tmp_path, mode):
     image = np.full((8, 8, 4), (200, 10, 10, 0), np.uint8)
     image[2:6, 2:6] = (80, 80, 80, 255)
     Image.fromarray(image).convert(mode).save(tmp_path / "a.png")
-    (got,) = examples(readers.read(f"folder:{tmp_path}"))
+    (got,) = examples(readers.read_files(f"folder:{tmp_path}"))
     seen = np.where(image[..., 3:] > 0, 80, 255)
     assert np.abs(got["image"].astype(int) - seen).max() <= 1  # a palette has few greys
-    (small,) = examples(readers.read(f"folder:{tmp_path}", image_size=4))
+    (small,) = examples(readers.read_files(f"folder:{tmp_path}", image_size=4))
     assert small["image"][0, 0].tolist() == [255] * got["image"].shape[-1]
 
 
@@ -111,7 +111,7 @@ def test_class_folders(tmp_path):
     for name, arrays in images.items():
         for i, array in enumerate(arrays):
             write_image(tmp_path / name / "deeper" / f"{i}.png", array)
-    content = readers.read(f"folder:{tmp_path}")
+    content = readers.read_files(f"folder:{tmp_path}")
     assert content.class_names == ("ape", "cat", "犬")
     got = [(e["label"], e["image"][..., 0].tolist()) for e in examples(content)]
     assert got == [
@@ -126,7 +126,7 @@ def test_split_folders(tmp_path, names, classes):
         for i in range(3 - k):
             folder = tmp_path / split / f"class_{i % 2}" if classes else tmp_path / split
             write_image(folder / f"{i}.png", pixels(2, 2, seed=10 * k + i))
-    content = readers.read(f"folder:{tmp_path}")
+    content = readers.read_files(f"folder:{tmp_path}")
     held_out = {"test": "test", "val": "validation"}[names[1]]
     assert {s: len(e) for s, e in content.splits.items()} == {"train": 3, held_out: 2}
     assert content.class_names == (("class_0", "class_1") if classes else ())
@@ -138,7 +138,7 @@ def test_split_folders(tmp_path, names, classes):
 def test_image_size_mends_odd_sizes(tmp_path):
     write_image(tmp_path / "a.png", np.full((4, 8), 100, np.uint8))
     write_image(tmp_path / "b.png", np.full((7, 3, 3), 200, np.uint8))
-    content = readers.read(f"folder:{tmp_path}", image_size=2)
+    content = readers.read_files(f"folder:{tmp_path}", image_size=2)
     a, b = (e["image"] for e in examples(content))
     assert a.shape == b.shape == content.image_shape == (2, 2, 3)
     assert (a == 100).all() and (b == 200).all()
@@ -147,7 +147,7 @@ def test_image_size_mends_odd_sizes(tmp_path):
 def test_image_size_crops_at_the_centre(tmp_path):
     stripes = np.repeat(np.array([0, 90, 90, 255], np.uint8), 2)[None].repeat(4, 0)
     write_image(tmp_path / "a.png", stripes)
-    (example,) = examples(readers.read(f"folder:{tmp_path}", image_size=4))
+    (example,) = examples(readers.read_files(f"folder:{tmp_path}", image_size=4))
     assert (example["image"] == 90).all()
 
 
@@ -157,10 +157,10 @@ def test_text_files_are_one_document_each(tmp_path):
         (tmp_path / name).write_bytes(text.encode())
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "e.txt").write_bytes(b"\xef\xbb\xbfwith a BOM")
-    content = readers.read(f"text:{tmp_path}/*.txt")
+    content = readers.read_files(f"text:{tmp_path}/*.txt")
     assert [e["text"] for e in examples(content)] == ["中文\n", "zwei\r\nZeilen"]
     assert content.image_shape is None
-    content = readers.read(f"text:{tmp_path}/**/*.txt")
+    content = readers.read_files(f"text:{tmp_path}/**/*.txt")
     assert [e["text"] for e in examples(content)][-1] == "with a BOM"
 
 
@@ -169,7 +169,7 @@ def test_jsonl(tmp_path, field):
     lines = [json.dumps({field: t, "id": i}) for i, t in enumerate(["one\ntwo", "中文🙂"])]
     path = tmp_path / "d.jsonl"
     path.write_text(lines[0] + "\n\n" + lines[1], encoding="utf-8")
-    content = readers.read(f"jsonl:{path}", text_field=field)
+    content = readers.read_files(f"jsonl:{path}", text_field=field)
     assert [e["text"] for e in examples(content)] == ["one\ntwo", "中文🙂"]
 
 
@@ -197,7 +197,7 @@ X2, Y2 = pixels(2, 3, 2, seed=1), np.array([3, 9])
     ids=["images", "labels", "column of labels", "Keras", "MedMNIST"],
 )
 def test_npz(tmp_path, arrays, splits, names):
-    content = readers.read(f"npz:{write_npz(tmp_path / 'd.npz', **arrays)}")
+    content = readers.read_files(f"npz:{write_npz(tmp_path / 'd.npz', **arrays)}")
     assert content.image_shape == (3, 2, 1)
     assert content.class_names == names
     assert content.splits.keys() == splits.keys()
@@ -209,7 +209,7 @@ def test_npz(tmp_path, arrays, splits, names):
 
 def test_npz_in_colour(tmp_path):
     images = pixels(2, 3, 4, 3)
-    content = readers.read(f"npz:{write_npz(tmp_path / 'd.npz', images=images)}")
+    content = readers.read_files(f"npz:{write_npz(tmp_path / 'd.npz', images=images)}")
     assert content.image_shape == (3, 4, 3)
     np.testing.assert_array_equal([e["image"] for e in examples(content)], images)
 
@@ -223,7 +223,7 @@ def test_idx(tmp_path, gzipped, dot):
             name = f"{stem}-{kind}-ubyte"
             name = name.replace("-idx", ".idx") if dot else name
             write_idx(tmp_path / "idx", name, array[:count], gzipped)
-    content = readers.read(f"idx:{tmp_path / 'idx'}")
+    content = readers.read_files(f"idx:{tmp_path / 'idx'}")
     assert content.class_names == ("0", "1", "2")
     for split, count in (("train", 5), ("test", 2)):
         got = examples(content, split)
@@ -642,7 +642,7 @@ def test_a_file_that_breaks_while_records_are_written_leaves_the_name_free(tmp_p
         write_image(tmp_path / "in" / f"{i}.png", pixels(4, 4, seed=i))
     source, data_dir = f"folder:{tmp_path / 'in'}", str(tmp_path / "data")
 
-    read = readers.read
+    read = readers.read_files
 
     def read_and_lose(*args, **kwargs):
         content = read(*args, **kwargs)
@@ -650,7 +650,7 @@ def test_a_file_that_breaks_while_records_are_written_leaves_the_name_free(tmp_p
         return content
 
     with monkeypatch.context() as patch:
-        patch.setattr(readers, "read", read_and_lose)
+        patch.setattr(readers, "read_files", read_and_lose)
         with pytest.raises(UserError, match=r"1\.png"):
             prepare(source, "own", data_dir)
     prepare(source, "own", data_dir)
@@ -666,7 +666,7 @@ def test_a_full_disk_leaves_the_name_free(tmp_path, monkeypatch):
 
     content = readers.RawDataset({"train": [example]}, (2, 2, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(readers, "read", lambda *args, **kwargs: content)
+        patch.setattr(readers, "read_files", lambda *args, **kwargs: content)
         with pytest.raises((OSError, UserError), match="no space left"):
             prepare(f"npz:{path}", "own", str(tmp_path / "data"))
     prepare(f"npz:{path}", "own", str(tmp_path / "data"))
@@ -699,7 +699,7 @@ def test_an_image_size_that_cannot_be_is_refused(tmp_path, size):
     """Only read, not prepared: nothing is resized before the first record is written."""
     write_image(tmp_path / "a.png", pixels(4, 4))
     with pytest.raises(UserError, match="image_size"):
-        readers.read(f"folder:{tmp_path}", image_size=size)
+        readers.read_files(f"folder:{tmp_path}", image_size=size)
 
 
 def test_a_data_dir_that_is_a_file_is_refused(tmp_path):
@@ -728,7 +728,7 @@ def test_unknown_name_suggests_the_nearest(tmp_path):
 @pytest.mark.parametrize("source", ["digit", "tfds", "tfds:", "imagenet", ""])
 def test_an_unknown_source_is_refused(source):
     with pytest.raises(UserError, match=r"data\.source"):
-        sources.load(Data(source=source))
+        sources.load_source(Data(source=source))
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.05])
@@ -754,11 +754,11 @@ def test_a_damaged_data_set_is_refused(tmp_path):
 
 
 def test_embedded_sources_need_no_files():
-    digits = sources.load(Data(source="digits", data_dir="nowhere"))
+    digits = sources.load_source(Data(source="digits", data_dir="nowhere"))
     assert digits.spec.shape == (8, 8, 1) and digits.spec.num_classes == 10
     assert (len(digits.train), len(digits.validation)) == (1438, 359)
     values = np.unique([digits.train[i]["image"] for i in range(200)])
     assert len(values) == digits.spec.levels == 17 and (values[0], values[-1]) == (0, 255)
-    docs = sources.load(Data(source="python_docs", seq_len=32))
+    docs = sources.load_source(Data(source="python_docs", seq_len=32))
     held_out, total = (sum(map(len, docs.texts[s])) for s in ("validation", "train"))
     assert held_out / (held_out + total) == pytest.approx(0.2, abs=0.05)

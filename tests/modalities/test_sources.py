@@ -35,24 +35,24 @@ def package(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("argument, count", [("", 12), (":20", 20)])
 def test_a_source_by_its_import_path(package, argument, count):
-    data = sources.load(Data(source=f"{package}{argument}", validation_fraction=0.25))
+    data = sources.load_source(Data(source=f"{package}{argument}", validation_fraction=0.25))
     assert len(data.train) + len(data.validation) == count
     assert data.spec.shape == (2, 2, 1) and data.spec.class_names == ("0", "1")
 
 
 def test_a_mixture_of_sources_of_another_package(package):
-    data = sources.load(Data(source=f"mix:1*{package}:8,2*{package}:16"))
+    data = sources.load_source(Data(source=f"mix:1*{package}:8,2*{package}:16"))
     assert len(data.train) + len(data.validation) == 24
 
 
 def test_a_registered_source_and_reader(monkeypatch):
     monkeypatch.setitem(DATA_SOURCES._items, "words", lambda argument, _: [argument] * 30)
-    data = sources.load(Data(source="words:some text", seq_len=8))
+    data = sources.load_source(Data(source="words:some text", seq_len=8))
     assert data.texts["train"][0] == "some text"
     images = {"image": np.zeros((9, 2, 2), np.uint8)}
     as_raw = sources.raw_dataset_from_python
     monkeypatch.setitem(READERS._items, "black", lambda path, options: as_raw(images))
-    assert sources.load(Data(source="black:anywhere")).spec.shape == (2, 2, 1)
+    assert sources.load_source(Data(source="black:anywhere")).spec.shape == (2, 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_registered_source_and_reader(monkeypatch):
     ],
 )
 def test_an_unknown_source_is_named(source, words):
-    message = refusal(sources.load, Data(source=source))
+    message = refusal(sources.load_source, Data(source=source))
     assert [word for word in words if word not in message] == []
 
 

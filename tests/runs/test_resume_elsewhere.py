@@ -46,7 +46,7 @@ def test_arrays_saved_on_eight_devices_are_restored_on_fewer_and_back(tmp_path, 
 def test_the_rest_of_an_epoch_is_what_has_not_been_seen(processes, monkeypatch):
     """A run of several processes is resumed by one, in the middle of an epoch."""
     config = tiny.make("vae").config
-    source = sources.load(config.data).train
+    source = sources.load_source(config.data).train
     seen = []
     for process in range(processes):
         monkeypatch.setattr(jax, "process_count", lambda: processes)

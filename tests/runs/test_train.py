@@ -14,7 +14,7 @@ from helpers.runs import final_state, records, same_runs, train
 import aigc_jax
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.metrics import Mean
-from aigc_jax.runs.report.samples import save
+from aigc_jax.runs.report.samples import write_samples
 from aigc_jax.training.metric_log import read_metrics
 from aigc_jax.training.metric_window import MetricAccumulator
 
@@ -57,7 +57,7 @@ def test_a_run_from_start_to_samples(family, tmp_path):
     assert len(samples) == 3
     again = aigc_jax.sample(str(workdir), num=3, seed=1)
     np.testing.assert_array_equal(samples, again)
-    path = save(samples, str(tmp_path / "out" / "picture"))
+    path = write_samples(samples, str(tmp_path / "out" / "picture"))
     assert path.endswith(suffix) and os.path.getsize(path) > 0
 
     with pytest.raises(KeyboardInterrupt):

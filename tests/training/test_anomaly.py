@@ -13,7 +13,7 @@ import pytest
 from helpers import runs, tiny
 from helpers.runs import files, final_state, records, said, steps_of, train
 
-from aigc_jax.core.config import Anomaly as AnomalyConfig
+from aigc_jax.core.config import AnomalyConfig
 from aigc_jax.core.errors import NotFinite, OutOfMemory, Stopped, StorageError, UserError
 from aigc_jax.core.metrics import Mean
 from aigc_jax.data.loader import DataLoader
@@ -46,7 +46,7 @@ def workdir(saved, tmp_path):
 
 def state_at(workdir, step):
     with contextlib.closing(CheckpointReader(str(workdir))) as reader:
-        return jax.device_get(restore.load(reader, step, reader.contents(step))[1])
+        return jax.device_get(restore.load_checkpoint(reader, step, reader.contents(step))[1])
 
 
 # The detector alone -----------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def given_up(tmp_path_factory):
 def sixth_batch():
     """The examples of step 6, by another iterator over the same data."""
     config = build.parse_config(tiny.recipe("vae"))
-    dataset = sources.load(config.data)
+    dataset = sources.load_source(config.data)
     batches = DataLoader(dataset.train, config.data.batch_size, config.seed)
     for _ in range(6):
         batch = batches.next()
@@ -268,7 +268,7 @@ def with_parameter(workdir, key, value):
     """Saves step 7 of a run as step 6 with another value in the parameters below `key`."""
     with contextlib.closing(CheckpointReader(str(workdir))) as reader:
         contents = reader.contents(6)
-        _, state = restore.load(reader, 6, contents)
+        _, state = restore.load_checkpoint(reader, 6, contents)
 
     def change(path, x):
         return jnp.full_like(x, value) if key in jax.tree_util.keystr(path) else x
@@ -442,7 +442,7 @@ def test_rollback_limit_ends_the_run(tmp_path, sixth_batch):
     assert "step 11:" in str(e.value) and e.value.code == 70
     report = json.loads((tmp_path / "nonfinite" / "step_0000011" / "report.json").read_text())
     config = build.parse_config(tiny.recipe("vae"))
-    data = sources.load(config.data).train
+    data = sources.load_source(config.data).train
     assert report["examples"] == DataLoader(data, 8, config.seed).example_ids(12)
     # Nothing was infinite, and it must not be said that something was.
     assert "made it so" not in str(e.value) and "not finite" not in str(e.value)

@@ -25,8 +25,15 @@ from aigc_jax.nn.conditioner import (
     check_no_sequence,
     with_picture,
 )
-from aigc_jax.nn.conv_blocks import Down, ResBlock, SelfAttention, Up, check_norm_groups, window
-from aigc_jax.nn.layers import Conv, Dense, group_norm, time_embedding
+from aigc_jax.nn.conv_blocks import (
+    Down,
+    ResBlock,
+    SelfAttention,
+    Up,
+    check_norm_groups,
+    per_axis,
+)
+from aigc_jax.nn.layers import Conv, Dense, make_group_norm, time_embedding
 from aigc_jax.nn.padding import crop, fill, filled_size
 from aigc_jax.ops.activation import silu
 from aigc_jax.ops.convolution import depth_to_space, downsample, space_to_depth, upsample
@@ -148,7 +155,7 @@ class UNet(nn.Module):
         x = space_to_depth(fill(x, c.filled(size)), c.patch_size)
         axes = ("inputs", "stem")
         conv_in = Conv(
-            c.channels[0], window(x, 3), dtype=self.dtype, kernel_axes=axes, name="conv_in"
+            c.channels[0], per_axis(x, 3), dtype=self.dtype, kernel_axes=axes, name="conv_in"
         )
         x = conv_in(x)
         skips = [x]
@@ -171,10 +178,10 @@ class UNet(nn.Module):
         """From the finest level to the shape of the example."""
         c = self.config
         outputs = channels * c.patch_size ** len(size)
-        norm = group_norm(x.shape[-1], self.dtype, "norm_out", c.norm_groups, c.norm_eps)
+        norm = make_group_norm(x.shape[-1], self.dtype, "norm_out", c.norm_groups, c.norm_eps)
         x = Conv(
             outputs * (1 + c.learned_sigma),
-            window(x, 3),
+            per_axis(x, 3),
             kernel_init=nn.initializers.zeros,
             dtype=self.dtype,
             kernel_axes=("conv_in", "outputs"),

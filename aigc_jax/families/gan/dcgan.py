@@ -16,8 +16,8 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.fields import option
 from aigc_jax.distributed.logical_axes import with_logical_constraint
 from aigc_jax.nn.conditioner import class_one_hot
-from aigc_jax.nn.conv_blocks import window
-from aigc_jax.nn.layers import Conv, Dense, SubPixelConv, group_norm
+from aigc_jax.nn.conv_blocks import per_axis
+from aigc_jax.nn.layers import Conv, Dense, SubPixelConv, make_group_norm
 from aigc_jax.nn.padding import coarse_size, crop
 
 
@@ -92,13 +92,13 @@ class Generator(nn.Module):
         for i, channels in enumerate(c.generator_channels):
             if i:
                 x = SubPixelConv(channels, c.kernel, self.dtype, name=f"up_{i}")(x)
-            x = group_norm(channels, self.dtype, name=f"norm_{i}")(x) if c.norm else x
+            x = make_group_norm(channels, self.dtype, name=f"norm_{i}")(x) if c.norm else x
             x = jax.nn.leaky_relu(x, 0.2)
-            x = Conv(channels, window(x, c.kernel), dtype=self.dtype, name=f"conv_{i}")(x)
+            x = Conv(channels, per_axis(x, c.kernel), dtype=self.dtype, name=f"conv_{i}")(x)
             x = jax.nn.leaky_relu(x, 0.2)
         image = Conv(
             outputs,
-            window(x, c.kernel),
+            per_axis(x, c.kernel),
             dtype=self.dtype,
             kernel_axes=("conv_in", "outputs"),
             name="image",
@@ -114,13 +114,13 @@ class Generator(nn.Module):
         c = self.config
         widths = (*c.generator_channels[1:], outputs)
         for i, (channels, stride) in enumerate(zip(widths, c.generator_strides, strict=True)):
-            x = group_norm(x.shape[-1], self.dtype, name=f"norm_{i}")(x) if c.norm else x
+            x = make_group_norm(x.shape[-1], self.dtype, name=f"norm_{i}")(x) if c.norm else x
             x, last = jax.nn.leaky_relu(x, 0.2), i == len(widths) - 1
             axes = ("conv_in", "outputs" if last else "conv_out")
             if stride == 1:
                 x = Conv(
                     channels,
-                    window(x, c.kernel),
+                    per_axis(x, c.kernel),
                     dtype=self.dtype,
                     kernel_axes=axes,
                     name="image" if last else f"up_{i + 1}",
@@ -153,8 +153,8 @@ class Critic(nn.Module):
             stride = 2 if i or c.plain else 1
             down = Conv(
                 channels,
-                window(x, c.kernel),
-                window(x, stride),
+                per_axis(x, c.kernel),
+                per_axis(x, stride),
                 dtype=self.dtype,
                 kernel_axes=("conv_in", "conv_out") if i else ("inputs", "stem"),
                 name=f"down_{i}",
@@ -162,7 +162,7 @@ class Critic(nn.Module):
             x = down(x)
             x = jax.nn.leaky_relu(x, 0.2)
             if not c.plain:
-                x = Conv(channels, window(x, c.kernel), dtype=self.dtype, name=f"conv_{i}")(x)
+                x = Conv(channels, per_axis(x, c.kernel), dtype=self.dtype, name=f"conv_{i}")(x)
                 x = jax.nn.leaky_relu(x, 0.2)
         x = x.reshape(x.shape[0], -1)
         if not c.plain:

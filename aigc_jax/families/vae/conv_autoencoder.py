@@ -16,7 +16,7 @@ from aigc_jax.core.fields import option
 from aigc_jax.distributed.logical_axes import with_logical_constraint
 from aigc_jax.families.vae.latent_groups import HalvedLevels, concat_class, posterior
 from aigc_jax.families.vae.mlp_autoencoder import hidden_layers, latent_head
-from aigc_jax.nn.conv_blocks import window
+from aigc_jax.nn.conv_blocks import per_axis
 from aigc_jax.nn.layers import Conv, Dense, Residual, SubPixelConv
 from aigc_jax.nn.padding import crop, fill
 from aigc_jax.ops.activation import gelu
@@ -53,8 +53,8 @@ class ConvEncoder(nn.Module):
             x = gelu(
                 Conv(
                     channels,
-                    window(x, 3),
-                    window(x, 2 if i else 1),
+                    per_axis(x, 3),
+                    per_axis(x, 2 if i else 1),
                     dtype=self.dtype,
                     kernel_axes=axes,
                     name=f"down_{i}",
@@ -67,7 +67,7 @@ class ConvEncoder(nn.Module):
             return posterior(
                 Conv(
                     2 * c.latent,
-                    window(x, 3),
+                    per_axis(x, 3),
                     dtype=self.dtype,
                     kernel_axes=("conv_in", "latent"),
                     name="latent",
@@ -93,7 +93,7 @@ class ConvDecoder(nn.Module):
         if c.spatial:
             x = Conv(
                 c.channels[-1],
-                window(x, 3),
+                per_axis(x, 3),
                 dtype=self.dtype,
                 kernel_axes=("latent", "stem"),
                 name="spread",
@@ -110,7 +110,7 @@ class ConvDecoder(nn.Module):
             x = self._blocks(x, f"block_{i}")
         x = Conv(
             outputs,
-            window(x, 3),
+            per_axis(x, 3),
             dtype=self.dtype,
             kernel_axes=("conv_in", "outputs"),
             name="image",

@@ -21,8 +21,8 @@ from aigc_jax.core.fields import option
 from aigc_jax.distributed.logical_axes import with_logical_constraint
 from aigc_jax.families.vae.latent_groups import Group, HalvedLevels, posterior
 from aigc_jax.nn.conditioner import class_one_hot
-from aigc_jax.nn.conv_blocks import window
-from aigc_jax.nn.layers import Conv, Dense, Residual, SubPixelConv, group_norm
+from aigc_jax.nn.conv_blocks import per_axis
+from aigc_jax.nn.layers import Conv, Dense, Residual, SubPixelConv, make_group_norm
 from aigc_jax.nn.padding import crop, fill
 from aigc_jax.ops.activation import gelu
 
@@ -67,8 +67,8 @@ class BottomUp(nn.Module):
             axes = ("conv_in", "conv_out") if i else ("inputs", "stem")
             x = Conv(
                 channels,
-                window(x, 3),
-                window(x, 2 if i else 1),
+                per_axis(x, 3),
+                per_axis(x, 2 if i else 1),
                 dtype=self.dtype,
                 kernel_axes=axes,
                 name=f"down_{i}",
@@ -132,10 +132,10 @@ class TopDown(nn.Module):
                 groups += [group] if group else []
             for i in range(0 if c.groups[level] else c.blocks):
                 x = Residual(c.channels[level], self.dtype, name=f"block_{level}_{i}")(x)
-        x = gelu(group_norm(x.shape[-1], self.dtype, name="norm_out")(x))
+        x = gelu(make_group_norm(x.shape[-1], self.dtype, name="norm_out")(x))
         x = Conv(
             self.shape[-1],
-            window(x, 3),
+            per_axis(x, 3),
             dtype=self.dtype,
             kernel_axes=("conv_in", "outputs"),
             name="image",
@@ -174,7 +174,11 @@ class TopDown(nn.Module):
         z = mean + jnp.exp(jnp.clip(log_scale, -6.0, 6.0)) * u
         x += prior[..., 2 * c.latent :].astype(x.dtype)
         x += Conv(
-            width, window(z, 1), dtype=self.dtype, kernel_axes=("latent", "stem"), name=f"{name}_in"
+            width,
+            per_axis(z, 1),
+            dtype=self.dtype,
+            kernel_axes=("latent", "stem"),
+            name=f"{name}_in",
         )(z)
         for i in range(c.blocks):
             x = Residual(width, self.dtype, name=f"{name}_block_{i}")(x)
@@ -190,12 +194,12 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = gelu(group_norm(x.shape[-1], self.dtype, name="norm")(x))
-        x = gelu(Conv(self.hidden, window(x, 3), dtype=self.dtype, name="conv")(x))
+        x = gelu(make_group_norm(x.shape[-1], self.dtype, name="norm")(x))
+        x = gelu(Conv(self.hidden, per_axis(x, 3), dtype=self.dtype, name="conv")(x))
         zeros = nn.initializers.zeros
         return Conv(
             self.features,
-            window(x, 1),
+            per_axis(x, 1),
             kernel_init=zeros,
             dtype=self.dtype,
             kernel_axes=("conv_in", "outputs"),

@@ -19,9 +19,9 @@ from aigc_jax.nn.conv_blocks import (
     SelfAttention,
     Up,
     check_norm_groups,
-    window,
+    per_axis,
 )
-from aigc_jax.nn.layers import Conv, group_norm
+from aigc_jax.nn.layers import Conv, make_group_norm
 from aigc_jax.nn.padding import crop, fill
 from aigc_jax.ops.activation import silu
 
@@ -85,8 +85,8 @@ class _Layers:
     def last(self, x: jax.Array, channels: int, axes: tuple[str, str]) -> jax.Array:
         """Norm, SiLU, and the convolution to the output's channels."""
         c = self.config
-        norm = group_norm(x.shape[-1], self.dtype, "norm_out", c.norm_groups, c.norm_eps)
-        conv = Conv(channels, window(x, 3), dtype=self.dtype, kernel_axes=axes, name="conv_out")
+        norm = make_group_norm(x.shape[-1], self.dtype, "norm_out", c.norm_groups, c.norm_eps)
+        conv = Conv(channels, per_axis(x, 3), dtype=self.dtype, kernel_axes=axes, name="conv_out")
         return conv(silu(norm(x)))
 
 
@@ -105,7 +105,7 @@ class Encoder(nn.Module):
         x = fill(2 * x - 1, c.filled(x.shape[1:-1]))
         x = Conv(
             c.channels[0],
-            window(x, 3),
+            per_axis(x, 3),
             dtype=self.dtype,
             kernel_axes=("inputs", "stem"),
             name="conv_in",
@@ -119,7 +119,7 @@ class Encoder(nn.Module):
         if c.quant_conv:
             x = Conv(
                 2 * c.latent,
-                window(x, 1),
+                per_axis(x, 1),
                 dtype=self.dtype,
                 kernel_axes=("latent", "latent"),
                 name="quant_conv",
@@ -144,14 +144,14 @@ class Decoder(nn.Module):
         if c.post_quant_conv:
             x = Conv(
                 c.latent,
-                window(x, 1),
+                per_axis(x, 1),
                 dtype=self.dtype,
                 kernel_axes=("latent", "latent"),
                 name="post_quant_conv",
             )(x)
         x = Conv(
             c.channels[-1],
-            window(x, 3),
+            per_axis(x, 3),
             dtype=self.dtype,
             kernel_axes=("latent", "stem"),
             name="conv_in",

@@ -8,7 +8,7 @@ from aigc_jax.core.config import Data
 from aigc_jax.core.errors import UserError, shorten
 from aigc_jax.core.feed import HostBatch
 from aigc_jax.data.dataset import Dataset
-from aigc_jax.data.raw_dataset import ColumnarExamples, Example, Examples, RawDataset
+from aigc_jax.data.raw_dataset import ColumnarExamples, Example, LazyExamples, RawDataset
 from aigc_jax.data.split import file_ends, held_out_split, hold_out, limit_train
 from aigc_jax.modalities.image.spec import ImageSpec
 
@@ -106,5 +106,5 @@ def _source(
         example = examples[i]()
         return example["image"], example.get("label")
 
-    ends = examples.ends if isinstance(examples, Examples) else None
+    ends = examples.ends if isinstance(examples, LazyExamples) else None
     return ImageSource(get, indices, file_ends(ends, indices, config), config.shuffle_window)

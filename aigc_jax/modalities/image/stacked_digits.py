@@ -6,13 +6,13 @@ After the stacked MNIST of Metz et al. (2017) and Lin et al. (2018), with scikit
 import numpy as np
 
 from aigc_jax.core.config import Data
-from aigc_jax.data.raw_dataset import Example, Examples, RawDataset
+from aigc_jax.data.raw_dataset import Example, LazyExamples, RawDataset
 from aigc_jax.data.split import hold_out
 
 COUNTS = {"train": 50_000, "validation": 5_000}
 
 
-def stack(digits: RawDataset, config: Data) -> RawDataset:
+def stack_digits(digits: RawDataset, config: Data) -> RawDataset:
     """Stacks three random digits a, b, c per image; its class is 100 a + 10 b + c.
 
     The digits of image i depend on the split and on i only. Held-out digits are not in training
@@ -27,7 +27,7 @@ def stack(digits: RawDataset, config: Data) -> RawDataset:
     labels = np.array([example["label"] for example in examples])
     names = digits.class_names
 
-    def maker(split: int, indices: np.ndarray) -> Examples:
+    def maker(split: int, indices: np.ndarray) -> LazyExamples:
         def make(i: int) -> Example:
             rng = np.random.default_rng((split, int(i)))
             chosen = indices[rng.integers(0, len(indices), 3)]
@@ -35,7 +35,7 @@ def stack(digits: RawDataset, config: Data) -> RawDataset:
             image = np.concatenate(list(images[chosen]), -1)
             return {"image": image, "label": (a * len(names) + b) * len(names) + c}
 
-        return Examples(make, list(COUNTS.values())[split])
+        return LazyExamples(make, list(COUNTS.values())[split])
 
     own = [np.asarray(part) for part in hold_out(len(examples), config, "digits")]
     splits = {name: maker(k, own[k]) for k, name in enumerate(COUNTS)}

@@ -9,7 +9,7 @@ import numpy as np
 from aigc_jax.core.config import Data
 from aigc_jax.core.errors import UserError, shorten
 from aigc_jax.data.dataset import Dataset
-from aigc_jax.data.raw_dataset import Example, Examples, RawDataset
+from aigc_jax.data.raw_dataset import Example, LazyExamples, RawDataset
 from aigc_jax.data.shuffle import permutation
 from aigc_jax.data.source import Source, TrainSource
 from aigc_jax.data.split import file_ends, held_out_split, hold_out, limit_train
@@ -107,7 +107,7 @@ def _lazy(raw: RawDataset, config: Data, form: DocumentFormat) -> _Documents:
         indices = range(len(train))
         evaluated = _first(raw.splits[own], permutation(len(raw.splits[own]), 0), form)
     indices = limit_train(indices, config)
-    ends = file_ends(train.ends if isinstance(train, Examples) else None, indices, config)
+    ends = file_ends(train.ends if isinstance(train, LazyExamples) else None, indices, config)
     return _Documents(_Lazy(train, indices, form.field), evaluated, ends)
 
 

@@ -16,7 +16,7 @@ from aigc_jax.modalities.text.document_split import last_documents, split_docume
 from aigc_jax.modalities.text.packing import pack, with_special_tokens
 from aigc_jax.modalities.text.streaming import BestFitPack, ConcatThenSplit, RowStream
 from aigc_jax.modalities.text.token_store import Document
-from aigc_jax.modalities.text.token_windows import TokenWindows, join, with_separator
+from aigc_jax.modalities.text.token_windows import TokenWindows, concatenate, with_separator
 from aigc_jax.modalities.text.tokenizers import Tokenizer
 
 
@@ -57,7 +57,7 @@ class DocumentFormat:
         if not self.joined:
             return pack(encoded, length, tokenizer.size)
         stride = (config.eval_stride or max(length // 2, 1)) if held_out else None
-        stream = join(encoded, tokenizer)
+        stream = concatenate(encoded, tokenizer)
         return TokenWindows(stream, length, stride) if len(stream) > length else []
 
 

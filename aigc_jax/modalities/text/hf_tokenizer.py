@@ -230,13 +230,18 @@ class LibraryTokenizer:
         lists = {k: value[k] for k in ("stops", "prefix", "suffix")}
         if not all(isinstance(v, list) for v in lists.values()):
             raise ValueError("special tokens that are not lists")
-        return cls(parse(value["json"]), separator=value["separator"], mask=value["mask"], **lists)
+        return cls(
+            parse_tokenizer(value["json"]),
+            separator=value["separator"],
+            mask=value["mask"],
+            **lists,
+        )
 
     def to_library(self) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_str(self._json)
 
 
-def parse(text: Any) -> tokenizers.Tokenizer:
+def parse_tokenizer(text: Any) -> tokenizers.Tokenizer:
     """Parses an untrusted tokenizer.json.
 
     Raises:

@@ -20,7 +20,7 @@ from aigc_jax.data.shuffle import EpochShuffle
 from aigc_jax.data.source import epoch_shuffle
 from aigc_jax.modalities.text.packing import chunk, fill_row
 from aigc_jax.modalities.text.token_store import Document
-from aigc_jax.modalities.text.token_windows import window
+from aigc_jax.modalities.text.token_windows import window_example
 
 LOOKAHEAD = 12  # candidate pieces of `BestFitPack`
 MAX_EMPTY_DOCS = 10_000  # consecutive documents without a target after which a row stream fails
@@ -135,7 +135,7 @@ class ConcatThenSplit(RowStream):
             if room:
                 self._n, self._at = self._n + 1, 0
         self.restore(end)  # its last token is the first of the next row
-        return window(np.concatenate(parts))
+        return window_example(np.concatenate(parts))
 
     def state(self) -> list[int]:
         return [self._n, self._at]

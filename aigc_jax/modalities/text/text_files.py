@@ -6,7 +6,7 @@ from typing import Any
 
 from aigc_jax.core.errors import UserError, one_line, shorten
 from aigc_jax.core.files import check_memory, file_size, open_file
-from aigc_jax.data.lines import decode, is_unicode, parse_json, read_lines
+from aigc_jax.data.lines import decode_utf8, is_unicode, parse_json, read_lines
 from aigc_jax.data.raw_dataset import ColumnarExamples, RawDataset
 
 
@@ -30,7 +30,7 @@ def read_text(pattern: str) -> RawDataset:
         with open_file(file) as f:
             total += file_size(f)
             check_memory(total, f"the text of {shorten(pattern)}")
-            documents.append(decode(f.read(), shorten(file)).removeprefix("\ufeff"))
+            documents.append(decode_utf8(f.read(), shorten(file)).removeprefix("\ufeff"))
     return _text_content(documents, pattern, "text files have none")
 
 

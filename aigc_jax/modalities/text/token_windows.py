@@ -20,7 +20,7 @@ def with_separator(text: str, tokenizer: Tokenizer) -> Document:
     return store.array(), None
 
 
-def join(documents: Iterable[Document], tokenizer: Tokenizer) -> np.ndarray:
+def concatenate(documents: Iterable[Document], tokenizer: Tokenizer) -> np.ndarray:
     """Concatenates documents that start with a separator, and appends a final separator."""
     store = TokenStore(tokenizer.size)
     for tokens, _ in documents:
@@ -71,7 +71,7 @@ class TokenWindows:
         """Returns windows that start at these tokens (B,), or at the last possible one."""
         last = len(self.stream) - self.seq_len - 1
         at_BT = np.minimum(start_B, last)[:, None] + np.arange(self.seq_len + 1)
-        return window(self.stream[at_BT])
+        return window_example(self.stream[at_BT])
 
 
 @functools.lru_cache(maxsize=16)
@@ -79,7 +79,7 @@ def _epoch_offset(seed: int, epoch: int, seq_len: int) -> int:
     return int(np.random.default_rng([seed, epoch]).integers(seq_len))
 
 
-def window(tokens: np.ndarray) -> dict[str, np.ndarray]:
+def window_example(tokens: np.ndarray) -> dict[str, np.ndarray]:
     """Makes examples of windows (T + 1,) or (B, T + 1) in which every token is a target."""
     *batch, size = tokens.shape
     weight = np.ones((*batch, size - 1), np.float32)

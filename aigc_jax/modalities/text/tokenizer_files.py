@@ -16,7 +16,7 @@ from aigc_jax.modalities.text.hf_tokenizer import (
     IM_END,
     LibraryTokenizer,
     checked,
-    parse,
+    parse_tokenizer,
     vocabulary_of,
     without_truncation,
 )
@@ -32,7 +32,7 @@ MASKS = ("[MASK]", "<mask>")
 Settings = dict[str, dict[str, Any]]  # the content of each file of the folder
 
 
-def read(path: str) -> LibraryTokenizer:
+def read_tokenizer(path: str) -> LibraryTokenizer:
     """Reads the tokenizer of a file or folder.
 
     Raises:
@@ -49,7 +49,7 @@ def read(path: str) -> LibraryTokenizer:
     text = _text(file)
     settings = {name: _settings(path, name) for name in NAMED + NUMBERED} if folder else {}
     try:
-        return with_settings(parse(text), settings)
+        return with_settings(parse_tokenizer(text), settings)
     except ValueError as e:
         raise UserError(
             f"{shorten(file)} is not a valid tokenizer ({one_line(e)}): use another file"

@@ -179,7 +179,7 @@ def make_tokenizer(name: str, documents: Sequence[str], vocab_size: int = 0) -> 
     """
     kind, _, argument = name.partition(":")
     if kind == "file" and argument:
-        return tokenizer_files.read(argument)
+        return tokenizer_files.read_tokenizer(argument)
     if name == "byte":
         return ByteTokenizer()
     if name == "char":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 @dataclasses.dataclass
-class Row:
+class MetricRow:
     """A metric and its reference values.
 
     Attributes:
@@ -39,7 +39,7 @@ class Section:
 
     title: str
     about: str
-    rows: Sequence[Row] = ()
+    rows: Sequence[MetricRow] = ()
     alarms: Sequence[tuple[int, str, str]] = ()
     pictures: dict[str, str] = dataclasses.field(default_factory=dict)
     texts: Sequence[str] = ()
@@ -104,7 +104,7 @@ def _section(section: Section) -> str:
     return "".join(parts) + "</section>"
 
 
-def _row(row: Row) -> str:
+def _row(row: MetricRow) -> str:
     references = " · ".join(f"{name} {value:.3f}" for name, value in row.references.items())
     return (
         f"<tr><td>{html.escape(row.name)} ({row.better} is better)</td>"

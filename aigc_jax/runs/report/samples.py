@@ -17,12 +17,12 @@ from aigc_jax.experiment.restore import guidance_model_of
 Samples = np.ndarray | list[str]
 
 
-def decode(objective: Objective, samples: np.ndarray, options: Any) -> Samples:
+def decode_samples(objective: Objective, samples: np.ndarray, options: Any) -> Samples:
     """Decodes tokens of a text family to texts; returns other samples unchanged."""
     return objective.texts(samples, options) if isinstance(objective, SupportsText) else samples
 
 
-def save(samples: Samples, path: str) -> str:
+def write_samples(samples: Samples, path: str) -> str:
     """Writes samples in the format of their modality: a PNG grid of images, or a text file.
 
     Args:
@@ -57,7 +57,7 @@ def save_samples(run: Run, state: TrainState, path: str) -> str:
     variables = state.sampling_params, state.mutables
     request = make_request(run.objective, options, options.num, guidance_model=guide)
     samples = generate(run.objective, *variables, request)
-    return save(decode(run.objective, samples, options), path)
+    return write_samples(decode_samples(run.objective, samples, options), path)
 
 
 def _modality_of(samples: Samples) -> Modality:

@@ -20,7 +20,7 @@ from aigc_jax.core.config import Config
 from aigc_jax.core.modality import MODALITIES, Spec
 from aigc_jax.experiment import build
 from aigc_jax.ops import dispatch
-from aigc_jax.training.step import example_keys, gradients, prepare
+from aigc_jax.training.step import example_keys, gradients, prepare_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +161,7 @@ def model_flops(config: Config, spec: Spec) -> float:
     attended = config.model.attended_share(length) if masked else 1.0
 
     def prepared(params: Any, mutables: Any, batch: Any) -> Any:
-        return prepare(objective, params, mutables, batch, jax.random.key(0), jnp.int32(0))
+        return prepare_batch(objective, params, mutables, batch, jax.random.key(0), jnp.int32(0))
 
     with dispatch.all_reference():  # other implementations may compute more, or in kernels
         frozen = count(prepared, params, mutables, batch)

@@ -86,7 +86,7 @@ class Steps:
         self._feed = DataLoader(dataset.train, size, config.seed, config.data.threads, part)
         # Random data may make the loss non-finite, which does not matter here.
         self._metrics = MetricAccumulator(
-            0, size, AnomalyDetector(config_lib.Anomaly(max_skipped=0))
+            0, size, AnomalyDetector(config_lib.AnomalyConfig(max_skipped=0))
         )
         self._taken, self.data_wait = 0, 0.0
         with oom.explain_oom(*self._shapes):
@@ -150,7 +150,7 @@ def load_inputs(config: Config, shape: str = "") -> tuple[Config, Dataset]:
     if shape:
         config = without_first_stage(config)
         return config, synthetic(shape, config)
-    dataset = sources.load(config.data, tokenizer_of(config.data))
+    dataset = sources.load_source(config.data, tokenizer_of(config.data))
     return resolve_first_stage(config, dataset.spec), dataset
 
 

@@ -51,7 +51,7 @@ def resolve_inputs(config: Config, shape: str = "") -> tuple[Config, Spec]:
     if spec is not None:
         return resolve_sizes(config), spec
     try:
-        spec = sources.load(config.data).spec
+        spec = sources.load_source(config.data).spec
         config = resolve_first_stage(config, spec)
     except UserError as e:
         raise UserError(

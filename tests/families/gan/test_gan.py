@@ -398,7 +398,7 @@ def test_an_unknown_transformation_is_named():
 
 
 def test_stacked_digits_are_the_same_by_index_and_hold_out_digits():
-    data, again = (sources.load(Data(source="stacked_digits")) for _ in range(2))
+    data, again = (sources.load_source(Data(source="stacked_digits")) for _ in range(2))
     assert data.spec.shape == (8, 8, 3) and data.spec.num_classes == 1000
     assert data.spec.class_names[427] == "427" and len(data.train) == 50_000
     images, labels = data.channel_images
@@ -418,14 +418,14 @@ def test_modes_are_counted():
     count, kl = mode_coverage.count_modes(np.array([3, 3, 5, 7]), 8)
     assert count == 3
     np.testing.assert_allclose(kl, np.log(8) - 1.5 * np.log(2))
-    data = sources.load(Data(source="stacked_digits"))
+    data = sources.load_source(Data(source="stacked_digits"))
     images = np.stack([data.validation[i]["image"] for i in range(300)])
     labels = np.array([data.validation[i]["label"] for i in range(300)])
     found = mode_coverage.mode_coverage(data, images)
     assert abs(found["modes"] - len(set(labels))) < 12  # held-out digits, nearly all recognised
     assert found["modes_real_data"] > 230 and found["modes_kl_real_data"] > 0
     assert mode_coverage.mode_coverage(data, images[:1].repeat(300, 0))["modes"] == 1
-    assert mode_coverage.mode_coverage(sources.load(Data(source="digits")), images) == {}
+    assert mode_coverage.mode_coverage(sources.load_source(Data(source="digits")), images) == {}
 
 
 # Recipes -------------------------------------------------------------------------------------

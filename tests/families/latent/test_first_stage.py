@@ -26,7 +26,7 @@ from aigc_jax.families.latent.first_stage import PLAYER
 from aigc_jax.modalities import sources
 from aigc_jax.ops.convolution import downsample, upsample
 from aigc_jax.ops.image import to_bytes, to_signed
-from aigc_jax.training.step import make_step, prepare
+from aigc_jax.training.step import make_step, prepare_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ def behind(family, stage, **changes):
 def parts(config):
     """A run in the latent space of its first stage, its parameters, and a batch of images."""
     config = build.parse_config(config)
-    dataset = sources.load(config.data)
+    dataset = sources.load_source(config.data)
     config = resolve_first_stage(config, dataset.spec)
     run = build.build(config, dataset.spec)
     state = run.init(jnp.int32(0))
@@ -172,7 +172,7 @@ def test_the_batch_is_encoded_once_per_step_outside_every_gradient(blocks):
     prepared = {}
     for number in (1, 4):
         args = run.objective, params, {}, batch, jax.random.key(0), jnp.int32(0), number
-        prepared[number] = jax.jit(lambda args=args: prepare(*args))()
+        prepared[number] = jax.jit(lambda args=args: prepare_batch(*args))()
     np.testing.assert_array_equal(prepared[1]["label"], batch["label"])
     np.testing.assert_allclose(prepared[1]["image"], prepared[4]["image"], atol=1e-6)
     calls.clear()

@@ -229,8 +229,8 @@ def test_the_characters_are_those_of_both_parts(tmp_path):
 def test_a_ready_tokenizer_wins(tmp_path):
     ready = CharTokenizer("some text\n" + "xyz")
     config = Data(source=write_any(tmp_path, "text"), tokenizer="workdir:gone", seq_len=8)
-    assert sources.load(config, ready).spec.tokenizer is ready
-    assert "workdir:gone" in refusal(sources.load, config)
+    assert sources.load_source(config, ready).spec.tokenizer is ready
+    assert "workdir:gone" in refusal(sources.load_source, config)
 
 
 def test_a_long_document_is_made_into_tokens_in_parts(monkeypatch):
@@ -317,7 +317,7 @@ def test_a_prepared_record_that_lies_is_refused(tmp_path, monkeypatch, record, r
     """As if written by someone else."""
     holds = next(iter(record))
     content = RawDataset({"train": [lambda: record] * 3}, kind=holds)
-    monkeypatch.setattr(readers, "read", lambda *args, **kwargs: content)
+    monkeypatch.setattr(readers, "read_files", lambda *args, **kwargs: content)
     prepare("any", "own", str(tmp_path))
     form = "chat" if holds == "messages" else "tags"
     message = refusal(load, "tfds:own", data_dir=str(tmp_path), format=form)

@@ -67,7 +67,7 @@ def write_labels(tmp_path, labels):
 
 
 def load(source, **options):
-    return sources.load(Data(source=source, **options))
+    return sources.load_source(Data(source=source, **options))
 
 
 def test_labels_go_with_their_texts(tmp_path):
@@ -248,18 +248,20 @@ def test_other_data_are_judged_whole_by_the_models_own_classes(tmp_path):
                             [("one", "b"), ("two", "a"), ("three", "b")]))  # fmt: skip
     config = Data(source=f"jsonl:{path}", format="labels", seq_len=16)
     knows = TextSpec(ByteTokenizer(), 16, "labels", ("c", "b", "a"))
-    found = sources.load(config, knows.tokenizer, knows)
+    found = sources.load_source(config, knows.tokenizer, knows)
     assert found.spec == knows
     assert [int(found.validation[i]["label"]) for i in range(len(found.validation))] == [1, 2, 1]
     with pytest.raises(UserError, match="the class 'a'"):
-        sources.load(config, knows.tokenizer, TextSpec(ByteTokenizer(), 16, "labels", ("b",)))
+        sources.load_source(
+            config, knows.tokenizer, TextSpec(ByteTokenizer(), 16, "labels", ("b",))
+        )
 
     path = tmp_path / "other.conll"
     path.write_text("Ana\tB-person\nran\tO\n\nit\tO\n\n")
     config = Data(source=f"conll:{path}", format="tags", seq_len=16)
     knows = TextSpec(ByteTokenizer(), 16, "tags", ("O", "B-group", "B-person"))
-    found = sources.load(config, knows.tokenizer, knows)
+    found = sources.load_source(config, knows.tokenizer, knows)
     assert found.spec == knows and len(found.validation) == 2
     assert [t for t in found.validation[0]["tags"].tolist() if t >= 0] == [2, 0]
     with pytest.raises(UserError, match="the tag 'B-person'"):
-        sources.load(config, knows.tokenizer, TextSpec(ByteTokenizer(), 16, "tags", ("O",)))
+        sources.load_source(config, knows.tokenizer, TextSpec(ByteTokenizer(), 16, "tags", ("O",)))

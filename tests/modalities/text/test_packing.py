@@ -197,7 +197,7 @@ def read_back(source):
 def test_documents_are_packed_whole_in_both_parts(tmp_path):
     texts = [f"document {i} " + "x" * (7 * i % 50) for i in range(60)]
     path = write_jsonl(tmp_path, [{"text": t} for t in texts])
-    data = sources.load(Data(source=f"jsonl:{path}", format="documents", seq_len=80))
+    data = sources.load_source(Data(source=f"jsonl:{path}", format="documents", seq_len=80))
     found = read_back(data.train) + read_back(data.validation)
     assert sorted(found) == sorted([256, *t.encode(), 256] for t in texts)
     assert sorted(data.texts["train"] + data.texts["validation"]) == sorted(texts)
@@ -208,7 +208,7 @@ def test_documents_are_packed_whole_in_both_parts(tmp_path):
 def test_every_row_comes_once_per_epoch_and_once_in_evaluation(tmp_path):
     texts = [f"document {i} " + "x" * (7 * i % 50) for i in range(60)]
     path = write_jsonl(tmp_path, [{"text": t} for t in texts])
-    data = sources.load(Data(source=f"jsonl:{path}", format="documents", seq_len=80))
+    data = sources.load_source(Data(source=f"jsonl:{path}", format="documents", seq_len=80))
     count = len(data.train)
     batches = DataLoader(data.train, count, seed=0)
     epochs = [batches.next()["tokens"].tolist() for _ in range(2)]
@@ -233,7 +233,7 @@ def chat(question, answer, role="assistant"):
 
 def load_chats(tmp_path, records, **options):
     path = write_jsonl(tmp_path, records)
-    return sources.load(Data(source=f"messages:{path}", format="chat", **options))
+    return sources.load_source(Data(source=f"messages:{path}", format="chat", **options))
 
 
 @pytest.mark.parametrize("tokenizer", ["byte", "char", "bpe"])

@@ -12,7 +12,7 @@ from aigc_jax.modalities import readers
 
 
 def examples(source, split="train", **options):
-    return [example() for example in readers.read(source, **options).splits[split]]
+    return [example() for example in readers.read_files(source, **options).splits[split]]
 
 
 def words_and_tags(source, split="train"):
@@ -32,7 +32,7 @@ def words_and_tags(source, split="train"):
     ],
 )
 def test_labels_become_numbers_of_sorted_names(tmp_path, labels, names):
-    content = readers.read(write_jsonl(tmp_path, labels))
+    content = readers.read_files(write_jsonl(tmp_path, labels))
     assert content.class_names == names
     shown = [str(y).lower() for y in labels]
     assert [names[e()["label"]] for e in content.splits["train"]] == shown
@@ -40,7 +40,7 @@ def test_labels_become_numbers_of_sorted_names(tmp_path, labels, names):
 
 def test_the_label_field_has_any_name(tmp_path):
     path = write_lines(tmp_path / "d.jsonl", [{"body": "a", "mood": "x", "label": None}] * 2)
-    content = readers.read(f"jsonl:{path}", text_field="body", label_field="mood")
+    content = readers.read_files(f"jsonl:{path}", text_field="body", label_field="mood")
     assert content.class_names == ("x",)
     data = load(
         f"jsonl:{path}", text_field="body", label_field="mood", format="labels",
@@ -54,7 +54,7 @@ def test_invalid_labels_are_dropped_and_named(tmp_path, value):
     path = tmp_path / "d.jsonl"
     rows = [{"text": "a", "label": "x"}, {"text": "b", "label": value}]
     path.write_text("\n".join(map(json.dumps, rows)))
-    content = readers.read(f"jsonl:{path}")
+    content = readers.read_files(f"jsonl:{path}")
     assert content.class_names == ()
     assert [e() for e in content.splits["train"]] == [{"text": "a"}, {"text": "b"}]
     message = refusal(load, f"jsonl:{path}", format="labels")
@@ -63,7 +63,9 @@ def test_invalid_labels_are_dropped_and_named(tmp_path, value):
 
 def test_two_labels_in_one_record_are_refused(tmp_path):
     (tmp_path / "d.jsonl").write_text('{"text": "a", "label": 1, "label": 2}')
-    assert "two values under 'label'" in refusal(readers.read, f"jsonl:{tmp_path / 'd.jsonl'}")
+    assert "two values under 'label'" in refusal(
+        readers.read_files, f"jsonl:{tmp_path / 'd.jsonl'}"
+    )
 
 
 # CoNLL ---------------------------------------------------------------------------------------
@@ -114,13 +116,13 @@ def test_odd_words_are_kept(tmp_path):
     ],
 )
 def test_a_line_without_word_or_tag_is_named(tmp_path, text, line, reason):
-    message = refusal(readers.read, write_conll(tmp_path / "a", text))
+    message = refusal(readers.read_files, write_conll(tmp_path / "a", text))
     assert f"line {line} of {tmp_path / 'a'}" in message and reason in message
 
 
 @pytest.mark.parametrize("text", ["", "\n\t\n", "# only\n", "-DOCSTART- O\n"])
 def test_a_file_without_words_is_refused(tmp_path, text):
-    assert "no words" in refusal(readers.read, write_conll(tmp_path / "a", text))
+    assert "no words" in refusal(readers.read_files, write_conll(tmp_path / "a", text))
 
 
 @pytest.mark.parametrize(
@@ -137,13 +139,13 @@ def test_a_file_without_words_is_refused(tmp_path, text):
 def test_files_of_a_folder_are_splits_by_their_names(tmp_path, names, splits):
     for name in names:
         (tmp_path / name).write_text(f"{name}\tO\n")
-    content = readers.read(f"conll:{tmp_path}")
+    content = readers.read_files(f"conll:{tmp_path}")
     assert {s: len(e) for s, e in content.splits.items()} == splits
 
 
 def test_a_folder_without_training_words_is_refused(tmp_path):
     (tmp_path / "dev.conll").write_text("a\tO\n")
-    message = refusal(readers.read, f"conll:{tmp_path}")
+    message = refusal(readers.read_files, f"conll:{tmp_path}")
     assert "'train' in its name" in message and "dev.conll" in message
 
 
@@ -157,7 +159,7 @@ def test_the_development_set_is_held_out_before_the_test_set(tmp_path):
 
 @pytest.mark.skipif(not os.path.isdir(f"{SHARED_DATA}/wnut17"), reason="needs the WNUT-17 files")
 def test_wnut17_is_read_whole():
-    content = readers.read(f"conll:{SHARED_DATA}/wnut17")
+    content = readers.read_files(f"conll:{SHARED_DATA}/wnut17")
     assert {s: len(e) for s, e in content.splits.items()} == {"train": 3394, "validation": 1009}
     counts = {s: sum(len(x()["words"]) for x in e) for s, e in content.splits.items()}
     assert counts == {"train": 62730, "validation": 15733}
@@ -191,10 +193,10 @@ def test_messages(tmp_path):
 def test_a_line_that_is_no_conversation_is_refused(tmp_path, line, reason):
     path = tmp_path / "c.jsonl"
     path.write_text(json.dumps(chat("a", "b")) + "\n" + line)
-    message = refusal(readers.read, f"messages:{path}")
+    message = refusal(readers.read_files, f"messages:{path}")
     assert f"line 2 of {path}" in message and reason in message
 
 
 def test_no_conversation_at_all_is_refused(tmp_path):
     (tmp_path / "c.jsonl").write_text("\n")
-    assert "no conversations" in refusal(readers.read, f"messages:{tmp_path / 'c.jsonl'}")
+    assert "no conversations" in refusal(readers.read_files, f"messages:{tmp_path / 'c.jsonl'}")

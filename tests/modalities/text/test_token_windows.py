@@ -10,7 +10,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.modality import spec_from_json
 from aigc_jax.modalities.text.document_split import cut_document, split_documents
 from aigc_jax.modalities.text.spec import TextSpec
-from aigc_jax.modalities.text.token_windows import TokenWindows, join, with_separator
+from aigc_jax.modalities.text.token_windows import TokenWindows, concatenate, with_separator
 from aigc_jax.modalities.text.tokenizers import ByteTokenizer, CharTokenizer, make_tokenizer
 
 TEXTS = [
@@ -44,7 +44,7 @@ def test_byte_lengths_add_up_to_the_bytes_of_the_text(name, text):
 
 
 def joined(texts, tokenizer):
-    return join([with_separator(text, tokenizer) for text in texts], tokenizer)
+    return concatenate([with_separator(text, tokenizer) for text in texts], tokenizer)
 
 
 def test_byte_tokens_are_the_utf8_bytes():

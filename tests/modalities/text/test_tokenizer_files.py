@@ -35,7 +35,7 @@ def folder(path, library, **files):
 
 
 def load(*args, **files):
-    return tokenizer_files.read(folder(*args, **files))
+    return tokenizer_files.read_tokenizer(folder(*args, **files))
 
 
 # What the files say --------------------------------------------------------------------------
@@ -51,9 +51,11 @@ def test_a_plain_folder(tmp_path):
 
 def test_a_file_by_itself_ends_texts_as_usual(tmp_path):
     folder(tmp_path, byte_fallback(), config={"eos_token_id": 0})
-    tokenizer = tokenizer_files.read(str(tmp_path / "tokenizer.json"))
+    tokenizer = tokenizer_files.read_tokenizer(str(tmp_path / "tokenizer.json"))
     assert (tokenizer.separator, tokenizer.stops, tokenizer.prefix) == (2, (2,), (1,))
-    assert tokenizer_files.read(str(tmp_path)).separator == 0  # the folder says something else
+    assert (
+        tokenizer_files.read_tokenizer(str(tmp_path)).separator == 0
+    )  # the folder says something else
 
 
 def test_a_home_folder(tmp_path, monkeypatch):
@@ -158,14 +160,14 @@ def test_invalid_tokenizer_files_are_rejected(tmp_path):
         (tmp_path / "none", "cannot be read"),
         (tmp_path, "tokenizer.json"),
     ):
-        assert said in refusal(tokenizer_files.read, str(path))
+        assert said in refusal(tokenizer_files.read_tokenizer, str(path))
     file = tmp_path / "tokenizer.json"
     for content in (b"", b"{}", b"[" * 10**5, b"\xff", b'{"model": 1}', b"null"):
         file.write_bytes(content)
-        assert str(file) in refusal(tokenizer_files.read, str(file))
+        assert str(file) in refusal(tokenizer_files.read_tokenizer, str(file))
     os.unlink(file)
     os.mkfifo(file)
-    assert "not a regular file" in refusal(tokenizer_files.read, str(file))
+    assert "not a regular file" in refusal(tokenizer_files.read_tokenizer, str(file))
 
 
 def test_a_tokenizer_without_an_end_is_refused(tmp_path):
@@ -196,7 +198,7 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path):
 def test_settings_that_are_none_are_refused(tmp_path, name, content):
     path = folder(tmp_path, gpt2())
     (tmp_path / f"{name}.json").write_text(content)
-    assert str(tmp_path) in refusal(tokenizer_files.read, path)
+    assert str(tmp_path) in refusal(tokenizer_files.read_tokenizer, path)
 
 
 def split(pattern):

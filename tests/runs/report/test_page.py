@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from aigc_jax.runs.report.curves import further, save_curves
-from aigc_jax.runs.report.page import Row, Section, write_page
+from aigc_jax.runs.report.page import MetricRow, Section, write_page
 
 
 def record(step, kind="train", **values):
@@ -41,7 +41,10 @@ def test_curves_are_four_per_row(tmp_path):
 
 def test_a_page_begins_a_section_with_its_alarms(tmp_path):
     alarms = [(40, "critic/accuracy", "it is <too> good: stop"), (90, "x", "it is gone")]
-    sections = [Section("One", "About it.", [Row("loss", 1.0)], alarms), Section("Two", "Well.")]
+    sections = [
+        Section("One", "About it.", [MetricRow("loss", 1.0)], alarms),
+        Section("Two", "Well."),
+    ]
     with open(write_page(str(tmp_path / "i.html"), "Runs", "Two.", sections)) as f:
         first, second = f.read().split("<section>")[1:]
     places = [first.index(word) for word in (

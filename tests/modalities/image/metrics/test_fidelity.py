@@ -42,7 +42,7 @@ def patched():
 
 @pytest.fixture(scope="module")
 def digits(patched):
-    return sources.load(Data(source="digits", max_train_examples=500))
+    return sources.load_source(Data(source="digits", max_train_examples=500))
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_the_reference_may_be_the_training_images(digits, untrained):
 
 
 def test_images_without_labels_are_grouped(untrained):
-    dataset = sources.load(Data(source="digits", max_train_examples=200))
+    dataset = sources.load_source(Data(source="digits", max_train_examples=200))
     for part in (dataset.train, dataset.validation):
         get = part._get
         part._get = lambda i, get=get: (get(i)[0], None)
@@ -311,7 +311,7 @@ def test_damaged_reference_files_are_refused(digits, saved, change):
 
 
 def test_images_of_other_libraries_are_judged_by_the_same_code(untrained, tmp_path):
-    train = sources.load(Data(source="digits")).train
+    train = sources.load_source(Data(source="digits")).train
     images = noisy(np.stack([train[i]["image"] for i in range(40)]))
     folder = tmp_path / "folder"
     folder.mkdir()
