@@ -1,1 +1,1 @@
-"""Protocols and types of the whole library: objectives, metrics, state, config."""
+"""Protocols and types that all layers use: objectives, metrics, state, config."""

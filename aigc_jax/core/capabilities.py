@@ -66,7 +66,7 @@ class SupportsLikelihood(Protocol):
 class SupportsAutoguidance(Protocol):
     """Can be guided by a weaker model (Karras et al. 2024)."""
 
-    def autoguidance(self, other: Any, params: Params) -> Any:
+    def autoguidance(self, other: Objective, params: Params) -> Any:
         """Returns `SampleRequest.guidance_model` for another run's objective and parameters.
 
         Raises:
@@ -242,7 +242,7 @@ class SupportsMergedAdapters(Protocol):
 class HasSequenceLength(Protocol):
     """A model config whose network reads sequences, which the mesh axis `sequence` can shard."""
 
-    def length_of(self, spec: Any) -> int:
+    def length_of(self, spec: Spec) -> int:
         """Returns the sequence length of the network for data like `spec`."""
         ...
 

@@ -37,7 +37,7 @@ class Data:
     eval_stride: int = option(0, low=0)
     tokenizer: str = option("byte", nonempty=True)  # byte, char, bpe, file:FILE, workdir:DIR
     vocab_size: int = option(4096, low=1)  # bpe: entries of the vocabulary
-    # Held-out examples of a source without a split of its own: drawn at random, or the last ones.
+    # Held-out examples, if the source does not define them: random ones, or the last ones.
     split: str = option("random", choices=("random", "tail"))
     validation_fraction: float = option(0.2, low=0.0, high=0.9)  # fraction that `split` holds out
     split_seed: int = option(0, low=0)  # random seed of `split`

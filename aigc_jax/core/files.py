@@ -11,20 +11,20 @@ from aigc_jax.core.errors import UserError, one_line, shorten
 
 
 def is_remote(path: str) -> bool:
-    """Whether it lies in an object store (gs://, s3://, …)."""
+    """Returns whether a path is in an object store (gs://, s3://, …)."""
     return "://" in path
 
 
 def open_file(path: str) -> BinaryIO:
-    """The file, to read its bytes.
+    """Opens a regular file for reading bytes.
 
     Raises:
-      UserError: if it cannot be read, or is a folder, pipe, socket or device: those may never end.
+      UserError: if it cannot be read, or is a folder, pipe, socket or device, which may never end.
     """
     path = os.path.expanduser(path)
     try:
-        # Looked at before it is opened, as opening alone can wait for a pipe's other end or set off
-        # a device; and after, as it may have been replaced in between.
+        # Checked before it is opened, as opening can block on a pipe or trigger a device; and
+        # after, as it may have been replaced in between.
         regular = stat.S_ISREG(os.stat(path).st_mode)
         if regular:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -32,18 +32,18 @@ def open_file(path: str) -> BinaryIO:
             if stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return f
             f.close()
-    except (OSError, ValueError) as e:  # ValueError: a NUL, or what is no Unicode
+    except (OSError, ValueError) as e:  # ValueError: a NUL, or invalid Unicode
         raise UserError(f"{shorten(path)} cannot be read: {one_line(e)}") from e
     raise UserError(f"{shorten(path)} cannot be read: it is not a regular file")
 
 
 def file_size(f: BinaryIO) -> int:
-    """How many bytes the open file has."""
+    """Returns the number of bytes of an open file."""
     return os.fstat(f.fileno()).st_size
 
 
 def physical_memory() -> int:
-    """The bytes of memory that this process may use on this machine."""
+    """Returns the bytes of memory that this process may use on this machine."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as f:
@@ -52,9 +52,9 @@ def physical_memory() -> int:
 
 
 def most_memory() -> int:
-    """The bytes of the largest resident set that this process has had so far.
+    """Returns the peak resident set size of this process so far, in bytes.
 
-    What `getrusage` says begins, on Linux, with that of the process that started this one.
+    On Linux, `getrusage` would start with the peak of the parent process.
     """
     with contextlib.suppress(OSError), open("/proc/self/status", encoding="utf-8") as f:
         for line in f:
@@ -78,7 +78,7 @@ def check_memory(size: int, what: str) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: str) -> Iterator[str]:
-    """A path to write a file at, which becomes `path` once the block has ended well.
+    """Yields a temporary path that is renamed to `path` if the block succeeds.
 
     After a crash at any instant either the old file or the new one is at `path`.
 
@@ -88,5 +88,5 @@ def atomic_path(path: str) -> Iterator[str]:
     temporary = path + ".tmp"
     yield temporary
     with open(temporary, "rb") as f:
-        os.fsync(f.fileno())  # the contents are on the disk before the name is
+        os.fsync(f.fileno())  # the contents must be on the disk before the rename
     os.replace(temporary, path)

@@ -133,7 +133,7 @@ class Modality(abc.ABC):
 
     @abc.abstractmethod
     def is_samples(self, samples: Any) -> bool:
-        """Whether a value has the type and shape of samples of this modality."""
+        """Returns whether a value has the type and shape of samples of this modality."""
 
     def units_per_example(self, spec: Spec) -> int:
         """Returns the number of `unit`s in one example: 1 image, T tokens."""

@@ -98,7 +98,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
 
 def is_import_path(name: str) -> bool:
-    """Whether `name` is of the form `package.module:NAME`."""
+    """Returns whether `name` has the form `package.module:NAME`."""
     module, colon, attribute = name.partition(":")
     return (
         bool(colon)

@@ -112,9 +112,9 @@ def resolve_process(
         raise UserError(
             f"--coordinator={address} is not HOST:PORT: set it to the host of process 0"
         )
-    told = cluster is not None or os.environ.keys() >= set(LOCAL)
+    launched = cluster is not None or os.environ.keys() >= set(LOCAL)
     return ProcessInfo(
-        address or "", count, process, local_device_ids(os.environ) if told else None
+        address or "", count, process, local_device_ids(os.environ) if launched else None
     )
 
 

@@ -59,15 +59,15 @@ class _Host:
 
     def gather(self, seconds: float) -> None:
         """Waits for all processes, then releases them."""
-        began, told = time.monotonic(), False
+        began, reported = time.monotonic(), False
         while absent := self._absent():
             waited = time.monotonic() - began
             if waited > seconds:
                 error = missing(absent, self._place.count, seconds)
                 self._answer({"error": str(error), "code": error.code})
                 raise error
-            if waited > PATIENCE and not told:
-                told = True
+            if waited > PATIENCE and not reported:
+                reported = True
                 write_stderr(f"aigc: waiting for {_names(absent)} of {self._place.count}")
             for key, _ in self._selector.select(timeout=min(1.0, seconds)):
                 if key.fileobj is self._server:

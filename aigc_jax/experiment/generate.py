@@ -102,7 +102,9 @@ def generate(
     return np.concatenate(parts)
 
 
-def check_sampling(objective: Objective, params: Any, mutables: Any, options: Sample) -> None:
+def check_sampling(
+    objective: Objective, params: Params, mutables: Mutables, options: Sample
+) -> None:
     """Traces sampling abstractly, so that invalid options are reported before training.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from aigc_jax.core.capabilities import SupportsAutoguidance
-from aigc_jax.core.config import Data
+from aigc_jax.core.config import Data, Sample
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.modality import spec_from_json
 from aigc_jax.core.state import TrainState
@@ -99,7 +99,7 @@ def tokenizer_of(data: Data) -> Tokenizer | None:
     return tokenizer
 
 
-def guidance_model_of(run: build.Run, options: Any) -> Any:
+def guidance_model_of(run: build.Run, options: Sample) -> Any:
     """Loads `SampleRequest.guidance_model` from `options.guidance_workdir`; None without one.
 
     Raises:

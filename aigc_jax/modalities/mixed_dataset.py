@@ -40,13 +40,13 @@ def parse_mixture(source: str) -> list[tuple[int, str]]:
                 f"data.source='{shorten(source)}' nests a mixture: write all parts in one"
             )
     scale = math.lcm(*(weight.denominator for weight, _ in found))
-    whole = [int(weight * scale) for weight, _ in found]
-    whole = [weight // math.gcd(*whole) for weight in whole]
-    if sum(whole) > MAX_WEIGHT:
+    integers = [int(weight * scale) for weight, _ in found]
+    integers = [weight // math.gcd(*integers) for weight in integers]
+    if sum(integers) > MAX_WEIGHT:
         raise UserError(
             f"the weights of data.source='{shorten(source)}' have too many digits: round them"
         )
-    return [(weight, name) for weight, (_, name) in zip(whole, found, strict=True)]
+    return [(weight, name) for weight, (_, name) in zip(integers, found, strict=True)]
 
 
 def load_mixture(config: Data, read: Callable[[Data], Dataset]) -> Dataset:

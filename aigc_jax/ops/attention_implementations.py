@@ -62,8 +62,8 @@ def cudnn_attention(
 
 
 def _sees_all(mask: AttentionMask) -> bool:
-    whole = mask.segments is None and not mask.causal
-    return mask.contiguous and whole and not mask.window and mask.dynamic_window is None
+    dense = mask.segments is None and not mask.causal
+    return mask.contiguous and dense and not mask.window and mask.dynamic_window is None
 
 
 # Splash attention: a TPU ----------------------------------------------------------------------

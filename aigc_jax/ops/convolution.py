@@ -192,8 +192,8 @@ def grouped_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     if groups == 1 or dispatch.implementation("grouped_convolution") == "reference":
         return convolution(x, kernel, groups=groups)
     blocks = kernel.reshape(*sizes, 1, i, groups, outputs // groups)
-    whole = jnp.eye(groups, dtype=blocks.dtype)[:, None, :, None] * blocks
-    return convolution(x, whole.reshape(*sizes, groups * i, outputs))
+    full = jnp.eye(groups, dtype=blocks.dtype)[:, None, :, None] * blocks
+    return convolution(x, full.reshape(*sizes, groups * i, outputs))
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:

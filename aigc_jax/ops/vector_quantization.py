@@ -78,7 +78,9 @@ def nearest_code(z_NZ: jax.Array, codebook_KZ: jax.Array) -> jax.Array:
     return ((codebook_KZ**2).sum(-1) - 2 * z_NZ @ codebook_KZ.T).argmin(-1).astype(jnp.int32)
 
 
-def segment_sums(z_NZ: jax.Array, code_N: jax.Array, weight_N: jax.Array, codes: int):
+def segment_sums(
+    z_NZ: jax.Array, code_N: jax.Array, weight_N: jax.Array, codes: int
+) -> tuple[jax.Array, jax.Array]:
     """Returns the total weight of each code's vectors (K,) and their weighted sum (K, Z)."""
     # Vectors of weight 0 may be infinite or NaN.
     part_NZ = jnp.where(weight_N[:, None] != 0, z_NZ * weight_N[:, None], 0)

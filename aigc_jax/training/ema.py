@@ -6,13 +6,12 @@ change. Snapshots of two of them reconstruct any other width after training (Kar
 EDM2, section 3 and appendix C).
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core.config import Ema
+from aigc_jax.core.objective import Params
 
 
 def decay(config: Ema, examples: jax.Array, batch_size: int) -> jax.Array:
@@ -33,7 +32,7 @@ def decay(config: Ema, examples: jax.Array, batch_size: int) -> jax.Array:
     return 0.5 ** (batch_size / jnp.maximum(halflife, 1e-8))
 
 
-def lerp(ema: Any, params: Any, weight: jax.Array) -> Any:
+def lerp(ema: Params, params: Params, weight: jax.Array) -> Params:
     """Returns `(1 − weight) · ema + weight · params`, leaf by leaf."""
     return jax.tree.map(lambda e, p: e + weight.astype(e.dtype) * (p - e), ema, params)
 
@@ -62,8 +61,13 @@ def power_ema_weight(sigma_rel: float, step: jax.Array) -> jax.Array:
 
 
 def update_averages(
-    config: Ema, ema: Any, power_ema: Any, params: Any, step: jax.Array, batch_size: int
-) -> tuple[Any, Any]:
+    config: Ema,
+    ema: Params,
+    power_ema: dict[str, Params],
+    params: Params,
+    step: jax.Array,
+    batch_size: int,
+) -> tuple[Params, dict[str, Params]]:
     """Updates all averages by one step.
 
     Args:

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from aigc_jax.core.errors import UserError, one_line
 from aigc_jax.core.files import atomic_path
+from aigc_jax.core.objective import Params
 from aigc_jax.core.state import TrainState, named_leaves
 from aigc_jax.distributed.gather import gather_to_host
 from aigc_jax.training.ema import power_exponent
@@ -32,7 +33,7 @@ def snapshot_path(workdir: str, step: int) -> str:
     return os.path.join(workdir, FOLDER, f"step_{step:08d}.safetensors")
 
 
-def save_snapshot(workdir: str, step: int, power_ema: Any) -> None:
+def save_snapshot(workdir: str, step: int, power_ema: dict[str, Params]) -> None:
     """Writes the power-function averages of a state, host arrays, atomically."""
     path = snapshot_path(workdir, step)
     os.makedirs(os.path.dirname(path), exist_ok=True)

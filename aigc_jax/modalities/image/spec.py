@@ -79,8 +79,8 @@ def image_spec_from_json(value: Mapping[str, Any]) -> ImageSpec:
     """
     shape, levels = value["shape"], value["levels"]
     class_names = class_names_from_json(value["class_names"])
-    whole = isinstance(shape, list) and len(shape) == 3 and all(type(n) is int for n in shape)
-    if not whole or min(shape) < 1 or math.prod(shape) > MAX_VALUES:
+    valid = isinstance(shape, list) and len(shape) == 3 and all(type(n) is int for n in shape)
+    if not valid or min(shape) < 1 or math.prod(shape) > MAX_VALUES:
         raise ValueError(f"images of the shape {shorten(shape, 80)}")
     if type(levels) is not int or not 2 <= levels <= 256:
         raise ValueError(f"pixels of {shorten(levels, 40)} levels")

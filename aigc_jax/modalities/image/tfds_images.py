@@ -20,8 +20,8 @@ def decode_tfds_image(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
 def check_images(features: Any, where: str) -> None:
     """Raises UserError unless the images are uint8 of one shape."""
     shape, dtype = features["image"].shape, np.dtype(features["image"].np_dtype)
-    whole = len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)
-    if not whole or dtype != np.uint8 or shape[2] not in MODES:
+    valid = len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)
+    if not valid or dtype != np.uint8 or shape[2] not in MODES:
         raise UserError(
             f"the images of {where} must be uint8 of one shape (height, width, colours), but they"
             f" are {dtype} {shorten(shape, 80)}: prepare them with aigc prepare --image_size=N"

@@ -118,9 +118,9 @@ def _turn(message: Message, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarra
     token may span the boundary, as a model continues after the line end.
     """
     head = tokenizer.encode(f"{message['role']}\n")
-    whole = tokenizer.encode(f"{message['role']}\n{message['content']}")
-    if message["role"] != ANSWER or np.array_equal(whole[: len(head)], head):
-        return whole[: len(head)], whole[len(head) :]
+    turn = tokenizer.encode(f"{message['role']}\n{message['content']}")
+    if message["role"] != ANSWER or np.array_equal(turn[: len(head)], head):
+        return turn[: len(head)], turn[len(head) :]
     return head, tokenizer.encode(message["content"])
 
 

@@ -118,8 +118,8 @@ def _complaint(cells: list[str], where: str) -> str:
 
 def check_sentence(words: Any, tags: Any, where: str) -> Sentence:
     """Checks an untrusted sentence; UserError names `where` if it is not one."""
-    whole = isinstance(words, list) and isinstance(tags, list) and len(words) == len(tags) > 0
-    if not whole or not all(isinstance(s, str) and s and is_unicode(s) for s in (*words, *tags)):
+    aligned = isinstance(words, list) and isinstance(tags, list) and len(words) == len(tags) > 0
+    if not aligned or not all(isinstance(s, str) and s and is_unicode(s) for s in (*words, *tags)):
         raise UserError(f"{where} is not a list of words with as many tags")
     wrong = next((tag for tag in tags if not TAG.fullmatch(tag)), None)
     if wrong is not None:

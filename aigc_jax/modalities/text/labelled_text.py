@@ -42,9 +42,9 @@ class SpecialTokenTemplate:
         """Returns `tokens` and `segments` (T+1,) of an example; segment 0 is padding."""
         tokens = np.zeros(self.seq_len + 1, np.int32)
         segments = np.zeros(self.seq_len + 1, np.int32)
-        whole = np.concatenate([self.before, inner, self.after])
-        tokens[: len(whole)] = whole
-        segments[: len(whole)] = 1
+        framed = np.concatenate([self.before, inner, self.after])
+        tokens[: len(framed)] = framed
+        segments[: len(framed)] = 1
         return {"tokens": tokens, "segments": segments}
 
     def tags(self, inner: np.ndarray) -> np.ndarray:

@@ -1,11 +1,11 @@
 """Writes a run's samples to files, in the format of their modality."""
 
 import os
-from typing import Any
 
 import numpy as np
 
 from aigc_jax.core.capabilities import SupportsText
+from aigc_jax.core.config import Sample
 from aigc_jax.core.errors import StorageError, UserError, shorten
 from aigc_jax.core.modality import MODALITIES, Modality
 from aigc_jax.core.objective import Objective
@@ -17,7 +17,7 @@ from aigc_jax.experiment.restore import guidance_model_of
 Samples = np.ndarray | list[str]
 
 
-def decode_samples(objective: Objective, samples: np.ndarray, options: Any) -> Samples:
+def decode_samples(objective: Objective, samples: np.ndarray, options: Sample) -> Samples:
     """Decodes tokens of a text family to texts; returns other samples unchanged."""
     return objective.texts(samples, options) if isinstance(objective, SupportsText) else samples
 
