@@ -855,7 +855,7 @@ def test_a_checkpoint_under_another_steps_name_is_found_out(workdir, longer, cap
     shutil.copytree(folder / "3", folder / "6")
     shutil.copytree(folder / "3", folder / "999999999999")
     more(workdir)
-    assert "checkpoint 6" in (text := capsys.readouterr().err) and "that of step 3" in text
+    assert "checkpoint 6" in (text := capsys.readouterr().err) and "step 3" in text
     same_runs(workdir, longer)
 
 

@@ -101,7 +101,11 @@ def state(run, seed=0):
 def params(run, family, scale=0.1):
     """Random parameters, so that every path of a model matters; nothing is compiled for them."""
     made = jax.eval_shape(run.objective.init, jax.random.key(0), batch(family))
-    shapes, _ = nn.unbox(made)
+    return random_like(nn.unbox(made)[0], scale)
+
+
+def random_like(shapes, scale=0.1):
+    """Arrays of these shapes: scales around one, kernels with outputs of the size of the inputs."""
     ones = jax.tree_util.tree_map_with_path(
         lambda path, s: np.full(s.shape, "'scale'" in str(path[-1]), s.dtype), shapes
     )

@@ -43,8 +43,9 @@ def test_each_layer_is_flax_s(name, dtype):
     """With its parameters' names, shapes and fresh values."""
     ours, theirs = (layer.clone(dtype=dtype) for layer in LAYERS[name])
     x = jnp.asarray(IMAGES, dtype)
-    fresh = nn.unbox(ours.init(jax.random.key(0), x))
-    chex.assert_trees_all_equal(fresh, theirs.init(jax.random.key(0), x))
+    fresh, expected = (jax.jit(layer.init)(jax.random.key(0), x) for layer in (ours, theirs))
+    fresh = nn.unbox(fresh)
+    chex.assert_trees_all_equal(fresh, expected)
     params = jax.tree.map(lambda p: p + 0.1 * jnp.sin(jnp.arange(p.size)).reshape(p.shape), fresh)
     found, expected = (
         slopes(lambda p, x: layer.apply(p, x), params, x) for layer in (ours, theirs)
@@ -68,8 +69,9 @@ def test_convolutions_of_sounds_and_videos_are_flax_s(name):
     """In value and gradient, by the fast implementations and by the reference."""
     ours, theirs = OTHER_RANKS[name]
     x = jnp.asarray(RNG.normal(size=SHAPES[len(ours.kernel_size)]), jnp.float32)
-    params = nn.unbox(ours.init(jax.random.key(0), x))
-    chex.assert_trees_all_equal(params, theirs.init(jax.random.key(0), x))
+    params, fresh = (jax.jit(layer.init)(jax.random.key(0), x) for layer in (ours, theirs))
+    params = nn.unbox(params)
+    chex.assert_trees_all_equal(params, fresh)
     expected = slopes(lambda p, x: theirs.apply(p, x), params, x)
     for context in (dispatch.override(**FAST), dispatch.all_reference()):
         with context:

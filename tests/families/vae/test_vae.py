@@ -356,8 +356,9 @@ def test_the_critic_moves_by_its_own_gradient_and_waits_for_its_start():
     assert min(jax.tree.leaves(moved["critic"])) > 0
     assert int(second.mutables["model"]["started"]) == 1
     # The critic's turn counts no code.
-    _, mutables = run.objective.init(jax.random.key(0), BATCH)
-    _, (_, after) = run.objective.loss("critic", before, mutables, BATCH, KEY_B, jnp.int32(0))
+    mutables = tiny.mutables(run, "vae")
+    loss_fn = jax.jit(run.objective.loss, static_argnums=0)
+    _, (_, after) = loss_fn("critic", before, mutables, BATCH, KEY_B, jnp.int32(0))
     chex.assert_trees_all_equal(after, mutables)
     count = first.mutables["model"]["new_counts"].sum()
     np.testing.assert_allclose(count, 16 * BATCH["weight"].sum(), rtol=1e-5)
@@ -408,14 +409,14 @@ def test_a_vae_of_any_number_of_axes_overfits(rank):
     for _ in range(150):
         state, metrics = step(state, batch)
     keys = KEY_B[:4]
-    shown = np.asarray(vae.reconstruct(state.params, {}, batch, keys))
+    shown = np.asarray(jax.jit(vae.reconstruct)(state.params, {}, batch, keys))
     assert shown.shape == batch[field].shape and shown.dtype == np.uint8
     assert np.abs(shown.astype(int) - batch[field]).mean() < 12
     assert float(metrics["reconstruction"].value()) < 0  # a density above 1 per value
-    latent = vae.encode(state.params, {}, batch, keys)
+    latent = jax.jit(vae.encode)(state.params, {}, batch, keys)
     assert vae.latent_shape == ((1, 4) if rank == 1 else (2, 4, 4, 4))
     assert latent.shape == (4, *vae.latent_shape) and vae.covered == SHAPES[rank][:-1]
-    decoded = np.asarray(vae.decode(state.params, {}, latent))
+    decoded = np.asarray(jax.jit(vae.decode)(state.params, {}, latent))
     assert np.abs(decoded.astype(int) - batch[field]).mean() < 40
 
 
