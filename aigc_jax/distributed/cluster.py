@@ -194,23 +194,23 @@ def local_device_ids(environment: Mapping[str, str]) -> tuple[int, ...] | None:
     Processes on one machine share its GPUs evenly. (JAX would assign a single GPU to each process,
     even to the only one on a machine.)
     """
-    local, beside = _beside(environment)
-    if beside == 1 or "JAX_LOCAL_DEVICE_IDS" in environment:
+    local, local_count = _local_index(environment)
+    if local_count == 1 or "JAX_LOCAL_DEVICE_IDS" in environment:
         return None
-    if LOCAL[0] not in environment and _bound(environment):
+    if LOCAL[0] not in environment and _has_bound_gpus(environment):
         return None
-    share = _visible(environment) // beside
+    share = _num_visible_gpus(environment) // local_count
     # Fewer GPUs than processes: the launcher has assigned them already, or there are none.
     return tuple(range(local * share, (local + 1) * share)) or None
 
 
-def _visible(environment: Mapping[str, str]) -> int:
+def _num_visible_gpus(environment: Mapping[str, str]) -> int:
     """Returns the number of GPUs visible to a process."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     return len(glob.glob("/dev/nvidia[0-9]*")) if visible is None else len(visible.split(","))
 
 
-def _bound(environment: Mapping[str, str]) -> bool:
+def _has_bound_gpus(environment: Mapping[str, str]) -> bool:
     """Returns whether SLURM has bound GPUs to this process."""
     binding = environment.get("SLURM_GPU_BIND", "none")
     if "SLURM_GPUS_PER_TASK" in environment or not binding.endswith("none"):
@@ -220,10 +220,10 @@ def _bound(environment: Mapping[str, str]) -> bool:
         return bool(step)
     node = environment.get("SLURM_GPUS_ON_NODE", "")
     number = len(step.split(",")) if step else int(node) if node.isdigit() else 0
-    return _visible(environment) < number
+    return _num_visible_gpus(environment) < number
 
 
-def _beside(environment: Mapping[str, str]) -> tuple[int, int]:
+def _local_index(environment: Mapping[str, str]) -> tuple[int, int]:
     """Returns the local index of this process on its machine and the local number of processes."""
     if environment.keys() >= set(LOCAL):
         number, count = LOCAL

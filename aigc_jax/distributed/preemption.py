@@ -46,13 +46,13 @@ class PreemptionHandler:
         self._lock, self._announced = threading.RLock(), threading.Lock()
         self._finish: Callable[[], None] | None = None
         # Number and time of the last of the signals received, by the thread and the main thread.
-        self._heard = {"thread": (0, -AGAIN), "main": (0, -AGAIN)}
+        self._received = {"thread": (0, -AGAIN), "main": (0, -AGAIN)}
         self._listening = self._leaving = self._left = False
         self._vote: Any = None
 
     @property
     def requested(self) -> bool:
-        """Returns whether this process, or another that it has heard of, was asked to stop."""
+        """Returns whether this process, or a known request to another, has asked it to stop."""
         return self._requested.is_set()
 
     def request(self) -> None:
@@ -104,9 +104,9 @@ class PreemptionHandler:
         threading.Thread(target=self._watch, args=(read,), daemon=True, name="stop").start()
         old_fd = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
         # Signals that a shell ignores for background jobs stay ignored.
-        heard = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
-        before = {s: signal.signal(s, self._handle) for s in heard}
-        for s in heard:
+        handled = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
+        before = {s: signal.signal(s, self._handle) for s in handled}
+        for s in handled:
             signal.siginterrupt(s, False)  # pending reads and writes continue
         try:
             yield self
@@ -127,7 +127,7 @@ class PreemptionHandler:
                 if number in SIGNALS:
                     self._signalled(number, "thread")
             if kv_store.process_count() > 1:
-                self._hear()
+                self._sync_requests()
             if self.requested and self._finish is not None and not self._leaving:
                 self._leaving = True  # in another thread, so that a second signal is noticed
                 threading.Thread(target=self._leave_if_free, daemon=True, name="leave").start()
@@ -140,11 +140,11 @@ class PreemptionHandler:
         """
         self._signalled(number, "main")
 
-    def _signalled(self, number: int, ear: str) -> None:
+    def _signalled(self, number: int, receiver: str) -> None:
         now = time.monotonic()
-        count, last = self._heard[ear]
-        self._heard[ear] = (count + (now - last >= AGAIN), now)
-        if self._heard[ear][0] > 1:
+        count, last = self._received[receiver]
+        self._received[receiver] = (count + (now - last >= AGAIN), now)
+        if self._received[receiver][0] > 1:
             os._exit(128 + number)
         self._announce(
             f"{signal.Signals(number).name}: saving, then exiting; a second signal exits at once"
@@ -156,7 +156,7 @@ class PreemptionHandler:
         if self._announced.acquire(blocking=False) and is_main_process():
             write_stderr(f"\naigc: {what}")
 
-    def _hear(self) -> None:
+    def _sync_requests(self) -> None:
         """Forwards a request to the other processes, and receives theirs."""
         try:
             if self.requested:

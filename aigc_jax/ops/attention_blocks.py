@@ -50,7 +50,7 @@ def _blockwise(q_BKGTD, k_BKSD, v_BKSD, mask):
 
 
 def _forward(q, k, v, mask):
-    y, end = _in_turn(_forward_some, FORWARD, mask, q, k, v)
+    y, end = _by_groups(_forward_some, FORWARD, mask, q, k, v)
     return y, (q, k, v, mask, y, end)
 
 
@@ -58,7 +58,7 @@ def _backward(kept, grad):
     q, k, v, mask, y, end = kept
     # The softmax: dlogits = weights · (dweights − Σ weights · dweights); the sum is grad · y.
     inner = (grad.astype(jnp.float32) * y.astype(jnp.float32)).sum(-1, keepdims=True)
-    parts = _in_turn(_backward_some, BACKWARD, mask, q, k, v, end, inner, grad)
+    parts = _by_groups(_backward_some, BACKWARD, mask, q, k, v, end, inner, grad)
     return *parts, None
 
 
@@ -83,7 +83,7 @@ def _blocks(
     return blocks
 
 
-def _in_turn(
+def _by_groups(
     function: Callable[..., Any], most: int, mask: AttentionMask | None, *arrays: jax.Array
 ) -> Any:
     """Computes `function(blocks, mask, *arrays)` by groups of examples with at most `most` logits.

@@ -25,16 +25,18 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "strided": {"cpu": "space_to_depth"},
 }
 
-_FORCED: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("forms", default={})  # noqa: B039
-_HEARD: contextvars.ContextVar[dict[str, set[str]] | None] = contextvars.ContextVar(
-    "heard", default=None
+_OVERRIDES: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("overrides", default={})  # noqa: B039
+_CHOICES: contextvars.ContextVar[dict[str, set[str]] | None] = contextvars.ContextVar(
+    "choices", default=None
 )
 _PLATFORM: contextvars.ContextVar[str] = contextvars.ContextVar("platform", default="")
 
 
 def implementation(primitive: str) -> str:
     """Returns the name of the implementation to trace."""
-    return _FORCED.get().get(primitive) or IMPLEMENTATIONS[primitive].get(platform(), "reference")
+    return _OVERRIDES.get().get(primitive) or IMPLEMENTATIONS[primitive].get(
+        platform(), "reference"
+    )
 
 
 def platform() -> str:
@@ -65,29 +67,29 @@ def override(**implementations: str) -> Iterator[None]:
     """
     for primitive in implementations:
         IMPLEMENTATIONS[primitive]
-    token = _FORCED.set(_FORCED.get() | implementations)
+    token = _OVERRIDES.set(_OVERRIDES.get() | implementations)
     try:
         yield
     finally:
-        _FORCED.reset(token)
+        _OVERRIDES.reset(token)
 
 
 def note_choice(primitive: str, name: str) -> None:
     """Records the implementation that a primitive uses, which may be a fallback."""
-    heard = _HEARD.get()
-    if heard is not None:
-        heard.setdefault(primitive, set()).add(name)
+    choices = _CHOICES.get()
+    if choices is not None:
+        choices.setdefault(primitive, set()).add(name)
 
 
 @contextlib.contextmanager
 def trace_choices() -> Iterator[dict[str, set[str]]]:
     """Yields the implementations traced inside the block, by primitive (see `note_choice`)."""
     found: dict[str, set[str]] = {}
-    token = _HEARD.set(found)
+    token = _CHOICES.set(found)
     try:
         yield found
     finally:
-        _HEARD.reset(token)
+        _CHOICES.reset(token)
 
 
 def all_reference() -> contextlib.AbstractContextManager[None]:

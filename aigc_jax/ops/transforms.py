@@ -53,13 +53,13 @@ def affine(x_BHWC: jax.Array, matrix_B22: jax.Array) -> jax.Array:
     top, left = jnp.floor(y), jnp.floor(x)
     part_y, part_x = (y - top)[..., None], (x - left)[..., None]
     top, left = top.astype(jnp.int32), left.astype(jnp.int32)
-    below, beside = jnp.minimum(top + 1, h - 1), jnp.minimum(left + 1, w - 1)
+    bottom, far = jnp.minimum(top + 1, h - 1), jnp.minimum(left + 1, w - 1)
 
     def at(row: jax.Array, column: jax.Array) -> jax.Array:
         return jax.vmap(lambda image, r, c: image[r, c])(x_BHWC, row, column)
 
-    upper = at(top, left) * (1 - part_x) + at(top, beside) * part_x
-    lower = at(below, left) * (1 - part_x) + at(below, beside) * part_x
+    upper = at(top, left) * (1 - part_x) + at(top, far) * part_x
+    lower = at(bottom, left) * (1 - part_x) + at(bottom, far) * part_x
     return (upper * (1 - part_y) + lower * part_y).astype(x_BHWC.dtype)
 
 

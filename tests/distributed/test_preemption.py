@@ -269,8 +269,8 @@ def test_one_request_that_comes_twice_is_one(monkeypatch):
     left = []
     monkeypatch.setattr(os, "_exit", left.append)
     stop = PreemptionHandler()
-    for ear in ("thread", "main", "thread", "main"):
-        stop._signalled(signal.SIGTERM, ear)
+    for receiver in ("thread", "main", "thread", "main"):
+        stop._signalled(signal.SIGTERM, receiver)
     assert stop.requested and not left
     later = time.monotonic() + AGAIN
     monkeypatch.setattr(time, "monotonic", lambda: later)

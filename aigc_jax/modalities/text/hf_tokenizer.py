@@ -41,7 +41,7 @@ def checked() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def usable(problem: str) -> Iterator[None]:
+def reported_as(problem: str) -> Iterator[None]:
     """Turns any exception of the library into a UserError that begins with `problem`."""
     try:
         with checked():
@@ -130,7 +130,7 @@ class LibraryTokenizer:
             initial_alphabet=pieces_lib.byte_alphabet(),
             show_progress=sys.stderr.isatty(),
         )
-        with usable("a tokenizer cannot be learned from this text"):
+        with reported_as("a tokenizer cannot be learned from this text"):
             library.train_from_iterator(documents, trainer, length=len(documents))
         put_in_front(library, END)
         end, stop = (library.get_vocab()[t] for t in (END, IM_END))
@@ -155,7 +155,7 @@ class LibraryTokenizer:
         return np.array(ids, np.int32)
 
     def _encode(self, texts: list[str]) -> list[int]:
-        with usable("the text cannot be encoded"):
+        with reported_as("the text cannot be encoded"):
             # encode_batch_fast takes a third of the time, as it omits the offsets of tokens.
             encodings = self._library.encode_batch_fast(texts, add_special_tokens=False)
             return [i for encoding in encodings for i in encoding.ids]
@@ -168,7 +168,7 @@ class LibraryTokenizer:
         """Decodes all tokens, without special ones."""
         if self.pieces is not None:
             return pieces_lib.bytes_of(self.pieces, tokens).decode("utf-8", errors="replace")
-        with usable("the tokens cannot be made into text"):
+        with reported_as("the tokens cannot be decoded"):
             return self._library.decode(self.plain(tokens), skip_special_tokens=False)
 
     def plain(self, tokens: Iterable[int]) -> list[int]:
@@ -181,12 +181,12 @@ class LibraryTokenizer:
             return np.array([len(piece) for piece in self.pieces])
         lengths = np.zeros(self.size, np.int64)
         plain = self.plain(range(self.size))
-        beside = self._word(plain)
+        word = self._word(plain)
         for first in range(0, len(plain), CHUNK):
             ids = plain[first : first + CHUNK]
-            with usable("the tokens cannot be made into text"):
+            with reported_as("the tokens cannot be decoded"):
                 texts = self._library.decode_batch(
-                    [beside * 2, *([*beside, i, *beside] for i in ids)], skip_special_tokens=False
+                    [word * 2, *([*word, i, *word] for i in ids)], skip_special_tokens=False
                 )
             size = [len(text.encode("utf-8")) for text in texts]
             lengths[ids] = np.maximum(np.array(size[1:]) - size[0], 0)
