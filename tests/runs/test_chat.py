@@ -159,7 +159,7 @@ class Script:
             spec=types.SimpleNamespace(tokenizer=tokenizer),
         )
         state = types.SimpleNamespace(sampling_params={}, mutables={})
-        monkeypatch.setattr(chat_lib, "restore", lambda workdir: (run, state, 0))
+        monkeypatch.setattr(chat_lib, "restore", lambda workdir, **_: (run, state, 0))
         monkeypatch.setattr(chat_lib, "generate", self)
         self._tokenizer = tokenizer
 
@@ -245,7 +245,7 @@ def test_a_chat_needs_a_language_model_and_known_options(monkeypatch):
     assert "temperature" in refusal(Chat, "w", temperature=-1.0)
     image = types.SimpleNamespace(sample=None, raw={"objective": {"name": "gan"}})
     run = types.SimpleNamespace(config=image, objective=object())
-    monkeypatch.setattr(chat_lib, "restore", lambda workdir: (run, None, 0))
+    monkeypatch.setattr(chat_lib, "restore", lambda workdir, **_: (run, None, 0))
     assert "'gan'" in refusal(Chat, "w")
 
 
@@ -256,7 +256,7 @@ def test_talking_in_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
     talk(Chat("w"))
     out, err = capsys.readouterr()
-    assert out == "one\ntwo\n" and "aigc: that is" in err and err.count("\n") == 1
+    assert out == "one\ntwo\n" and "aigc: the message has" in err and err.count("\n") == 1
     assert BYTE.text(script.prompts[1]).count("<|im_start|>") == 2
     monkeypatch.setattr(sys, "stdin", io.StringIO("bye"))  # the end of the input ends it as well
     talk(Chat("w"))

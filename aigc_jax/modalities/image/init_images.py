@@ -48,9 +48,9 @@ def load_init_images(
         mask_NHW = to_pixels(os.fspath(mask), (height, width, 1), fit=True)[None, :, :, 0] >= 128
     count = max(len(image_NHWC), len(mask_NHW))
     if mask_NHW.shape[1:] != (height, width) or {len(image_NHWC), len(mask_NHW)} - {1, count}:
+        found = mask.shape if isinstance(mask, np.ndarray) else mask_NHW.shape[1:]
         raise UserError(
-            f"the mask has the shape {mask_NHW.shape}: it must be ({height}, {width}), or"
-            " (N, height, width)"
+            f"the mask has the shape {found}: it must be ({height}, {width}), or (N, height, width)"
         )
     image_NHWC, mask_NHW = (np.repeat(a, count // len(a), 0) for a in (image_NHWC, mask_NHW))
     return image_NHWC, mask_NHW
