@@ -81,10 +81,10 @@ def test_an_axis_of_the_mesh_splits_one_axis_of_an_array():
         ),
         ("fsdp=2", dict(train=dict(parallel_mode="pmap")), ("train.parallel_mode=pmap", "data=…")),
         ("sequence=2", dict(model=dict(name="lstm", heads=None)), ("sequence=2", "'lstm'")),
-        ("sequence=3", {}, ("sequence=3", "8 places", "data.seq_len")),
+        ("sequence=3", {}, ("sequence=3", "data.seq_len")),
         ("fsdp=4,data=-1,tensor=-1", {}, ("only one axis",)),
         ("fsdp=4,fsdp=2", {}, ("twice",)),
-        ("data=4,fsdp=4", {}, ("8 device(s)",)),
+        ("data=4,fsdp=4", {}, ("16", "8")),
         ("fsdp=3", {}, ("data.batch_size=8", "divisible by 3")),
     ],
 )
