@@ -185,7 +185,7 @@ with open("/proc/self/statm") as f:
 resource.setrlimit(resource.RLIMIT_AS, (used + (96 << 20),) * 2)
 for source in sys.argv[1:]:
     try:
-        readers.read(source)
+        readers.read_files(source)
     except UserError as e:
         assert "emory" not in str(e), e
         assert "too large" in str(e) or not source.startswith("folder:"), e
@@ -253,7 +253,7 @@ def test_other_formats_than_the_usual_are_refused(tmp_path):
         from aigc_jax.modalities import readers
         from aigc_jax.core.errors import UserError
         try:
-            readers.read("folder:{tmp_path}", image_size=2)
+            readers.read_files("folder:{tmp_path}", image_size=2)
         except UserError as e:
             assert "a.png" in str(e)
         else:

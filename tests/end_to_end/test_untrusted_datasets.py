@@ -431,7 +431,7 @@ for kind, path in made.items():
     prepare(f"{kind}:{path}", kind, "data")
     for source in (f"tfds:{kind}", f"{kind}:{path}"):
         form = forms.get(kind, "stream")
-        data = sources.load(Data(source=source, data_dir="data", seq_len=16, format=form))
+        data = sources.load_source(Data(source=source, data_dir="data", seq_len=16, format=form))
         [data.train[i] for i in range(3)] + [data.validation[0]]
 """
 

@@ -87,7 +87,7 @@ def make(model, mesh, **more):
 def losses(model, mesh, steps=STEPS, how="jit"):
     """Every loss of a run's steps on a mesh, (steps, losses)."""
     family = MODELS[model][0]
-    run = make(model, mesh, train=dict(compile=how))
+    run = make(model, mesh, train=dict(parallel_mode=how))
     state, found = run.step.put_state(run.fresh_state()), []
     for k in range(steps):
         batch = run.step.put_batch(tiny.batch(family, seed=k))

@@ -115,7 +115,7 @@ def test_everything_that_a_model_does_takes_any_number_of_axes(name, kind):
         params = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), tiny.nn.unbox(params))
         jax.eval_shape(lambda p, o=objective: o.loss("model", p, {}, batch, keys, 0), params)
         jax.eval_shape(lambda p, o=objective: o.evaluate(p, {}, batch, keys), params)
-        jax.eval_shape(lambda p, o=objective: o.likelihood(p, {}, batch, keys), params)
+        jax.eval_shape(lambda p, o=objective: o.exact_likelihood(p, {}, batch, keys), params)
         request = tiny.request(options, 4, jnp.arange(4))
         x = jax.eval_shape(lambda p, o=objective, r=request: o.sample(p, {}, keys, r), params)
         assert (x.shape, x.dtype) == ((4, *SHAPES[kind]), jnp.uint8)
