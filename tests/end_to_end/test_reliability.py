@@ -338,13 +338,13 @@ jax.config.update("jax_disable_most_optimizations", True)
 found = []
 sys.addaudithook(lambda name, args: name == "pickle.find_class" and found.append(args))
 import aigc_jax
-from aigc_jax.runs.report.samples import save
+from aigc_jax.runs.report.samples import write_samples
 from helpers import tiny
 workdir = sys.argv[1]
 aigc_jax.train(tiny.recipe("vae", train=dict(steps=3)), workdir, progress=False)
 aigc_jax.train(tiny.recipe("vae", eval=dict(every=3)), workdir, progress=False)
 aigc_jax.evaluate(workdir)
-save(aigc_jax.sample(workdir, num=2), workdir + "/picture")
+write_samples(aigc_jax.sample(workdir, num=2), workdir + "/picture")
 print(found)
 """
 
@@ -369,7 +369,7 @@ def test_nothing_is_unpickled_from_training_to_sampling(tmp_path):
 @pytest.mark.slow
 def test_arrays_are_the_same_on_other_devices(tmp_path, saved):
     """Saved from one, two or four devices, whole or in parts; restored on one, two or four."""
-    state = aigc_jax.restore(str(saved))[1].params
+    _, state, _ = aigc_jax.restore(str(saved))
     shapes = jax.eval_shape(lambda: state)
     with contextlib.closing(CheckpointReader(str(saved))) as reader:
         contents = reader.contents(6)
