@@ -214,7 +214,7 @@ def test_documents_of_a_batch_are_known():
 @pytest.mark.parametrize("joined", [False, True])
 def test_empty_documents_end_the_run(joined):
     nothing = StreamingSource(lambda i: (np.zeros(0, np.int32), None), 5, 11, packing(joined))
-    with pytest.raises(UserError, match="no token"):
+    with pytest.raises(UserError, match="no target token"):
         DataLoader(nothing, 1, seed=0, threads=0).next()
 
 
